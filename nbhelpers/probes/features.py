@@ -1,0 +1,144 @@
+"""Frozen features of every depth: pooled for linear and k-NN probes, patch tokens for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nbhelpers.images.source import ImageSource
+    from nbhelpers.models.encoder import Encoder
+
+Pool = Literal["mean", "class"]
+
+
+def batches(images: ImageSource | Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Images `N C H W` of a source or a tensor, in order, as uint8 batches `B C H W`.
+
+    >>> [len(batch) for batch in batches(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), 2)]
+    [2, 2, 1]
+    """
+    if len(images) == 0:
+        raise ValueError("no images: the source is empty")
+    for start in range(0, len(images), batch_size):
+        stop = min(start + batch_size, len(images))
+        yield images[start:stop] if isinstance(images, Tensor) else images.batch(range(start, stop))
+
+
+def _final_norm(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The model's last norms, over tokens and over pooled features (timm keeps one of the two)."""
+    norms = tuple(getattr(module, name, None) or nn.Identity() for name in ("norm", "fc_norm"))
+    if all(isinstance(norm, nn.Identity) for norm in norms):
+        raise ValueError(f"norm=True, but {type(module).__name__} has no final norm; ask for norm=False")
+    return norms
+
+
+def _checked_depths(encoder: Encoder, depths: Sequence[int] | None) -> list[int]:
+    """Depths asked for, all of 0..L when none are named."""
+    available = range(len(encoder.module.blocks) + 1)
+    chosen = list(available if depths is None else depths)
+    if not chosen or not set(chosen) <= set(available) or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"depths {chosen} are not distinct depths of {encoder.name}; it has 0..{available[-1]}"
+        )
+    return chosen
+
+
+@torch.no_grad()
+def _run(
+    encoder: Encoder,
+    images: ImageSource | Tensor,
+    depths: list[int],
+    reduce: Callable[[Tensor], Tensor],
+    batch_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What `reduce` makes of the tokens `B N D` of each depth, in one pass, stacked over depths."""
+    rows: dict[int, list[Tensor]] = {depth: [] for depth in depths}
+
+    def keep(depth: int, tokens: Tensor) -> None:
+        rows[depth].append(reduce(tokens).to("cpu", dtype))
+
+    blocks = encoder.module.blocks
+    hooks = []
+    for depth in depths:
+        if depth == 0:
+            hooks.append(blocks[0].register_forward_pre_hook(lambda _, inputs: keep(0, inputs[0])))
+        else:
+            hooks.append(
+                blocks[depth - 1].register_forward_hook(lambda _, __, out, depth=depth: keep(depth, out))
+            )
+    try:
+        for batch in batches(images, batch_size):
+            encoder.forward(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    result = torch.stack([torch.cat(rows.pop(depth)) for depth in depths])
+    if not result.isfinite().all():
+        bad = [depth for depth, values in zip(depths, result, strict=True) if not values.isfinite().all()]
+        raise ValueError(f"non-finite features of {encoder.name} at depths {bad} in {dtype}")
+    return result
+
+
+def features(
+    encoder: Encoder,
+    images: ImageSource | Tensor,
+    depths: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    norm: bool = False,
+    batch_size: int = 256,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""Pooled features `L+1 N D` of every depth in one pass over the images `N C H W`.
+
+    $f_l = \frac{1}{N_p} \sum_{i \in \mathrm{patches}} z_{l,i}$ (`pool="mean"`) or the class token $z_{l,0}$
+    (`pool="class"`), where depth 0 is the embedding and depth l the output of block l.
+
+    Args:
+        encoder: the frozen model.
+        images: an image source or a uint8 tensor `N C H W`.
+        depths: depths wanted, in the order of the result; all of 0..L by default.
+        pool: mean over the patch tokens (no prefix token counts), or the class token.
+        norm: pass the tokens through the model's final norm first; it was trained on depth L alone.
+        batch_size: images per forward pass.
+        dtype: precision of the result; half for large sets.
+
+    Raises:
+        ValueError: for an unknown depth or pool, no class token, no final norm, no images, or features
+            that are not finite.
+
+    Layer-wise probing: section 5 of Park et al. 2023; pooled patch tokens without norm: SimMIM's probe.
+    """
+    chosen = _checked_depths(encoder, depths)
+    if pool not in ("mean", "class"):
+        raise ValueError(f"unknown pool {pool!r}; there are 'mean' and 'class'")
+    if pool == "class" and encoder.prefix == 0:
+        raise ValueError(f"{encoder.name} has no class token; use pool='mean'")
+    token_norm, pooled_norm = _final_norm(encoder.module) if norm else (nn.Identity(), nn.Identity())
+
+    def reduce(tokens: Tensor) -> Tensor:
+        tokens = token_norm(tokens)
+        return pooled_norm(tokens[:, encoder.prefix :].mean(1) if pool == "mean" else tokens[:, 0])
+
+    return _run(encoder, images, chosen, reduce, batch_size, dtype)
+
+
+def patch_tokens(
+    encoder: Encoder,
+    images: ImageSource | Tensor,
+    depths: Sequence[int],
+    norm: bool = False,
+    batch_size: int = 256,
+    dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    """Patch tokens `L N P D` of the depths named, prefix tokens dropped.
+
+    All are kept in memory. `norm` as in `features`; raises the same errors.
+    """
+    chosen = _checked_depths(encoder, depths)
+    token_norm = _final_norm(encoder.module)[0] if norm else nn.Identity()
+    return _run(encoder, images, chosen, lambda z: token_norm(z)[:, encoder.prefix :], batch_size, dtype)

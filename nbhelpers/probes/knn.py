@@ -1,0 +1,115 @@
+"""Weighted k-nearest-neighbour accuracy of frozen features: a probe without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+from torch.nn import functional as F
+
+from nbhelpers.probes.features import Pool, features
+from nbhelpers.probes.rows import identity, labels_of, wilson
+
+if TYPE_CHECKING:
+    from nbhelpers.images.source import ImageSource
+    from nbhelpers.models.encoder import Encoder
+
+
+def knn_predict(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    r"""Class `M` that the `k` nearest of the training features `N D` vote for, for test features `M D`.
+
+    $\hat y = \arg\max_c \sum_{i \in \mathrm{kNN}} [y_i = c]\, e^{\cos(x, x_i) / \tau}$
+    (DINO, Caron et al. 2021, section 3.2; Wu et al. 2018, section 3.4).
+
+    Raises:
+        ValueError: for shapes that do not fit, features that are not finite, or fewer than `k` images.
+
+    >>> import torch
+    >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    >>> knn_predict(train, torch.tensor([7, 3, 3]), torch.tensor([[5.0, 1.0]]), k=3).tolist()
+    [7]
+    """
+    shapes = f"train_features {tuple(train_features.shape)}, test_features {tuple(test_features.shape)}"
+    if (
+        train_features.ndim != 2
+        or test_features.ndim != 2
+        or train_features.shape[1] != test_features.shape[1]
+    ):
+        raise ValueError(f"features must be N D and M D with the same D; got {shapes}")
+    if len(train_labels) != len(train_features):
+        raise ValueError(f"{len(train_labels)} train_labels for {len(train_features)} train_features")
+    if not train_features.isfinite().all() or not test_features.isfinite().all():
+        raise ValueError(f"non-finite features; {shapes}")
+    if not 1 <= k <= len(train_features):
+        raise ValueError(f"k={k} neighbours of {len(train_features)} training images")
+    train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
+    # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks
+    # alike; e^(-d^2 / 2 tau) is the vote up to the constant factor e^(1 / tau).
+    votes = KNeighborsClassifier(k, weights=lambda d: np.exp(-(d**2) / (2 * temperature)), algorithm="brute")
+    prediction = votes.fit(train, train_labels.cpu().numpy()).predict(test)
+    return train_labels.new_tensor(prediction)
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Share in [0, 1] of test images `M D` whose `k` nearest training images `N D` vote for their class.
+
+    Votes, errors and source as in `knn_predict`; chance is 1 / classes.
+
+    >>> import torch
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> knn_accuracy(x, y, torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]), k=1)
+    0.5
+    """
+    prediction = knn_predict(train_features, train_labels, test_features, k, temperature)
+    if prediction.shape != test_labels.shape:
+        raise ValueError(f"{len(test_labels)} test_labels for {len(test_features)} test_features")
+    return float((prediction == test_labels.to(prediction.device)).double().mean())
+
+
+def knn_by_depth(
+    encoder: Encoder,
+    train: ImageSource,
+    test: ImageSource,
+    label: str,
+    depths: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    norm: bool = False,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> pd.DataFrame:
+    """k-NN accuracy at every depth with Wilson's 95 % interval over the test images.
+
+    Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1].
+    Raises the errors of `features` and `knn_predict`, and ValueError for a label that the images lack.
+    """
+    train_labels, test_labels = labels_of(train, label), labels_of(test, label)
+    depths = list(range(encoder.depth + 1) if depths is None else depths)
+    train_features, test_features = (
+        features(encoder, images, depths, pool, norm) for images in (train, test)
+    )
+    rows = []
+    for depth, x, x_test in zip(depths, train_features, test_features, strict=True):
+        value = knn_accuracy(x, train_labels, x_test, test_labels, k, temperature)
+        low, high = wilson(round(value * len(test)), len(test))
+        row = {"metric": "knn", "depth": depth, "label": label, "pool": pool, "norm": norm}
+        rows.append(
+            identity(encoder, test) | row | {"value": value, "low": low, "high": high, "images": len(test)}
+        )
+    return pd.DataFrame(rows)
