@@ -2,5 +2,15 @@
 
 from nbhelpers.probes.features import features, patch_tokens
 from nbhelpers.probes.knn import knn_accuracy, knn_by_depth, knn_predict
+from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
 
-__all__ = ["features", "knn_accuracy", "knn_by_depth", "knn_predict", "patch_tokens"]
+__all__ = [
+    "LinearProbe",
+    "features",
+    "fit_linear",
+    "knn_accuracy",
+    "knn_by_depth",
+    "knn_predict",
+    "linear_by_depth",
+    "patch_tokens",
+]

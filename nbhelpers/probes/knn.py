@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.rows import identity, labels_of, wilson
+from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
 
 if TYPE_CHECKING:
     from nbhelpers.images.source import ImageSource
@@ -77,39 +77,34 @@ def knn_accuracy(
     >>> knn_accuracy(x, y, torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]), k=1)
     0.5
     """
-    prediction = knn_predict(train_features, train_labels, test_features, k, temperature)
-    if prediction.shape != test_labels.shape:
-        raise ValueError(f"{len(test_labels)} test_labels for {len(test_features)} test_features")
-    return float((prediction == test_labels.to(prediction.device)).double().mean())
+    return accuracy(knn_predict(train_features, train_labels, test_features, k, temperature), test_labels)[
+        "value"
+    ]
 
 
 def knn_by_depth(
     encoder: Encoder,
     train: ImageSource,
     test: ImageSource,
-    label: str,
+    label: str | Sequence[str],
     depths: Sequence[int] | None = None,
     pool: Pool = "mean",
     norm: bool = False,
     k: int = 20,
     temperature: float = 0.07,
 ) -> pd.DataFrame:
-    """k-NN accuracy at every depth with Wilson's 95 % interval over the test images.
+    """k-NN accuracy at every depth, for one label or several, with Wilson's 95 % interval over test images.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1].
     Raises the errors of `features` and `knn_predict`, and ValueError for a label that the images lack.
     """
-    train_labels, test_labels = labels_of(train, label), labels_of(test, label)
+    labels = {name: (labels_of(train, name), labels_of(test, name)) for name in label_names(label)}
     depths = list(range(encoder.depth + 1) if depths is None else depths)
-    train_features, test_features = (
-        features(encoder, images, depths, pool, norm) for images in (train, test)
-    )
+    by_split = [features(encoder, source, depths, pool, norm) for source in (train, test)]
     rows = []
-    for depth, x, x_test in zip(depths, train_features, test_features, strict=True):
-        value = knn_accuracy(x, train_labels, x_test, test_labels, k, temperature)
-        low, high = wilson(round(value * len(test)), len(test))
-        row = {"metric": "knn", "depth": depth, "label": label, "pool": pool, "norm": norm}
-        rows.append(
-            identity(encoder, test) | row | {"value": value, "low": low, "high": high, "images": len(test)}
-        )
+    for name, (y_train, y_test) in labels.items():
+        for depth, x_train, x_test in zip(depths, *by_split, strict=True):
+            row = {"metric": "knn", "depth": depth, "label": name, "pool": pool, "norm": norm}
+            predicted = knn_predict(x_train, y_train, x_test, k, temperature)
+            rows.append(identity(encoder, test) | row | accuracy(predicted, y_test))
     return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
@@ -19,6 +20,11 @@ def labels_of(source: ImageSource, label: str) -> Tensor:
     return source.labels[label]
 
 
+def label_names(label: str | Sequence[str]) -> list[str]:
+    """One label name or several, as a list."""
+    return [label] if isinstance(label, str) else list(label)
+
+
 def wilson(correct: int, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `images` trials (E. B. Wilson, JASA 1927).
 
@@ -27,6 +33,20 @@ def wilson(correct: int, images: int) -> tuple[float, float]:
     """
     interval = binomtest(int(correct), int(images)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> dict[str, float | int]:
+    """Columns `value low high images` of a row: share of predictions `N` equal to the labels `N`.
+
+    >>> import torch
+    >>> accuracy(torch.tensor([1, 2, 3, 3]), torch.tensor([1, 2, 3, 0]))["value"]
+    0.75
+    """
+    if predicted.shape != labels.shape:
+        raise ValueError(f"{len(labels)} labels for {len(predicted)} predictions")
+    correct, images = int((predicted.cpu() == labels.cpu()).sum()), len(labels)
+    low, high = wilson(correct, images)
+    return {"value": correct / images, "low": low, "high": high, "images": images}
 
 
 def identity(encoder: Encoder, source: ImageSource) -> dict[str, object]:

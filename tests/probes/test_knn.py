@@ -64,7 +64,7 @@ def test_errors(encoder, colours):
         knn_accuracy(x, y, x * torch.nan, y, k=1)
     with pytest.raises(ValueError, match="k=20 neighbours of 3"):
         knn_accuracy(x, y, x, y)
-    with pytest.raises(ValueError, match="2 test_labels for 3"):
+    with pytest.raises(ValueError, match="2 labels for 3 predictions"):
         knn_accuracy(x, y, x, y[:2], k=1)
     source = colours(30, 0)
     with pytest.raises(ValueError, match=r"no label 'shape'.*'coin', 'colour'"):
