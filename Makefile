@@ -1,0 +1,61 @@
+# From a fresh clone to the rendered book: `make book`. Everything else: `make help`.
+
+PYTHON ?= python3
+STUDY ?= shapes
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SITE := book/_build/html
+
+.DEFAULT_GOAL := help
+.PHONY: help install book test test-site lint format lab train results clean
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12       the Python that .venv is made with ($(PYTHON))"
+	@echo "  TORCH_INDEX=address     index that torch comes from when .venv is made, as the CPU index"
+	@echo "  STUDY=cifar10           the study whose tables make results refreshes ($(STUDY))"
+
+# Satisfied requirements stay as they are, so an environment that is already filled is taken over.
+$(INSTALLED): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+install: $(INSTALLED)  ## make the environment in .venv
+
+# Sphinx reports a page's warnings only when it reads the page: after a failure every page is read anew.
+# Executed notebooks are kept in book/_build/.jupyter_cache either way.
+book: $(INSTALLED)  ## execute every notebook and build the site into book/_build/html
+	$(BIN)/jupyter-book build book -W --keep-going || { rm -rf book/_build/.doctrees; exit 1; }
+
+test: $(INSTALLED)  ## run all tests, doctests included
+	$(BIN)/python -m pytest -m "not site"
+
+test-site: book  ## open the built site in headless Chromium and look at every page
+	$(BIN)/python -m pytest -m site tests/book
+
+lint: $(INSTALLED)  ## check style and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## mend what make lint can mend by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lab: $(INSTALLED)  ## open the chapters as notebooks in JupyterLab
+	$(BIN)/jupyter-lab book
+
+train: $(INSTALLED)  ## train the encoders of data/queue.toml that are not there yet
+	$(BIN)/python -m nbhelpers.pretrain --queue data/queue.toml
+
+results: $(INSTALLED)  ## refresh the stored tables of STUDY in data/
+	$(BIN)/python -m nbhelpers.results --study $(STUDY)
+
+clean:  ## remove the built site and tool caches; keeps .venv and .cache (data sets, training runs)
+	rm -rf book/_build .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	find nbhelpers tests book -name __pycache__ -prune -exec rm -rf {} +

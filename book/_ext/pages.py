@@ -1,0 +1,63 @@
+"""What each page of the site carries: notebook download, local MathJax, links to the repository."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+MATHJAX = "tex-svg-full.js"  # one file, fonts and TeX extensions included: also works from file://
+
+
+def serve_mathjax(app: Sphinx, config: Config) -> None:
+    """Serve MathJax from the site itself, so that formulas show without a network."""
+    config.html_static_path.append(str(files("sphinx-mathjax-offline") / "static" / "mathjax" / MATHJAX))
+    config.mathjax_path = MATHJAX
+    # The menu loads parts that are not served.
+    config.mathjax3_config = {"options": {"enableMenu": False}}
+
+
+def link_repository(app: Sphinx, config: Config) -> None:
+    """Add repository, edit, issue and launch buttons where a repository is known.
+
+    `BOOK_REPOSITORY` is its address. On GitHub Actions it is known without: a fork's site points at the fork.
+    """
+    server, name = os.environ.get("GITHUB_SERVER_URL", ""), os.environ.get("GITHUB_REPOSITORY", "")
+    address = os.environ.get("BOOK_REPOSITORY") or (f"{server}/{name}" if server and name else "")
+    if not address:
+        return
+    config.html_theme_options |= {
+        "repository_url": address,
+        "repository_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+        "path_to_docs": "book",
+        "use_repository_button": True,
+        "use_edit_page_button": True,
+        "use_issues_button": True,
+        "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+    }
+
+
+def offer_notebook(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Write a chapter as a notebook beside its source, for the theme's download menu."""
+    if not doctree or context.get("page_source_suffix") != ".py":
+        return
+    target = Path(app.outdir, "_sources", f"{page}.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jupytext.write(jupytext.read(app.env.doc2path(page)), target)
+    context["ipynb_source"] = f"{page}.ipynb"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("config-inited", serve_mathjax)
+    app.connect("config-inited", link_repository)
+    app.connect("html-page-context", offer_notebook)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
