@@ -1,0 +1,6 @@
+"""Makes the shared battery importable by its name, also in spawned processes."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,142 @@
+"""What every registered metric must hold, and the made-up forward passes that it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric, unpad
+
+LAYOUT = SimpleNamespace(depth=2, heads=2, width=6, grid=(3, 5), prefix=2, patch_size=(4, 8))
+TOKENS = LAYOUT.prefix + LAYOUT.grid[0] * LAYOUT.grid[1]
+IMAGES = 6
+
+
+@dataclass(frozen=True)
+class Attention:
+    depth: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    bias: Tensor | None
+    scale: float
+    prefix: int
+    grid: tuple[int, int]
+    patch_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Stream:
+    depth: int
+    place: str
+    tokens: Tensor
+    prefix: int
+    grid: tuple[int, int]
+
+
+def forward_pass(images: int = IMAGES, dtype: torch.dtype = torch.float64) -> list[Attention | Stream]:
+    """Records of `images` made-up images in the order in which an encoder makes them."""
+    make = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(images, *shape, dtype=torch.float64, generator=make)
+
+    tokens = normal(TOKENS, LAYOUT.width) + normal(1, LAYOUT.width)
+    layout = {"prefix": LAYOUT.prefix, "grid": LAYOUT.grid}
+    records: list[Attention | Stream] = [Stream(0, "block", tokens, **layout)]
+    for depth in range(1, LAYOUT.depth + 1):
+        query, key, value, output = (2 * normal(LAYOUT.heads, TOKENS, LAYOUT.width // 2) for _ in range(4))
+        bias = normal(LAYOUT.heads, TOKENS, TOKENS)[:1] if depth == 2 else None
+        records.append(
+            Attention(depth, query, key, value, output, bias, 0.5, **layout, patch_size=LAYOUT.patch_size)
+        )
+        for place in ("+sa", "block"):
+            tokens = tokens + 0.5 * normal(TOKENS, LAYOUT.width) + normal(1, LAYOUT.width)
+            records.append(Stream(depth, place, tokens, **layout))
+    return [_tensors(record, lambda tensor: tensor.to(dtype)) for record in records]
+
+
+def _tensors(record, change):
+    """The record with every tensor changed."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return replace(
+        record, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    )
+
+
+def batch(records: Sequence[Attention | Stream], indices: Sequence[int]) -> list[Attention | Stream]:
+    """The records of some of the images; a bias shared by all images stays as it is."""
+    return [
+        _tensors(record, lambda tensor: tensor if len(tensor) == 1 else tensor[list(indices)])
+        for record in records
+    ]
+
+
+def feed(metric: DepthwiseMetric, records: Sequence[Attention | Stream]) -> DepthwiseMetric:
+    """Show a metric the records that it consumes, as a forward pass would."""
+    for record in records:
+        place = getattr(record, "place", "attention")
+        if place in metric.consumes:
+            metric.update(AttentionMaps(record) if place == "attention" else record)
+    return metric
+
+
+def computed(name: str, batches: Sequence[Sequence[Attention | Stream]]) -> pd.DataFrame:
+    """The frame of a metric that saw these batches."""
+    metric = METRICS[name].of(LAYOUT)
+    for records in batches:
+        feed(metric, records)
+    return metric.compute()
+
+
+def padded(records: Sequence[Attention | Stream], images: int) -> list[Attention | Stream]:
+    """A batch filled up with broken images, then cut to its `images` real ones."""
+
+    def fill(tensor: Tensor) -> Tensor:
+        return tensor if len(tensor) == 1 else torch.cat([tensor, torch.full_like(tensor[:2], torch.nan)])
+
+    return [unpad(_tensors(record, fill), images) for record in records]
+
+
+def spoilt(records: Sequence[Attention | Stream], value: float) -> list[Attention | Stream]:
+    """The records with one number of the last image's last token replaced."""
+
+    def spoil(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor[(-1,) * tensor.ndim] = value
+        return tensor
+
+    return [_tensors(record, spoil) for record in records]
+
+
+def assert_same(frame: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-9, atol: float = 1e-9) -> None:
+    """Two frames that hold the same numbers."""
+    pd.testing.assert_frame_equal(frame, expected, check_exact=False, rtol=rtol, atol=atol)
+
+
+def shares() -> Iterator[tuple[str, list[list[int]]]]:
+    """Ways in which two ranks share the images: unevenly, and one of them has none."""
+    yield "uneven", [[0, 3, 1, 5], [4, 2]]
+    yield "empty", [list(range(IMAGES)), []]
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """One of two processes: see this rank's images, merge, leave every metric's frame in the folder."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    records = forward_pass()
+    for share, indices in shares():
+        for name in METRICS:
+            metric = METRICS[name].of(LAYOUT)
+            if indices[rank]:
+                feed(metric, batch(records, indices[rank]))
+            metric.compute().to_pickle(Path(folder) / f"{name}.{share}.{rank}.pkl")
+    dist.destroy_process_group()

@@ -1,0 +1,225 @@
+import math
+
+import pytest
+import torch
+from metric_battery import LAYOUT, Attention, computed, forward_pass
+
+from nbhelpers.metrics import (
+    AttentionMaps,
+    attention,
+    attention_distance,
+    attention_entropy,
+    normalized_mutual_information,
+    patch_attention,
+)
+
+KERNELS = {
+    "attention_distance": lambda maps: attention_distance(maps, LAYOUT.grid, LAYOUT.patch_size),
+    "nmi": normalized_mutual_information,
+    "attention_entropy": attention_entropy,
+}
+
+
+def oracle_map(record: Attention, image: int, head: int) -> list[list[float]]:
+    """One map by the words of its definition: full softmax, prefix dropped, rows renormalised."""
+    query, key = record.query[image, head].tolist(), record.key[image, head].tolist()
+    rows = []
+    for q in range(record.prefix, len(query)):
+        scores = []
+        for k in range(len(key)):
+            score = record.scale * sum(a * b for a, b in zip(query[q], key[k], strict=True))
+            scores.append(score + (0 if record.bias is None else record.bias[0, head, q, k].item()))
+        whole = sum(math.exp(score) for score in scores)
+        row = [math.exp(score) / whole for score in scores[record.prefix :]]
+        rows.append([probability / sum(row) for probability in row])
+    return rows
+
+
+def oracle_distance(rows: list[list[float]]) -> float:
+    (_, columns), (height, width) = LAYOUT.grid, LAYOUT.patch_size
+    total = 0.0
+    for q, row in enumerate(rows):
+        for k, probability in enumerate(row):
+            down = (q // columns - k // columns) * height
+            across = (q % columns - k % columns) * width
+            total += probability * math.sqrt(down**2 + across**2)
+    return total / len(rows)
+
+
+def oracle_nmi(rows: list[list[float]]) -> float:
+    count = len(rows)
+    marginal = [sum(row[k] for row in rows) / count for k in range(count)]
+    information = 0.0
+    for row in rows:
+        for k, probability in enumerate(row):
+            information += probability / count * math.log(probability / marginal[k])
+    return information / math.sqrt(math.log(count) * -sum(p * math.log(p) for p in marginal))
+
+
+def oracle_entropy(rows: list[list[float]]) -> float:
+    return sum(-p * math.log(p) for row in rows for p in row) / len(rows) / math.log(len(rows))
+
+
+ORACLES = {"attention_distance": oracle_distance, "nmi": oracle_nmi, "attention_entropy": oracle_entropy}
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [record for record in forward_pass(images=3) if isinstance(record, Attention)]
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_kernel_equals_the_loop(name, records):
+    for record in records:
+        maps = patch_attention(record.query, record.key, record.prefix, record.bias, record.scale)
+        values = KERNELS[name](maps)
+        for image in range(3):
+            for head in range(LAYOUT.heads):
+                expected = ORACLES[name](oracle_map(record, image, head))
+                assert math.isclose(values[image, head], expected, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_accumulator_equals_the_loop(name, records):
+    frame = computed(name, [forward_pass(images=3)]).set_index(["depth", "head"])["value"]
+    for record in records:
+        for head in range(LAYOUT.heads):
+            expected = sum(ORACLES[name](oracle_map(record, image, head)) for image in range(3)) / 3
+            assert math.isclose(frame[record.depth, head], expected, rel_tol=1e-9)
+
+
+def test_softmax_over_patches_equals_dropping_and_renormalising(records):
+    record = records[1]
+    maps = patch_attention(record.query, record.key, record.prefix, record.bias, record.scale)
+    torch.testing.assert_close(maps[2, 1].tolist(), oracle_map(record, 2, 1))
+
+
+def test_default_scale_is_that_of_scaled_dot_product_attention(records):
+    query, key = records[0].query, records[0].key
+    value = torch.eye(query.shape[2], dtype=query.dtype).expand(3, 2, -1, -1)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(patch_attention(query, key, prefix=0), expected)
+
+
+def test_boolean_bias_masks_keys(records):
+    query, key = records[0].query, records[0].key
+    allowed = torch.ones(3, 1, 1, key.shape[2], dtype=torch.bool)
+    allowed[..., -4:] = False
+    maps = patch_attention(query, key, 2, allowed)
+    assert (maps[..., -4:] == 0).all()
+    torch.testing.assert_close(maps[:, :, :-4, :-4], patch_attention(query[:, :, :-4], key[:, :, :-4], 2))
+
+
+@pytest.mark.parametrize(("grid", "patch_size", "distance"), [((14, 14), 16, 116.49), ((8, 8), 4, 16.55)])
+def test_uniform_attention(grid, patch_size, distance):
+    tokens = grid[0] * grid[1]
+    maps = torch.full((1, 2, tokens, tokens), 1 / tokens)
+    assert attention_distance(maps, grid, patch_size).sub(distance).abs().max() < 0.005
+    assert normalized_mutual_information(maps).abs().max() < 1e-5
+    torch.testing.assert_close(attention_entropy(maps), torch.ones(1, 2))
+
+
+def test_identity_and_permutation():
+    identity = torch.eye(15).expand(1, 1, 15, 15)
+    assert attention_distance(identity, (3, 5), 16) == 0
+    assert attention_entropy(identity) == 0
+    for maps in (identity, identity[..., torch.randperm(15)]):
+        torch.testing.assert_close(normalized_mutual_information(maps), torch.ones(1, 1))
+
+
+def test_all_queries_on_one_key_have_collapsed():
+    maps = torch.zeros(1, 1, 6, 6)
+    maps[..., 2] = 1
+    assert normalized_mutual_information(maps) == 0
+    assert attention_entropy(maps) == 0
+
+
+def test_grid_is_rows_by_columns():
+    rows = torch.zeros(15, 15)
+    rows[:, 5] = 1  # all look at the first patch of the second row
+    down = attention_distance(rows[None, None], (3, 5), (10, 0))
+    assert math.isclose(down, 10 * (5 + 0 + 5) / 15, rel_tol=1e-6)
+
+
+def maps_of(scale: float = 1.0, bias=None, tokens: int = 20, dtype=torch.float32) -> AttentionMaps:
+    query, key = torch.randn(2, 3, 3, tokens + 1, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return AttentionMaps(Attention(1, query, key, key, key, bias, scale, 1, (4, tokens // 4), (16, 16)))
+
+
+@pytest.mark.parametrize("chunk", [1, 800, 10**9])
+@pytest.mark.parametrize(
+    "bias", [None, torch.randn(3, 1, 1, 21), torch.randn(21, 21), torch.randn(1, 3, 21, 21)]
+)
+def test_shared_maps_equal_the_kernels_in_pieces_of_any_size(monkeypatch, chunk, bias):
+    monkeypatch.setattr(attention, "CHUNK", {"cpu": chunk})
+    maps = maps_of(bias=bias)
+    probabilities = maps.probabilities
+    torch.testing.assert_close(maps.distance, attention_distance(probabilities, (4, 5), 16))
+    torch.testing.assert_close(maps.row_entropy, torch.special.entr(probabilities).sum(-1))
+    torch.testing.assert_close(maps.key_marginal, probabilities.mean(-2))
+    logits = maps.record.query @ maps.record.key.mT + (0 if bias is None else bias)
+    torch.testing.assert_close(maps.patch_logsumexp, logits[..., 1:, 1:].logsumexp(-1))
+
+
+def test_masked_keys_leave_the_shared_maps_finite():
+    bias = torch.zeros(1, 1, 1, 21)
+    bias[..., -5:] = -torch.inf
+    maps = maps_of(bias=bias)
+    torch.testing.assert_close(maps.row_entropy, torch.special.entr(maps.probabilities).sum(-1))
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e3])
+def test_shared_maps_stay_in_range_at_the_extremes(scale):
+    maps = maps_of(scale=scale)
+    exact = maps_of(scale=scale, dtype=torch.float64)
+    torch.testing.assert_close(maps.row_entropy.double(), exact.row_entropy, rtol=1e-3, atol=2e-3)
+    for name in ("nmi", "attention_entropy"):
+        kernel = attention._nmi if name == "nmi" else lambda rows, _: attention._relative_entropy(rows)
+        value = kernel(maps.row_entropy, maps.key_marginal)
+        assert (value >= 0).all() and (value <= 1).all()
+
+
+def test_memory_is_bounded_by_the_piece(monkeypatch):
+    sizes = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda self, dim: sizes.append(self.numel()) or softmax(self, dim)
+    )
+    assert maps_of(tokens=400).row_entropy.shape == (3, 3, 400)
+    assert max(sizes) == 400**2 and len(sizes) == 9  # one map at a time where a single map fills the piece
+
+
+def test_bad_input_is_named():
+    for name, kernel in (
+        ("attention_distance", lambda maps: attention_distance(maps, (1, 4), 16)),
+        ("normalized_mutual_information", normalized_mutual_information),
+        ("attention_entropy", attention_entropy),
+    ):
+        uniform = torch.full((1, 1, 4, 4), 0.25)
+        with pytest.raises(ValueError, match=rf"{name}: expected shape \(B H N N\).* got \(1, 4, 4\)"):
+            kernel(uniform[0])
+        with pytest.raises(ValueError, match=rf"{name}: .*\(B H N N\).* got \(1, 1, 3, 4\)"):
+            kernel(uniform[:, :, 1:])
+        with pytest.raises(ValueError, match=rf"{name}: .*rows do not sum to 1 \(off by 0\.1"):
+            kernel(uniform * 0.9)
+        uniform[0, 0, 1, 2] = torch.nan
+        with pytest.raises(ValueError, match=f"{name}: .*not finite"):
+            kernel(uniform)
+    with pytest.raises(ValueError, match=r"a grid of \(2, 3\) has 6 patches, .*\(1, 1, 4, 4\) has 4"):
+        attention_distance(torch.full((1, 1, 4, 4), 0.25), (2, 3), 16)
+    with pytest.raises(ValueError, match="N at least 2"):
+        attention_entropy(torch.ones(1, 1, 1, 1))
+
+
+def test_shapes_that_do_not_fit_are_restated():
+    query = torch.zeros(2, 3, 5, 4)
+    with pytest.raises(ValueError, match=r"got \(2, 3, 5, 4\) and \(2, 1, 5, 4\)"):
+        patch_attention(query, query[:, :1])
+    with pytest.raises(ValueError, match=r"prefix tokens \(5\)"):
+        patch_attention(query, query, prefix=5)
+    with pytest.raises(ValueError, match=r"bias \(3, 4, 4\) does not broadcast to .* = \(2, 3, 5, 5\)"):
+        patch_attention(query, query, bias=torch.zeros(3, 4, 4))
+    with pytest.raises(
+        ValueError, match=r"AttentionMaps: .*\(2, 3, 5, 4\).* 1 prefix tokens and a grid of \(2, 3\)"
+    ):
+        AttentionMaps(Attention(1, query, query, query, query, None, 1.0, 1, (2, 3), (16, 16)))
