@@ -1,0 +1,151 @@
+"""The execution cache of the book: what is executed again, and when."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from sphinx.cmd.build import build_main
+
+BOOK = Path(__file__).parents[2] / "book"
+
+CHAPTER = """\
+# %% [markdown]
+# # A chapter
+
+# %%
+import sys
+from pathlib import Path
+
+with open("../runs", "a") as runs:
+    runs.write("run ")
+sys.path.insert(0, "..")
+import helper
+
+print(f"helper says {helper.WORD}, data say {Path('../data/word').read_text()}")
+"""
+CONF = f"""\
+import sys
+
+sys.path.insert(0, {str(BOOK / "_ext")!r})
+exclude_patterns = ["conf.py"]
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+root_doc = "chapter"
+html_theme = "basic"
+"""
+WITH_DIGEST = 'extensions = ["myst_nb", "percent"]\npercent_watch = ["../helper/**/*.py", "../data/**/*"]\n'
+WITHOUT = """\
+extensions = ["myst_nb"]
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+"""
+
+
+class ScratchBook:
+    """A book of one chapter that prints a helper's word and a data file's word."""
+
+    def __init__(self, root: Path, digest: bool) -> None:
+        self.root = root
+        for folder in ("book", "helper", "data"):
+            (root / folder).mkdir()
+        self.write("book/chapter.py", CHAPTER)
+        self.write("book/conf.py", CONF + (WITH_DIGEST if digest else WITHOUT))
+        self.write("helper/__init__.py", "WORD = 'one'\n")
+        self.write("data/word", "one")
+
+    def write(self, path: str, text: str) -> None:
+        (self.root / path).write_text(text)
+
+    def build(self) -> str:
+        """Build, and return the chapter's text as a reader sees it."""
+        site = self.root / "_build" / "html"
+        assert build_main(["-q", "-W", "-b", "html", str(self.root / "book"), str(site)]) == 0
+        return (site / "chapter.html").read_text()
+
+    @property
+    def runs(self) -> int:
+        """How often the chapter has been executed."""
+        return (self.root / "runs").read_text().count("run")
+
+
+def test_a_change_in_helper_data_or_chapter_executes_again_and_nothing_else_does(tmp_path: Path) -> None:
+    book = ScratchBook(tmp_path, digest=True)
+    page = book.build()
+    assert "helper says one, data say one" in page
+    assert "depends on" not in page  # the cell with the digest is hidden
+    book.build()
+    assert book.runs == 1
+
+    book.write("helper/__init__.py", "WORD = 'two'\n")
+    assert "helper says two, data say one" in book.build()
+    assert book.runs == 2
+
+    book.write("data/word", "two")
+    assert "helper says two, data say two" in book.build()
+    assert book.runs == 3
+
+    book.write("book/chapter.py", CHAPTER.replace("# # A chapter", "# # Another title"))
+    assert "Another title" in book.build()
+    assert book.runs == 3  # prose alone executes nothing
+
+    book.write("book/chapter.py", CHAPTER.replace("helper says", "the helper says"))
+    assert "the helper says two" in book.build()
+    assert book.runs == 4
+
+
+def test_without_the_digest_a_changed_helper_goes_unnoticed(tmp_path: Path) -> None:
+    book = ScratchBook(tmp_path, digest=False)
+    book.build()
+    book.write("helper/__init__.py", "WORD = 'two'\n")
+    book.write("book/chapter.py", CHAPTER.replace("# # A chapter", "# # Another title"))
+    page = book.build()
+    assert "Another title" in page and "helper says one" in page
+    assert book.runs == 1
+
+
+@pytest.fixture
+def percent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    import percent
+
+    return percent
+
+
+def test_digest_sees_content_names_and_the_image_archive(
+    percent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest() -> str:
+        return percent.digest(tmp_path / "book", ["../data/**/*"])
+
+    (tmp_path / "book").mkdir()
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    file = tmp_path / "data" / "deep" / "table.csv"
+    file.write_text("1")
+    seen = [digest()]
+    file.write_text("2")
+    seen.append(digest())
+    file.rename(file.with_name("other.csv"))
+    seen.append(digest())
+    archive = tmp_path / "photos.tar"
+    monkeypatch.setenv("NBHELPERS_CIFAR10", str(archive))
+    seen.append(digest())
+    archive.write_bytes(b"photos")
+    seen.append(digest())
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "data" / ".half-written").write_text("3")
+    assert digest() == seen[-1]
+
+
+def test_the_book_watches_the_library_and_the_data() -> None:
+    sphinx = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]
+    assert "percent" in sphinx["local_extensions"]
+    root = BOOK.parent
+    watched = {(BOOK / pattern.split("/**")[0]).resolve() for pattern in sphinx["config"]["percent_watch"]}
+    assert watched == {root / "nbhelpers", root / "data"}
+    code = set((root / "nbhelpers").rglob("*.py"))
+    assert code <= {p.resolve() for p in BOOK.glob(sphinx["config"]["percent_watch"][0])}
+
+
+def test_a_page_without_code_needs_no_kernel(percent) -> None:
+    assert [cell.cell_type for cell in percent.read("# %% [markdown]\n# # Prose\n", "x").cells] == [
+        "markdown"
+    ]
