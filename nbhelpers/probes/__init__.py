@@ -1,16 +1,27 @@
 """What can be read off frozen features, and what fine-tuning makes of them."""
 
+from nbhelpers.probes.attentive import AttentiveProbe, attentive_by_depth, fit_attentive
+from nbhelpers.probes.dense import dense_by_depth, mean_iou
 from nbhelpers.probes.features import features, patch_tokens
 from nbhelpers.probes.knn import knn_accuracy, knn_by_depth, knn_predict
 from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
+from nbhelpers.probes.shape_bias import ShapeBias, shape_bias, shape_bias_by_depth
 
 __all__ = [
-    "LinearProbe",
     "features",
-    "fit_linear",
+    "patch_tokens",
+    "knn_predict",
     "knn_accuracy",
     "knn_by_depth",
-    "knn_predict",
+    "LinearProbe",
+    "fit_linear",
     "linear_by_depth",
-    "patch_tokens",
+    "AttentiveProbe",
+    "fit_attentive",
+    "attentive_by_depth",
+    "ShapeBias",
+    "shape_bias",
+    "shape_bias_by_depth",
+    "mean_iou",
+    "dense_by_depth",
 ]

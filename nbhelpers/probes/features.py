@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from nbhelpers.images.source import ImageSource
-    from nbhelpers.models.encoder import Encoder
+from nbhelpers.capture import Stream, capture
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
 
 Pool = Literal["mean", "class"]
 
@@ -38,7 +38,7 @@ def _final_norm(module: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 def _checked_depths(encoder: Encoder, depths: Sequence[int] | None) -> list[int]:
     """Depths asked for, all of 0..L when none are named."""
-    available = range(len(encoder.module.blocks) + 1)
+    available = range(encoder.depth + 1)
     chosen = list(available if depths is None else depths)
     if not chosen or not set(chosen) <= set(available) or len(set(chosen)) < len(chosen):
         raise ValueError(
@@ -59,24 +59,13 @@ def _run(
     """What `reduce` makes of the tokens `B N D` of each depth, in one pass, stacked over depths."""
     rows: dict[int, list[Tensor]] = {depth: [] for depth in depths}
 
-    def keep(depth: int, tokens: Tensor) -> None:
-        rows[depth].append(reduce(tokens).to("cpu", dtype))
+    def keep(stream: Stream) -> None:
+        if stream.depth in rows:
+            rows[stream.depth].append(reduce(stream.tokens).to("cpu", dtype))
 
-    blocks = encoder.module.blocks
-    hooks = []
-    for depth in depths:
-        if depth == 0:
-            hooks.append(blocks[0].register_forward_pre_hook(lambda _, inputs: keep(0, inputs[0])))
-        else:
-            hooks.append(
-                blocks[depth - 1].register_forward_hook(lambda _, __, out, depth=depth: keep(depth, out))
-            )
-    try:
+    with capture(encoder, on_stream=keep, places=("block",)):
         for batch in batches(images, batch_size):
             encoder.forward(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     result = torch.stack([torch.cat(rows.pop(depth)) for depth in depths])
     if not result.isfinite().all():
         bad = [depth for depth, values in zip(depths, result, strict=True) if not values.isfinite().all()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,12 +10,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool, features
 from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
-
-if TYPE_CHECKING:
-    from nbhelpers.images.source import ImageSource
-    from nbhelpers.models.encoder import Encoder
 
 
 def knn_predict(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool, features
 from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
-
-if TYPE_CHECKING:
-    from nbhelpers.images.source import ImageSource
-    from nbhelpers.models.encoder import Encoder
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 

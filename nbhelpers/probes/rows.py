@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nbhelpers.images.source import ImageSource
-    from nbhelpers.models.encoder import Encoder
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
 
 
 def labels_of(source: ImageSource, label: str) -> Tensor:

@@ -9,7 +9,7 @@ from nbhelpers.probes import features, patch_tokens
 def stream(encoder, images):
     """Residual stream by running the blocks one by one."""
     module = encoder.module
-    tokens = module._pos_embed(module.patch_embed(images.float() / 255 - 0.5))
+    tokens = module._pos_embed(module.patch_embed(encoder.preprocess(images)))
     states = [tokens]
     for block in module.blocks:
         states.append(block(states[-1]))
@@ -55,6 +55,7 @@ def test_errors(encoder, colours):
     encoder.prefix = 0
     with pytest.raises(ValueError, match="no class token"):
         features(encoder, images, pool="class")
+    encoder.prefix = 1
     encoder.module.norm = torch.nn.Identity()
     with pytest.raises(ValueError, match="no final norm"):
         features(encoder, images, norm=True)

@@ -1,0 +1,127 @@
+"""Dense prediction from frozen patch tokens: which patches are object, and of which texture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import reduce
+from torch import Tensor
+
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
+from nbhelpers.probes.features import patch_tokens
+from nbhelpers.probes.linear import fit_linear
+from nbhelpers.probes.rows import identity, label_names, labels_of
+
+# There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
+STRENGTHS = (1e-3, 1e-1)
+
+
+def patch_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Whether at least half of a patch is object: masks `N H W` -> `N P`, patches in row order.
+
+    Raises:
+        ValueError: where the grid does not divide the image.
+
+    >>> masks = torch.tensor([[[1, 1, 0, 1], [1, 0, 0, 0]]], dtype=torch.bool)
+    >>> patch_masks(masks, (1, 2)).tolist()
+    [[True, False]]
+    """
+    height, width = masks.shape[1:]
+    if height % grid[0] or width % grid[1]:
+        raise ValueError(f"masks N H W = {tuple(masks.shape)} cannot be cut into a grid of {grid} patches")
+    shares = reduce(masks.double(), "n (r h) (c w) -> n (r c)", "mean", r=grid[0], c=grid[1])
+    return shares >= 0.5
+
+
+def patch_targets(encoder: Encoder, source: ImageSource, label: str) -> Tensor:
+    """What each patch `N P` of the encoder's grid shows: 0 background, 1 object (or 1 + its label's number).
+
+    Raises:
+        ValueError: for a source without masks or without that label, or an encoder that crops the image.
+    """
+    if source.masks is None:
+        raise ValueError(f"{source.name} has no object masks")
+    size = tuple(source.masks.shape[1:])
+    stretched = (
+        encoder.crop in (None, 1.0) and size[0] * encoder.image_size[1] == size[1] * encoder.image_size[0]
+    )
+    if size != encoder.image_size and not stretched:
+        raise ValueError(f"{encoder.name} crops images of {size} px, so its patches do not tile the masks")
+    masks = patch_masks(source.masks, encoder.grid).long()
+    return masks if label == "mask" else masks * (1 + labels_of(source, label)[:, None])
+
+
+def mean_iou(
+    predicted: Tensor, target: Tensor, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    r"""Mean intersection over union of the classes of all patches `N P`, and its 95 % interval.
+
+    $\mathrm{mIoU} = \frac{1}{C} \sum_c TP_c / (TP_c + FP_c + FN_c)$, counts summed over all images, over the
+    classes that occur; in [0, 1]. The interval is the percentile bootstrap over images (PASCAL VOC,
+    Everingham et al. 2010).
+
+    Raises:
+        ValueError: for shapes that differ.
+
+    >>> predicted, target = torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]])
+    >>> round(mean_iou(predicted, target)[0], 4)  # (1 / 2 + 2 / 3) / 2
+    0.5833
+    """
+    if predicted.shape != target.shape or target.ndim != 2:
+        raise ValueError(
+            f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)} must both be N P"
+        )
+    images, classes = len(target), int(torch.maximum(predicted, target).max()) + 1
+    cell = (torch.arange(images)[:, None] * classes + target) * classes + predicted
+    confusion = torch.bincount(cell.flatten(), minlength=images * classes**2).double().numpy()
+    confusion = confusion.reshape(images, classes**2)
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    value = _mean_iou(confusion.sum(0).reshape(1, classes, classes))[0]
+    low, high = np.quantile(_mean_iou((draws @ confusion).reshape(-1, classes, classes)), [0.025, 0.975])
+    return float(value), float(low), float(high)
+
+
+def _mean_iou(confusion: np.ndarray) -> np.ndarray:
+    """Mean IoU `R` over the classes that occur, of confusion counts `R C C` (target, predicted)."""
+    hit = np.diagonal(confusion, axis1=1, axis2=2)
+    union = confusion.sum(1) + confusion.sum(2) - hit
+    return np.divide(hit, union, out=np.zeros_like(hit), where=union > 0).sum(1) / (union > 0).sum(1)
+
+
+def dense_by_depth(
+    encoder: Encoder,
+    train: ImageSource,
+    validation: ImageSource,
+    test: ImageSource,
+    label: str | Sequence[str] = ("mask", "texture"),
+    depths: Sequence[int] | None = None,
+    norm: bool = False,
+    strengths: Sequence[float] = STRENGTHS,
+) -> pd.DataFrame:
+    """Mean IoU at every depth of a linear head on single patch tokens, with a bootstrap interval over images.
+
+    `label` "mask" asks for object against background; a label of the source ("texture", "shape") for
+    background and each of its classes on the object. Images need masks.
+
+    Columns: `study model objective seed metric depth label pool norm value low high images`; metric "miou".
+    Raises the errors of `patch_tokens`, `fit_linear` and `patch_targets`.
+    """
+    sources = (train, validation, test)
+    targets = {
+        name: [patch_targets(encoder, source, name) for source in sources] for name in label_names(label)
+    }
+    rows = []
+    for depth in range(encoder.depth + 1) if depths is None else depths:
+        tokens = [patch_tokens(encoder, source, [depth], norm)[0] for source in sources]
+        for name, (y_train, y_validation, y_test) in targets.items():
+            x_train, x_validation, x_test = (x.flatten(0, 1) for x in tokens)
+            probe = fit_linear(x_train, y_train.flatten(), x_validation, y_validation.flatten(), strengths)
+            value, low, high = mean_iou(probe.predict(x_test).view_as(y_test), y_test)
+            row = {"metric": "miou", "depth": depth, "label": name, "pool": "none", "norm": norm}
+            values = {"value": value, "low": low, "high": high, "images": len(test)}
+            rows.append(identity(encoder, test) | row | values)
+    return pd.DataFrame(rows)

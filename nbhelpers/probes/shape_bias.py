@@ -1,0 +1,152 @@
+"""Shape or texture: which cue a linear probe follows when the two disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
+from nbhelpers.probes.features import Pool, features
+from nbhelpers.probes.linear import STRENGTHS, fit_linear
+from nbhelpers.probes.rows import identity, labels_of, wilson
+
+# CIFAR-10's words for two of the classes of Geirhos et al.
+SYNONYMS = {"automobile": "car", "ship": "boat"}
+
+
+class ShapeBias(NamedTuple):
+    """Shape bias with its 95 % interval, and the share of conflict trials it rests on; all in [0, 1]."""
+
+    bias: float
+    low: float
+    high: float
+    covered: float
+
+
+def decisions(predicted: Tensor, shape: Tensor, texture: Tensor) -> tuple[int, int, int]:
+    """Numbers of (shape decisions, texture decisions, conflict trials) of predictions and cues `N`.
+
+    Trials whose two cues agree are dropped; what is neither cue counts as a trial only.
+
+    Raises:
+        ValueError: for shapes that differ, or no trial in conflict.
+
+    >>> decisions(torch.tensor([1, 2, 0, 1]), torch.tensor([1, 1, 1, 1]), torch.tensor([2, 2, 2, 1]))
+    (1, 1, 3)
+    """
+    if not predicted.shape == shape.shape == texture.shape or predicted.ndim != 1:
+        shapes = [tuple(x.shape) for x in (predicted, shape, texture)]
+        raise ValueError(f"predicted, shape and texture must all be N; got {shapes}")
+    conflict = shape != texture
+    if not conflict.any():
+        raise ValueError(f"none of {len(shape)} trials has a shape that differs from its texture")
+    on_shape, on_texture = ((conflict & (predicted == cue)).sum() for cue in (shape, texture))
+    return int(on_shape), int(on_texture), int(conflict.sum())
+
+
+def shape_bias(
+    predicted: Tensor, shape: Tensor, texture: Tensor, resamples: int = 2000, seed: int = 0
+) -> ShapeBias:
+    r"""Share of shape decisions among the decisions for either cue, for predictions and cues `N`.
+
+    $\mathrm{bias} = n_s / (n_s + n_t)$ from the numbers of shape and of texture decisions over the n trials
+    whose cues conflict; $\mathrm{covered} = (n_s + n_t) / n$. 0 = texture alone, 1 = shape alone. The
+    interval is the percentile bootstrap over trials (Geirhos et al. 2019, section 3).
+
+    Raises:
+        ValueError: as `decisions`, or when no decision is for either cue.
+
+    >>> shape_bias(torch.tensor([1, 1, 1, 2, 0]), torch.ones(5), torch.full((5,), 2))[::3]
+    (0.75, 0.8)
+    """
+    on_shape, on_texture, trials = decisions(predicted, shape, texture)
+    if on_shape + on_texture == 0:
+        raise ValueError(f"in none of {trials} conflict trials was the decision the shape or the texture")
+    # Redrawing trials with replacement redraws the three counts from a multinomial.
+    shares = np.array([on_shape, on_texture, trials - on_shape - on_texture]) / trials
+    draws = np.random.default_rng(seed).multinomial(trials, shares, resamples)[:, :2]
+    draws = draws[draws.sum(1) > 0]
+    low, high = np.quantile(draws[:, 0] / draws.sum(1), [0.025, 0.975])
+    covered = on_shape + on_texture
+    return ShapeBias(on_shape / covered, float(low), float(high), covered / trials)
+
+
+def cue_labels(source: ImageSource, conflict: ImageSource) -> Tensor:
+    """Cue number `N` that an image teaches, in the numbering of `conflict`; -1 where it teaches none.
+
+    An image with labels shape and texture teaches the number that both share. A photograph with a label class
+    teaches the cue of that name (`SYNONYMS` renames two of CIFAR-10's).
+
+    Raises:
+        ValueError: where a source lacks labels.
+    """
+    if {"shape", "texture"} <= set(source.labels):
+        shape, texture = source.labels["shape"], source.labels["texture"]
+        return torch.where(shape == texture, shape, -1)
+    labels = labels_of(source, "class")
+    numbers = {name: number for number, name in enumerate(conflict.classes["shape"])}
+    names = source.classes["class"]
+    return torch.tensor([numbers.get(SYNONYMS.get(name, name), -1) for name in names])[labels]
+
+
+def shape_bias_by_depth(
+    encoder: Encoder,
+    train: ImageSource,
+    validation: ImageSource,
+    conflict: ImageSource,
+    depths: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    norm: bool = False,
+    strengths: Sequence[float] = STRENGTHS,
+) -> pd.DataFrame:
+    """Shape bias of a linear probe at every depth.
+
+    The probe learns from images whose cues agree: generated ones whose shape and texture have the same
+    number, or photographs of the classes that the conflict stimuli have too. It is tested on stimuli whose
+    cues differ (labels shape and texture) and are both among those learned.
+
+    Columns: `study model objective seed metric depth label pool norm value low high images`; metric is
+    "shape_bias" (bootstrap interval), "shape_decisions", "texture_decisions" or "covered" (shares of the
+    trials, Wilson's interval); label is "shape/texture" and images the number of conflict trials.
+    Raises the errors of `features`, `fit_linear` and `shape_bias`, and ValueError where no cue is in common.
+    """
+    shape, texture = labels_of(conflict, "shape"), labels_of(conflict, "texture")
+    taught = []
+    for source in (train, validation):
+        cues = cue_labels(source, conflict)
+        rows = torch.nonzero(cues >= 0).flatten()
+        if len(rows) == 0:
+            raise ValueError(f"{source.name} has no image that teaches a cue of {conflict.name}")
+        taught.append((source.select(rows), cues[rows]))
+    (train, y_train), (validation, y_validation) = taught
+    known = y_train.unique()
+    trials = torch.nonzero(
+        (shape != texture) & torch.isin(shape, known) & torch.isin(texture, known)
+    ).flatten()
+    if len(trials) == 0:
+        raise ValueError(f"{conflict.name} has no trial with two different cues that {train.name} teaches")
+    conflict, shape, texture = conflict.select(trials), shape[trials], texture[trials]
+    depths = list(range(encoder.depth + 1) if depths is None else depths)
+    by_split = [features(encoder, source, depths, pool, norm) for source in (train, validation, conflict)]
+    frame = []
+    for depth, x_train, x_validation, x_test in zip(depths, *by_split, strict=True):
+        predicted = fit_linear(x_train, y_train, x_validation, y_validation, strengths).predict(x_test)
+        row = {"depth": depth, "label": "shape/texture", "pool": pool, "norm": norm}
+        for metric, value, low, high in _summary(predicted, shape, texture):
+            values = {"value": value, "low": low, "high": high, "images": len(trials)}
+            frame.append(identity(encoder, conflict) | {"metric": metric} | row | values)
+    return pd.DataFrame(frame)
+
+
+def _summary(predicted: Tensor, shape: Tensor, texture: Tensor) -> list[tuple[str, float, float, float]]:
+    """Rows (metric, value, low, high) of one depth."""
+    on_shape, on_texture, trials = decisions(predicted, shape, texture)
+    counts = {"shape_decisions": on_shape, "texture_decisions": on_texture, "covered": on_shape + on_texture}
+    rows = [(name, count / trials, *wilson(count, trials)) for name, count in counts.items()]
+    return [("shape_bias", *shape_bias(predicted, shape, texture)[:3]), *rows]

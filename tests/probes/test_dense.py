@@ -1,0 +1,81 @@
+"""Dense prediction: patches by hand, mIoU against scikit-learn, visible and invisible masks."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import jaccard_score
+
+from nbhelpers.images.source import ArraySource
+from nbhelpers.probes import dense_by_depth, mean_iou
+from nbhelpers.probes.dense import patch_masks, patch_targets
+
+
+def scenes(n, seed):
+    """8 px images; each 4 px quarter is object at random, and bright where it is; texture = its colour."""
+    generator = torch.Generator().manual_seed(seed)
+    quarters = torch.rand(n, 2, 2, generator=generator) < 0.5
+    masks = quarters.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    texture = torch.randint(3, (n,), generator=generator)
+    images = torch.randint(0, 60, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(n), texture] += 150 * masks.to(torch.uint8)
+    return ArraySource("toy/test", images, {"texture": texture}, {"texture": ("r", "g", "b")}, masks)
+
+
+def test_patches_of_a_non_square_grid_by_loops():
+    masks = torch.rand(5, 6, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    result = patch_masks(masks, (3, 2))
+    for n in range(5):
+        for row in range(3):
+            for column in range(2):
+                patch = masks[n, 2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
+                assert result[n, 2 * row + column] == (patch.sum() >= 4)
+
+
+def test_mean_iou_against_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    target, predicted = (torch.randint(5, (40, 16), generator=generator) for _ in range(2))
+    predicted = torch.where(torch.rand(40, 16, generator=generator) < 0.6, target, predicted)
+    target[target == 2] = 3  # a class that is predicted only
+    value, low, high = mean_iou(predicted, target)
+    np.testing.assert_allclose(value, jaccard_score(target.flatten(), predicted.flatten(), average="macro"))
+    rng, redrawn = np.random.default_rng(5), []
+    for _ in range(150):
+        rows = rng.integers(40, size=40)
+        redrawn.append(jaccard_score(target[rows].flatten(), predicted[rows].flatten(), average="macro"))
+    np.testing.assert_allclose([low, high], np.quantile(redrawn, [0.025, 0.975]), atol=0.02)
+
+
+def test_targets(encoder):
+    source = scenes(20, 0)
+    texture = patch_targets(encoder, source, "texture")
+    assert torch.equal(texture > 0, patch_targets(encoder, source, "mask").bool())
+    assert (texture.amax(1)[(texture > 0).any(1)] == source.labels["texture"][(texture > 0).any(1)] + 1).all()
+
+
+def test_by_depth(encoder):
+    splits = [scenes(n, seed) for seed, n in enumerate((150, 50, 80))]
+    frame = dense_by_depth(encoder, *splits, depths=[0, 1])
+    assert frame[["depth", "label"]].values.tolist() == [
+        [0, "mask"],
+        [0, "texture"],
+        [1, "mask"],
+        [1, "texture"],
+    ]
+    assert (frame.value > 0.98).all() and (frame.images == 80).all()
+    blind = [ArraySource("b", s.images.roll(1, 0), s.labels, s.classes, s.masks) for s in splits]
+    frame = dense_by_depth(encoder, *blind, "mask", depths=[0])
+    assert frame.value[0] < 0.45  # half of the patches are object; one constant guess has an mIoU of 1/4
+
+
+def test_errors(encoder, colours):
+    with pytest.raises(ValueError, match=r"cannot be cut into a grid of \(3, 2\)"):
+        patch_masks(torch.zeros(1, 8, 8, dtype=torch.bool), (3, 2))
+    with pytest.raises(ValueError, match="no object masks"):
+        patch_targets(encoder, colours(3, 0), "mask")
+    with pytest.raises(ValueError, match=r"no label 'shape'; it has \['texture'\]"):
+        patch_targets(encoder, scenes(3, 0), "shape")
+    with pytest.raises(ValueError, match=r"predicted \(2, 3\) and target \(3, 2\)"):
+        mean_iou(torch.zeros(2, 3).long(), torch.zeros(3, 2).long())
+    encoder.crop, encoder.image_size = 0.875, (16, 16)
+    with pytest.raises(ValueError, match="crops images"):
+        patch_targets(encoder, scenes(3, 0), "mask")

@@ -1,0 +1,100 @@
+"""Shape-bias counts by hand, and probes that can only see one of the cues."""
+
+import numpy as np
+import pytest
+import torch
+
+from nbhelpers.images.source import ArraySource
+from nbhelpers.probes import shape_bias, shape_bias_by_depth
+from nbhelpers.probes.shape_bias import cue_labels, decisions
+
+NAMES = ("airplane", "boat", "car")
+
+
+def cue_source(n, seed, cue):
+    """Images whose colour is the number of one cue; the other cue cannot be seen."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = {name: torch.randint(3, (n,), generator=generator) for name in ("shape", "texture")}
+    images = torch.randint(0, 100, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(n), labels[cue]] += 120
+    return ArraySource("toy/test", images, labels, {"shape": NAMES, "texture": NAMES})
+
+
+def test_counts_by_hand():
+    shape = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    texture = torch.tensor([1, 1, 0, 2, 0, 2, 0])  # trials 2 and 5 do not conflict
+    predicted = torch.tensor([0, 1, 0, 1, 1, 2, 1])  # shape, texture, -, shape, shape, -, neither
+    assert decisions(predicted, shape, texture) == (3, 1, 5)
+    bias, low, high, covered = shape_bias(predicted, shape, texture)
+    assert (bias, covered) == (0.75, 0.8)
+    assert 0 <= low < bias < high <= 1
+
+
+def test_interval_against_a_loop_over_redrawn_trials():
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.randint(3, (300,), generator=generator)
+    shape, texture = torch.zeros(300, dtype=torch.long), torch.ones(300, dtype=torch.long)
+    rng, biases = np.random.default_rng(1), []
+    for _ in range(2000):
+        redrawn = predicted.numpy()[rng.integers(300, size=300)]
+        biases.append((redrawn == 0).sum() / (redrawn < 2).sum())
+    result = shape_bias(predicted, shape, texture)
+    np.testing.assert_allclose(result[1:3], np.quantile(biases, [0.025, 0.975]), atol=0.01)
+    assert result == shape_bias(predicted, shape, texture)
+
+
+@pytest.mark.parametrize(("cue", "bias"), [("shape", 1.0), ("texture", 0.0)])
+def test_probe_follows_the_cue_it_can_see(encoder, cue, bias):
+    train, validation, conflict = (cue_source(n, seed, cue) for seed, n in enumerate((400, 100, 150)))
+    frame = shape_bias_by_depth(encoder, train, validation, conflict, depths=[0, 2])
+    trials = int((conflict.labels["shape"] != conflict.labels["texture"]).sum())
+    value = frame.set_index(["depth", "metric"]).value
+    for depth in (0, 2):
+        assert value[depth, "shape_bias"] == bias and value[depth, "covered"] == 1
+        assert value[depth, "shape_decisions"] == bias and value[depth, "texture_decisions"] == 1 - bias
+    assert (frame.images == trials).all() and (frame.study == "toy").all()
+
+
+def test_photographs_teach_by_name(encoder):
+    def photos(n, seed):
+        source = cue_source(n, seed, "shape")
+        numbers = torch.tensor([2, 3, 0])[source.labels["shape"]]  # deer is never a cue and never shown
+        return ArraySource(
+            "cifar10/train",
+            source.images,
+            {"class": numbers},
+            {"class": ("automobile", "deer", "airplane", "ship")},
+        )
+
+    conflict = cue_source(150, 2, "texture")
+    train = photos(300, 0)
+    cues = cue_labels(train, conflict)
+    assert (cues == cue_source(300, 0, "shape").labels["shape"]).all()
+    frame = shape_bias_by_depth(encoder, train, photos(90, 1), conflict, depths=[1])
+    assert frame.set_index("metric").value["shape_bias"] == 0
+
+
+def test_unknown_cues_are_dropped(encoder):
+    train, validation, conflict = (cue_source(n, seed, "shape") for seed, n in enumerate((400, 100, 150)))
+    train, validation = (
+        s.select(torch.nonzero(s.labels["shape"] < 2).flatten()) for s in (train, validation)
+    )
+    frame = shape_bias_by_depth(encoder, train, validation, conflict, depths=[0])
+    shape, texture = conflict.labels["shape"], conflict.labels["texture"]
+    assert frame.images[0] == int(((shape != texture) & (shape < 2) & (texture < 2)).sum())
+
+
+def test_errors(encoder, colours):
+    ones = torch.ones(3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"must all be N; got \[\(3,\), \(2,\), \(3,\)\]"):
+        shape_bias(ones, ones[:2], ones)
+    with pytest.raises(ValueError, match="none of 3 trials"):
+        shape_bias(ones, ones, ones)
+    with pytest.raises(ValueError, match="in none of 3 conflict trials"):
+        shape_bias(ones * 7, ones, ones * 2)
+    source = cue_source(9, 0, "shape")
+    with pytest.raises(ValueError, match=r"no label 'class'; it has \['coin', 'colour'\]"):
+        shape_bias_by_depth(encoder, colours(9, 0), source, source)
+    same = source.select(torch.nonzero(source.labels["shape"] != source.labels["texture"]).flatten())
+    with pytest.raises(ValueError, match="no image that teaches a cue"):
+        shape_bias_by_depth(encoder, same, same, source)
