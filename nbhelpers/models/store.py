@@ -1,0 +1,176 @@
+"""Trained encoders on disk: half-precision safetensors and one manifest."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nbhelpers.files import DATA, atomic_path, sha256
+from nbhelpers.models.encoder import Encoder, wrap
+from nbhelpers.models.mini import mini_vit
+
+ENCODERS = DATA / "encoders"
+DESCRIPTION = (
+    "study",
+    "objective",
+    "seed",
+    "architecture",
+    "mean",
+    "std",
+)  # what the weights need to be used
+
+
+class ChecksumError(OSError):
+    """A file's content is not what was recorded."""
+
+
+def manifest(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The rows of `manifest.json` by encoder name; empty where nothing was trained yet."""
+    path = (folder or ENCODERS) / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Write the weights of a `mini_vit` as `NAME.safetensors` and its row into the manifest.
+
+    Floating-point weights are stored in half precision. The description (`study`, `objective`, `seed`,
+    `architecture`, `mean`, `std`) is written into the file's header too, so that the file can be used alone.
+    `file` and `sha256` are filled in here. Both files are written under a temporary name and moved;
+    several training processes may save at once.
+
+    Args:
+        module: the network.
+        name: `"shapes.cl"`, `"shapes.cl.s1"`, ...
+        row: the description, and whatever else is to be recorded (recipe, images_seen, val_loss, ...).
+            `architecture` holds the arguments of `mini_vit`.
+        folder: default `data/encoders`.
+
+    Raises:
+        ValueError: a part of the description is missing, or a weight is not finite in half precision.
+    """
+    if missing := [key for key in DESCRIPTION if key not in row]:
+        raise ValueError(f"{name}: the manifest row lacks {', '.join(missing)}")
+    folder = folder or ENCODERS
+    path = folder / f"{name}.safetensors"
+    weights = {
+        key: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in module.state_dict().items()
+    }
+    if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
+        raise ValueError(f"{name}: not finite in half precision: {', '.join(broken)}")
+    header = {"name": name, **{key: row[key] for key in DESCRIPTION}}
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, metadata={"encoder": json.dumps(header)})
+    with _locked(folder):
+        rows = manifest(folder)
+        rows[name] = {"file": path.name, "sha256": sha256(path), **row}
+        with atomic_path(folder / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(dict(sorted(rows.items())), indent=2) + "\n")
+    return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for the duration, against other processes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def load_trained(name: str, folder: Path | None = None, path: Path | None = None) -> Encoder:
+    """The encoder of a manifest row, its checksum verified before use.
+
+    Args:
+        name: key of the manifest.
+        folder: default `data/encoders`.
+        path: a copy of the file elsewhere.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ChecksumError: the file is not the one that was recorded.
+    """
+    folder = folder or ENCODERS
+    row = manifest(folder)[name]
+    path = path or folder / row["file"]
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name}: {path} is missing; fetch it with git (or git lfs), or train it again"
+        )
+    found = sha256(path)
+    if found != row["sha256"]:
+        raise ChecksumError(f"{path}: wrong checksum; expected sha256 {row['sha256']}, found {found}")
+    return _build(path, row | {"name": name})
+
+
+def load_described(path: Path) -> Encoder:
+    """The encoder in a file written by `save_encoder`, from the description in its header.
+
+    Raises:
+        ValueError: the file is no safetensors file, or its header describes no encoder.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("encoder")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if header is None:
+        raise ValueError(
+            f"{path} does not say which architecture it belongs to; name that one, "
+            f"load('ARCHITECTURE', from_file='{path}')"
+        )
+    return _build(path, json.loads(header) | {"file": path.name, "sha256": sha256(path)})
+
+
+def random_like(study: str, seed: int, folder: Path | None = None) -> Encoder:
+    """A random initialisation of the architecture that a study's trained encoders have.
+
+    Raises:
+        LookupError: the study has no trained encoder yet.
+    """
+    rows = {key: row for key, row in manifest(folder).items() if row["study"] == study}
+    if not rows:
+        raise LookupError(
+            f"no trained encoder of study {study!r} in {folder or ENCODERS} whose architecture to copy"
+        )
+    row = next(iter(rows.values()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = mini_vit(**row["architecture"])
+    return wrap(
+        module,
+        mean=row["mean"],
+        std=row["std"],
+        name=f"{study}.random" + (f".s{seed}" if seed else ""),
+        objective="random",
+        seed=seed,
+        provenance={"study": study, "architecture": row["architecture"]},
+    )
+
+
+def _build(path: Path, row: Mapping[str, Any]) -> Encoder:
+    """Weights of a file in the architecture of its row, in single precision."""
+    module = mini_vit(**row["architecture"])
+    weights = load_file(path)  # load_state_dict copies half into single precision
+    module.load_state_dict(weights)
+    return wrap(
+        module,
+        mean=row["mean"],
+        std=row["std"],
+        name=row["name"],
+        objective=row["objective"],
+        seed=row["seed"],
+        provenance={key: value for key, value in row.items() if key not in ("name", "mean", "std")},
+    )

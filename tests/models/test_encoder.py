@@ -1,0 +1,160 @@
+"""Layout, preprocessing, fingerprint and refusals of encoders."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import nn
+
+from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def _mini(**options):
+    torch.manual_seed(0)
+    return wrap(mini_vit(32, 2, 2), **({"mean": HALF, "std": HALF} | options))
+
+
+def test_wrap_takes_the_module_over():
+    encoder = _mini()
+    assert not encoder.module.training
+    assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
+    tokens = encoder.forward(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert tokens.shape == (2, encoder.tokens, encoder.width) == (2, 65, 32)
+
+
+def test_layout_is_read_from_timm():
+    module = timm.create_model("vit_base_patch16_clip_224", depth=1, embed_dim=32, num_heads=2, num_classes=0)
+    encoder = wrap(module)
+    assert (encoder.prefix, encoder.grid, encoder.patch_size, encoder.image_size) == (
+        1,
+        (14, 14),
+        (16, 16),
+        (224, 224),
+    )
+    assert (encoder.depth, encoder.heads, encoder.width) == (1, 2, 32)
+    assert encoder.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert encoder.interpolation == "bicubic"
+
+
+def test_patch_size_of_a_convolutional_stem_is_in_pixels():
+    module = timm.create_model("vit_tiny_r_s16_p8_224", depth=1, num_classes=0)
+    encoder = wrap(module)
+    assert (encoder.grid, encoder.patch_size) == ((7, 7), (32, 32))
+
+
+def test_image_size_need_not_be_a_multiple_of_the_patch():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=(40, 72), depth=1, num_classes=0)
+    encoder = wrap(module)
+    assert (encoder.grid, encoder.image_size) == ((2, 4), (40, 72))
+    assert encoder.forward(torch.zeros(1, 3, 40, 72, dtype=torch.uint8)).shape[1] == encoder.tokens
+
+
+def test_what_cannot_be_read_is_asked_for():
+    with pytest.raises(ValueError, match=r"cannot read mean, std .* pass mean=, std="):
+        wrap(mini_vit(32, 1, 2))
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 4))
+
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"no transformer blocks under 'blocks'.*candidates: layers"
+    ):
+        wrap(Plain())
+    with pytest.raises(ValueError, match="prefix, grid, patch_size, image_size, heads, width, mean, std"):
+        wrap(Plain(), blocks="layers")
+
+
+def test_crop_modes_and_interpolation():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, num_classes=0)
+    module.pretrained_cfg = module.pretrained_cfg | {"crop_mode": "squash"}
+    assert wrap(module).crop_mode == "squash"
+    module.pretrained_cfg = module.pretrained_cfg | {"crop_mode": "border"}
+    with pytest.raises(ValueError, match="'border' is not one of center, squash"):
+        wrap(module)
+    assert wrap(module, crop=0.5, crop_mode="center").crop == 0.5
+    with pytest.raises(ValueError, match="'lanczos' is not one of bilinear, bicubic"):
+        wrap(module, crop_mode="center", interpolation="lanczos")
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(60, 90), (97, 61), (30, 40)])
+def test_preprocessing_is_timms(size, interpolation, mode):
+    config = {"input_size": (3, 48, 48), "crop_pct": 0.9, "crop_mode": mode, "interpolation": interpolation}
+    module = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, num_classes=0)
+    module.pretrained_cfg = module.pretrained_cfg | config
+    encoder = wrap(module)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = create_transform(**timm.data.resolve_model_data_config(module))(Image.fromarray(noise))
+    found = encoder.preprocess(torch.from_numpy(noise).permute(2, 0, 1)[None])[0]
+    assert found.shape == expected.shape
+    # PIL and the tensor kernel round once per axis; a grey level is 1 / 255 / std.
+    assert (found - expected).abs().max() <= 2.01 / 255 / min(encoder.std)
+
+
+def test_images_of_the_right_size_are_only_normalised():
+    encoder = _mini(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), crop=0.5)
+    image = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
+    expected = torch.tensor([0.2, 0.0, -0.1])[None, :, None, None].expand(1, 3, 32, 32)
+    torch.testing.assert_close(encoder.preprocess(image), expected)
+
+
+def test_wrong_images_raise():
+    encoder = _mini()
+    with pytest.raises(TypeError, match=r"uint8.*float32"):
+        encoder.preprocess(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"B 3 H W, got shape \(3, 32, 32\)"):
+        encoder.preprocess(torch.zeros(3, 32, 32, dtype=torch.uint8))
+
+
+def test_fingerprint_follows_weights_and_preprocessing():
+    encoder = _mini()
+    assert encoder.fingerprint == _mini(name="another name", objective="CL").fingerprint
+    assert encoder.fingerprint != _mini(std=(0.5, 0.5, 0.4)).fingerprint
+    changed = copy.deepcopy(encoder)
+    changed.module.cls_token[0, 0, 0] += 1e-3
+    assert encoder.fingerprint != changed.fingerprint
+    assert (
+        encoder.fingerprint != wrap(copy.deepcopy(encoder.module), mean=HALF, std=HALF, heads=1).fingerprint
+    )
+
+
+TINY_STAGES = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("swin_tiny_patch4_window7_224", TINY_STAGES, "SwinTransformer .*shifted windows"),
+        ("hiera_tiny_224", {"stages": (1, 1, 1, 1), "embed_dim": 16}, "Hiera .*mask units"),
+        ("pit_ti_224", {"depth": (1, 1, 1)}, "PoolingVisionTransformer .*pooled between stages"),
+        ("xcit_nano_12_p16_224", {"depth": 1}, "Xcit .*D x D"),
+        ("cait_xxs24_224", {"depth": 1}, "Cait .*talking heads"),
+        ("test_maxvit", {}, "MaxxVit .*windows"),
+        ("volo_d1_224", {}, "VOLO .*outlook"),
+        (
+            "samvit_base_patch16",
+            {"depth": 1, "embed_dim": 32, "num_heads": 2},
+            "VisionTransformerSAM .*windows",
+        ),
+    ],
+)
+def test_refused_architectures(name, options, reason):
+    module = timm.create_model(name, num_classes=0, **options)
+    with pytest.raises(UnsupportedArchitecture, match=reason):
+        wrap(module)
+
+
+def test_convolutional_networks_are_refused():
+    with pytest.raises(UnsupportedArchitecture, match="no transformer blocks"):
+        wrap(timm.create_model("test_resnet", num_classes=0))

@@ -1,0 +1,81 @@
+"""Names: what they give, and what an unknown one says."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from nbhelpers.models import UnsupportedArchitecture, load, loading
+
+
+def test_random_weights_of_any_timm_name():
+    encoder = load("random:test_vit", device="cpu")
+    assert (encoder.name, encoder.objective, encoder.seed, encoder.depth) == (
+        "random:test_vit",
+        "random",
+        0,
+        6,
+    )
+    assert encoder.fingerprint == load("random:test_vit", device="cpu").fingerprint
+    assert encoder.fingerprint != load("random:test_vit", seed=1, device="cpu").fingerprint
+
+
+def test_timm_name_with_a_local_file(tmp_path):
+    torch.manual_seed(3)
+    module = timm.create_model("test_vit", num_classes=1000)
+    path = tmp_path / "weights.safetensors"
+    save_file(module.state_dict(), path)
+    encoder = load("test_vit", from_file=path, device="cpu")
+    images = torch.zeros(1, 3, 160, 160, dtype=torch.uint8)
+    with torch.no_grad():
+        expected = module.eval().forward_features(encoder.preprocess(images))
+    torch.testing.assert_close(encoder.forward(images), expected)
+    assert encoder.provenance["source"] == str(path)
+
+
+def test_unreachable_weights(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(loading.timm, "create_model", offline)
+    with pytest.raises(
+        OSError, match=r"'test_vit' could not be loaded from the network: no route.*'random:test_vit'"
+    ):
+        load("test_vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_base_patch16_242", "nearest: .*vit_base_patch16_224"),
+        ("random:vit_base_patch16_242", "timm has no model .*nearest: .*vit_base_patch16_224"),
+        ("shape.cl", "no encoder is named 'shape.cl'"),
+        ("vit_base_patch16_224.moe", "no weights 'vit_base_patch16_224.moe' .*known tags: .*mae"),
+        ("vit_small_patch8_224", "known tags|could not be loaded"),
+    ],
+)
+def test_unknown_names(name, message, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("could not be reached")
+
+    monkeypatch.setattr(loading.timm, "create_model", offline)
+    with pytest.raises((LookupError, OSError), match=message):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hiera_tiny_224", "random:cait_xxs24_224"])
+def test_refused_before_anything_is_built(name, monkeypatch):
+    monkeypatch.setattr(loading.timm, "create_model", lambda *a, **k: pytest.fail("was built"))
+    with pytest.raises(UnsupportedArchitecture, match=f"{name.removeprefix('random:')} .* cannot be read: "):
+        load(name)
+
+
+def test_contradictions(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="asks for random weights"):
+        load("random:test_vit", from_file=path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load("test_vit", from_file=tmp_path / "absent")

@@ -1,0 +1,414 @@
+"""Captured attention and streams against dense float64 oracles and independent hooks."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.beit import Beit
+from timm.models.vision_transformer import (
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+)
+from torch import nn
+
+from nbhelpers.capture import capture
+from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
+
+SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0}
+HALF = (0.5, 0.5, 0.5)
+
+
+def _timm(name, size, **options):
+    return lambda: timm.create_model(name, img_size=size, **(SMALL | options))
+
+
+def _simmim():
+    return Beit(
+        img_size=(48, 80),
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        global_pool="token",
+        init_values=0.1,
+        use_abs_pos_emb=False,
+        use_shared_rel_pos_bias=True,
+    )
+
+
+# name: (factory, prefix tokens, grid)
+CASES = {
+    "mini": (lambda: mini_vit(32, 2, 2), 1, (8, 8)),
+    "vit": (_timm("vit_tiny_patch16_224", (48, 80)), 1, (3, 5)),
+    "vit-qknorm": (_timm("vit_tiny_patch16_224", (48, 80), qk_norm=True, init_values=0.3), 1, (3, 5)),
+    "vit-respost": (_timm("vit_tiny_patch16_224", 48, block_fn=ResPostBlock), 1, (3, 3)),
+    "deit-distilled": (_timm("deit_tiny_distilled_patch16_224", (80, 48)), 2, (5, 3)),
+    "dinov2-reg4": (_timm("vit_small_patch14_reg4_dinov2", (42, 56)), 5, (3, 4)),
+    "dinov3": (_timm("vit_small_patch16_dinov3", (48, 64)), 5, (3, 4)),
+    "eva02": (_timm("eva02_tiny_patch14_224", (42, 56)), 1, (3, 4)),
+    "eva02-subnorm": (_timm("eva02_base_patch14_224", (42, 56)), 1, (3, 4)),
+    "eva-postnorm": (_timm("eva02_enormous_patch14_clip_224", (42, 56)), 1, (3, 4)),
+    "beit": (_timm("beit_base_patch16_224", 48), 1, (3, 3)),
+    "simmim": (_simmim, 1, (3, 5)),
+    "siglip": (_timm("vit_base_patch16_siglip_224", (48, 80)), 0, (3, 5)),
+    "clip": (_timm("vit_base_patch16_clip_quickgelu_224", 48), 1, (3, 3)),
+    "relpos": (_timm("vit_relpos_small_patch16_224", (48, 80)), 0, (3, 5)),
+    "relpos-respost": (_timm("vit_relpos_base_patch16_rpn_224", 48), 0, (3, 3)),
+    "srelpos": (_timm("vit_srelpos_small_patch16_224", 48), 0, (3, 3)),
+    "rope-mixed": (_timm("vit_base_patch16_rope_mixed_224", 48), 1, (3, 3)),
+    "aimv2": (_timm("aimv2_large_patch14_224", 42), 0, (3, 3)),
+    "naflex": (
+        lambda: timm.create_model("naflexvit_base_patch16_siglip", **SMALL, pretrained_cfg_overlay=NAFLEX),
+        0,
+        (3, 5),
+    ),
+    "naflex-reg4": (
+        lambda: timm.create_model(
+            "naflexvit_base_patch16_gap", **SMALL, reg_tokens=4, pretrained_cfg_overlay=NAFLEX
+        ),
+        4,
+        (3, 5),
+    ),
+}
+NAFLEX = {"input_size": (3, 48, 80)}
+POOLING_HEADS = ("siglip", "naflex")
+
+
+def _randomise(module):
+    """Give every parameter a value that matters: zero biases and tables would hide faults."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def _encoder(name):
+    torch.manual_seed(0)
+    module = CASES[name][0]()
+    _randomise(module)
+    return wrap(module, name=name, mean=HALF, std=HALF)
+
+
+def _images(encoder, batch=2):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (batch, 3, *encoder.image_size), generator=generator, dtype=torch.uint8)
+
+
+def _probabilities(record):
+    """Dense float64 softmax of a captured layer, `B H N N`."""
+    logits = record.scale * record.query.double() @ record.key.double().transpose(-2, -1)
+    return (logits if record.bias is None else logits + record.bias.double()).softmax(-1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_equals_the_unfused_model(name):
+    encoder = _encoder(name)
+    images = _images(encoder)
+    assert (encoder.prefix, encoder.grid) == CASES[name][1:]
+
+    records = []
+    with capture(encoder, on_attention=records.append):
+        tokens = encoder.forward(images)
+    assert [record.depth for record in records] == [1, 2]
+    for record in records:
+        probabilities = _probabilities(record)
+        assert probabilities.shape == (2, encoder.heads, encoder.tokens, encoder.tokens)
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]).double())
+        dense = probabilities @ record.value.double()
+        torch.testing.assert_close(record.output.double(), dense, atol=2e-5, rtol=1e-4)
+        assert (record.prefix, record.grid) == CASES[name][1:]
+
+    # Independent path: timm's explicit softmax hands its probabilities to the attention dropout.
+    maps, hooks = [], []
+    for part in encoder.module.blocks.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False
+        if hasattr(part, "attn_drop"):
+            hooks.append(part.attn_drop.register_forward_pre_hook(lambda _, args: maps.append(args[0])))
+    torch.testing.assert_close(encoder.forward(images), tokens, atol=1e-4, rtol=1e-3)
+    assert len(maps) == len(records)
+    for record, map_ in zip(records, maps, strict=True):
+        torch.testing.assert_close(_probabilities(record).float(), map_, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_streams_equal_independent_hooks(name):
+    encoder = _encoder(name)
+    images = _images(encoder)
+    inputs, outputs, hooks = [], [], []
+    for block in encoder.module.blocks:
+        hooks.append(block.register_forward_pre_hook(lambda _, a, k: inputs.append((a, k)), with_kwargs=True))
+        hooks.append(block.register_forward_hook(lambda _, __, out: outputs.append(out)))
+    encoder.forward(images)
+    for hook in hooks:
+        hook.remove()
+
+    streams = {}
+    with capture(encoder, on_stream=lambda s: streams.__setitem__((s.depth, s.place), s.tokens)):
+        encoder.forward(images)
+    assert list(streams) == [(0, "block"), (1, "+sa"), (1, "block"), (2, "+sa"), (2, "block")]
+    torch.testing.assert_close(streams[0, "block"], inputs[0][0][0])
+    for depth, output in enumerate(outputs, start=1):
+        torch.testing.assert_close(streams[depth, "block"], output)
+
+    # "+sa" is what the block gives if its MLP branch adds nothing.
+    for depth, (block, (args, kwargs)) in enumerate(zip(encoder.blocks, inputs, strict=True), start=1):
+        hook = block.drop_path2.register_forward_hook(lambda _, __, out: torch.zeros_like(out))
+        torch.testing.assert_close(streams[depth, "+sa"], block(*args, **kwargs))
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", POOLING_HEADS)
+def test_pooling_head_is_not_a_layer(name):
+    encoder = _encoder(name)
+    assert encoder.module.attn_pool is not None
+    depths = []
+    with capture(encoder, on_attention=lambda a: depths.append(a.depth)):
+        encoder.module(encoder.preprocess(_images(encoder)))
+    assert depths == [1, 2]
+
+
+def test_embedding_is_what_enters_the_first_block():
+    encoder = _encoder("mini")
+    images = _images(encoder)
+    module, pixels = encoder.module, encoder.preprocess(images)
+    with torch.no_grad():
+        patches = module.patch_embed(pixels)
+        tokens = torch.cat([module.cls_token.expand(2, -1, -1), patches], 1) + module.pos_embed
+    streams = []
+    with capture(encoder, on_stream=streams.append, places=("block",)):
+        encoder.forward(images)
+    assert [stream.depth for stream in streams] == [0, 1, 2]
+    torch.testing.assert_close(streams[0].tokens, tokens)
+
+
+def test_parallel_blocks_have_attention_but_no_place_after_it():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=48, block_fn=ParallelScalingBlock, **SMALL)
+    encoder = wrap(module, heads=2)
+    depths = []
+    with capture(encoder, on_attention=lambda a: depths.append(a.depth), on_stream=print, places=()):
+        encoder.forward(_images(encoder))
+    assert depths == [1, 2]
+    with pytest.raises(UnsupportedArchitecture, match=r"ParallelScalingBlock.*places=\('block',\)"):
+        with capture(encoder, on_stream=print):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"block_fn": ParallelThingsBlock}, "ParallelThingsBlock.*side by side"),
+        ({"block_fn": DiffParallelScalingBlock}, "DiffParallelScalingBlock.*subtracts"),
+        ({"attn_layer": "diff"}, "DiffAttention.*subtracts"),
+    ],
+)
+def test_blocks_with_more_than_one_map_are_refused(options, reason):
+    module = timm.create_model("vit_tiny_patch16_224", img_size=48, **(SMALL | {"num_heads": 2} | options))
+    with pytest.raises(UnsupportedArchitecture, match=reason):
+        wrap(module)
+
+
+def _unfuse(encoder):
+    for part in encoder.module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False
+
+
+def test_unfused_attention_is_captured_and_left_unfused():
+    encoder = _encoder("vit")
+    images = _images(encoder)
+    expected, found = [], []
+    with capture(encoder, on_attention=expected.append):
+        encoder.forward(images)
+    _unfuse(encoder)
+    with capture(encoder, on_attention=found.append):
+        encoder.forward(images)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one.query, other.query)
+        torch.testing.assert_close(one.output, other.output)
+    assert not any(block.attn.fused_attn for block in encoder.blocks)
+
+
+def _state(encoder):
+    """Everything that capture touches."""
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, "fused_attn", None))
+        for m in encoder.module.modules()
+    ]
+    return hooks, torch.overrides._get_current_function_mode_stack(), F.scaled_dot_product_attention
+
+
+@pytest.mark.parametrize("broken", ["callback", "forward", "nothing"])
+def test_nothing_is_left_behind(broken):
+    encoder = _encoder("vit")
+    _unfuse(encoder)
+    before = _state(encoder)
+
+    class Stop(Exception):
+        pass
+
+    def on_attention(record):
+        if broken == "callback":
+            raise Stop
+
+    def run():
+        with capture(encoder, on_attention=on_attention, on_stream=lambda s: None):
+            encoder.forward(_images(encoder))
+            if broken == "forward":
+                raise Stop
+
+    if broken == "nothing":
+        run()
+    else:
+        with pytest.raises(Stop):
+            run()
+    assert _state(encoder) == before
+
+
+def test_nothing_is_kept():
+    encoder = _encoder("vit")
+    references = []
+
+    def keep(record):
+        tensors = [record.query, record.output] if hasattr(record, "query") else [record.tokens]
+        references.extend(weakref.ref(tensor) for tensor in tensors)
+
+    with capture(encoder, on_attention=keep, on_stream=keep):
+        encoder.forward(_images(encoder))
+        gc.collect()
+        assert len(references) == 9
+        assert not any(reference() is not None for reference in references)
+
+
+def test_consumers_may_compute_attention_themselves():
+    encoder = _encoder("vit")
+
+    def own_attention(stream):
+        F.scaled_dot_product_attention(*[stream.tokens[:, None]] * 3)
+
+    def again(record):
+        F.scaled_dot_product_attention(record.query, record.key, record.value)
+
+    with capture(encoder, on_attention=again, on_stream=own_attention):
+        encoder.forward(_images(encoder))
+
+
+def test_another_model_inside_is_not_captured():
+    encoder, other = _encoder("vit"), _encoder("mini")
+    depths = []
+    with capture(encoder, on_attention=lambda a: depths.append(a.depth)):
+        other.forward(_images(other))
+        encoder.forward(_images(encoder))
+        other.forward(_images(other))
+        encoder.forward(_images(encoder))
+    assert depths == [1, 2, 1, 2]
+
+
+class Silent(nn.Module):
+    """Attention that never calls the fused function, as in hand-written ViTs."""
+
+    num_heads = 2
+
+    def __init__(self, inner):
+        super().__init__()
+        self.proj = inner.proj
+
+    def forward(self, x, **_):
+        return self.proj(x)
+
+
+def test_wrong_number_of_layers_raises():
+    encoder = _encoder("vit")
+    encoder.module.blocks[1].attn = Silent(encoder.blocks[1].attn)
+    with pytest.raises(RuntimeError, match=r"block 2 .* gave attention 0 times instead of once"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
+
+
+def test_wrong_shape_raises():
+    encoder = _encoder("vit")
+    encoder.prefix = 2
+    with pytest.raises(RuntimeError, match=r"block 1 has query.*\(2, 2, 16, 16\).*H N = \(2, 17\)"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
+    with pytest.raises(RuntimeError, match=r"depth 0 \(block\) is \(2, 16, 32\).*\(17, 32\)"):
+        with capture(encoder, on_stream=lambda s: None):
+            encoder.forward(_images(encoder))
+
+
+def test_encoder_that_did_not_run_raises():
+    with pytest.raises(RuntimeError, match="did not run"):
+        with capture(_encoder("vit"), on_attention=lambda a: None):
+            pass
+
+
+def test_skipped_blocks_raise():
+    encoder = _encoder("vit")
+    x = torch.zeros(1, encoder.tokens, encoder.width)
+    with pytest.raises(RuntimeError, match="block 2 started after block 0"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.blocks[1](x)
+    with pytest.raises(RuntimeError, match="ended at block 1 of 2"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.blocks[0](x)
+
+
+def test_masked_attention_is_refused():
+    encoder = _encoder("vit")
+    with pytest.raises(UnsupportedArchitecture, match="block 1 masks"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.module.forward_features(encoder.preprocess(_images(encoder)), is_causal=True)
+
+
+def test_arguments_are_checked():
+    encoder = _encoder("vit")
+    with pytest.raises(ValueError, match="on_attention, on_stream or both"):
+        with capture(encoder):
+            pass
+    with pytest.raises(ValueError, match="unknown place"):
+        with capture(encoder, on_stream=print, places=("+mlp",)):
+            pass
+
+
+def test_own_module_with_explicit_description():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.norm, self.mlp = nn.Linear(8, 24), nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+            x = x + F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2)
+            return x + self.mlp(self.norm(x))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.layers = nn.Conv2d(3, 8, 4, 4), nn.ModuleList([Layer(), Layer(), Layer()])
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    description = {"prefix": 0, "grid": (2, 3), "patch_size": 4, "heads": 2, "width": 8}
+    encoder = wrap(Own(), **description, mean=HALF, std=HALF, blocks="layers", after_attention="norm")
+    attention, streams = [], []
+    with capture(encoder, on_attention=attention.append, on_stream=streams.append):
+        encoder.forward(_images(encoder))
+    assert [(a.depth, a.scale) for a in attention] == [(1, 0.3), (2, 0.3), (3, 0.3)]
+    assert len(streams) == 7
+    torch.testing.assert_close(
+        _probabilities(attention[0]) @ attention[0].value.double(),
+        attention[0].output.double(),
+        atol=1e-6,
+        rtol=1e-5,
+    )
