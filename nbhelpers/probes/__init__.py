@@ -5,6 +5,7 @@ from nbhelpers.probes.dense import dense_by_depth, mean_iou
 from nbhelpers.probes.features import features, patch_tokens
 from nbhelpers.probes.knn import knn_accuracy, knn_by_depth, knn_predict
 from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
+from nbhelpers.probes.noise import robustness_by_depth
 from nbhelpers.probes.shape_bias import ShapeBias, shape_bias, shape_bias_by_depth
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ShapeBias",
     "shape_bias",
     "shape_bias_by_depth",
+    "robustness_by_depth",
     "mean_iou",
     "dense_by_depth",
 ]

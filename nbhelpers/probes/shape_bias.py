@@ -16,9 +16,6 @@ from nbhelpers.probes.features import Pool, features
 from nbhelpers.probes.linear import STRENGTHS, fit_linear
 from nbhelpers.probes.rows import identity, labels_of, wilson
 
-# CIFAR-10's words for two of the classes of Geirhos et al.
-SYNONYMS = {"automobile": "car", "ship": "boat"}
-
 
 class ShapeBias(NamedTuple):
     """Shape bias with its 95 % interval, and the share of conflict trials it rests on; all in [0, 1]."""
@@ -77,22 +74,23 @@ def shape_bias(
     return ShapeBias(on_shape / covered, float(low), float(high), covered / trials)
 
 
-def cue_labels(source: ImageSource, conflict: ImageSource) -> Tensor:
-    """Cue number `N` that an image teaches, in the numbering of `conflict`; -1 where it teaches none.
+def agreeing(source: ImageSource, conflict: ImageSource) -> tuple[ImageSource, Tensor]:
+    """The images whose cues agree, and the cue's number `N` as `conflict` numbers it.
 
-    An image with labels shape and texture teaches the number that both share. A photograph with a label class
-    teaches the cue of that name (`SYNONYMS` renames two of CIFAR-10's).
+    Of a source with labels shape and texture: those where both have the same number. Of photographs with a
+    label class: those of the classes that `conflict` shows.
 
     Raises:
-        ValueError: where a source lacks labels.
+        ValueError: for a source without these labels, without a class that `conflict` shows, or without an
+            image whose cues agree.
     """
-    if {"shape", "texture"} <= set(source.labels):
-        shape, texture = source.labels["shape"], source.labels["texture"]
-        return torch.where(shape == texture, shape, -1)
-    labels = labels_of(source, "class")
-    numbers = {name: number for number, name in enumerate(conflict.classes["shape"])}
-    names = source.classes["class"]
-    return torch.tensor([numbers.get(SYNONYMS.get(name, name), -1) for name in names])[labels]
+    if not {"shape", "texture"} <= set(source.labels):
+        photographs = source.restrict(conflict.classes["shape"])
+        return photographs, photographs.labels["class"]
+    same = torch.nonzero(source.labels["shape"] == source.labels["texture"]).flatten()
+    if len(same) == 0:
+        raise ValueError(f"{source.name} has no image whose shape and texture have the same number")
+    return source.select(same), source.labels["shape"][same]
 
 
 def shape_bias_by_depth(
@@ -107,41 +105,33 @@ def shape_bias_by_depth(
 ) -> pd.DataFrame:
     """Shape bias of a linear probe at every depth.
 
-    The probe learns from images whose cues agree: generated ones whose shape and texture have the same
-    number, or photographs of the classes that the conflict stimuli have too. It is tested on stimuli whose
-    cues differ (labels shape and texture) and are both among those learned.
+    The probe learns from the images of `train` whose cues agree (`agreeing`): generated images whose shape
+    and texture have the same number, or photographs. It is tested where the labels shape and texture of
+    `conflict` differ: other generated images, or cue-conflict stimuli.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; metric is
     "shape_bias" (bootstrap interval), "shape_decisions", "texture_decisions" or "covered" (shares of the
-    trials, Wilson's interval); label is "shape/texture" and images the number of conflict trials.
-    Raises the errors of `features`, `fit_linear` and `shape_bias`, and ValueError where no cue is in common.
+    trials, Wilson's interval); label is "shape/texture", images the number of conflict trials, and study that
+    of `train`.
+    Raises the errors of `features`, `fit_linear`, `agreeing` and `shape_bias`.
     """
+    study = identity(encoder, train)
     shape, texture = labels_of(conflict, "shape"), labels_of(conflict, "texture")
-    taught = []
-    for source in (train, validation):
-        cues = cue_labels(source, conflict)
-        rows = torch.nonzero(cues >= 0).flatten()
-        if len(rows) == 0:
-            raise ValueError(f"{source.name} has no image that teaches a cue of {conflict.name}")
-        taught.append((source.select(rows), cues[rows]))
-    (train, y_train), (validation, y_validation) = taught
-    known = y_train.unique()
-    trials = torch.nonzero(
-        (shape != texture) & torch.isin(shape, known) & torch.isin(texture, known)
-    ).flatten()
+    trials = torch.nonzero(shape != texture).flatten()
     if len(trials) == 0:
-        raise ValueError(f"{conflict.name} has no trial with two different cues that {train.name} teaches")
+        raise ValueError(f"{conflict.name} has no trial whose shape differs from its texture")
+    (train, y_train), (validation, y_validation) = (agreeing(s, conflict) for s in (train, validation))
     conflict, shape, texture = conflict.select(trials), shape[trials], texture[trials]
     depths = list(range(encoder.depth + 1) if depths is None else depths)
     by_split = [features(encoder, source, depths, pool, norm) for source in (train, validation, conflict)]
-    frame = []
+    rows = []
     for depth, x_train, x_validation, x_test in zip(depths, *by_split, strict=True):
         predicted = fit_linear(x_train, y_train, x_validation, y_validation, strengths).predict(x_test)
         row = {"depth": depth, "label": "shape/texture", "pool": pool, "norm": norm}
         for metric, value, low, high in _summary(predicted, shape, texture):
             values = {"value": value, "low": low, "high": high, "images": len(trials)}
-            frame.append(identity(encoder, conflict) | {"metric": metric} | row | values)
-    return pd.DataFrame(frame)
+            rows.append(study | {"metric": metric} | row | values)
+    return pd.DataFrame(rows)
 
 
 def _summary(predicted: Tensor, shape: Tensor, texture: Tensor) -> list[tuple[str, float, float, float]]:

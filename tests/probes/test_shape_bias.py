@@ -6,7 +6,7 @@ import torch
 
 from nbhelpers.images.source import ArraySource
 from nbhelpers.probes import shape_bias, shape_bias_by_depth
-from nbhelpers.probes.shape_bias import cue_labels, decisions
+from nbhelpers.probes.shape_bias import agreeing, decisions
 
 NAMES = ("airplane", "boat", "car")
 
@@ -56,32 +56,20 @@ def test_probe_follows_the_cue_it_can_see(encoder, cue, bias):
 
 
 def test_photographs_teach_by_name(encoder):
-    def photos(n, seed):
+    def photographs(n, seed):
         source = cue_source(n, seed, "shape")
-        numbers = torch.tensor([2, 3, 0])[source.labels["shape"]]  # deer is never a cue and never shown
-        return ArraySource(
-            "cifar10/train",
-            source.images,
-            {"class": numbers},
-            {"class": ("automobile", "deer", "airplane", "ship")},
-        )
+        numbers = torch.tensor([3, 0, 2])[source.labels["shape"]]
+        numbers[0] = 1  # one deer, which is no cue
+        names = ("boat", "deer", "car", "airplane")
+        return ArraySource("cifar10/train", source.images, {"class": numbers}, {"class": names})
 
     conflict = cue_source(150, 2, "texture")
-    train = photos(300, 0)
-    cues = cue_labels(train, conflict)
-    assert (cues == cue_source(300, 0, "shape").labels["shape"]).all()
-    frame = shape_bias_by_depth(encoder, train, photos(90, 1), conflict, depths=[1])
-    assert frame.set_index("metric").value["shape_bias"] == 0
-
-
-def test_unknown_cues_are_dropped(encoder):
-    train, validation, conflict = (cue_source(n, seed, "shape") for seed, n in enumerate((400, 100, 150)))
-    train, validation = (
-        s.select(torch.nonzero(s.labels["shape"] < 2).flatten()) for s in (train, validation)
-    )
-    frame = shape_bias_by_depth(encoder, train, validation, conflict, depths=[0])
-    shape, texture = conflict.labels["shape"], conflict.labels["texture"]
-    assert frame.images[0] == int(((shape != texture) & (shape < 2) & (texture < 2)).sum())
+    train = photographs(300, 0)
+    kept, cues = agreeing(train, conflict)
+    assert torch.equal(kept.images, train.images[1:])
+    assert torch.equal(cues, cue_source(300, 0, "shape").labels["shape"][1:])
+    frame = shape_bias_by_depth(encoder, train, photographs(90, 1), conflict, depths=[1])
+    assert frame.set_index("metric").value["shape_bias"] == 0 and (frame.study == "cifar10").all()
 
 
 def test_errors(encoder, colours):
@@ -96,5 +84,8 @@ def test_errors(encoder, colours):
     with pytest.raises(ValueError, match=r"no label 'class'; it has \['coin', 'colour'\]"):
         shape_bias_by_depth(encoder, colours(9, 0), source, source)
     same = source.select(torch.nonzero(source.labels["shape"] != source.labels["texture"]).flatten())
-    with pytest.raises(ValueError, match="no image that teaches a cue"):
+    with pytest.raises(ValueError, match="no image whose shape and texture"):
         shape_bias_by_depth(encoder, same, same, source)
+    alike = source.select(torch.nonzero(source.labels["shape"] == source.labels["texture"]).flatten())
+    with pytest.raises(ValueError, match="no trial whose shape differs"):
+        shape_bias_by_depth(encoder, source, source, alike)

@@ -1,0 +1,152 @@
+"""Robustness of a probe: noise in a ring of frequencies, frequency filters, shuffled patches."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nbhelpers.images import filters
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
+from nbhelpers.probes.features import Pool, features
+from nbhelpers.probes.linear import STRENGTHS, fit_linear
+from nbhelpers.probes.rows import accuracy, identity, labels_of
+
+Change = Callable[[Tensor], Tensor]
+TENTHS = tuple(k / 10 for k in range(1, 11))
+CHANGES: Mapping[str, Sequence[float]] = {
+    "noise": TENTHS,
+    "low-pass": TENTHS,
+    "high-pass": TENTHS,
+    "patch-shuffle": (16, 8, 4),
+}
+
+
+@dataclass
+class ChangedEncoder(Encoder):
+    """An encoder whose input images are changed first, after resizing, on the scale 0..1, `B C H W`."""
+
+    change: Change = field(kw_only=True)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize, change and normalise uint8 images `B C H W`."""
+        images = super().preprocess(images)
+        mean, std = (images.new_tensor(m)[:, None, None] for m in (self.mean, self.std))
+        return (self.change(images * std + mean) - mean) / std
+
+
+def make_change(name: str, parameter: float, epsilon: float, half_width: float, seed: int) -> Change:
+    """A change of images `B C H W` on the scale 0..1; two with the same seed draw the same noise.
+
+    `parameter` is the centre frequency ("noise") or cut-off ("low-pass", "high-pass") as a share of Nyquist,
+    or the side of a patch in px ("patch-shuffle").
+
+    Raises:
+        ValueError: for an unknown name, answered with the nearest ones.
+
+    >>> change = make_change("low-pass", 0.0, epsilon=0.1, half_width=0.3, seed=0)
+    >>> change(torch.tensor([[[[0.0, 1.0]]]]))
+    tensor([[[[0.5000, 0.5000]]]])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if name == "noise":
+        return lambda x: filters.frequency_noise(x, parameter * math.pi, epsilon, generator, half_width)
+    if name == "low-pass":
+        return lambda x: filters.low_pass(x, parameter * math.pi)
+    if name == "high-pass":
+        return lambda x: filters.high_pass(x, parameter * math.pi)
+    if name == "patch-shuffle":
+        return lambda x: filters.patch_shuffle(x, int(parameter), generator)
+    near = difflib.get_close_matches(name, CHANGES, n=3, cutoff=0.3) or list(CHANGES)
+    raise ValueError(f"unknown change {name!r}; did you mean {', '.join(near)}?")
+
+
+def paired_drop(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float | int]:
+    r"""Columns `value low high images`: drop of accuracy from predictions `before` to `after`, all `N`.
+
+    $\bar d \pm 1.96\, s_d / \sqrt{N}$ with $d_i = [b_i = y_i] - [a_i = y_i]$, in [-1, 1]. Pairing the two
+    decisions on each image makes the interval narrower than the difference of two accuracies would have.
+
+    >>> paired_drop(torch.tensor([1, 1, 1, 1]), torch.tensor([1, 1, 0, 0]), torch.ones(4))["value"]
+    0.5
+    """
+    difference = (before == labels).double() - (after == labels).double()
+    value, error = float(difference.mean()), float(difference.std(correction=0)) / len(labels) ** 0.5
+    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "images": len(labels)}
+
+
+def robustness_by_depth(
+    encoder: Encoder,
+    train: ImageSource,
+    validation: ImageSource,
+    test: ImageSource,
+    label: str,
+    changes: Mapping[str, Sequence[float]] = CHANGES,
+    epsilon: float = 0.1,
+    half_width: float = 0.1 * math.pi,
+    depths: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    norm: bool = False,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy of linear probes, fitted on plain images, when the test images are changed, and its drop.
+
+    Args:
+        encoder: the frozen model.
+        train: images to fit the probe on.
+        validation: images to choose its penalty on.
+        test: images to change and to classify.
+        label: which label.
+        changes: parameters for each change of `CHANGES`: centre frequency of the noise ring or cut-off as a
+            share of Nyquist (0..1), or patch side in px.
+        epsilon: amplitude of the noise before the ring is cut out, images being 0..1. Rings further out hold
+            more frequencies and so more of it.
+        half_width: of the noise ring, radians per pixel.
+        depths: depths to probe, the last alone by default.
+        pool: as in `features`.
+        norm: as in `features`.
+        strengths: as in `fit_linear`.
+        seed: of noise and shuffling, the same for every model and depth.
+
+    Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
+    metric is "accuracy" (Wilson's interval; also for change "none", parameter NaN) or "drop" (paired
+    interval), value a share in [-1, 1].
+    Frequencies are those of the encoder's input pixels. The definition of the noise: Park and Kim 2022.
+    Raises the errors of `features`, `fit_linear` and `make_change`.
+    """
+    labels = [labels_of(source, label) for source in (train, validation, test)]
+    depths = [encoder.depth] if depths is None else list(depths)
+    plan = [
+        (name, parameter, make_change(name, parameter, epsilon, half_width, seed))
+        for name, parameters in changes.items()
+        for parameter in parameters
+    ]
+    by_split = [features(encoder, source, depths, pool, norm) for source in (train, validation)]
+    probes = [fit_linear(x, labels[0], v, labels[1], strengths) for x, v in zip(*by_split, strict=True)]
+
+    def predictions(changed: Encoder) -> list[Tensor]:
+        x_test = features(changed, test, depths, pool, norm)
+        return [probe.predict(x) for probe, x in zip(probes, x_test, strict=True)]
+
+    def rows() -> Iterator[dict[str, object]]:
+        plain = predictions(encoder)
+        for depth, before in zip(depths, plain, strict=True):
+            yield row("accuracy", "none", math.nan, depth) | accuracy(before, labels[2])
+        for name, parameter, change in plan:
+            after = predictions(ChangedEncoder(**vars(encoder), change=change))
+            for depth, b, a in zip(depths, plain, after, strict=True):
+                yield row("accuracy", name, parameter, depth) | accuracy(a, labels[2])
+                yield row("drop", name, parameter, depth) | paired_drop(b, a, labels[2])
+
+    def row(metric: str, change: str, parameter: float, depth: int) -> dict[str, object]:
+        what = {"metric": metric, "change": change, "parameter": parameter}
+        return identity(encoder, test) | what | {"depth": depth, "label": label, "pool": pool, "norm": norm}
+
+    return pd.DataFrame(rows())
