@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-import numpy as np
+import skimage.data
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import CIFAR10
+from tqdm.auto import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir
-from nbhelpers.images.archive import decode, read_images, stamp
+from nbhelpers.images.archive import (
+    SUFFIXES,
+    FileSource,
+    ImageFile,
+    Size,
+    decode,
+    is_sound,
+    list_images,
+    read_images,
+    resize,
+    stamp,
+)
 from nbhelpers.images.source import ArraySource, MissingDataError, channel_statistics, content_fingerprint
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Images of each class in the official parts.
+CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}
 SPLITS = ("train", "val", "test")
 VALIDATION_SEED = 0
 VALIDATION_SHARE = 0.1
+# In the cache file's name: raise it when what is stored changes.
+_CACHE_VERSION = 1
+
+# In scikit-image's wheel (no download), free of rights: public domain or CC0.
+PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
 
 
-def cifar10(split: str, download: bool = False) -> ArraySource:
+def cifar10(split: str = "test", download: bool = False) -> ArraySource:
     """CIFAR-10: 32 x 32 photographs of ten classes (Krizhevsky 2009).
 
     `"train"` (45,000) and `"val"` (5,000) are drawn, class by class with a fixed seed, from the official
@@ -40,12 +62,12 @@ def cifar10(split: str, download: bool = False) -> ArraySource:
 
     Raises:
         MissingDataError: none of the three is there.
-        ValueError: there is no such split, or a copy is incomplete.
+        ValueError: there is no such split, or a copy is damaged or incomplete.
     """
     if split not in SPLITS:
         raise ValueError(f"CIFAR-10 has no split {split!r}; it has {', '.join(SPLITS)}")
     path = _find_cifar10(download)
-    cached = cache_dir() / f"cifar10-{stamp(path)}.safetensors"
+    cached = cache_dir() / "images" / f"cifar10-{stamp(path)}-{_CACHE_VERSION}.safetensors"
     if not cached.exists():
         _write_cifar10(path, cached)
     with safe_open(cached, "pt") as file:
@@ -62,6 +84,98 @@ def cifar10(split: str, download: bool = False) -> ArraySource:
         )
 
 
+def folder(
+    path: str | Path, size: Size | None = None, per_class: int | None = None, seed: int = 0
+) -> FileSource:
+    """The images of a folder or tar archive laid out as `CLASS/FILE`, decoded when asked for.
+
+    A set inside an archive or a folder is named by the longer path: `imagenette2.tgz/imagenette2/val`. Images
+    that lie in one folder without sub-folders form one class, named after it. Every file is decoded once to
+    see that it is whole, and the outcome is remembered; damaged ones are skipped with a warning that names
+    them.
+
+    Args:
+        path: a folder, a tar archive (any compression that Python reads), or a folder inside an archive.
+        size: resize to cover this many pixels (one number, or rows and columns) and crop at the centre;
+            None leaves every image as it is.
+        per_class: draw this many images of every class instead of taking all; only these are decoded.
+        seed: what `per_class` draws with.
+
+    Raises:
+        MissingDataError: nothing is at `path`.
+        ValueError: no images, several sets side by side, a class without enough sound images, or an archive
+            that is broken.
+    """
+    archive, inner = _split_archive(Path(path).expanduser())
+    groups = _by_class(archive, inner, list_images(archive))
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
+    generator = torch.Generator().manual_seed(seed)
+    kept, numbers, skipped = [], [], []
+    expected = sum(len(files) if per_class is None else per_class for files in groups.values())
+    key = stamp(archive)
+    with (
+        _soundness(key) as sound,
+        tqdm(total=expected, desc=f"checking {path}", disable=expected < 2000) as bar,
+    ):
+        for number, (title, files) in enumerate(groups.items()):
+            if per_class is not None:
+                files = [files[i] for i in torch.randperm(len(files), generator=generator).tolist()]
+            taken = 0
+            for file in files:
+                if taken == per_class:
+                    break
+                if file.name not in sound:
+                    sound[file.name] = is_sound(file.read())
+                if sound[file.name]:
+                    kept.append(file)
+                    numbers.append(number)
+                    taken += 1
+                    bar.update()
+                else:
+                    skipped.append(file.name)
+            if taken < (per_class or 1):
+                raise ValueError(
+                    f"{path}: class {title!r} has {taken} images that can be decoded "
+                    f"(damaged: {_some(skipped)}); needed {per_class or 1}"
+                )
+    if skipped:
+        warnings.warn(
+            f"{path}: skipped {len(skipped)} of {len(skipped) + len(kept)} images that cannot be decoded: "
+            f"{_some(skipped)}",
+            stacklevel=2,
+        )
+    chosen = "\n".join([key, str(size), *(file.name for file in kept)])
+    return FileSource(
+        f"folder:{path}",
+        kept,
+        {"class": torch.tensor(numbers)},
+        {"class": tuple(groups)},
+        fingerprint=hashlib.sha256(chosen.encode()).hexdigest(),
+        origin=archive.name,
+        size=size,
+    )
+
+
+def photographs(size: Size = 224) -> ArraySource:
+    """Five photographs out of scikit-image's wheel, for attention maps at any resolution without a download.
+
+    An astronaut, a man with a camera (grey), a cat, a cup of coffee and a rocket, 300 to 512 pixels high,
+    scaled to cover `size` (one number, or rows and columns) and cropped at the centre.
+
+    >>> photographs(32).batch([0, 2]).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    images = [resize(Image.fromarray(getattr(skimage.data, name)()), size) for name in PHOTOGRAPHS]
+    return ArraySource(
+        "photographs",
+        torch.stack(images),
+        {"class": torch.arange(len(PHOTOGRAPHS))},
+        {"class": PHOTOGRAPHS},
+        origin="scikit-image",
+    )
+
+
 def _find_cifar10(download: bool) -> Path:
     """The folder or archive that holds CIFAR-10, in the documented order."""
     if named := os.environ.get("NBHELPERS_CIFAR10"):
@@ -74,24 +188,29 @@ def _find_cifar10(download: bool) -> Path:
     for root in roots:
         if copy := _torchvision_copy(root):
             return copy
-    if download:
+    if not download:
+        raise MissingDataError(
+            "CIFAR-10 is not on this machine. Three ways to get it: (1) set NBHELPERS_CIFAR10 to a folder "
+            "or tar archive laid out as cifar10/{train,test}/CLASS/*.jpg; (2) put a torchvision copy (the "
+            f"folder {CIFAR10.base_folder}) into one of {', '.join(map(str, roots))}; (3) with a network "
+            'connection, run once: python -c "from nbhelpers.images import cifar10; cifar10(download=True)"'
+        )
+    try:
         with _network_timeout(30):
             CIFAR10(str(own), download=True)
-        return own / CIFAR10.base_folder
-    raise MissingDataError(
-        "CIFAR-10 is not on this machine. Three ways to get it: (1) set NBHELPERS_CIFAR10 to a folder or tar "
-        "archive laid out as cifar10/{train,test}/CLASS/*.jpg; (2) put a torchvision copy (the folder "
-        f"{CIFAR10.base_folder}) into one of {', '.join(map(str, roots))}; (3) with a network connection, "
-        "run once: "
-        "python -c \"from nbhelpers.images import cifar10; cifar10('train', download=True)\""
-    )
+    except (OSError, RuntimeError) as error:
+        raise MissingDataError(
+            f"downloading CIFAR-10 failed ({error}); set NBHELPERS_CIFAR10 to a folder or tar archive "
+            f"instead, or put a torchvision copy (the folder {CIFAR10.base_folder}) into {own}"
+        ) from error
+    return own / CIFAR10.base_folder
 
 
 def _torchvision_copy(root: Path) -> Path | None:
-    """The folder of torchvision's batches at or under `root`, if there is one."""
-    for folder in (root, root / CIFAR10.base_folder):
-        if (folder / CIFAR10.test_list[0][0]).is_file():
-            return folder
+    """The folder of torchvision's batches: `root` itself or directly under it."""
+    for candidate in (root, root / CIFAR10.base_folder):
+        if candidate.name == CIFAR10.base_folder and candidate.is_dir():
+            return candidate
     return None
 
 
@@ -108,10 +227,10 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 def _write_cifar10(path: Path, cached: Path) -> None:
     """Decode CIFAR-10 at `path`, split it, and write the cache file."""
-    if path.name == CIFAR10.base_folder or _torchvision_copy(path):
-        origin, official = "torchvision original", _read_torchvision(path)
+    if path.name == CIFAR10.base_folder:
+        origin, official = "torchvision (original)", _read_torchvision(path)
     else:
-        origin, official = f"{path.name} (JPEG copy)", _read_image_files(path)
+        origin, official = _read_image_files(path)
     parts = dict(zip(("train", "val"), _hold_out(*official["train"]), strict=True))
     parts["test"] = _take_turns(*official["test"])
     mean, std = channel_statistics(parts["train"][0])
@@ -128,37 +247,50 @@ def _write_cifar10(path: Path, cached: Path) -> None:
         save_file(tensors, temporary, metadata={"about": json.dumps(about)})
 
 
-def _read_torchvision(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _read_torchvision(batches: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Official `train` and `test` images `uint8 N 3 H W` and labels, checksums verified by torchvision."""
     official = {}
-    for split in ("train", "test"):
-        data = CIFAR10(str(folder.parent), train=split == "train")
-        official[split] = (
-            torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(data.targets),
-        )
+    for part in ("train", "test"):
+        try:
+            data = CIFAR10(str(batches.parent), train=part == "train")
+        except RuntimeError as error:
+            raise ValueError(
+                f"{batches} is incomplete or fails torchvision's checksums; remove it and get it again"
+            ) from error
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        official[part] = images, torch.tensor(data.targets)
     return official
 
 
-def _read_image_files(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """`train` and `test` images `uint8 N 3 H W` and labels from `{train,test}/CLASS/FILE`, in order of names."""
-    found: dict[str, list] = {"train": [], "test": []}
-    for name, data in read_images(path):
+def _read_image_files(path: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Origin, then official `train` and `test` images and labels from `{train,test}/CLASS/FILE`, by name."""
+    found: dict[str, list] = {part: [] for part in CIFAR10_PER_CLASS}
+    kinds = set()
+    for name, data in tqdm(read_images(path), "decoding CIFAR-10", 60_000, disable=None):
         parts = PurePosixPath(name).parts[-3:]
         if len(parts) == 3 and parts[0] in found and parts[1] in CIFAR10_CLASSES:
-            found[parts[0]].append((CIFAR10_CLASSES.index(parts[1]), parts[2], decode(data, (32, 32))))
+            try:
+                image = decode(data)
+            except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
+                raise ValueError(f"{path}: {name} cannot be decoded: {error}") from error
+            if image.shape != (3, 32, 32):
+                raise ValueError(f"{path}: {name} is not 32 x 32 but {image.shape[1]} x {image.shape[2]}")
+            found[parts[0]].append((CIFAR10_CLASSES.index(parts[1]), parts[2], image))
+            kinds.add(PurePosixPath(name).suffix.lower())
     official = {}
-    for split, rows in found.items():
-        missing = sorted(set(CIFAR10_CLASSES) - {CIFAR10_CLASSES[row[0]] for row in rows})
-        if missing:
-            raise ValueError(
-                f"{path} holds no {split} images of {', '.join(missing)}; "
-                "expected cifar10/{train,test}/CLASS/*.jpg"
-            )
+    for part, rows in found.items():
         rows.sort(key=lambda row: row[:2])
-        images = torch.from_numpy(np.stack([row[2] for row in rows])).permute(0, 3, 1, 2).contiguous()
-        official[split] = images, torch.tensor([row[0] for row in rows])
-    return official
+        labels = torch.tensor([row[0] for row in rows], dtype=torch.long)
+        counts = torch.bincount(labels, minlength=len(CIFAR10_CLASSES)).tolist()
+        if set(counts) != {CIFAR10_PER_CLASS[part]}:
+            held = ", ".join(f"{name} {count}" for name, count in zip(CIFAR10_CLASSES, counts, strict=True))
+            raise ValueError(
+                f"{path} is not CIFAR-10: {part} should hold {CIFAR10_PER_CLASS[part]} images of every class "
+                f"as cifar10/{part}/CLASS/*.jpg; it holds {held}"
+            )
+        official[part] = torch.stack([row[2] for row in rows]), labels
+    lossy = kinds & {".jpg", ".jpeg", ".webp"}
+    return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", official
 
 
 def _hold_out(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -182,3 +314,55 @@ def _take_turns(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         turn[members] = torch.arange(int(members.sum()))
     order = torch.argsort(turn * len(CIFAR10_CLASSES) + labels)
     return images[order], labels[order]
+
+
+def _split_archive(path: Path) -> tuple[Path, str]:
+    """A path that may lead into an archive as (folder or archive, path inside it)."""
+    for candidate in (path, *path.parents):
+        if candidate.is_dir() and candidate != path:
+            break
+        if candidate.exists():
+            return candidate, path.relative_to(candidate).as_posix().removeprefix(".")
+    raise MissingDataError(f"there is no folder or tar archive {path}")
+
+
+def _by_class(archive: Path, inner: str, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
+    """The files under `inner` grouped by the folder each lies in; all those folders must lie side by side."""
+    if inner:
+        files = [file for file in files if file.name.startswith(f"{inner}/")]
+    if not files:
+        raise ValueError(f"no images in {archive / inner}; looked for files ending in {', '.join(SUFFIXES)}")
+    parents = {PurePosixPath(file.name).parent for file in files}
+    sets = {(len(parent.parts), parent.parent) for parent in parents}
+    if len(sets) > 1:
+        examples = ", ".join(
+            str(archive / parent) for parent in sorted(parents)[:: max(1, len(parents) // 4)]
+        )
+        raise ValueError(
+            f"{archive / inner}: images must lie in CLASS/FILE, all classes side by side, but they lie in "
+            f"{examples} ...; name one set's folder"
+        )
+    groups: dict[str, list[ImageFile]] = {}
+    for file in files:
+        groups.setdefault(PurePosixPath(file.name).parent.name or archive.name, []).append(file)
+    return dict(sorted(groups.items()))
+
+
+@contextmanager
+def _soundness(key: str) -> Iterator[dict[str, bool]]:
+    """Which files of an archive are known to decode; what is added is remembered in the cache folder."""
+    path = cache_dir() / "images" / f"sound-{key}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    before = len(known)
+    try:
+        yield known
+    finally:  # also when interrupted: checking a large folder takes minutes
+        if len(known) > before:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(known))
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    """The first names of a list and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

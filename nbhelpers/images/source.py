@@ -94,6 +94,32 @@ class ImageSource(Dataset):
             rows.append(members[:n])
         return self.select(torch.stack(rows, dim=1).flatten())
 
+    def restrict(self, names: Sequence[str], label: str = "class") -> ImageSource:
+        """The images whose `label` is one of `names`; these become its classes, in that order.
+
+        Raises:
+            ValueError: an unknown label or class, or one without images.
+        """
+        if label not in self.labels:
+            raise ValueError(f"{self.name} has no label {label!r}; it has {sorted(self.labels)}")
+        numbers = torch.full((len(self.classes[label]),), -1)
+        for number, title in enumerate(names):
+            if title not in self.classes[label]:
+                raise ValueError(
+                    f"{self.name} has no {label} {title!r}; it has {', '.join(self.classes[label])}"
+                )
+            numbers[self.classes[label].index(title)] = number
+        renumbered = numbers[self.labels[label]]
+        kept = torch.nonzero(renumbered >= 0).flatten()
+        empty = [names[i] for i in range(len(names)) if i not in renumbered]
+        if empty:
+            raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
+        part = self.select(kept)
+        part.labels[label] = renumbered[kept]
+        part.classes[label] = tuple(names)
+        part.fingerprint = selection_fingerprint(part.fingerprint, numbers)
+        return part
+
     def __repr__(self) -> str:
         labels = ", ".join(f"{len(names)} x {label}" for label, names in self.classes.items())
         return f"{type(self).__name__}({self.name!r}, {len(self)} images, {labels}, {self.origin})"

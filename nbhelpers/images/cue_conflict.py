@@ -1,0 +1,101 @@
+"""Cue-conflict stimuli: the shape of one class painted in the texture of another."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from nbhelpers.images.archive import Size, decode, read_images
+from nbhelpers.images.source import ArraySource, MissingDataError
+
+CUE_CLASSES = (
+    "airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat",
+    "chair", "clock", "dog", "elephant", "keyboard", "knife", "oven", "truck",
+)  # fmt: skip
+# The seven that CIFAR-10 shows too, under its names.
+TO_CIFAR10 = {
+    "airplane": "airplane",
+    "bird": "bird",
+    "boat": "ship",
+    "car": "automobile",
+    "cat": "cat",
+    "dog": "dog",
+    "truck": "truck",
+}
+_NAME = re.compile(r"(?P<shape>[a-z]+)\d+-(?P<texture>[a-z]+)\d+")
+
+
+def cue_conflict(size: Size | None = None) -> ArraySource:
+    """The cue-conflict stimuli of Geirhos et al. (2019): labels `shape` and `texture`, 16 classes each.
+
+    Images are named `shapeN-textureM.png`. Of the 1,280, the 80 whose shape and texture agree are dropped,
+    since they cannot tell which of the two a decision followed: 1,200 trials. Read from the folder or tar
+    archive that `$NBHELPERS_CUE_CONFLICT` names.
+
+    Args:
+        size: pixels of a side (or rows, columns) to resize to; None keeps the size of the files.
+
+    Raises:
+        MissingDataError: the stimuli are not there.
+        ValueError: the folder holds other files, or a file cannot be decoded.
+    """
+    path = _find()
+    images, shapes, textures = [], [], []
+    for name, data in sorted(read_images(path)):
+        match = _NAME.fullmatch(PurePosixPath(name).stem)
+        if match is None or not set(match.groups()) <= set(CUE_CLASSES):
+            raise ValueError(
+                f"{path}: {name} is no cue-conflict stimulus; expected names such as "
+                "airplane/airplane1-bicycle2.png, the classes being " + ", ".join(CUE_CLASSES)
+            )
+        if match["shape"] == match["texture"]:
+            continue
+        try:
+            images.append(decode(data, size))
+        except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
+            raise ValueError(f"{path}: {name} cannot be decoded: {error}") from error
+        shapes.append(CUE_CLASSES.index(match["shape"]))
+        textures.append(CUE_CLASSES.index(match["texture"]))
+    if not images:
+        raise ValueError(f"{path} holds no cue-conflict stimuli, SHAPE/shapeN-textureM.png")
+    return ArraySource(
+        "cue-conflict",
+        torch.stack(images),
+        {"shape": torch.tensor(shapes), "texture": torch.tensor(textures)},
+        {"shape": CUE_CLASSES, "texture": CUE_CLASSES},
+        origin=path.name,
+    )
+
+
+def cue_conflict_cifar10(size: Size = 32) -> ArraySource:
+    """The trials whose shape and texture are both among the seven classes of CIFAR-10, under its names.
+
+    Five images for each of the 42 pairs: 210 trials. `cifar10(split).restrict(classes)`, with `classes`
+    those of this source's `shape` label, numbers the photographs in the same way.
+
+    Raises:
+        MissingDataError: the stimuli are not there.
+    """
+    trials = cue_conflict(size)
+    for label in ("shape", "texture"):
+        trials = trials.restrict(tuple(TO_CIFAR10), label)
+        trials.classes[label] = tuple(TO_CIFAR10.values())
+    trials.name = "cue-conflict/cifar10"
+    return trials
+
+
+def _find() -> Path:
+    """The folder or archive of the stimuli."""
+    named = os.environ.get("NBHELPERS_CUE_CONFLICT")
+    if named and Path(named).expanduser().exists():
+        return Path(named).expanduser()
+    reason = f"NBHELPERS_CUE_CONFLICT names {named}, which does not exist" if named else "none is named"
+    raise MissingDataError(
+        f"the cue-conflict stimuli of Geirhos et al. (2019) are not on this machine: {reason}. Two ways to "
+        "get them: (1) set NBHELPERS_CUE_CONFLICT to a folder or tar archive laid out as "
+        "cue-conflict/SHAPE/shapeN-textureM.png; (2) clone the authors' repository rgeirhos/texture-vs-shape "
+        "and set the variable to its folder stimuli/style-transfer-preprocessed-512 (224 x 224 pixels)"
+    )

@@ -1,0 +1,144 @@
+"""Sources in memory: what is checked, what a selection keeps, what the fingerprint follows."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from nbhelpers.images.source import ArraySource, ImageSource, channel_statistics
+
+
+def make(n=12, **changes):
+    generator = torch.Generator().manual_seed(3)
+    arguments = {
+        "name": "toy",
+        "images": torch.randint(0, 256, (n, 3, 4, 5), dtype=torch.uint8, generator=generator),
+        "labels": {"class": torch.arange(n) % 3},
+        "classes": {"class": ("a", "b", "c")},
+        "masks": torch.rand(n, 4, 5, generator=generator) > 0.5,
+    }
+    return ArraySource(**{**arguments, **changes})
+
+
+def test_items_and_batches():
+    source = make()
+    assert len(source) == 12
+    assert source[5].shape == (3, 4, 5) and source[5].dtype == torch.uint8
+    for indices in ([7, 0], torch.tensor([7, 0]), np.array([7, 0])):
+        assert torch.equal(source.batch(indices), torch.stack([source[7], source[0]]))
+
+
+def test_statistics_equal_numpy_in_float64():
+    source = make()
+    values = source.images.numpy().astype(np.float64) / 255
+    assert np.allclose(source.mean, values.mean((0, 2, 3)), atol=1e-12)
+    assert np.allclose(source.std, values.std((0, 2, 3)), atol=1e-12)
+
+
+def test_statistics_of_a_constant():
+    mean, std = channel_statistics(torch.full((2, 3, 2, 2), 51, dtype=torch.uint8))
+    assert mean == pytest.approx((0.2,) * 3) and std == pytest.approx((0.0,) * 3)
+
+
+def test_selection_carries_labels_masks_and_statistics():
+    source = make()
+    part = source.select([4, 4, 1])
+    assert torch.equal(part.images, source.images[[4, 4, 1]])
+    assert part.labels["class"].tolist() == [1, 1, 1]
+    assert torch.equal(part.masks, source.masks[[4, 4, 1]])
+    assert (part.mean, part.std, part.name, part.origin) == (source.mean, source.std, "toy", "generated")
+
+
+def test_subset_draws_without_replacement_by_seed():
+    source = make()
+    drawn = [tuple(image.flatten().tolist()) for image in source.subset(12, seed=1).images]
+    assert len(set(drawn)) == 12
+    assert torch.equal(source.subset(5, seed=1).images, source.subset(5, seed=1).images)
+    assert not torch.equal(source.subset(5, seed=1).images, source.subset(5, seed=2).images)
+    assert torch.equal(source.subset(3, seed=1).images, source.subset(5, seed=1).images[:3])
+
+
+@pytest.mark.parametrize("n", [0, 13])
+def test_subset_of_impossible_size(n):
+    with pytest.raises(ValueError, match=f"toy holds 12 images; cannot draw {n}"):
+        make().subset(n)
+
+
+def test_balanced_takes_turns():
+    part = make().balanced(2)
+    assert part.labels["class"].tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ValueError, match="class 'a' has 4 images; cannot draw 5"):
+        make().balanced(5)
+    with pytest.raises(ValueError, match=r"no label 'shape'; it has \['class'\]"):
+        make().balanced(1, "shape")
+
+
+def test_restrict_renumbers_in_the_order_asked():
+    source = make()
+    part = source.restrict(("c", "a"))
+    assert part.classes == {"class": ("c", "a")}
+    assert part.labels["class"].tolist() == [1, 0] * 4
+    assert torch.equal(part.images, source.images[source.labels["class"] != 1])
+    assert source.classes == {"class": ("a", "b", "c")} and source.labels["class"].max() == 2
+    assert part.fingerprint != source.restrict(("a", "c")).fingerprint
+    with pytest.raises(ValueError, match="no class 'd'; it has a, b, c"):
+        source.restrict(("d",))
+    with pytest.raises(ValueError, match="no image with class c"):
+        source.select([0, 1]).restrict(("a", "c"))
+    with pytest.raises(ValueError, match="no label 'shape'"):
+        source.restrict(("a",), "shape")
+
+
+def test_fingerprint_follows_content():
+    source = make()
+    assert source.fingerprint == make().fingerprint
+    changed = source.images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    assert make(images=changed).fingerprint != source.fingerprint
+    assert make(labels={"class": (torch.arange(12) + 1) % 3}).fingerprint != source.fingerprint
+    prints = {source.fingerprint, *(source.select(rows).fingerprint for rows in ([0, 1], [1, 0], [0, 1, 2]))}
+    assert len(prints) == 4
+    assert source.select([0, 1]).fingerprint == source.select(torch.tensor([0, 1])).fingerprint
+
+
+def test_pickles_for_worker_processes():
+    source = pickle.loads(pickle.dumps(make()))
+    assert torch.equal(source.images, make().images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": torch.zeros(12, 3, 4, 5)}, r"uint8 N 3 H W .* got torch.float32 \(12, 3, 4, 5\)"),
+        ({"images": torch.zeros(0, 3, 4, 5, dtype=torch.uint8)}, r"N > 0, got torch.uint8 \(0, 3, 4, 5\)"),
+        ({"images": torch.zeros(12, 1, 4, 5, dtype=torch.uint8)}, r"\(12, 1, 4, 5\)"),
+        ({"labels": {}}, r"labels \[\] and classes \['class'\] must have the same names"),
+        (
+            {"labels": {"class": torch.zeros(11, dtype=torch.long)}},
+            r"int64 of length 12, got torch.int64 \(11,\)",
+        ),
+        ({"labels": {"class": torch.zeros(12)}}, "got torch.float32"),
+        ({"labels": {"class": torch.full((12,), 3)}}, r"outside 0\.\.2"),
+        ({"labels": {"class": torch.full((12,), -1)}}, r"outside 0\.\.2"),
+        (
+            {"masks": torch.zeros(12, 5, 4, dtype=torch.bool)},
+            r"bool N H W = \(12, 4, 5\), got .* \(12, 5, 4\)",
+        ),
+        ({"masks": torch.zeros(12, 4, 5)}, "got torch.float32"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_images_of_different_sizes_do_not_form_a_batch():
+    class Mixed(ImageSource):
+        name = "mixed"
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 4 + index, 4, dtype=torch.uint8)
+
+    with pytest.raises(ValueError, match=r"share one size, got \[\(3, 4, 4\), \(3, 5, 4\)\]; open .* size="):
+        Mixed().batch([0, 1])
