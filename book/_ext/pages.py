@@ -55,9 +55,17 @@ def offer_notebook(
     context["ipynb_source"] = f"{page}.ipynb"
 
 
+def mend_roles(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Drop the role that docutils gives to a bibliography: its children may not have theirs inside a list."""
+    context["body"] = context.get("body", "").replace('<div role="list" class="citation-list">', "<div>")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("config-inited", serve_mathjax)
     app.connect("config-inited", link_repository)
     app.connect("html-page-context", offer_notebook)
+    app.connect("html-page-context", mend_roles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
