@@ -3,6 +3,7 @@
 from nbhelpers.probes.attentive import AttentiveProbe, attentive_by_depth, fit_attentive
 from nbhelpers.probes.dense import dense_by_depth, mean_iou
 from nbhelpers.probes.features import features, patch_tokens
+from nbhelpers.probes.finetune import FineTuning, classify, fine_tune, fine_tuning_by_share, reinitialise
 from nbhelpers.probes.knn import knn_accuracy, knn_by_depth, knn_predict
 from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
 from nbhelpers.probes.noise import robustness_by_depth
@@ -26,4 +27,9 @@ __all__ = [
     "robustness_by_depth",
     "mean_iou",
     "dense_by_depth",
+    "FineTuning",
+    "reinitialise",
+    "fine_tune",
+    "classify",
+    "fine_tuning_by_share",
 ]

@@ -1,0 +1,187 @@
+"""Fine-tuning all weights on few or many labels, whole or with some blocks made new."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from timm.models import named_apply
+from timm.models.vision_transformer import init_weights_vit_timm
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
+from nbhelpers.probes.features import batches
+from nbhelpers.probes.rows import accuracy, identity, labels_of
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The recipe; `steps` are the same whatever the number of labels, so that few labels do not undertrain.
+
+    `layer_decay` multiplies the learning rate from each layer to the one below it; `warmup` is a share of
+    the steps.
+    """
+
+    steps: int = 500
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    clip: float = 5.0
+
+
+def shift_and_flip(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """Shift each image `B C H W` by up to `largest` px, repeating its edge, and mirror half of them.
+
+    >>> image = torch.tensor([[[[1, 2, 3]]]])
+    >>> mirrored_or_not = shift_and_flip(image, 0, torch.Generator()).flatten().tolist()
+    >>> mirrored_or_not in ([1, 2, 3], [3, 2, 1])
+    True
+    """
+    batch, _, height, width = images.shape
+    shift = torch.randint(-largest, largest + 1, (2, batch, 1), generator=generator)
+    mirror = torch.rand(batch, 1, generator=generator) < 0.5
+    rows = (torch.arange(height) + shift[0]).clamp(0, height - 1)
+    columns = (torch.arange(width) + shift[1]).clamp(0, width - 1)
+    columns = torch.where(mirror, width - 1 - columns, columns)
+    which = torch.arange(batch)[:, None, None]
+    return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def reinitialise(encoder: Encoder, first: int = 0, last: int = 0, seed: int = 0) -> None:
+    """Give the first and last so many blocks of the encoder new weights, as timm initialises ViT blocks.
+
+    Raises:
+        ValueError: for more blocks than there are, or weights that no layer's initialisation reaches.
+    """
+    if min(first, last) < 0 or first + last > encoder.depth:
+        raise ValueError(f"cannot re-initialise first={first} and last={last} of {encoder.depth} blocks")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for block in [*encoder.blocks[:first], *encoder.blocks[encoder.depth - last :]]:
+            owners = [part for part in block.modules() if list(part.parameters(recurse=False))]
+            if bare := {type(part).__name__ for part in owners if not hasattr(part, "reset_parameters")}:
+                raise ValueError(f"{encoder.name}: no known initialisation for {', '.join(sorted(bare))}")
+            named_apply(init_weights_vit_timm, block)
+
+
+def fine_tune(
+    encoder: Encoder,
+    images: ImageSource,
+    label: str,
+    recipe: FineTuning = FineTuning(),
+    first: int = 0,
+    last: int = 0,
+    seed: int = 0,
+) -> Encoder:
+    """A fine-tuned copy of the encoder: linear head on mean-pooled patch tokens, every weight trained.
+
+    AdamW with layer-wise learning-rate decay, linear warm-up and cosine decay, label smoothing, images
+    shifted and mirrored; fixed positions are trained too. So many `first` and `last` blocks are re-initialised
+    before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed gives the same weights
+    on the same CPU.
+
+    Raises:
+        ValueError: for a module that is not a timm ViT, an unknown label, or as `reinitialise`.
+        FloatingPointError: where the loss is not finite.
+    """
+    labels = labels_of(images, label)
+    if not all(
+        hasattr(encoder.module, name) for name in ("reset_classifier", "forward_head", "group_matcher")
+    ):
+        raise ValueError(
+            f"{encoder.name}: only timm ViTs can be fine-tuned, not {type(encoder.module).__name__}"
+        )
+    tuned = replace(encoder, module=copy.deepcopy(encoder.module), name=f"{encoder.name}+{label}")
+    reinitialise(tuned, first, last, seed)
+    module, device = tuned.module, tuned.device
+    module.reset_classifier(len(images.classes[label]), global_pool="avg")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nn.init.trunc_normal_(module.head.weight, std=2e-5)
+    nn.init.zeros_(module.head.bias)
+    module.to(device).requires_grad_(True).train()
+    optimizer = create_optimizer_v2(
+        module,
+        opt="adamw",
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=1,
+        warmup_epochs=recipe.warmup,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=recipe.steps,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    drawn = recipe.steps * recipe.batch_size
+    epochs = [torch.randperm(len(images), generator=generator) for _ in range(-(-drawn // len(images)))]
+    order = torch.cat(epochs)[:drawn].view(recipe.steps, recipe.batch_size)
+    for step, rows in enumerate(tqdm(order, desc=f"fine-tuning {encoder.name}", leave=False)):
+        schedule.step_update(step)
+        x = images.batch(rows)
+        x = tuned.preprocess(shift_and_flip(x, x.shape[-1] // 8, generator))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = F.cross_entropy(module(x), labels[rows].to(device), label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+        optimizer.step()
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"{encoder.name}: the loss is not finite at step {step}; lower learning_rate"
+            )
+    module.requires_grad_(False).eval()
+    return tuned
+
+
+@torch.no_grad()
+def classify(tuned: Encoder, images: ImageSource | Tensor, batch_size: int = 256) -> Tensor:
+    """Most probable class `N` of images `N C H W` for an encoder that `fine_tune` returned."""
+    return torch.cat([tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches(images, batch_size)])
+
+
+def fine_tuning_by_share(
+    encoder: Encoder,
+    train: ImageSource,
+    test: ImageSource,
+    label: str,
+    shares: Sequence[float] = (0.01, 0.1, 1.0),
+    recipe: FineTuning = FineTuning(),
+    first: int = 0,
+    last: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Test accuracy after fine-tuning on a share of the labels, with Wilson's 95 % interval over test images.
+
+    A share below 1 draws equally many images of every class, the same for every encoder. `seed` is that of
+    the fine-tuning; the column `seed` is the encoder's.
+
+    Columns: `study model objective seed metric label share first last value low high images`; metric is
+    "fine_tuning".
+    Raises the errors of `fine_tune`, and ValueError for a share outside (0, 1] or without an image per class.
+    """
+    labels = labels_of(test, label)
+    rows = []
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"share {share} of the labels is not in (0, 1]")
+        per_class = round(share * len(train) / len(train.classes[label]))
+        part = train if share == 1 else train.balanced(per_class, label, seed)
+        predicted = classify(fine_tune(encoder, part, label, recipe, first, last, seed), test)
+        row = {"metric": "fine_tuning", "label": label, "share": share, "first": first, "last": last}
+        rows.append(identity(encoder, test) | row | accuracy(predicted, labels))
+    return pd.DataFrame(rows)

@@ -1,0 +1,101 @@
+"""Fine-tuning: learns, repeats itself, leaves the encoder alone; layer decay and new blocks."""
+
+import pytest
+import torch
+
+from nbhelpers.images.source import ArraySource
+from nbhelpers.probes import FineTuning, fine_tune, fine_tuning_by_share
+from nbhelpers.probes.finetune import classify, reinitialise, shift_and_flip
+
+SHORT = FineTuning(steps=40, batch_size=32, learning_rate=1e-2)
+
+
+def weights(encoder):
+    return {name: value.clone() for name, value in encoder.module.state_dict().items()}
+
+
+def test_learns_repeats_and_leaves_the_encoder_alone(encoder, colours):
+    train, test = colours(200, 0), colours(100, 1)
+    before = weights(encoder)
+    tuned = fine_tune(encoder, train, "colour", SHORT)
+    assert (classify(tuned, test) == test.labels["colour"]).float().mean() > 0.97
+    assert all(torch.equal(before[name], value) for name, value in weights(encoder).items())
+    assert not encoder.module.training and not any(p.requires_grad for p in tuned.module.parameters())
+    again = fine_tune(encoder, train, "colour", SHORT)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(tuned).items())
+    other = fine_tune(encoder, train, "colour", SHORT, seed=1)
+    assert not torch.equal(other.module.head.weight, tuned.module.head.weight)
+
+
+def test_layer_decay_slows_the_lower_layers(encoder, colours):
+    train = colours(64, 0)
+    frozen = FineTuning(steps=3, batch_size=16, layer_decay=1e-9)
+    before, after = weights(encoder), weights(fine_tune(encoder, train, "colour", frozen))
+    moved = {name: not torch.allclose(before[name], after[name], atol=1e-7, rtol=0) for name in before}
+    assert not any(value for name, value in moved.items() if not name.startswith(("norm", "head")))
+    assert after["head.weight"].abs().max() > 1e-4
+
+
+def test_reinitialise(encoder):
+    before = weights(encoder)
+    with torch.no_grad():
+        for block in encoder.blocks:
+            block.norm1.weight += 1
+            block.attn.qkv.bias += 1
+    trained = weights(encoder)
+    reinitialise(encoder, last=1, seed=3)
+    after = weights(encoder)
+    assert all(torch.equal(trained[name], after[name]) for name in trained if not name.startswith("blocks.1"))
+    assert (
+        torch.equal(after["blocks.1.norm1.weight"], torch.ones(8))
+        and not after["blocks.1.attn.qkv.bias"].any()
+    )
+    assert not torch.equal(after["blocks.1.mlp.fc1.weight"], before["blocks.1.mlp.fc1.weight"])
+    assert after["blocks.1.mlp.fc1.weight"].std() == pytest.approx(0.02, rel=0.15)
+    with pytest.raises(ValueError, match="first=2 and last=1 of 2 blocks"):
+        reinitialise(encoder, 2, 1)
+    encoder.blocks[0].extra = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="no known initialisation for Block"):
+        reinitialise(encoder, 1)
+
+
+def test_shift_and_flip_by_loops():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 5, 7), generator=generator, dtype=torch.uint8)
+    result = shift_and_flip(images, 2, generator)
+    seen = set()
+    for image, view in zip(images, result, strict=True):
+        found = []
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                rows = [min(max(y + dy, 0), 4) for y in range(5)]
+                columns = [min(max(x + dx, 0), 6) for x in range(7)]
+                moved = image[:, rows][:, :, columns]
+                found += [(dy, dx, m) for m, v in enumerate((moved, moved.flip(2))) if torch.equal(v, view)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) > 3
+
+
+def test_by_share(encoder, colours):
+    train, test = colours(300, 0), colours(100, 1)
+    frame = fine_tuning_by_share(encoder, train, test, "colour", (0.02, 1.0), SHORT, last=1)
+    assert frame.share.tolist() == [0.02, 1.0] and (frame["last"] == 1).all() and (frame.images == 100).all()
+    assert frame.value[1] > 0.97
+    noise = fine_tuning_by_share(encoder, train, test, "coin", (1.0,), FineTuning(steps=10, batch_size=32))
+    assert noise.low[0] < 0.5 < noise.high[0]
+
+
+def test_errors(encoder, colours):
+    source = colours(30, 0)
+    with pytest.raises(ValueError, match=r"share 0 of the labels is not in \(0, 1\]"):
+        fine_tuning_by_share(encoder, source, source, "colour", (0,))
+    with pytest.raises(ValueError, match="has no label 'class'"):
+        fine_tune(encoder, source, "class", SHORT)
+    with pytest.raises(ValueError, match="cannot draw 0 of them"):
+        fine_tuning_by_share(encoder, source, source, "colour", (0.01,), SHORT)
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        fine_tune(encoder, source, "colour", FineTuning(steps=30, batch_size=8, learning_rate=1e30, warmup=0))
+    encoder.module = torch.nn.Identity()
+    with pytest.raises(ValueError, match="only timm ViTs can be fine-tuned, not Identity"):
+        fine_tune(encoder, ArraySource("x", source.images, source.labels, source.classes), "colour")
