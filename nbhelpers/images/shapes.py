@@ -1,0 +1,276 @@
+"""`shapes`: generated 32 px images of one object, whose shape and texture are independent labels.
+
+Every image is a function of (split, index) alone: images are made in blocks of `BLOCK`, and each block has
+its own random stream, so that neither the batch size nor the order in which they are asked for matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+from tqdm.auto import tqdm
+
+from nbhelpers.files import atomic_path, cache_dir
+from nbhelpers.images.source import ArraySource
+
+SIZE = 32
+SUPERSAMPLING = 2
+BLOCK = 250
+SHAPES = ("disc", "triangle", "square", "star", "cross", "ring", "crescent", "bar", "gear", "heart")
+TEXTURES = (
+    "stripes",
+    "checks",
+    "dots",
+    "zigzag",
+    "rings",
+    "1/f noise",
+    "white noise",
+    "bricks",
+    "crosshatch",
+    "plain",
+)
+SPLITS = {"train": 100_000, "val": 5_000, "test": 10_000}
+_SEEDS = {"train": 1, "val": 2, "test": 3}
+# Mean and standard deviation of the training split, per channel, on the scale 0..1.
+MEAN = (0.4999, 0.4992, 0.4996)
+STD = (0.1971, 0.1971, 0.1971)
+
+
+def shape_distance(x: Tensor, y: Tensor, shape: str) -> Tensor:
+    """Signed distance (negative inside) from points to the outline of a silhouette.
+
+    Coordinates are in units of the object's radius, y downwards; `x`, `y` and the result share any shape.
+    Away from the outline some silhouettes give a bound of the distance, which anti-aliasing does not notice.
+
+    Raises:
+        ValueError: for a shape that is not in `SHAPES`.
+
+    >>> shape_distance(torch.tensor([0.0]), torch.tensor([0.0]), "square")
+    tensor([-0.7500])
+    """
+    radius = torch.hypot(x, y)
+    if shape == "disc":
+        return radius - 0.85
+    if shape == "triangle":
+        edges = [math.pi / 2 + 2 * math.pi * k / 3 for k in range(3)]
+        return torch.stack([x * math.cos(a) + y * math.sin(a) for a in edges]).amax(0) - 0.5
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.75
+    if shape == "star":
+        return _star(x, y, points=5, inner=0.42)
+    if shape == "cross":
+        upright = torch.maximum(x.abs() - 0.3, y.abs() - 0.95)
+        across = torch.maximum(x.abs() - 0.95, y.abs() - 0.3)
+        return torch.minimum(upright, across)
+    if shape == "ring":
+        return (radius - 0.7).abs() - 0.22
+    if shape == "crescent":
+        return torch.maximum(radius - 0.95, 0.75 - torch.hypot(x - 0.45, y))
+    if shape == "bar":
+        return torch.maximum(x.abs() - 0.33, y.abs() - 1.0)
+    if shape == "gear":
+        return radius - (0.78 + 0.17 * torch.tanh(4 * torch.cos(8 * torch.atan2(y, x))))
+    if shape == "heart":
+        return _heart(x, y)
+    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+
+
+def _star(x: Tensor, y: Tensor, points: int, inner: float) -> Tensor:
+    """Distance to the line from an outer to an inner corner, after folding all sectors onto one."""
+    sector = math.pi / points
+    angle = torch.atan2(x, -y)
+    folded = (torch.remainder(angle + sector, 2 * sector) - sector).abs()
+    radius = torch.hypot(x, y)
+    px, py = radius * torch.cos(folded), radius * torch.sin(folded)
+    ex, ey = inner * math.cos(sector) - 1.0, inner * math.sin(sector)
+    return (ey * (px - 1.0) - ex * py) / math.hypot(ex, ey)
+
+
+def _heart(x: Tensor, y: Tensor) -> Tensor:
+    """Distance to a heart built of two half discs and a square corner (after I. Quilez's construction)."""
+    px, py = x.abs() / 1.6, 0.62 - y / 1.6
+    lobe = torch.hypot(px - 0.25, py - 0.75) - math.sqrt(2) / 4
+    edge = 0.5 * (px + py).clamp(min=0)
+    corner = torch.minimum(torch.hypot(px, py - 1), torch.hypot(px - edge, py - edge)) * torch.sign(px - py)
+    return 1.6 * torch.where(py + px > 1, lobe, corner)
+
+
+def texture_field(u: Tensor, v: Tensor, texture: str, generator: torch.Generator) -> Tensor:
+    """Pattern value in 0..1 at points given in wavelengths of the texture; `u`, `v` and result `B H W`.
+
+    The two noises draw from `generator` and do not look at the coordinates.
+
+    Raises:
+        ValueError: for a texture that is not in `TEXTURES`.
+
+    >>> u, v = torch.tensor([[[0.25]]]), torch.zeros(1, 1, 1)
+    >>> texture_field(u, v, "stripes", torch.Generator()).round(decimals=2)  # the crest of a sine
+    tensor([[[1.]]])
+    """
+    if texture == "stripes":
+        wave = torch.sin(2 * math.pi * u)
+    elif texture == "checks":
+        wave = 2 * torch.sin(math.pi * u) * torch.sin(math.pi * v)
+    elif texture == "dots":
+        wave = 6 * (0.32 - torch.hypot(_cell(u), _cell(v)))
+    elif texture == "zigzag":
+        wave = torch.sin(2 * math.pi * (u + 0.8 * _cell(0.5 * v).abs()))
+    elif texture == "rings":
+        wave = torch.sin(2 * math.pi * torch.hypot(u, v))
+    elif texture == "1/f noise":
+        return _standardised(pink_noise(*u.shape, exponent=1.0, generator=generator))
+    elif texture == "white noise":
+        pixels = torch.rand(u.shape[0], 1, SIZE, SIZE, generator=generator)
+        return interpolate(pixels, size=u.shape[-2:], mode="nearest")[:, 0]
+    elif texture == "bricks":
+        row = torch.floor(v)
+        joint = torch.minimum(0.5 - _cell(v).abs(), 2 * (0.5 - _cell(0.5 * u + 0.5 * (row % 2)).abs()))
+        wave = 8 * (joint - 0.14)
+    elif texture == "crosshatch":
+        lines = torch.minimum(_cell(0.7 * (u + v)).abs(), _cell(0.7 * (u - v)).abs())
+        wave = 9 * (0.13 - lines)
+    elif texture == "plain":
+        return (0.5 + 0.12 * v).clamp(0, 1)
+    else:
+        raise ValueError(f"unknown texture {texture!r}; known: {', '.join(TEXTURES)}")
+    return 0.5 + 0.5 * torch.tanh(2.5 * wave) / math.tanh(2.5)
+
+
+def _cell(t: Tensor) -> Tensor:
+    """Signed distance to the nearest whole number, -0.5..0.5."""
+    return t - torch.round(t)
+
+
+def pink_noise(batch: int, height: int, width: int, exponent: float, generator: torch.Generator) -> Tensor:
+    """Gaussian fields `B H W` whose amplitude falls as 1 / frequency**exponent, mean 0 and deviation 1.
+
+    >>> field = pink_noise(2, 8, 8, 1.0, torch.Generator().manual_seed(0))
+    >>> tuple(field.shape), bool(field.mean((1, 2)).abs().max() < 1e-6)
+    ((2, 8, 8), True)
+    """
+    spectrum = torch.fft.rfft2(torch.randn(batch, height, width, generator=generator))
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    frequency[0, 0] = math.inf
+    field = torch.fft.irfft2(spectrum / frequency**exponent, s=(height, width))
+    return field / field.std((1, 2), keepdim=True)
+
+
+def _standardised(field: Tensor) -> Tensor:
+    return (0.5 + 0.25 * field).clamp(0, 1)
+
+
+def generate_block(split: str, block: int) -> dict[str, Tensor]:
+    """The images of one block: `image` uint8 B 3 32 32, `shape` and `texture` int64 B, `mask` bool B 32 32.
+
+    A pixel belongs to the mask where the object covers at least half of it.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * _SEEDS[split] + block)
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(BLOCK, *size, generator=generator)
+
+    shape = torch.randint(len(SHAPES), (BLOCK,), generator=generator)
+    texture = torch.randint(len(TEXTURES), (BLOCK,), generator=generator)
+    centre, angle = uniform(-3, 3, 2, 1, 1), uniform(-0.3, 0.3, 1, 1)
+    radius, aspect = uniform(10, 14, 1, 1), uniform(0.85, 1.18, 1, 1)
+    wavelength, turn, phase = uniform(4.5, 7, 1, 1), uniform(-0.3, 0.3, 1, 1), uniform(0, 1, 2, 1, 1)
+    side = SIZE * SUPERSAMPLING
+    ticks = (torch.arange(side) + 0.5) / SUPERSAMPLING - SIZE / 2
+    y, x = (t - c for t, c in zip(torch.meshgrid(ticks, ticks, indexing="ij"), centre.unbind(1), strict=True))
+    u, v = _rotate(x, y, angle)
+    u, v = u / (radius * aspect.sqrt()), v / (radius / aspect.sqrt())
+    s, t = _rotate(x, y, angle + turn)
+    s, t = s / wavelength, t / wavelength
+    # Rings are centred on the object; every other pattern starts anywhere.
+    free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
+    s, t = s + free * phase[:, 0], t + free * phase[:, 1]
+
+    coverage, pattern = torch.empty(BLOCK, side, side), torch.empty(BLOCK, side, side)
+    for index, name in enumerate(SHAPES):
+        chosen = shape == index
+        distance = shape_distance(u[chosen], v[chosen], name) * radius[chosen] * SUPERSAMPLING
+        coverage[chosen] = (0.5 - distance).clamp(0, 1)
+    for index, name in enumerate(TEXTURES):
+        chosen = texture == index
+        if chosen.any():
+            pattern[chosen] = texture_field(s[chosen], t[chosen], name, generator)
+
+    dark, light = _colour_pair(uniform)
+    paint = dark + (light - dark) * pattern[:, None]
+    field = pink_noise(3 * BLOCK, SIZE, SIZE, exponent=1.2, generator=generator).view(BLOCK, 3, SIZE, SIZE)
+    ground = uniform(0.2, 0.8, 3, 1, 1) + uniform(0.03, 0.08, 1, 1, 1) * field
+    covered = avg_pool2d(coverage[:, None], SUPERSAMPLING)
+    image = avg_pool2d(paint * coverage[:, None], SUPERSAMPLING) + ground * (1 - covered)
+    image = image + 0.02 * torch.randn(image.shape, generator=generator)
+    return {
+        "image": (255 * image).round().clamp(0, 255).to(torch.uint8),
+        "shape": shape,
+        "texture": texture,
+        "mask": covered[:, 0] >= 0.5,
+    }
+
+
+def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    return x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
+
+
+def _colour_pair(uniform) -> tuple[Tensor, Tensor]:
+    """Two colours `B 3 1 1` each, at least 0.45 apart in every image's mean brightness."""
+    middle, half = uniform(0.35, 0.65, 1, 1, 1), uniform(0.24, 0.34, 1, 1, 1)
+    tint_dark, tint_light = uniform(-0.25, 0.25, 3, 1, 1), uniform(-0.25, 0.25, 3, 1, 1)
+    tint_dark, tint_light = (tint - tint.mean(1, keepdim=True) for tint in (tint_dark, tint_light))
+    return (middle - half + tint_dark).clamp(0, 1), (middle + half + tint_light).clamp(0, 1)
+
+
+def generate(split: str, start: int, stop: int) -> dict[str, Tensor]:
+    """Images `start` to `stop` of a split, as `generate_block` gives them, whatever the range."""
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    show = len(blocks) > 40
+    made = [generate_block(split, block) for block in tqdm(blocks, desc=f"shapes/{split}", disable=not show)]
+    first = blocks.start * BLOCK
+    return {
+        name: torch.cat([block[name] for block in made])[start - first : stop - first] for name in made[0]
+    }
+
+
+def _fingerprint(split: str) -> str:
+    """Hash of the first block: a changed generator never meets images that an older one left in the cache."""
+    first = generate_block(split, 0)
+    digest = hashlib.sha256()
+    for name in sorted(first):
+        digest.update(first[name].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def shapes(split: str = "test") -> ArraySource:
+    """The generated images of a split: "train" (100,000), "val" (5,000) or "test" (10,000).
+
+    Made once (about a minute for "train") and kept in the cache folder. Labels "shape" and "texture" are
+    drawn independently; `masks` are the objects.
+
+    Raises:
+        ValueError: for another split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"shapes has no split {split!r}; there are {', '.join(SPLITS)}")
+    fingerprint = _fingerprint(split)
+    path = cache_dir() / "images" / f"shapes-{split}-{fingerprint}.safetensors"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            save_file(generate(split, 0, SPLITS[split]), temporary)
+    data = load_file(path)
+    return ArraySource(
+        name=f"shapes/{split}",
+        images=data["image"],
+        labels={"shape": data["shape"], "texture": data["texture"]},
+        classes={"shape": SHAPES, "texture": TEXTURES},
+        masks=data["mask"],
+        mean=MEAN,
+        std=STD,
+        fingerprint=fingerprint,
+    )

@@ -1,0 +1,83 @@
+"""Pre-training of the book's own encoders: contrastive learning and masked image modelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nbhelpers import images
+from nbhelpers.files import cache_dir
+from nbhelpers.models import save_encoder, wrap
+from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, recipe
+from nbhelpers.pretrain.trainer import Trainer
+from nbhelpers.probes.knn import knn_by_depth
+
+__all__ = ["RECIPES", "Recipe", "Trainer", "pretrain", "recipe", "trained_name"]
+
+SOURCES = {"shapes": images.shapes, "cifar10": images.cifar10}
+KNN_TRAIN, KNN_TEST = 10_000, 2_000
+
+
+def trained_name(recipe: Recipe, study: str) -> str:
+    """What the encoder is called: "shapes.cl", and "shapes.cl.s1" for another seed than 0.
+
+    >>> trained_name(recipe("shapes", "cl"), "shapes")
+    'shapes.cl'
+    """
+    return f"{study}.{recipe.objective}" + (f".s{recipe.seed}" if recipe.seed else "")
+
+
+def pretrain(
+    recipe: Recipe,
+    study: str,
+    device: str = "cpu",
+    stop_after: float | None = None,
+    folder: Path | None = None,
+) -> bool:
+    """Train a recipe on a study's training images; when done, put the encoder into `data/encoders`.
+
+    Args:
+        recipe: see `nbhelpers.pretrain.recipe`.
+        study: "shapes" or "cifar10".
+        device: as torch names it.
+        stop_after: seconds after which to stop cleanly; the same call resumes.
+        folder: where the encoder goes, default `data/encoders`.
+
+    Returns:
+        Whether training is finished.
+    """
+    name = trained_name(recipe, study)
+    train, val = SOURCES[study]("train"), SOURCES[study]("val")
+    trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device)
+    if not trainer.done and not trainer.run(stop_after):
+        return False
+    encoder = trainer.objective.encoder.cpu()
+    architecture = {
+        "width": recipe.width,
+        "depth": recipe.depth,
+        "heads": recipe.heads,
+        "image_size": train[0].shape[-1],
+        "patch_size": recipe.patch_size,
+    }
+    row = {
+        "study": study,
+        "objective": LABELS[recipe.objective],
+        "seed": recipe.seed,
+        "architecture": architecture,
+        "mean": [round(value, 6) for value in train.mean],
+        "std": [round(value, 6) for value in train.std],
+        "recipe": recipe.as_dict(),
+        "training_images": {"name": train.name, "origin": train.origin, "fingerprint": train.fingerprint},
+        "images_seen": recipe.steps * recipe.batch_size,
+        "wall_time_s": round(trainer.wall_time),
+        "device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "one CPU core",
+        "val_loss": round(trainer.rows[-1]["val_loss"], 5),
+    }
+    read = wrap(encoder, mean=row["mean"], std=row["std"], name=name, objective=row["objective"])
+    knn = knn_by_depth(read, train.subset(KNN_TRAIN), val.subset(KNN_TEST), list(train.labels))
+    row["knn_by_depth"] = {
+        label: [round(value, 4) for value in rows["value"]] for label, rows in knn.groupby("label")
+    }
+    save_encoder(encoder, name, row, folder)
+    return True

@@ -1,0 +1,143 @@
+"""Random views of whole batches as tensor operations: crop, flip, colour; no worker processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+# Rows: luma and the two chroma axes of the YIQ colour space; hue is an angle in the plane of the last two.
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a view; probabilities and ranges as in MoCo v3, section 4 and appendix.
+
+    `colour` is "none", "jitter" (brightness, contrast, saturation, hue; for photographs) or "orthogonal" (see
+    `orthogonal_colour`; for generated images, whose colours alone would give them away).
+    """
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    colour: Literal["none", "jitter", "orthogonal"] = "none"
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_probability: float = 0.8
+    grey_probability: float = 0.2
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view per image: uint8 or float `B C H W` -> float `B C H W` on the scale 0..1."""
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        views = random_resized_crop(images, self.crop_scale, self.crop_ratio, self.flip, generator)
+        if self.colour == "jitter":
+            views = colour_jitter(
+                views, self.jitter, self.jitter_probability, self.grey_probability, generator
+            )
+        elif self.colour == "orthogonal":
+            views = orthogonal_colour(views, generator)
+        return views
+
+
+def random_resized_crop(
+    images: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Crop a random box of each image and resize it to the full size, mirrored half of the time if `flip`.
+
+    The box's share of the area is uniform in `scale`, the logarithm of its aspect ratio uniform in `ratio`,
+    its place uniform among those inside the image. `B C H W` -> `B C H W`, bilinear.
+
+    >>> image = torch.rand(1, 3, 8, 8)
+    >>> whole = random_resized_crop(image, (1, 1), (1, 1), False, torch.Generator())
+    >>> torch.allclose(whole, image, atol=1e-5)
+    True
+    """
+    batch, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, device=device, generator=generator)
+
+    area = uniform(*scale)
+    aspect = uniform(math.log(ratio[0]), math.log(ratio[1])).exp()
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    left, top = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones(batch, device=device)
+    zero = torch.zeros_like(width)
+    theta = torch.stack([width * mirror, zero, left, zero, height, top], dim=1).view(batch, 2, 3)
+    grid = affine_grid(theta, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def colour_jitter(
+    images: Tensor,
+    strength: tuple[float, float, float, float],
+    probability: float,
+    grey_probability: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Random brightness, contrast, saturation and hue, then random greyscale; `B 3 H W` -> `B 3 H W` in 0..1.
+
+    All of it is one linear map of each image's colours, so one small matrix product does it. `strength` holds
+    the half-widths of the four ranges; hue in turns.
+
+    >>> grey = colour_jitter(torch.rand(1, 3, 4, 4), (0, 0, 0, 0), 1.0, 1.0, torch.Generator())
+    >>> bool((grey[:, 0] - grey[:, 2]).abs().max() < 1e-3)
+    True
+    """
+    batch, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, device=device, generator=generator)
+
+    on = (uniform(0, 1) < probability).float()
+    brightness, contrast, saturation = (1 + on * uniform(-s, s) for s in strength[:3])
+    turn = 2 * math.pi * on * uniform(-strength[3], strength[3])
+    saturation = saturation * (uniform(0, 1) >= grey_probability)
+    cos, sin, zero, one = torch.cos(turn), torch.sin(turn), torch.zeros_like(turn), torch.ones_like(turn)
+    chroma = [
+        one,
+        zero,
+        zero,
+        zero,
+        saturation * cos,
+        -saturation * sin,
+        zero,
+        saturation * sin,
+        saturation * cos,
+    ]
+    yiq = _YIQ.to(device)
+    matrix = torch.linalg.inv(yiq) @ torch.stack(chroma, 1).view(batch, 3, 3) @ yiq
+    gain = (brightness * contrast).view(-1, 1, 1)
+    luma = torch.einsum("c,bchw->b", yiq[0], images) / images[0, 0].numel()
+    offset = (brightness * (1 - contrast) * luma).view(-1, 1, 1, 1)
+    return (torch.einsum("bcd,bdhw->bchw", gain * matrix, images) + offset).clamp(0, 1)
+
+
+def orthogonal_colour(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate or mirror each image's colours about its mean colour, at random; `B 3 H W` -> `B 3 H W`.
+
+    The result is Q (x - mean) / deviation, with Q a uniformly random orthogonal 3 x 3 matrix, brought to a
+    random contrast and a random mean colour in the range of ordinary images. Nothing of an image's colours
+    survives but how they vary from place to place. Values may leave 0..1.
+
+    >>> view = orthogonal_colour(torch.rand(2, 3, 8, 8), torch.Generator().manual_seed(0))
+    >>> bool(view.std() > 0.1)
+    True
+    """
+    batch, device = len(images), images.device
+    gaussian = torch.randn(batch, 3, 3, device=device, generator=generator)
+    q, r = torch.linalg.qr(gaussian)
+    q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
+    centred = images - images.mean((2, 3), keepdim=True)
+    deviation = centred.pow(2).mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-3)
+    contrast = 0.12 + 0.1 * torch.rand(batch, 1, 1, 1, device=device, generator=generator)
+    mean = 0.3 + 0.4 * torch.rand(batch, 3, 1, 1, device=device, generator=generator)
+    return mean + contrast * torch.einsum("bcd,bdhw->bchw", q, centred / deviation)

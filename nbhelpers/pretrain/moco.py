@@ -1,0 +1,105 @@
+"""MoCo v3: contrastive learning of two views with a momentum encoder (Chen, Xie and He, ICCV 2021)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.objective import Objective
+
+
+def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    r"""Contrastive loss of one view's queries against the other view's keys.
+
+    .. math:: L = -\frac{2 T}{B} \sum_i \log \frac{\exp(q_i \cdot k_i / T)}{\sum_j \exp(q_i \cdot k_j / T)}
+
+    with unit vectors q and k. The factor 2 T makes gradients comparable between temperatures.
+
+    Args:
+        query: `B D`, any length.
+        key: `B D`, any length; the row of the same number is the positive.
+        temperature: T > 0.
+
+    Returns:
+        A scalar in nats times 2 T; 2 T log B when all keys look alike.
+
+    Source: MoCo v3, algorithm 1 and section 3.
+
+    >>> same = torch.ones(4, 2)
+    >>> round(float(info_nce(same, same, temperature=0.5)), 4)  # 2 * 0.5 * log 4
+    1.3863
+    """
+    if query.shape != key.shape or query.ndim != 2:
+        raise ValueError(f"query and key must both be B D; got {tuple(query.shape)} and {tuple(key.shape)}")
+    logits = normalize(query.float(), dim=1) @ normalize(key.float(), dim=1).T / temperature
+    return 2 * temperature * cross_entropy(logits, torch.arange(len(query), device=query.device))
+
+
+def cosine_momentum(base: float, progress: float) -> float:
+    """Momentum that rises from `base` to 1 on half a cosine: 1 - (1 - base) (cos(pi progress) + 1) / 2.
+
+    >>> cosine_momentum(0.9, 0.0), cosine_momentum(0.9, 0.5), cosine_momentum(0.9, 1.0)
+    (0.9, 0.95, 1.0)
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+
+
+def head(sizes: list[int]) -> nn.Sequential:
+    """MLP with batch norm after every layer, ReLU between layers; the last norm has no parameters."""
+    layers: list[nn.Module] = []
+    for index, (inner, outer) in enumerate(pairwise(sizes)):
+        last = index == len(sizes) - 2
+        layers += [nn.Linear(inner, outer, bias=False), nn.BatchNorm1d(outer, affine=not last)]
+        layers += [] if last else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class MoCo(Objective):
+    """Queries from encoder, projector and predictor; keys from the momentum encoder and its projector.
+
+    The patch embedding stays at its random initialisation (MoCo v3, section 5: it makes training stable).
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        hidden: int = 256,
+        dim: int = 128,
+    ) -> None:
+        super().__init__(encoder, mean, std)
+        self.augmentation, self.temperature, self.momentum = augmentation, temperature, momentum
+        self.projector = head([encoder.embed_dim, hidden, hidden, dim])
+        self.predictor = head([dim, hidden, dim])
+        encoder.patch_embed.requires_grad_(False)
+        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Symmetric InfoNCE of two views of uint8 images `B C H W`."""
+        views = torch.cat([self.normalise(self.augmentation(images, generator)) for _ in range(2)])
+        # No batch statistics in the encoder: both views pass it at once. The heads see one view at a time.
+        queries = [self.predictor(self.projector(z)) for z in self.encoder(views).chunk(2)]
+        with torch.no_grad():
+            keys = [self.momentum_projector(z) for z in self.momentum_encoder(views).chunk(2)]
+        return info_nce(queries[0], keys[1], self.temperature) + info_nce(
+            queries[1], keys[0], self.temperature
+        )
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the momentum encoder and projector towards their trained twins."""
+        slow = [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()]
+        fast = [*self.encoder.parameters(), *self.projector.parameters()]
+        torch._foreach_lerp_(slow, fast, 1 - cosine_momentum(self.momentum, progress))

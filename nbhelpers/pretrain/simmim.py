@@ -1,0 +1,123 @@
+"""SimMIM: predict the pixels of masked squares with a linear decoder (Xie et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.objective import Objective
+
+
+def block_mask(
+    batch: int,
+    grid: tuple[int, int],
+    unit: int,
+    ratio: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Masks made of squares of `unit` x `unit` patches; bool `B rows columns`, true where masked.
+
+    Every mask hides ceil(ratio x number of squares) squares, chosen uniformly.
+
+    Raises:
+        ValueError: if the squares do not tile the grid.
+
+    Source: SimMIM, section 3.2 and figure 2 (patch-aligned random masking).
+
+    >>> block_mask(1, (4, 4), 2, 0.5, torch.Generator().manual_seed(0)).sum()  # 2 squares of 4 patches
+    tensor(8)
+    """
+    rows, columns = grid
+    if rows % unit or columns % unit:
+        raise ValueError(
+            f"squares of {unit} x {unit} patches do not tile a grid of {rows} x {columns} patches"
+        )
+    squares = (rows // unit) * (columns // unit)
+    order = torch.rand(batch, squares, generator=generator, device=device).argsort(dim=1)
+    masked = (order < math.ceil(ratio * squares)).view(batch, rows // unit, columns // unit)
+    return masked.repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+
+
+def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    r"""Mean absolute error over the pixels of masked patches only.
+
+    .. math:: L = \frac{\sum_{b,n} m_{bn} \sum_d |\hat x_{bnd} - x_{bnd}|}{D \sum_{b,n} m_{bn}}
+
+    Args:
+        prediction: `B N D`, D the pixel values of a patch.
+        target: `B N D`.
+        mask: bool `B N`, true where masked.
+
+    Returns:
+        A scalar in units of the target (standard deviations of the data set's pixels in training).
+
+    Raises:
+        ValueError: if nothing is masked, or shapes differ.
+
+    Source: SimMIM, equation 1.
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> float(masked_l1(torch.zeros(1, 2, 3), torch.tensor([[[1.0, 2.0, 3.0], [9.0, 9.0, 9.0]]]), mask))
+    2.0
+    """
+    if prediction.shape != target.shape or mask.shape != target.shape[:2]:
+        shapes = [tuple(t.shape) for t in (prediction, target, mask)]
+        raise ValueError(f"need prediction and target B N D and mask B N; got {shapes}")
+    if not mask.any():
+        raise ValueError("no patch is masked, so the loss is undefined")
+    weight = mask.float()
+    error = (prediction.float() - target.float()).abs().mean(-1)
+    return (error * weight).sum() / weight.sum()
+
+
+def patches(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images `B C H W` into their patches `B N D`, D = (row, column, channel) of a patch's pixels.
+
+    >>> patches(torch.arange(4.0).view(1, 1, 2, 2), 1).flatten()
+    tensor([0., 1., 2., 3.])
+    """
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+class SimMIM(Objective):
+    """A learned token replaces masked patches before the positions are added; all tokens are encoded."""
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        mask_ratio: float = 0.6,
+        mask_unit: int = 2,
+    ) -> None:
+        super().__init__(encoder, mean, std)
+        self.augmentation, self.mask_ratio, self.mask_unit = augmentation, mask_ratio, mask_unit
+        self.patch_size = encoder.patch_embed.patch_size[0]
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
+        self.decoder = nn.Linear(encoder.embed_dim, 3 * self.patch_size**2)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.decoder.weight, std=0.02)
+        nn.init.zeros_(self.decoder.bias)
+
+    def reconstruct(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Predicted pixels `B N D` of normalised images `B C H W`, patches in `mask` (bool `B N`) hidden."""
+        tokens = self.encoder.patch_embed(images)
+        tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
+        tokens = self.encoder.norm(self.encoder.blocks(self.encoder._pos_embed(tokens)))
+        return self.decoder(tokens[:, self.encoder.num_prefix_tokens :])
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """L1 loss on the masked pixels of uint8 images `B C H W`."""
+        images = self.normalise(self.augmentation(images, generator))
+        grid = self.encoder.patch_embed.grid_size
+        mask = block_mask(
+            len(images), grid, self.mask_unit, self.mask_ratio, generator, images.device
+        ).flatten(1)
+        return masked_l1(self.reconstruct(images, mask), patches(images, self.patch_size), mask)

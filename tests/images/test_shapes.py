@@ -1,0 +1,100 @@
+"""Generated images: the same whatever the batch, independent labels, masks that fit."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from nbhelpers.images.shapes import (
+    BLOCK,
+    SHAPES,
+    TEXTURES,
+    generate,
+    pink_noise,
+    shape_distance,
+    texture_field,
+)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return generate("val", 0, 4 * BLOCK)
+
+
+def test_an_image_is_the_same_whatever_the_range(made):
+    part = generate("val", BLOCK - 7, BLOCK + 5)
+    for name, value in part.items():
+        assert torch.equal(value, made[name][BLOCK - 7 : BLOCK + 5])
+
+
+def test_splits_differ(made):
+    assert not torch.equal(generate("test", 0, 8)["image"], made["image"][:8])
+
+
+def test_shape_and_texture_are_independent_labels(made):
+    table = torch.zeros(len(SHAPES), len(TEXTURES))
+    table.index_put_((made["shape"], made["texture"]), torch.ones(len(made["shape"])), accumulate=True)
+    expected = table.sum(1, keepdim=True) * table.sum(0) / table.sum()
+    chi2 = ((table - expected) ** 2 / expected).sum()
+    assert chi2 < 126  # 99.9 % point of chi-squared with 81 degrees of freedom
+    assert table.min() > 0
+
+
+def test_images_are_bytes_with_an_object_of_fair_size(made):
+    assert made["image"].dtype == torch.uint8
+    assert made["image"].shape == (4 * BLOCK, 3, 32, 32)
+    share = made["mask"].float().mean((1, 2))
+    assert share.min() > 0.05
+    assert share.max() < 0.6
+
+
+def test_the_object_stands_out_from_its_ground(made):
+    stripes = made["texture"] == TEXTURES.index("stripes")
+    image = made["image"][stripes].float().mean(1)
+    mask = made["mask"][stripes]
+    inside = torch.stack([i[m].std() for i, m in zip(image, mask, strict=True)])
+    outside = torch.stack([i[~m].std() for i, m in zip(image, mask, strict=True)])
+    assert (inside > 2 * outside).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silhouettes_are_inside_near_their_middle_and_outside_far_away(shape):
+    far = shape_distance(torch.tensor([3.0, -3.0]), torch.tensor([3.0, 3.0]), shape)
+    ticks = torch.linspace(-1.3, 1.3, 261)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    inside = (shape_distance(x, y, shape) < 0).float()
+    assert bool((far > 0).all())
+    assert 0.1 < inside.mean() < 0.5
+    assert inside[0].sum() + inside[-1].sum() + inside[:, 0].sum() + inside[:, -1].sum() == 0
+
+
+def test_silhouettes_of_known_area():
+    ticks = torch.linspace(-1, 1, 801)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    areas = {s: 4 * (shape_distance(x, y, s) < 0).double().mean().item() for s in ("disc", "square", "ring")}
+    assert areas["disc"] == pytest.approx(torch.pi * 0.85**2, rel=0.01)
+    assert areas["square"] == pytest.approx(1.5**2, rel=0.01)
+    assert areas["ring"] == pytest.approx(torch.pi * (0.92**2 - 0.48**2), rel=0.01)
+
+
+@pytest.mark.parametrize("texture", TEXTURES)
+def test_textures_stay_in_range_and_vary(texture):
+    ticks = torch.linspace(-4, 4, 64)
+    v, u = (t[None] for t in torch.meshgrid(ticks, ticks, indexing="ij"))
+    field = texture_field(u, v, texture, torch.Generator().manual_seed(0))
+    assert field.shape == (1, 64, 64)
+    assert -0.02 <= field.min()
+    assert field.max() <= 1.02
+    assert field.std() > 0.1
+
+
+def test_pink_noise_has_amplitude_one_over_frequency():
+    field = pink_noise(512, 32, 32, 1.0, torch.Generator().manual_seed(0))
+    power = torch.fft.fft2(field).abs().pow(2).mean(0)[0]
+    assert_close(power[2] / power[8], torch.tensor(16.0), rtol=0.15, atol=0)
+
+
+def test_unknown_names_are_answered_with_the_known():
+    with pytest.raises(ValueError, match="disc, triangle"):
+        shape_distance(torch.zeros(1), torch.zeros(1), "banana")
+    with pytest.raises(ValueError, match="stripes, checks"):
+        texture_field(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), "silk", torch.Generator())
