@@ -87,9 +87,9 @@ def fine_tune(
     """A fine-tuned copy of the encoder: linear head on mean-pooled patch tokens, every weight trained.
 
     AdamW with layer-wise learning-rate decay, linear warm-up and cosine decay, label smoothing, images
-    shifted and mirrored; fixed positions are trained too. So many `first` and `last` blocks are re-initialised
-    before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed gives the same weights
-    on the same CPU.
+    shifted and mirrored; fixed positions are trained too. So many `first` and `last` blocks are made new
+    before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed gives the same
+    weights on the same CPU.
 
     Raises:
         ValueError: for a module that is not a timm ViT, an unknown label, or as `reinitialise`.
