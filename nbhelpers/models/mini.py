@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Give every image its own zero: per-channel mean 0, deviation over all its pixels and channels 1.
+
+    Float `B C H W` -> `B C H W`; a constant image becomes 0. Doing it twice changes nothing.
+
+    >>> standardise(torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)).flatten()
+    tensor([-1.,  1.])
+    """
+    centred = images - images.mean((2, 3), keepdim=True)
+    return centred / centred.pow(2).mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-3)
+
+
+class StandardisedPatchEmbed(PatchEmbed):
+    """timm's patch embedding of images that are standardised one by one first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `B C H W` -> tokens `B N D`."""
+        return super().forward(standardise(x))
 
 
 def mini_vit(
-    width: int = 64, depth: int = 8, heads: int = 4, image_size: int = 32, patch_size: int = 4
+    width: int = 64,
+    depth: int = 8,
+    heads: int = 4,
+    image_size: int = 32,
+    patch_size: int = 4,
+    standardised: bool = False,
 ) -> VisionTransformer:
     """A timm `VisionTransformer` with a class token and fixed 2-D sin-cos positions.
 
-    Weights are drawn from a truncated normal of standard deviation 0.02 with torch's global generator;
-    the position embedding is a buffer-like parameter that never gets a gradient (MoCo v3, section 4).
+    Weights are drawn from a truncated normal of standard deviation 0.02 with torch's global generator; the
+    position embedding never gets a gradient (MoCo v3, section 4). `standardised` encoders see every image
+    with mean 0 and deviation 1, which suits generated images, whose colours and contrast mean nothing.
 
     >>> sum(p.numel() for p in mini_vit(width=64, depth=1).blocks.parameters())  # 12 D^2 + 13 D
     49984
@@ -26,11 +53,10 @@ def mini_vit(
         depth=depth,
         num_heads=heads,
         num_classes=0,
+        embed_layer=StandardisedPatchEmbed if standardised else PatchEmbed,
     )
-    grid = model.patch_embed.grid_size
-    positions = build_sincos2d_pos_embed(grid, width, interleave_sin_cos=False)
-    class_position = torch.zeros(1, width)
-    model.pos_embed = nn.Parameter(torch.cat([class_position, positions])[None], requires_grad=False)
+    positions = build_sincos2d_pos_embed(model.patch_embed.grid_size, width, interleave_sin_cos=False)
+    model.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, width), positions])[None], requires_grad=False)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -53,18 +53,11 @@ def pretrain(
     if not trainer.done and not trainer.run(stop_after):
         return False
     encoder = trainer.objective.encoder.cpu()
-    architecture = {
-        "width": recipe.width,
-        "depth": recipe.depth,
-        "heads": recipe.heads,
-        "image_size": train[0].shape[-1],
-        "patch_size": recipe.patch_size,
-    }
     row = {
         "study": study,
         "objective": LABELS[recipe.objective],
         "seed": recipe.seed,
-        "architecture": architecture,
+        "architecture": recipe.architecture | {"image_size": train[0].shape[-1]},
         "mean": [round(value, 6) for value in train.mean],
         "std": [round(value, 6) for value in train.std],
         "recipe": recipe.as_dict(),

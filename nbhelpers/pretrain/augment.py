@@ -124,20 +124,17 @@ def colour_jitter(
 def orthogonal_colour(images: Tensor, generator: torch.Generator) -> Tensor:
     """Rotate or mirror each image's colours about its mean colour, at random; `B 3 H W` -> `B 3 H W`.
 
-    The result is Q (x - mean) / deviation, with Q a uniformly random orthogonal 3 x 3 matrix, brought to a
-    random contrast and a random mean colour in the range of ordinary images. Nothing of an image's colours
-    survives but how they vary from place to place. Values may leave 0..1.
+    The result is mean + Q (x - mean), with Q a uniformly random orthogonal 3 x 3 matrix: distances between
+    the colours of an image stay, which colours they are does not. Values may leave 0..1.
 
-    >>> view = orthogonal_colour(torch.rand(2, 3, 8, 8), torch.Generator().manual_seed(0))
-    >>> bool(view.std() > 0.1)
+    >>> image = torch.rand(1, 3, 8, 8)
+    >>> view = orthogonal_colour(image, torch.Generator().manual_seed(0))
+    >>> torch.allclose(view.mean((2, 3)), image.mean((2, 3)), atol=1e-5)
     True
     """
     batch, device = len(images), images.device
     gaussian = torch.randn(batch, 3, 3, device=device, generator=generator)
     q, r = torch.linalg.qr(gaussian)
     q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
-    centred = images - images.mean((2, 3), keepdim=True)
-    deviation = centred.pow(2).mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-3)
-    contrast = 0.12 + 0.1 * torch.rand(batch, 1, 1, 1, device=device, generator=generator)
-    mean = 0.3 + 0.4 * torch.rand(batch, 3, 1, 1, device=device, generator=generator)
-    return mean + contrast * torch.einsum("bcd,bdhw->bchw", q, centred / deviation)
+    mean = images.mean((2, 3), keepdim=True)
+    return mean + torch.einsum("bcd,bdhw->bchw", q, images - mean)

@@ -6,6 +6,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from nbhelpers.models.mini import StandardisedPatchEmbed, standardise
+
 
 class Objective(nn.Module):
     """An encoder with what its training needs beside it; `forward` gives the loss of a batch.
@@ -23,7 +25,12 @@ class Objective(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Float `B C H W` on the scale 0..1 -> mean 0, deviation 1 over the training images."""
+        """Float `B C H W` on the scale 0..1 as the encoder sees it: mean 0, deviation 1.
+
+        That is over all training images, or over each image where the encoder standardises them one by one.
+        """
+        if isinstance(self.encoder.patch_embed, StandardisedPatchEmbed):
+            return standardise(images)
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:

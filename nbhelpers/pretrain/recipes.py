@@ -32,6 +32,7 @@ class Recipe:
     depth: int = 8
     heads: int = 4
     patch_size: int = 4
+    standardised: bool = False
     images: int = 256_000
     batch_size: int = 128
     learning_rate: float = 5e-3
@@ -44,6 +45,12 @@ class Recipe:
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.images // self.batch_size
+
+    @property
+    def architecture(self) -> dict[str, int | bool]:
+        """Arguments of `mini_vit`, without the image size."""
+        names = ("width", "depth", "heads", "patch_size", "standardised")
+        return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict:
         """Plain values, for the manifest."""
@@ -62,9 +69,11 @@ _CL = Recipe(
 )
 
 RECIPES: dict[str, Recipe] = {
-    # A mirrored or tightly cropped silhouette is still the same silhouette; colours would identify the image.
-    "shapes.cl": replace(_CL, augmentation=Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal")),
-    "shapes.mim": _MIM,
+    # Colours and contrast alone would identify a generated image, and CL would learn little else.
+    "shapes.cl": replace(
+        _CL, augmentation=Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal"), standardised=True
+    ),
+    "shapes.mim": replace(_MIM, standardised=True),
     "cifar10.cl": _CL,
     "cifar10.mim": _MIM,
 }

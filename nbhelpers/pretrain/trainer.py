@@ -125,7 +125,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             size = train[0].shape[-1]
-            encoder = mini_vit(recipe.width, recipe.depth, recipe.heads, size, recipe.patch_size)
+            encoder = mini_vit(**recipe.architecture, image_size=size)
             objective = build(recipe, encoder, train.mean, train.std)
         for module in objective.modules():
             if hasattr(module, "fused_attn"):

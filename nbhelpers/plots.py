@@ -1,0 +1,277 @@
+"""The book's one figure style: a tidy frame in, `Axes` out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from nbhelpers.models import Encoder
+from nbhelpers.results import COMPUTED, published
+from nbhelpers.study import TITLES, attention_maps
+
+# Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
+STYLES: dict[str, dict] = {
+    "CL": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "MIM": {"color": "#0072B2", "marker": "s", "linestyle": "-"},
+    "hybrid": {"color": "#009E73", "marker": "D", "linestyle": "-"},
+    "supervised": {"color": "#CC79A7", "marker": "^", "linestyle": "-"},
+    "random": {"color": "#777777", "marker": "x", "linestyle": ":"},
+}
+OTHER = {"color": "#222222", "marker": "v", "linestyle": "--"}
+LABELS = {
+    "attention_distance": "attention distance (px)",
+    "nmi": "normalised mutual information",
+    "attention_entropy": "attention entropy / log N",
+    "head_cosine": "cosine between heads",
+    "token_cosine": "cosine between tokens",
+    "common_update_share": "share of the update common to all tokens",
+    "token_effective_rank": "effective rank of an image's tokens",
+    "delta_log_amplitude": "Δ log amplitude",
+    "linear": "linear probe accuracy",
+    "knn": "k-NN accuracy",
+}
+
+
+def style() -> None:
+    """Make this the style of all figures that follow: vector graphics, white ground, no frame."""
+    set_matplotlib_formats("svg")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.2, 2.9),
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9.5,
+            "legend.frameon": False,
+            "legend.fontsize": 8.5,
+            "lines.markersize": 4.5,
+            "svg.hashsalt": "nbhelpers",  # the same figure gives the same file
+        }
+    )
+
+
+def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
+    """Display a figure with a text for readers who cannot see it, and close it.
+
+    Raises:
+        ValueError: without a text.
+    """
+    if not alt.strip():
+        raise ValueError("a figure needs an alternative text that says what it shows")
+    if not isinstance(figure, Figure):
+        figure = np.ravel(figure)[0].figure
+    display(figure, metadata={kind: {"alt": alt} for kind in ("image/svg+xml", "image/png")})
+    plt.close(figure)
+
+
+def panels(titles: Sequence[str], height: float = 2.9, **options) -> np.ndarray:
+    """A row of axes under their titles, one per study; `options` go to `plt.subplots`."""
+    width = 7.2 if len(titles) < 3 else 9.6
+    _, axes = plt.subplots(1, len(titles), figsize=(width, height), squeeze=False, **options)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title)
+    return axes[0]
+
+
+def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:
+    """Images `B C H W` (uint8) in rows of `columns`, a margin between them; `patch_size` draws the grid."""
+    ax = ax or plt.subplots(figsize=(7.2, 7.2))[1]
+    height, width = images.shape[-2:]
+    if patch_size:
+        images = images.clone()
+        images[:, :, ::patch_size] = images[:, :, ::patch_size] // 2
+        images[..., ::patch_size] = images[..., ::patch_size] // 2
+    sheet = make_grid(images, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0)
+    ax.imshow(sheet.to(torch.uint8), interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.cell = (height + 2, width + 2)
+    return ax
+
+
+def grid_labels(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> Axes:
+    """Write names beside the rows and above the columns of a `gallery`."""
+    height, width = ax.cell
+    ax.set_xticks([2 + width * (i + 0.5) for i in range(len(columns))], columns, rotation=45, ha="left")
+    ax.set_yticks([2 + height * (i + 0.5) for i in range(len(rows))], rows)
+    ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    return ax
+
+
+def _picture(ax: Axes, image: Tensor) -> None:
+    ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+
+
+def _map(ax: Axes, values: Tensor, query: tuple[int, int]) -> None:
+    """One query's map `rows columns` on its own scale, the query patch outlined."""
+    ax.imshow(values.numpy(), cmap="inferno", vmin=0, interpolation="nearest")
+    ax.add_patch(Rectangle((query[1] - 0.5, query[0] - 0.5), 1, 1, fill=False, edgecolor="#56B4E9", lw=1.5))
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+
+
+def _marked(ax: Axes, encoder: Encoder, image: Tensor, query: tuple[int, int]) -> None:
+    """The image as the encoder is shown it, with the outline of a query patch."""
+    _picture(ax, image)
+    height, width = (s / g for s, g in zip(image.shape[-2:], encoder.grid, strict=True))
+    corner = (query[1] * width - 0.5, query[0] * height - 0.5)
+    ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#56B4E9", lw=1.8))
+
+
+def query_maps(
+    image: Tensor, encoders: Sequence[Encoder], queries: Sequence[tuple[int, int]], depths: Sequence[int]
+) -> Figure:
+    """Attention maps, averaged over heads, of query patches (row, column) of one image (uint8 `1 C H W`).
+
+    A row per encoder and query, a column per depth; the image with the query outlined comes first.
+    """
+    rows = [(encoder, query) for encoder in encoders for query in queries]
+    shape = (len(rows), 1 + len(depths))
+    figure, axes = plt.subplots(*shape, figsize=(1.15 * shape[1], 1.2 * shape[0]), squeeze=False)
+    maps = {encoder.name: attention_maps(encoder, image)[:, 0].mean(1) for encoder in encoders}
+    for line, (encoder, query) in zip(axes, rows, strict=True):
+        _marked(line[0], encoder, image[0], query)
+        line[0].set_ylabel(label(encoder.name, encoder.objective))
+        for ax, depth in zip(line[1:], depths, strict=True):
+            row = maps[encoder.name][depth - 1, query[0] * encoder.grid[1] + query[1]]
+            _map(ax, row.view(encoder.grid), query)
+    for ax, depth in zip(axes[0, 1:], depths, strict=True):
+        ax.set_title(f"depth {depth}")
+    return figure
+
+
+def head_maps(image: Tensor, encoders: Sequence[Encoder], query: tuple[int, int], depth: int) -> Figure:
+    """Maps of one query patch in every head of a block, a row per encoder; image uint8 `1 C H W`."""
+    heads = max(encoder.heads for encoder in encoders)
+    shape = (len(encoders), 1 + heads)
+    figure, axes = plt.subplots(*shape, figsize=(1.15 * shape[1], 1.2 * shape[0]), squeeze=False)
+    for line, encoder in zip(axes, encoders, strict=True):
+        _marked(line[0], encoder, image[0], query)
+        line[0].set_ylabel(label(encoder.name, encoder.objective))
+        maps = attention_maps(encoder, image)[depth - 1, 0, :, query[0] * encoder.grid[1] + query[1]]
+        for ax, values in zip(line[1:], maps, strict=False):
+            _map(ax, values.view(encoder.grid), query)
+    for head, ax in enumerate(axes[0, 1:]):
+        ax.set_title(f"head {head}")
+    return figure
+
+
+def label(model: str, objective: str) -> str:
+    """How a model is called in a legend: its objective in a study's own figures, else its name."""
+    family = model.split(".")[0]
+    return objective if family in TITLES else model
+
+
+def title(frame: pd.DataFrame) -> str:
+    r"""A panel's title: the study, and whether its numbers were computed now or come from a stored table.
+
+    >>> title(pd.DataFrame({"study": ["cifar10"], "source": ["stored 2026-11-24"]}))
+    'CIFAR-10 (photographs)\nstored 2026-11-24'
+    """
+    study, source = frame["study"].iloc[0], frame["source"].iloc[0]
+    return f"{TITLES.get(study, study)}\n{'computed in this build' if source == COMPUTED else source}"
+
+
+def by_depth(
+    frame: pd.DataFrame,
+    metric: str,
+    ax: Axes | None = None,
+    heads: bool = False,
+    reference: tuple[float, str] | None = None,
+) -> Axes:
+    """One line per model over depth, with the 95 % interval over images; other seeds of a model are thinner.
+
+    Args:
+        frame: rows as `analyse` and the probes give them.
+        metric: which rows to draw.
+        ax: where; default the current axes.
+        heads: also a dot per head, for metrics that have heads.
+        reference: a horizontal line and its name, such as chance or uniform attention.
+
+    Raises:
+        ValueError: if the frame has no rows of the metric, naming those it has.
+    """
+    ax = ax or plt.gca()
+    rows = frame[frame["metric"] == metric]
+    if rows.empty:
+        raise ValueError(
+            f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
+        )
+    whole = rows[rows["head"] < 0] if "head" in rows else rows
+    for (model, objective, seed), line in whole.groupby(
+        ["model", "objective", "seed"], dropna=False, sort=False
+    ):
+        line = line.sort_values("depth")
+        look = STYLES.get(objective, OTHER)
+        first = not seed or objective == "random"
+        name = label(model, objective) if first else None
+        ax.plot(line["depth"], line["value"], label=name, lw=1.6 if first else 0.8, **look)
+        ax.fill_between(line["depth"], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
+        if heads:
+            dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
+            ax.scatter(dots["depth"], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
+    if reference:
+        ax.axhline(reference[0], color="#555555", lw=1, ls=(0, (4, 2)))
+        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_ABOVE_RIGHT)
+    ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric.replace("_", " ")))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
+_ABOVE_RIGHT = {
+    "xytext": (0, 2),
+    "textcoords": "offset points",
+    "ha": "right",
+    "fontsize": 8,
+    "color": "#555555",
+}
+
+
+def published_by_depth(
+    metric: str,
+    ax: Axes | None = None,
+    models: Sequence[str] = ("MoCo v3", "SimMIM"),
+    reference: tuple[float, str] | None = None,
+) -> Axes:
+    """The published curves of ViT-B/16 for a metric, digitised; bars are the digitising error.
+
+    Raises:
+        ValueError: if nothing was published for the metric.
+    """
+    ax = ax or plt.gca()
+    rows = published()
+    rows = rows[(rows["metric"] == metric) & rows["depth"].notna() & (rows["part"] == "encoder")]
+    if rows.empty:
+        raise ValueError(f"no published curve of {metric!r}")
+    for model in models:
+        line = rows[rows["model"] == model].sort_values("depth")
+        look = STYLES[line["objective"].iloc[0]]
+        name = f"{line['objective'].iloc[0]}: {model}"
+        ax.errorbar(
+            line["depth"], line["value"], line["error"], label=name, lw=1.2, capsize=1.5, mfc="white", **look
+        )
+    if reference:
+        ax.axhline(reference[0], color="#555555", lw=1, ls=(0, (4, 2)))
+        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_ABOVE_RIGHT)
+    ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric), title="published: ViT-B/16, ImageNet")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax

@@ -1,0 +1,219 @@
+"""A study pairs images with encoders; `analyse` measures one encoder on images in a single pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nbhelpers import images as sources
+from nbhelpers.capture import Attention, Stream, capture
+from nbhelpers.files import atomic_path, cache_dir
+from nbhelpers.images import ImageSource, MissingDataError
+from nbhelpers.metrics import METRICS, AttentionMaps
+from nbhelpers.models import Encoder, load, manifest
+
+IMAGES = 2_000  # how many test images a figure of the book is averaged over
+IDENTITY = ("study", "model", "objective", "seed")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Images and the encoders that were trained on their like.
+
+    Attributes:
+        name: "shapes", "cifar10", "imagenet" or "folder:PATH".
+        title: what figures write above a panel.
+        models: names of its encoders, for `nbhelpers.load`; "NAME.random" is the untrained reference.
+    """
+
+    name: str
+    title: str
+    models: tuple[str, ...]
+
+    def images(self, split: str = "test") -> ImageSource:
+        """The images of a split: "train", "val" or "test"; a folder has no splits and gives all it holds.
+
+        Raises:
+            MissingDataError: if they are not on this machine; the message says how to get them.
+        """
+        if self.name.startswith("folder:"):
+            return sources.folder(Path(self.name.removeprefix("folder:")))
+        return {"shapes": sources.shapes, "cifar10": sources.cifar10}[self.name](split)
+
+    @cached_property
+    def sample(self) -> ImageSource:
+        """The test images that the book's figures are averaged over: the same for every model."""
+        images = self.images("test")
+        return images.subset(min(IMAGES, len(images)), seed=0)
+
+    @property
+    def missing(self) -> str | None:
+        """Why the images cannot be had on this machine; None where they can."""
+        try:
+            self.images("test")
+        except MissingDataError as error:
+            return str(error)
+        return None
+
+    def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
+        """Its encoders, or those named, ready to be looked at."""
+        return [load(name) for name in models or self.models]
+
+
+TITLES = {"shapes": "shapes (generated)", "cifar10": "CIFAR-10 (photographs)"}
+
+
+@lru_cache
+def study(name: str) -> Study:
+    """The study of that name: "shapes", "cifar10", or "folder:PATH" for any folder of images.
+
+    Photographs of a folder are read by the encoders of `cifar10`.
+
+    Raises:
+        ValueError: for another name.
+
+    >>> study("shapes").title
+    'shapes (generated)'
+    """
+    family = "cifar10" if name.startswith("folder:") else name
+    if family not in TITLES:
+        raise ValueError(f"unknown study {name!r}: there are {', '.join(TITLES)} and folder:PATH")
+    trained = [key for key, row in manifest().items() if row["study"] == family]
+    models = (*trained, f"{family}.random")
+    return Study(name, TITLES.get(name, name), models)
+
+
+def analyse(
+    encoder: Encoder,
+    images: ImageSource,
+    metrics: Sequence[str],
+    batch_size: int = 64,
+    cache: bool = True,
+) -> pd.DataFrame:
+    """Measure an encoder on images: every metric asked for, in one forward pass, at constant memory.
+
+    Under `torchrun` (an initialised process group) each rank takes its share of the images and every rank
+    gets the same frame.
+
+    Args:
+        encoder: from `nbhelpers.load` or `nbhelpers.models.wrap`; it runs where its weights are, in
+            bfloat16 autocast on a GPU.
+        images: all of them are used; `images.subset(n)` draws fewer.
+        metrics: names in `nbhelpers.metrics.METRICS`.
+        batch_size: images per forward pass; the result does not depend on it.
+        cache: look the frame up in the cache folder and keep it there. The key covers weights, preprocessing,
+            images, metrics and the code that computes them.
+
+    Returns:
+        A tidy frame with the columns `study model objective seed metric depth head value low high images`,
+        and `rank` or `frequency` where a metric has more than one number per depth. `low` and `high` bound
+        the 95 % interval of the mean over images.
+
+    Raises:
+        KeyError: for an unknown metric, with the nearest names.
+    """
+    kinds = [METRICS[name] for name in metrics]
+    key = _key(encoder, images, metrics)
+    path = cache_dir() / "analyses" / f"{key}.csv"
+    if cache and path.exists():
+        return _identified(read_table(path), encoder, images)
+    accumulators = [kind.of(encoder).to(encoder.device) for kind in kinds]
+    _feed(encoder, images, accumulators, batch_size)
+    frame = pd.concat([accumulator.compute() for accumulator in accumulators], ignore_index=True)
+    if cache and _rank() == 0:
+        with atomic_path(path) as temporary:
+            frame.to_csv(temporary, index=False)
+    return _identified(frame, encoder, images)
+
+
+def _feed(encoder: Encoder, images: ImageSource, accumulators: Sequence, batch_size: int) -> None:
+    """Run the images through the encoder once and hand every record to the accumulators that consume it."""
+
+    def attention(record: Attention) -> None:
+        maps = AttentionMaps(record)
+        for accumulator in accumulators:
+            if "attention" in accumulator.consumes:
+                accumulator.update(maps)
+
+    def stream(record: Stream) -> None:
+        for accumulator in accumulators:
+            if record.place in accumulator.consumes:
+                accumulator.update(record)
+
+    consumed = frozenset().union(*(accumulator.consumes for accumulator in accumulators))
+    places = tuple(place for place in ("block", "+sa") if place in consumed)
+    share = torch.arange(_rank(), len(images), _world())
+    device = encoder.device.type
+    with capture(
+        encoder,
+        on_attention=attention if "attention" in consumed else None,
+        on_stream=stream if places else None,
+        places=places,
+    ):
+        for indices in tqdm(share.split(batch_size), desc=encoder.name, unit="batch", disable=None):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+                encoder.forward(images.batch(indices))
+
+
+def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
+    """Attention among the patch tokens of a few images, every layer and head kept: for looking at.
+
+    Args:
+        encoder: from `nbhelpers.load`.
+        images: uint8 `B C H W`.
+
+    Returns:
+        Probabilities `L B H N N`, on the CPU; rows (queries) sum to one.
+    """
+    kept: list[Tensor] = []
+    with capture(
+        encoder, on_attention=lambda record: kept.append(AttentionMaps(record).probabilities.float().cpu())
+    ):
+        encoder.forward(images)
+    return torch.stack(kept)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
+    """Put the columns that say what was measured in front."""
+    name = images.name if ":" in images.name else images.name.split("/")[0]
+    who = dict(zip(IDENTITY, (name, encoder.name, encoder.objective, encoder.seed), strict=True))
+    return frame.assign(**who)[[*IDENTITY, *frame.columns]]
+
+
+@lru_cache
+def code_version() -> str:
+    """Hash of the code that turns weights and images into a frame."""
+    package = Path(__file__).parent
+    files = [package / "capture.py", package / "study.py", package / "models" / "encoder.py"]
+    digest = hashlib.sha256()
+    for path in sorted([*files, *(package / "metrics").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(encoder: Encoder, images: ImageSource, metrics: Sequence[str]) -> str:
+    parts = [encoder.fingerprint, encoder.device.type, images.fingerprint, list(metrics), code_version()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A frame as `analyse` and the result tables write it."""
+    return pd.read_csv(path)
