@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nbhelpers.models.encoder import Encoder, UnsupportedArchitecture
+from nbhelpers.models.encoder import Encoder
+from nbhelpers.models.errors import UnsupportedArchitecture
 
 PLACES = ("block", "+sa")
 

@@ -1,18 +1,42 @@
 """Encoders: Vision Transformers with token layout, preprocessing and provenance."""
 
-from nbhelpers.models.encoder import Encoder, UnsupportedArchitecture, wrap
+from nbhelpers.models.encoder import Encoder, wrap
+from nbhelpers.models.errors import (
+    ChecksumError,
+    DiskFull,
+    DownloadError,
+    MismatchedWeights,
+    NotWeights,
+    TruncatedWeights,
+    UnsafeWeights,
+    UnsupportedArchitecture,
+    WeightsError,
+)
 from nbhelpers.models.loading import available, load
+from nbhelpers.models.mae import MaskedAutoencoder, decoder_of
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.models.store import ChecksumError, manifest, save_encoder
+from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
+from nbhelpers.models.store import manifest, save_encoder
 
 __all__ = [
-    "ChecksumError",
-    "Encoder",
-    "UnsupportedArchitecture",
-    "available",
     "load",
-    "manifest",
+    "available",
+    "wrap",
+    "Encoder",
+    "decoder_of",
+    "MaskedAutoencoder",
     "mini_vit",
     "save_encoder",
-    "wrap",
+    "manifest",
+    "CHECKPOINTS",
+    "Checkpoint",
+    "UnsupportedArchitecture",
+    "WeightsError",
+    "DownloadError",
+    "TruncatedWeights",
+    "ChecksumError",
+    "NotWeights",
+    "UnsafeWeights",
+    "DiskFull",
+    "MismatchedWeights",
 ]

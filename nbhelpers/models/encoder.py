@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from nbhelpers.models.errors import UnsupportedArchitecture
+
 # Architectures without one N x N softmax attention over one patch grid, by the timm file that defines them.
 REFUSED = {
     "cait": "its talking heads mix the attention maps of all heads before and after the softmax",
@@ -69,10 +71,6 @@ AFTER_ATTENTION = {
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 CROP_MODES = ("center", "squash")
-
-
-class UnsupportedArchitecture(TypeError):
-    """The module has no N x N softmax attention over one patch grid that could be captured."""
 
 
 @dataclass
@@ -151,7 +149,9 @@ class Encoder:
         """Hexadecimal hash of weights, token layout and preprocessing: equal for equal features."""
         layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads]
         preprocessing = [self.mean, self.std, self.interpolation, self.crop, self.crop_mode]
-        digest = hashlib.sha256(json.dumps([type(self.module).__name__, layout, preprocessing]).encode())
+        # Activations and the like leave no trace in the weights, their classes do.
+        kinds = sorted({type(part).__name__ for part in self.module.modules()})
+        digest = hashlib.sha256(json.dumps([kinds, layout, preprocessing]).encode())
         for key, value in sorted(self.module.state_dict().items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 
 from nbhelpers.models import store
-from nbhelpers.models.encoder import REFUSED, Encoder, UnsupportedArchitecture, wrap
+from nbhelpers.models.encoder import REFUSED, Encoder, wrap
+from nbhelpers.models.errors import MismatchedWeights, UnsupportedArchitecture, WeightsError
+from nbhelpers.models.registry import BY_TAG, CHECKPOINTS
+from nbhelpers.models.weights import read_weights
 
 _SEEDED = re.compile(r"(?P<base>.+)\.s(?P<seed>[1-9]\d*)")
 _RANDOM = "random:"
@@ -19,7 +23,7 @@ _RANDOM = "random:"
 def available() -> list[str]:
     """Names that `load` knows beside timm's and a hub's, sorted."""
     rows = store.manifest()
-    return sorted({*rows, *(f"{row['study']}.random" for row in rows.values())})
+    return sorted({*rows, *(f"{row['study']}.random" for row in rows.values()), *CHECKPOINTS})
 
 
 def load(
@@ -33,8 +37,9 @@ def load(
 
     - `"shapes.cl"`, `"cifar10.mim"`, ...: trained for this book; `"shapes.cl.s1"` (or `seed=1`) is the run
       with another seed; `"shapes.random"` the same architecture, untrained.
+    - `"mocov3.vit_base_patch16_224"`, ...: the public checkpoints of `nbhelpers.models.registry`.
     - `"vit_base_patch16_224.mae"`: any timm name, with its pre-trained weights; `"hf-hub:timm/..."` likewise.
-    - `"random:vit_base_patch16_224"`: the same, with random weights.
+    - `"random:vit_base_patch16_224"`: the architecture of any of these, with random weights.
     - `"folder/encoder.safetensors"`: a file that `save_encoder` wrote.
 
     Args:
@@ -47,7 +52,7 @@ def load(
         LookupError: nothing has that name; the nearest names are given.
         UnsupportedArchitecture: there is no N x N softmax attention over one patch grid.
         ChecksumError: a file is not the one that was recorded.
-        OSError: weights are not reachable.
+        WeightsError: weights cannot be fetched, read or used; one class for each reason.
     """
     encoder = _find(str(name), seed, Path(from_file) if from_file is not None else None)
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -75,6 +80,9 @@ def _find(name: str, seed: int | None, path: Path | None) -> Encoder:
     study, _, objective = base.partition(".")
     if objective == "random" and any(row["study"] == study for row in rows.values()):
         return store.random_like(study, number)
+    if name in CHECKPOINTS:
+        checkpoint = CHECKPOINTS[name]
+        return _timm(name, path, checkpoint.tag) if checkpoint.tag else checkpoint.load(path)
     if timm.is_model(name.partition(".")[0]):
         return _timm(name, path)
     raise LookupError(f"no encoder is named {full!r}; {_nearest(full)}")
@@ -95,8 +103,11 @@ def _nearest(name: str) -> str:
     """Nearest names, for an error message."""
     names = {*available(), *timm.list_models(), *timm.list_pretrained()}
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    own = f"the book's own are {', '.join(available()) or 'not trained yet'}"
-    return f"nearest: {', '.join(near)}; {own}" if near else own
+    return (
+        f"nearest: {', '.join(near)}"
+        if near
+        else "nothing comes near; see available() and timm.list_models()"
+    )
 
 
 def _check_timm(name: str) -> None:
@@ -110,40 +121,68 @@ def _check_timm(name: str) -> None:
 
 
 def _random(name: str, seed: int) -> Encoder:
-    """A timm architecture with random weights."""
-    _check_timm(name)
+    """An architecture with random weights."""
+    checkpoint = CHECKPOINTS.get(name)
+    if checkpoint is None:
+        _check_timm(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = timm.create_model(name, pretrained=False, num_classes=0)
-    return wrap(module, name=_RANDOM + name, objective="random", seed=seed, provenance={"source": "timm"})
+        if checkpoint is not None:
+            module = checkpoint.build()
+        else:
+            module = timm.create_model(name, pretrained=False, num_classes=0)
+    description = {"name": _RANDOM + name, "objective": "random", "seed": seed}
+    if checkpoint is not None and not checkpoint.tag:
+        return checkpoint.wrap(module, **description)
+    return wrap(module, **description)
 
 
-def _timm(name: str, path: Path | None) -> Encoder:
+def _timm(name: str, path: Path | None, tag: str | None = None) -> Encoder:
     """A timm or hub model with its pre-trained weights, or those of a local file."""
-    overlay = None
-    if not name.startswith("hf-hub:"):
-        _check_timm(name)
-        architecture, _, tag = name.partition(".")
-        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
-        if path is None and (not tags or (tag and tag not in tags)):
-            known = f"known tags: {', '.join(tags)}" if tags else "it has none for this architecture"
-            raise LookupError(
-                f"timm has no weights {name!r} ({known}); use '{_RANDOM}{architecture}' or from_file="
-            )
-    if path is not None:
-        overlay = {"file": str(path), "custom_load": False}
+    model = tag or name
+    if not model.startswith("hf-hub:"):
+        _check_timm(model)
+        if path is None:
+            _check_tag(model)
+    overlay = {"state_dict": _state(read_weights(path))} if path is not None else None
     try:
-        module = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    except (OSError, RuntimeError) as error:
-        where = f"from {path}" if path else "from the network"
-        raise OSError(
-            f"the weights of {name!r} could not be loaded {where}: {error}. Offline, use from_file= with "
-            f"a local copy, or '{_RANDOM}{name}' for random weights"
+        # timm loads strictly only if the number of classes stays that of the file, so the head stays too.
+        module = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (OSError, RuntimeError, KeyError) as error:
+        if path is not None:
+            raise MismatchedWeights(f"{path} does not fit {name}: {error}") from error
+        raise WeightsError(
+            f"the weights of {name!r} could not be fetched: {error}. Offline, use from_file= with a local "
+            f"copy, or '{_RANDOM}{model}' for random weights"
         ) from error
     config = module.pretrained_cfg
-    source = str(path) if path else config.get("hf_hub_id") or config.get("url")
+    known = BY_TAG.get(f"{config.get('architecture')}.{config.get('tag')}")
     return wrap(
         module,
         name=name,
-        provenance={"source": source, "licence": config.get("license"), "tag": config.get("tag")},
+        objective=known.objective if known else "unknown",
+        provenance={
+            "source": str(path) if path else config.get("hf_hub_id") or config.get("url"),
+            "licence": config.get("license"),
+            "tag": config.get("tag"),
+            "paper": known.paper if known else None,
+            "notes": known.notes if known else "",
+        },
     )
+
+
+def _check_tag(model: str) -> None:
+    """Raise if timm has no such weights."""
+    architecture, _, tag = model.partition(".")
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
+    if not tags or (tag and tag not in tags):
+        known = f"known tags: {', '.join(tags)}" if tags else "it has none for this architecture"
+        raise LookupError(f"timm has no weights {model!r} ({known}); use '{_RANDOM}{architecture}'")
+
+
+def _state(content: dict[str, Any]) -> dict[str, Any]:
+    """The table of tensors in a checkpoint: itself, or under one of the usual names."""
+    for name in ("state_dict", "model"):
+        if isinstance(content.get(name), dict):
+            return _state(content[name])
+    return content

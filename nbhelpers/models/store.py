@@ -17,7 +17,10 @@ from torch import nn
 
 from nbhelpers.files import DATA, atomic_path, sha256
 from nbhelpers.models.encoder import Encoder, wrap
+from nbhelpers.models.errors import ChecksumError
+from nbhelpers.models.mae import MaskedAutoencoder, describe
 from nbhelpers.models.mini import mini_vit
+from nbhelpers.models.weights import load_strictly
 
 ENCODERS = DATA / "encoders"
 DESCRIPTION = (
@@ -30,10 +33,6 @@ DESCRIPTION = (
 )  # what the weights need to be used
 
 
-class ChecksumError(OSError):
-    """A file's content is not what was recorded."""
-
-
 def manifest(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     """The rows of `manifest.json` by encoder name; empty where nothing was trained yet."""
     path = (folder or ENCODERS) / "manifest.json"
@@ -41,7 +40,7 @@ def manifest(folder: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: Path | None = None) -> Path:
-    """Write the weights of a `mini_vit` as `NAME.safetensors` and its row into the manifest.
+    """Write weights as `NAME.safetensors` and their row into the manifest.
 
     Floating-point weights are stored in half precision. The description (`study`, `objective`, `seed`,
     `architecture`, `mean`, `std`) is written into the file's header too, so that the file can be used alone.
@@ -49,10 +48,11 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
     several training processes may save at once.
 
     Args:
-        module: the network.
+        module: a `mini_vit`, or a `MaskedAutoencoder` around one.
         name: `"shapes.cl"`, `"shapes.cl.s1"`, ...
         row: the description, and whatever else is to be recorded (recipe, images_seen, val_loss, ...).
-            `architecture` holds the arguments of `mini_vit`.
+            `architecture` holds the arguments of `mini_vit`, for a `MaskedAutoencoder` also
+            `decoder` {width, depth, heads}.
         folder: default `data/encoders`.
 
     Raises:
@@ -148,7 +148,7 @@ def random_like(study: str, seed: int, folder: Path | None = None) -> Encoder:
     row = next(iter(rows.values()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = mini_vit(**row["architecture"])
+        module = mini_vit(**{key: value for key, value in row["architecture"].items() if key != "decoder"})
     return wrap(
         module,
         mean=row["mean"],
@@ -162,9 +162,14 @@ def random_like(study: str, seed: int, folder: Path | None = None) -> Encoder:
 
 def _build(path: Path, row: Mapping[str, Any]) -> Encoder:
     """Weights of a file in the architecture of its row, in single precision."""
-    module = mini_vit(**row["architecture"])
-    weights = load_file(path)  # load_state_dict copies half into single precision
-    module.load_state_dict(weights)
+    sizes = dict(row["architecture"])
+    decoder = sizes.pop("decoder", None)
+    module: nn.Module = mini_vit(**sizes)
+    layout = {}
+    if decoder is not None:
+        module = MaskedAutoencoder(module, **decoder)
+        layout = describe(module)
+    load_strictly(module, load_file(path))  # copies half into single precision
     return wrap(
         module,
         mean=row["mean"],
@@ -172,5 +177,6 @@ def _build(path: Path, row: Mapping[str, Any]) -> Encoder:
         name=row["name"],
         objective=row["objective"],
         seed=row["seed"],
+        **layout,
         provenance={key: value for key, value in row.items() if key not in ("name", "mean", "std")},
     )

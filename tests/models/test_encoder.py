@@ -125,9 +125,11 @@ def test_fingerprint_follows_weights_and_preprocessing():
     changed = copy.deepcopy(encoder)
     changed.module.cls_token[0, 0, 0] += 1e-3
     assert encoder.fingerprint != changed.fingerprint
-    assert (
-        encoder.fingerprint != wrap(copy.deepcopy(encoder.module), mean=HALF, std=HALF, heads=1).fingerprint
-    )
+    fewer_heads = wrap(copy.deepcopy(encoder.module), mean=HALF, std=HALF, heads=1)
+    assert encoder.fingerprint != fewer_heads.fingerprint
+    changed = copy.deepcopy(encoder)
+    changed.module.blocks[0].mlp.act = nn.SiLU()
+    assert encoder.fingerprint != changed.fingerprint
 
 
 TINY_STAGES = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)}

@@ -1,0 +1,174 @@
+"""A masked autoencoder with its transformer decoder (He et al., arXiv 2111.06377)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from nbhelpers.models.encoder import Encoder, wrap
+from nbhelpers.models.weights import Weights
+
+
+class Decoder(nn.Module):
+    """The decoder: from the encoder's tokens of the visible patches to the pixels of all patches.
+
+    Positions are fixed 2-D sin-cos; masked patches enter as one learned mask token.
+    """
+
+    def __init__(
+        self, encoder_width: int, grid: tuple[int, int], patch_pixels: int, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        positions = build_sincos2d_pos_embed(grid, width, interleave_sin_cos=False)
+        positions = torch.cat([torch.zeros(1, width), positions])[None]
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.blocks = nn.Sequential(*[Block(width, heads, qkv_bias=True) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, patch_pixels)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Encoder tokens `B 1+K D` of the kept patches -> decoder tokens `B 1+N W`, after the last norm.
+
+        Args:
+            tokens: class token first.
+            keep: indices `B K` of the kept patches in the grid; None: all, in order.
+        """
+        tokens = self.embed(tokens)
+        if keep is not None:
+            count, width = self.pos_embed.shape[1] - 1, tokens.shape[-1]
+            patches = self.mask_token.to(tokens.dtype).repeat(len(tokens), count, 1)
+            patches = patches.scatter(1, keep[..., None].expand(-1, -1, width), tokens[:, 1:])
+            tokens = torch.cat([tokens[:, :1], patches], 1)
+        return self.norm(self.blocks(tokens + self.pos_embed))
+
+
+class MaskedAutoencoder(nn.Module):
+    """A timm ViT with class token, and a `Decoder`.
+
+    Args:
+        encoder: sees the kept patches only.
+        width: of the decoder.
+        depth: of the decoder.
+        heads: of the decoder.
+    """
+
+    def __init__(self, encoder: VisionTransformer, width: int = 512, depth: int = 8, heads: int = 16) -> None:
+        super().__init__()
+        embed = encoder.patch_embed
+        self.grid, self.patch_size = tuple(embed.grid_size), tuple(embed.patch_size)
+        self.encoder = encoder
+        patch_pixels = encoder.in_chans * self.patch_size[0] * self.patch_size[1]
+        self.decoder = Decoder(encoder.embed_dim, self.grid, patch_pixels, width, depth, heads)
+
+    def encode(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised images `B C H W` -> tokens `B 1+K D` of the kept patches (indices `B K`; None: all)."""
+        tokens = self.encoder._pos_embed(self.encoder.patch_embed(pixels))
+        if keep is not None:
+            patches = tokens[:, 1:].gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+            tokens = torch.cat([tokens[:, :1], patches], 1)
+        return self.encoder.norm(self.encoder.blocks(self.encoder.norm_pre(tokens)))
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """Tokens `B 1+N D` of the encoder at mask ratio 0."""
+        return self.encode(pixels)
+
+    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Predicted patches `B N P` (rows, columns, channels of a patch run in this order in P)."""
+        return self.decoder.predict(self.decoder(self.encode(pixels, keep), keep))[:, 1:]
+
+    def patchify(self, pixels: Tensor) -> Tensor:
+        """Images `B C H W` -> patches `B N P`, as the decoder predicts them."""
+        height, width = self.patch_size
+        return rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=height, q=width)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Patches `B N P` -> images `B C H W`."""
+        (rows, columns), (height, width) = self.grid, self.patch_size
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=height, q=width)
+
+
+class _DecoderTokens(nn.Module):
+    """The autoencoder seen from its decoder's end."""
+
+    def __init__(self, autoencoder: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """Tokens `B 1+N W` of the decoder at mask ratio 0."""
+        return self.autoencoder.decoder(self.autoencoder.encode(pixels))
+
+
+def describe(autoencoder: MaskedAutoencoder) -> dict[str, Any]:
+    """What `wrap` needs to know of an autoencoder, to look at its encoder's blocks."""
+    return {
+        "blocks": "encoder.blocks",
+        "prefix": 1,
+        "grid": autoencoder.grid,
+        "patch_size": autoencoder.patch_size,
+        "heads": autoencoder.encoder.blocks[0].attn.num_heads,
+        "width": autoencoder.encoder.embed_dim,
+    }
+
+
+def decoder_of(encoder: Encoder) -> Encoder:
+    """The decoder's blocks as an encoder: images in, at mask ratio 0, decoder tokens out.
+
+    Depth 0 is the input of the first decoder block, after the embedding into the decoder's width.
+
+    Raises:
+        TypeError: the encoder has no such decoder.
+
+    >>> from nbhelpers.models import mini_vit
+    >>> autoencoder = MaskedAutoencoder(mini_vit(width=64, depth=2), width=32, depth=3, heads=2)
+    >>> encoder = wrap(autoencoder, **describe(autoencoder), mean=(0.5,) * 3, std=(0.5,) * 3)
+    >>> encoder.depth, decoder_of(encoder).depth, decoder_of(encoder).width
+    (2, 3, 32)
+    """
+    autoencoder = encoder.module
+    if not isinstance(autoencoder, MaskedAutoencoder):
+        raise TypeError(
+            f"{encoder.name} has no decoder to look at; among the public models mae_visualize.* have one"
+        )
+    decoder = autoencoder.decoder
+    return wrap(
+        _DecoderTokens(autoencoder),
+        blocks="autoencoder.decoder.blocks",
+        prefix=1,
+        grid=encoder.grid,
+        patch_size=encoder.patch_size,
+        image_size=encoder.image_size,
+        heads=decoder.blocks[0].attn.num_heads,
+        width=decoder.norm.normalized_shape[0],
+        mean=encoder.mean,
+        std=encoder.std,
+        interpolation=encoder.interpolation,
+        crop=encoder.crop,
+        crop_mode=encoder.crop_mode,
+        name=f"{encoder.name}:decoder",
+        objective=encoder.objective,
+        seed=encoder.seed,
+        provenance=encoder.provenance,
+    )
+
+
+def from_original(weights: Weights) -> Weights:
+    """Keys of the published autoencoders (`decoder_blocks.0.*`, ...) -> those of `MaskedAutoencoder`."""
+    names = {"decoder_pred.": "decoder.predict.", "mask_token": "decoder.mask_token", "decoder_": "decoder."}
+    result = {}
+    for key, value in weights.items():
+        old = next((old for old in names if key.startswith(old)), None)
+        result[names[old] + key.removeprefix(old) if old else f"encoder.{key}"] = value
+    return result

@@ -1,0 +1,349 @@
+"""Downloads from a server on this machine, and what can go wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nbhelpers.models import (
+    CHECKPOINTS,
+    ChecksumError,
+    DiskFull,
+    DownloadError,
+    MismatchedWeights,
+    NotWeights,
+    TruncatedWeights,
+    UnsafeWeights,
+    WeightsError,
+    download,
+    load,
+    loading,
+)
+from nbhelpers.models.download import Source, fetch
+from nbhelpers.models.weights import read_weights
+
+CONTENT = bytes(range(1, 256)) * 20_000  # 5 MB, and no known container
+
+
+@dataclass
+class Page:
+    """What the server says at one address."""
+
+    body: bytes = CONTENT
+    status: int = 200
+    kind: str = "application/octet-stream"
+    tag: str | None = '"v1"'
+    resumable: bool = True
+    break_at: list[int] = field(default_factory=list)  # bytes after which successive connections are cut
+    pause: float = 0.0
+
+
+@dataclass
+class Server:
+    """A server of pages, and what it was asked."""
+
+    url: str
+    pages: dict[str, Page]
+    asked: list[tuple[str, str | None]]
+
+    def source(self, page: str, **options) -> Source:
+        return Source(f"{self.url}/{page}", **options)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    pages, asked = {}, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            page = pages.get(self.path.removeprefix("/"))
+            wanted = self.headers.get("Range")
+            asked.append((self.path.removeprefix("/"), wanted))
+            if page is None:
+                self.send_error(404)
+                return
+            time.sleep(page.pause)
+            start = 0
+            if wanted and page.resumable and self.headers.get("If-Range") == page.tag:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(page.body):
+                    self.send_error(416)
+                    return
+            body = page.body[start:]
+            self.send_response(206 if start else page.status)
+            self.send_header("Content-Type", page.kind)
+            self.send_header("Content-Length", str(len(body)))
+            if page.tag:
+                self.send_header("ETag", page.tag)
+            self.end_headers()
+            if page.break_at:
+                body = body[: page.break_at.pop(0)]
+            with suppress(ConnectionError):  # a client may hang up on us
+                self.wfile.write(body)
+            self.close_connection = True
+
+        def log_message(self, *args):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield Server(f"http://127.0.0.1:{http.server_port}", pages, asked)
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def _names(folder: Path) -> list[str]:
+    """Files that are left, but for the lock."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    server.pages["good"] = Page()
+    path = tmp_path / "folder" / "file.weights"
+    source = server.source("good", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert fetch([source], path) == path
+    assert path.read_bytes() == CONTENT
+    fetch([source], path)
+    assert server.asked == [("good", None)]
+    assert _names(path.parent) == ["file.weights"]
+
+
+def test_a_broken_connection_is_resumed_at_once(server, tmp_path):
+    server.pages["flaky"] = Page(break_at=[2_000_000, 1_500_000])
+    fetch([server.source("flaky")], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.asked == [("flaky", None), ("flaky", "bytes=2000000-"), ("flaky", "bytes=3500000-")]
+
+
+def test_a_later_call_resumes(server, tmp_path):
+    server.pages["flaky"] = Page(break_at=[1_000_000] * 3)
+    with pytest.raises(TruncatedWeights, match=r"flaky broke off after 3,000,000 of 5,100,000 bytes"):
+        fetch([server.source("flaky")], tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    fetch([server.source("flaky")], tmp_path / "file")
+    assert server.asked[-1] == ("flaky", "bytes=3000000-")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("change", ["file changed", "server cannot resume", "no tag"])
+def test_no_mixture_of_two_files(server, tmp_path, change):
+    page = server.pages["flaky"] = Page(break_at=[1_000_000] * 3, body=b"\1" * 4_000_000)
+    page.resumable = change != "server cannot resume"
+    page.tag = None if change == "no tag" else '"v1"'
+    with pytest.raises(TruncatedWeights):
+        fetch([server.source("flaky")], tmp_path / "file")
+    page.body = CONTENT
+    if change == "file changed":
+        page.tag = '"v2"'
+    fetch([server.source("flaky")], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_killed_between_last_byte_and_move(server, tmp_path):
+    page = server.pages["good"] = Page()
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    (tmp_path / "file.part.tag").write_text(f"{server.url}/good\n{page.tag}")
+    fetch([server.source("good")], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_next_mirror_is_tried_and_said(server, tmp_path, capsys):
+    server.pages["good"] = Page()
+    fetch([server.source("gone"), server.source("good")], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    said = capsys.readouterr().err
+    assert f"{server.url}/gone answered 404 Not Found; trying the next source, {server.url}/good" in said
+
+
+def test_all_mirrors_failing_are_all_named(server, tmp_path):
+    server.pages["page"] = Page(b"<!DOCTYPE html><html>Quota exceeded</html>")
+    with pytest.raises(
+        DownloadError, match=r"(?s)none of 2 sources worked.*gone answered 404.*page is a web page"
+    ):
+        fetch([server.source("gone"), server.source("page")], tmp_path / "file")
+    assert _names(tmp_path) == []
+
+
+def test_wrong_checksum(server, tmp_path):
+    server.pages["other"] = Page()
+    with pytest.raises(
+        ChecksumError, match=r"other: wrong checksum; expected sha256 abc, found [0-9a-f]{64}"
+    ):
+        fetch([server.source("other", sha256="abc")], tmp_path / "file")
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
+def test_html_page_instead_of_weights(server, tmp_path, kind):
+    server.pages["quota"] = Page(b"\n<html><title>Quota exceeded</title></html>", kind=kind)
+    with pytest.raises(NotWeights, match=r"quota .*(HTML|web) page, not"):
+        fetch([server.source("quota")], tmp_path / "file")
+    assert _names(tmp_path) == []
+
+
+def test_unreachable_server(server, tmp_path):
+    with pytest.raises(DownloadError, match=r"is not reachable: .*refused"):
+        fetch([Source("http://127.0.0.1:1/file")], tmp_path / "file")
+    with pytest.raises(DownloadError, match="is not an http"):
+        fetch([Source("file:///etc/passwd")], tmp_path / "file")
+    assert _names(tmp_path) == []
+
+
+def test_silent_server(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
+    server.pages["slow"] = Page(pause=0.5)
+    with pytest.raises(DownloadError, match=r"not reachable: .*timed out"):
+        fetch([server.source("slow")], tmp_path / "file")
+
+
+def test_disk_without_room_is_seen_before_it_is_full(server, tmp_path, monkeypatch):
+    server.pages["good"] = Page()
+    usage = type("Usage", (), {"free": 1_000})
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DiskFull, match=r"needs 5,100,000 bytes, .* has 1,000 left"):
+        fetch([server.source("good"), server.source("good")], tmp_path / "file")
+    assert _names(tmp_path) == []
+    assert len(server.asked) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_disk_that_fills_up(server, tmp_path):
+    server.pages["good"] = Page()
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match="no room left in"):
+        fetch([server.source("good"), server.source("good")], tmp_path / "file")
+    assert _names(tmp_path) == []
+    assert len(server.asked) == 1
+
+
+def test_two_processes_take_turns(server, tmp_path):
+    server.pages["good"] = Page(pause=0.1)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: fetch([server.source("good")], tmp_path / "file"), range(2)))
+    assert paths == [tmp_path / "file"] * 2
+    assert len(server.asked) == 1
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+class Code:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_not_run(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Code()}, "file.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UnsafeWeights, match=r"file\.pth holds code \(\w+\.system\), which is not run"):
+        read_weights(Path("file.pth"))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_truncated_checkpoints(tmp_path, zipped, share):
+    path = tmp_path / "file.pth"
+    torch.save({"a": torch.zeros(5_000)}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(TruncatedWeights, match=r"file\.pth is cut off"):
+        read_weights(path)
+
+
+def test_truncated_safetensors(tmp_path):
+    path = tmp_path / "file.safetensors"
+    save_file({"a": torch.zeros(5_000)}, path)
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(TruncatedWeights, match="not a complete safetensors file"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"  <!doctype HTML>", "is a web page"),
+        (b"\1\2\3 something else", "is not a PyTorch checkpoint"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(NotWeights, match=message):
+        read_weights(tmp_path / "file")
+
+
+def test_a_bare_tensor_is_no_checkpoint(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "file")
+    with pytest.raises(NotWeights, match="holds a Tensor, not a table"):
+        read_weights(tmp_path / "file")
+
+
+# --- the whole way -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(server, tmp_path, monkeypatch):
+    """A small MoCo v3 checkpoint on the server, registered like the real one."""
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
+    real = CHECKPOINTS["mocov3.vit_small_patch16_224"]
+    small = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 48}
+    changes = {"options": small, "sources": (server.source("gone"), server.source("moco"))}
+    checkpoint = type(real)(**{**vars(real), **changes})
+    monkeypatch.setitem(loading.CHECKPOINTS, real.name, checkpoint)
+    module = checkpoint.build()
+    table = {f"module.base_encoder.{key}": value for key, value in module.state_dict().items()}
+    torch.save({"state_dict": table}, tmp_path / "moco.pth")
+    server.pages["moco"] = Page((tmp_path / "moco.pth").read_bytes())
+    return real.name, module.eval()
+
+
+def test_load_by_name(published, server, tmp_path, capsys):
+    name, module = published
+    encoder = load(name, device="cpu")
+    assert "gone answered 404" in capsys.readouterr().err
+    images = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = module.forward_features(encoder.preprocess(images))
+    torch.testing.assert_close(encoder.forward(images), expected)
+    asked = len(server.asked)
+    load(name, device="cpu")
+    assert len(server.asked) == asked
+    (tmp_path / "cache" / "weights" / f"{name}.weights").unlink()
+    assert load(name, from_file=tmp_path / "moco.pth", device="cpu").fingerprint == encoder.fingerprint
+
+
+def test_a_file_that_is_short_on_the_server_is_not_kept(published, server, tmp_path):
+    name, _ = published
+    server.pages["moco"].body = server.pages["moco"].body[:-1000]
+    with pytest.raises(WeightsError, match="moco is cut off after"):
+        load(name)
+    assert _names(tmp_path / "cache" / "weights") == []
+
+
+def test_a_file_of_another_model(published, tmp_path):
+    torch.save({"state_dict": {"module.base_encoder.conv1": torch.zeros(1)}}, tmp_path / "resnet.pth")
+    with pytest.raises(
+        MismatchedWeights, match=r"resnet\.pth does not fit mocov3.*missing cls_token.*unexpected conv1"
+    ):
+        load(published[0], from_file=tmp_path / "resnet.pth")

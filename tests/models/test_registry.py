@@ -1,0 +1,472 @@
+"""Files in the layout of the authors against forwards written from the published architecture."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from nbhelpers.capture import capture
+from nbhelpers.models import CHECKPOINTS, MaskedAutoencoder, MismatchedWeights, decoder_of, load
+from nbhelpers.models.encoder import REFUSED
+from nbhelpers.models.registry import BY_TAG
+
+WIDTH, DEPTH, HEADS, PATCH, SIDE = 24, 2, 3, 16, 48
+SMALL = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "img_size": SIDE}
+GRID = SIDE // PATCH
+TOKENS = 1 + GRID * GRID
+OBJECTIVES = {"CL", "MIM", "hybrid", "supervised", "language"}
+
+
+# --- files as the authors wrote them, with random tensors -------------------------------------------------
+
+
+class Tensors:
+    """Random tensors of given shapes, the same in every run."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __call__(self, *shape):
+        return 0.3 * torch.randn(shape, generator=self.generator)
+
+    def linear(self, name, inputs, outputs, bias=True):
+        weights = {f"{name}.weight": self(outputs, inputs)}
+        return weights | ({f"{name}.bias": self(outputs)} if bias else {})
+
+    def norm(self, name, width):
+        return {f"{name}.weight": 1 + self(width), f"{name}.bias": self(width)}
+
+
+def _vit(new, positions=TOKENS, prefix="", blocks="blocks", width=WIDTH):
+    """A plain ViT: MoCo v3, DINO, iBOT, MSN, MAE."""
+    weights = {}
+    for i in range(DEPTH):
+        at = f"{blocks}.{i}."
+        weights |= new.norm(at + "norm1", width) | new.norm(at + "norm2", width)
+        weights |= new.linear(at + "attn.qkv", width, 3 * width) | new.linear(at + "attn.proj", width, width)
+        weights |= new.linear(at + "mlp.fc1", width, 4 * width) | new.linear(at + "mlp.fc2", 4 * width, width)
+    if blocks == "blocks":
+        weights |= {"cls_token": new(1, 1, width), "pos_embed": new(1, positions, width)}
+        weights |= {
+            "patch_embed.proj.weight": new(width, 3, PATCH, PATCH),
+            "patch_embed.proj.bias": new(width),
+        }
+        weights |= new.norm("norm", width)
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def _table_size():
+    return (2 * GRID - 1) ** 2 + 3
+
+
+def _beit(new):
+    """BEiT, BEiT v2, SimMIM, data2vec: q and v biases only, layer scale, shared relative positions."""
+    weights = _vit(new)
+    del weights["pos_embed"]
+    for i in range(DEPTH):
+        del weights[f"blocks.{i}.attn.qkv.bias"]
+        weights |= {f"blocks.{i}.attn.{x}_bias": new(WIDTH) for x in "qv"}
+        weights |= {f"blocks.{i}.gamma_{x}": new(WIDTH) for x in (1, 2)}
+    weights["rel_pos_bias.relative_position_bias_table"] = 3 * new(_table_size(), HEADS)
+    weights["rel_pos_bias.relative_position_index"] = torch.zeros(TOKENS, TOKENS, dtype=torch.long)
+    return weights | {"mask_token": new(1, 1, WIDTH)}
+
+
+def _hugging_face(new, beit, prefix=""):
+    """The same networks in the names of Hugging Face."""
+    weights = {
+        prefix + "embeddings.cls_token": new(1, 1, WIDTH),
+        prefix + "embeddings.mask_token": new(1, 1, WIDTH),
+        prefix + "embeddings.patch_embeddings.projection.weight": new(WIDTH, 3, PATCH, PATCH),
+        prefix + "embeddings.patch_embeddings.projection.bias": new(WIDTH),
+    } | new.norm("layernorm", WIDTH)
+    for i in range(DEPTH):
+        at = f"{prefix}encoder.layer.{i}."
+        for part in ("query", "key", "value"):
+            weights |= new.linear(
+                f"{at}attention.attention.{part}", WIDTH, WIDTH, not (beit and part == "key")
+            )
+        weights |= new.linear(at + "attention.output.dense", WIDTH, WIDTH)
+        weights |= new.linear(at + "intermediate.dense", WIDTH, 4 * WIDTH)
+        weights |= new.linear(at + "output.dense", 4 * WIDTH, WIDTH)
+        weights |= new.norm(at + "layernorm_before", WIDTH) | new.norm(at + "layernorm_after", WIDTH)
+        if beit:
+            weights |= {f"{at}lambda_{x}": new(WIDTH) for x in (1, 2)}
+    if beit:
+        bias = prefix + "encoder.relative_position_bias.relative_position_"
+        weights[bias + "bias_table"] = 3 * new(_table_size(), HEADS)
+        weights[bias + "index"] = torch.zeros(TOKENS, TOKENS, dtype=torch.long)
+    else:
+        weights[prefix + "embeddings.position_embeddings"] = new(1, TOKENS, WIDTH)
+    return weights
+
+
+# --- the published architectures, with explicit softmax and without timm ---------------------------------
+
+
+def _norm(w, name, x):
+    return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+
+def _linear(w, name, x):
+    return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+
+def _softmax_attention(q, k, v, heads, bias=0.0):
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    attention = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias).softmax(-1)
+    return (attention @ v).transpose(1, 2).flatten(2)
+
+
+def _relative_bias(table):
+    """Bias `H N N` of BEiT's table, looked up pair by pair."""
+    bias = torch.zeros(table.shape[1], TOKENS, TOKENS)
+    for i in range(TOKENS):
+        for j in range(TOKENS):
+            if i == 0 and j == 0:
+                index = len(table) - 1
+            elif i == 0:
+                index = len(table) - 3
+            elif j == 0:
+                index = len(table) - 2
+            else:
+                (ri, ci), (rj, cj) = divmod(i - 1, GRID), divmod(j - 1, GRID)
+                index = (ri - rj + GRID - 1) * (2 * GRID - 1) + ci - cj + GRID - 1
+            bias[:, i, j] = table[index]
+    return bias
+
+
+def _embed(w, pixels, name="patch_embed.proj", cls="cls_token"):
+    patches = (
+        F.conv2d(pixels, w[f"{name}.weight"], w[f"{name}.bias"], stride=PATCH).flatten(2).transpose(1, 2)
+    )
+    return torch.cat([w[cls].expand(len(pixels), -1, -1), patches], 1)
+
+
+def _run_blocks(w, x, heads, blocks="blocks", bias=0.0):
+    for i in range(DEPTH):
+        at = f"{blocks}.{i}."
+        h = _norm(w, at + "norm1", x)
+        q, k, v = F.linear(h, w[at + "attn.qkv.weight"]).chunk(3, -1)
+        if at + "attn.q_bias" in w:
+            q, v = q + w[at + "attn.q_bias"], v + w[at + "attn.v_bias"]
+        else:
+            biases = w[at + "attn.qkv.bias"].chunk(3)
+            q, k, v = q + biases[0], k + biases[1], v + biases[2]
+        h = _linear(w, at + "attn.proj", _softmax_attention(q, k, v, heads, bias))
+        x = x + w.get(at + "gamma_1", w.get(at + "ls1.gamma", 1.0)) * h
+        h = _linear(w, at + "mlp.fc2", F.gelu(_linear(w, at + "mlp.fc1", _norm(w, at + "norm2", x))))
+        x = x + w.get(at + "gamma_2", w.get(at + "ls2.gamma", 1.0)) * h
+    return x
+
+
+def _run_vit(w, pixels, heads=HEADS):
+    return _norm(w, "norm", _run_blocks(w, _embed(w, pixels) + w["pos_embed"], heads))
+
+
+def _run_beit(w, pixels):
+    bias = _relative_bias(w["rel_pos_bias.relative_position_bias_table"])
+    return _norm(w, "norm", _run_blocks(w, _embed(w, pixels), HEADS, bias=bias))
+
+
+def _run_hugging_face(w, pixels, beit):
+    w = {key.removeprefix("beit."): value for key, value in w.items()}
+    x = _embed(w, pixels, "embeddings.patch_embeddings.projection", "embeddings.cls_token")
+    bias = 0.0
+    if beit:
+        bias = _relative_bias(w["encoder.relative_position_bias.relative_position_bias_table"])
+    else:
+        x = x + w["embeddings.position_embeddings"]
+    for i in range(DEPTH):
+        at = f"encoder.layer.{i}."
+        h = _norm(w, at + "layernorm_before", x)
+        q, k, v = (_linear(w, f"{at}attention.attention.{part}", h) for part in ("query", "key", "value"))
+        h = _linear(w, at + "attention.output.dense", _softmax_attention(q, k, v, HEADS, bias))
+        x = x + w.get(at + "lambda_1", 1.0) * h
+        h = F.gelu(_linear(w, at + "intermediate.dense", _norm(w, at + "layernorm_after", x)))
+        x = x + w.get(at + "lambda_2", 1.0) * _linear(w, at + "output.dense", h)
+    return _norm(w, "layernorm", x)
+
+
+# --- one case per layout: (checkpoint, file content, expected features of pixels) -------------------------
+
+
+def _moco(new):
+    w = _vit(new)
+    head = new.linear("head.0", WIDTH, 8, bias=False)
+    table = {f"module.base_encoder.{key}": value for key, value in (w | head).items()}
+    table |= {f"module.momentum_encoder.{key}": value for key, value in (w | head).items()}
+    table |= {f"module.predictor.{key}": value for key, value in new.linear("0", 8, 8).items()}
+    return {"epoch": 300, "state_dict": table, "optimizer": {}}, lambda x: _run_vit(w, x)
+
+
+def _simmim(new):
+    w = _beit(new)
+    table = {f"encoder.{key}": value for key, value in w.items()} | new.linear("decoder.0", WIDTH, 8)
+    return {"model": table, "epoch": 799}, lambda x: _run_beit(w, x)
+
+
+def _ibot(new):
+    w = _vit(new)
+    return {"state_dict": w | {"masked_embed": new(1, WIDTH)}}, lambda x: _run_vit(w, x)
+
+
+def _ibot_full(new, prefix):
+    w = _vit(new)
+    table = {f"{prefix}backbone.{key}": value for key, value in w.items()}
+    table |= {f"{prefix}head.{key}": value for key, value in new.linear("mlp.0", WIDTH, 8).items()}
+    content = {"student": {}, "teacher": table, "args": argparse.Namespace(arch="vit_base")}
+    return content, lambda x: _run_vit(w, x)
+
+
+def _beit_original(new):
+    w = _beit(new)
+    return {"model": w | new.linear("lm_head", WIDTH, 8)}, lambda x: _run_beit(w, x)
+
+
+def _beit_v2(new):
+    w = _beit(new)
+    extra = {f"cls_pt_layers.0.{key}": value for key, value in new.norm("norm1", WIDTH).items()}
+    return {"model": w | extra | new.linear("lm_head", WIDTH, 8)}, lambda x: _run_beit(w, x)
+
+
+def _beit_hf(new, prefix):
+    w = _hugging_face(new, beit=True, prefix=prefix)
+    return w | new.linear("lm_head", WIDTH, 8), lambda x: _run_hugging_face(w, x, beit=True)
+
+
+def _msn(new):
+    w = _vit(new)
+    table = {f"module.{key}": value for key, value in (w | new.linear("fc.fc1", WIDTH, 8)).items()}
+    return {"target_encoder": table, "prototypes": new(4, 8), "epoch": 600}, lambda x: _run_vit(w, x)
+
+
+def _msn_hf(new):
+    w = _hugging_face(new, beit=False)
+    return w, lambda x: _run_hugging_face(w, x, beit=False)
+
+
+def _plain(new, root=None):
+    w = _vit(new)
+    return ({root: w} if root else w), lambda x: _run_vit(w, x)
+
+
+def _dinov2(new):
+    w = _vit(new)
+    w |= {f"blocks.{i}.ls{x}.gamma": new(WIDTH) for i in range(DEPTH) for x in (1, 2)}
+    return w | {"mask_token": new(1, WIDTH)}, lambda x: _run_vit(w, x)
+
+
+CASES = {
+    "moco v3 B": ("mocov3.vit_base_patch16_224", _moco),
+    "simmim": ("simmim.vit_base_patch16_224", _simmim),
+    "ibot teacher": ("ibot.vit_base_patch16_224", _ibot),
+    "ibot full": ("ibot.vit_small_patch16_224", lambda new: _ibot_full(new, "")),
+    "ibot full, DDP": ("ibot.vit_large_patch16_224", lambda new: _ibot_full(new, "module.")),
+    "beit": ("beit.beit_base_patch16_224", _beit_original),
+    "beit, mirror": ("beit.beit_large_patch16_224", lambda new: _beit_hf(new, "beit.")),
+    "beit v2": ("beitv2.beitv2_base_patch16_224", _beit_v2),
+    "data2vec": ("data2vec.beit_base_patch16_224", _beit_original),
+    "data2vec, mirror": ("data2vec.beit_large_patch16_224", lambda new: _beit_hf(new, "")),
+    "msn": ("msn.vit_small_patch16_224", _msn),
+    "msn, mirror": ("msn.vit_base_patch16_224", _msn_hf),
+}
+TAGGED = {
+    "mae": ("mae.vit_base_patch16_224", lambda new: _plain(new, "model")),
+    "dino": ("dino.vit_small_patch16_224", _plain),
+    "dinov2": ("dinov2.vit_base_patch14_dinov2", _dinov2),
+}
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+def _features(encoder, pixels):
+    with torch.no_grad():
+        return encoder.module.forward_features(pixels)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_are_those_of_the_published_architecture(case, tmp_path, pixels):
+    name, make = CASES[case]
+    content, published = make(Tensors())
+    torch.save(content, tmp_path / "file.pth")
+    encoder = CHECKPOINTS[name].load(tmp_path / "file.pth", **SMALL)
+    torch.testing.assert_close(_features(encoder, pixels), published(pixels), atol=1e-5, rtol=1e-5)
+    assert (encoder.name, encoder.prefix, encoder.grid) == (name, 1, (GRID, GRID))
+    assert encoder.objective in OBJECTIVES
+    depths = []
+    with capture(encoder, on_attention=lambda a: depths.append((a.depth, a.bias is not None))):
+        encoder.forward(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+    beit_like = name.partition(".")[0] in ("simmim", "beit", "beitv2", "data2vec")
+    assert depths == [(1, beit_like), (2, beit_like)]
+
+
+@pytest.mark.parametrize("case", TAGGED)
+def test_files_of_tagged_checkpoints_read_through_timm(case, tmp_path, pixels, monkeypatch):
+    name, make = TAGGED[case]
+    content, published = make(Tensors())
+    torch.save(content, tmp_path / "file.pth")
+    create, small = timm.create_model, SMALL | {"patch_size": PATCH}
+    monkeypatch.setattr(timm, "create_model", lambda model, **k: create(model, **k, **small))
+    encoder = load(name, from_file=tmp_path / "file.pth", device="cpu")
+    torch.testing.assert_close(_features(encoder, pixels), published(pixels), atol=1e-5, rtol=1e-5)
+    assert encoder.objective == CHECKPOINTS[name].objective
+
+
+def test_moco_v3_small_has_twelve_heads():
+    assert CHECKPOINTS["mocov3.vit_small_patch16_224"].build(depth=1).blocks[0].attn.num_heads == 12
+    assert timm.create_model("vit_small_patch16_224", depth=1).blocks[0].attn.num_heads == 6
+
+
+def _mae_file(new, width=16):
+    w = _vit(new) | _vit(new, blocks="decoder_blocks", width=width)
+    w |= {"mask_token": new(1, 1, width), "decoder_pos_embed": new(1, TOKENS, width)}
+    w |= new.linear("decoder_embed", WIDTH, width) | new.norm("decoder_norm", width)
+    return w | new.linear("decoder_pred", width, 3 * PATCH * PATCH)
+
+
+def _run_mae(w, pixels, keep, heads):
+    """Reconstruction by MAE as published: encoder on visible patches, mask tokens, decoder."""
+    x = F.conv2d(pixels, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=PATCH)
+    x = x.flatten(2).transpose(1, 2) + w["pos_embed"][:, 1:]
+    x = torch.stack([row[list(kept)] for row, kept in zip(x, keep, strict=True)])
+    cls = (w["cls_token"] + w["pos_embed"][:, :1]).expand(len(x), -1, -1)
+    x = _norm(w, "norm", _run_blocks(w, torch.cat([cls, x], 1), HEADS))
+    x = _linear(w, "decoder_embed", x)
+    full = w["mask_token"].repeat(len(x), TOKENS, 1)
+    full[:, 0] = x[:, 0]
+    for b, kept in enumerate(keep):
+        for place, patch in enumerate(kept):
+            full[b, 1 + patch] = x[b, 1 + place]
+    x = _run_blocks(w, full + w["decoder_pos_embed"], heads, "decoder_blocks")
+    x = _norm(w, "decoder_norm", x)
+    return x, _linear(w, "decoder_pred", x)[:, 1:]
+
+
+@pytest.fixture
+def mae(tmp_path, monkeypatch):
+    """A small autoencoder read from a file in the layout of mae_visualize_*.pth."""
+    weights = _mae_file(Tensors())
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    checkpoint = CHECKPOINTS["mae_visualize.vit_base_patch16_224"]
+    monkeypatch.setattr(MaskedAutoencoder.__init__, "__defaults__", (16, DEPTH, 4))
+    return weights, checkpoint.load(tmp_path / "mae.pth", **SMALL)
+
+
+def test_mae_with_decoder(mae, pixels):
+    weights, encoder = mae
+    torch.testing.assert_close(_features(encoder, pixels), _run_vit(weights, pixels), atol=1e-5, rtol=1e-5)
+    everything = [range(GRID * GRID)] * 2
+    tokens, prediction = _run_mae(weights, pixels, everything, heads=4)
+    decoder = decoder_of(encoder)
+    torch.testing.assert_close(_features(decoder, pixels), tokens, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.module(pixels), prediction, atol=1e-5, rtol=1e-5)
+
+    records, streams = [], []
+    with capture(decoder, on_attention=records.append, on_stream=streams.append):
+        decoder.forward(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+    assert [(r.depth, tuple(r.query.shape)) for r in records] == [(1, (1, 4, 10, 4)), (2, (1, 4, 10, 4))]
+    assert streams[0].tokens.shape == (1, TOKENS, 16)
+
+
+def test_mae_reconstructs_from_visible_patches(mae, pixels):
+    weights, encoder = mae
+    keep = [(3, 0, 7), (8, 2, 1)]
+    _, expected = _run_mae(weights, pixels, keep, heads=4)
+    with torch.no_grad():
+        prediction = encoder.module(pixels, torch.tensor(keep))
+    torch.testing.assert_close(prediction, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_patches_and_images_are_inverse(mae, pixels):
+    autoencoder = mae[1].module
+    patches = autoencoder.patchify(pixels)
+    assert patches.shape == (2, 9, 3 * PATCH * PATCH)
+    # Row 1, column 2 of the grid; pixel row 3, column 4; green.
+    assert patches[0, 1 * GRID + 2, (3 * PATCH + 4) * 3 + 1] == pixels[0, 1, PATCH + 3, 2 * PATCH + 4]
+    assert torch.equal(autoencoder.unpatchify(patches), pixels)
+
+
+def _broken(change, tmp_path):
+    content, _ = _moco(Tensors())
+    change(content)
+    torch.save(content, tmp_path / "file.pth")
+    return CHECKPOINTS["mocov3.vit_base_patch16_224"].load(tmp_path / "file.pth", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["state_dict"].pop("module.base_encoder.norm.bias"), r"missing norm\.bias"),
+        (lambda c: c["state_dict"].update({"module.base_encoder.new": torch.ones(1)}), "unexpected new"),
+        (
+            lambda c: c["state_dict"].update({"module.other.weight": torch.ones(1)}),
+            r"unknown keys: module\.other",
+        ),
+        (
+            lambda c: c["state_dict"].update({"module.base_encoder.norm.bias": torch.ones(7)}),
+            r"wrong shapes: norm\.bias \(7,\) instead of \(24,\)",
+        ),
+        (lambda c: c.pop("state_dict"), "no entry state_dict; there are epoch, optimizer"),
+    ],
+)
+def test_loading_is_strict(change, message, tmp_path):
+    with pytest.raises(MismatchedWeights, match=message) as error:
+        _broken(change, tmp_path)
+    assert "file.pth" in str(error.value)
+    assert "mocov3.vit_base_patch16_224" in str(error.value)
+
+
+def test_timm_files_are_strict_too(tmp_path):
+    weights = timm.create_model("test_vit").state_dict()
+    del weights["norm.bias"]
+    torch.save(weights, tmp_path / "file.pth")
+    with pytest.raises(MismatchedWeights, match=r"(?s)file\.pth does not fit test_vit.*norm\.bias"):
+        load("test_vit", from_file=tmp_path / "file.pth")
+
+
+def test_what_was_left_out_is_recorded(tmp_path):
+    encoder = _broken(lambda content: None, tmp_path)
+    assert encoder.provenance["left out on purpose"][0] == "module.base_encoder.head.0.weight"
+    assert len(encoder.provenance["sha256"]) == 64
+    assert encoder.provenance["licence"] == "CC-BY-NC-4.0"
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_checkpoint_is_well_described(name):
+    checkpoint = CHECKPOINTS[name]
+    assert checkpoint.name == name
+    assert checkpoint.objective in OBJECTIVES
+    architecture = checkpoint.architecture or checkpoint.tag.partition(".")[0]
+    file = timm.model_entrypoint(architecture).__module__.rpartition(".")[2]
+    assert file not in REFUSED
+    if checkpoint.tag:
+        assert checkpoint.tag in timm.list_pretrained()
+        assert BY_TAG[checkpoint.tag] is checkpoint
+    else:
+        assert checkpoint.licence
+        assert checkpoint.layouts
+        assert checkpoint.sources
+        assert all(source.url.startswith("https://") for source in checkpoint.sources)
+
+
+def test_preprocessing_follows_the_checkpoint():
+    def seen(name):
+        checkpoint = CHECKPOINTS[name]
+        encoder = checkpoint.wrap(checkpoint.build(**SMALL))
+        return encoder.mean[0], encoder.std[0], encoder.interpolation, encoder.crop
+
+    assert seen("mocov3.vit_base_patch16_224") == (0.485, 0.229, "bilinear", 0.875)
+    assert seen("simmim.vit_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
+    assert seen("beit.beit_base_patch16_224") == (0.5, 0.5, "bicubic", 0.875)
+    assert seen("beitv2.beitv2_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
+    assert seen("data2vec.beit_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
