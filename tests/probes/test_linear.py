@@ -19,7 +19,8 @@ def blobs(n, seed, classes=3, width=5, spread=1.0):
 def test_gradient_of_the_loss_vanishes():
     x, y = blobs(80, 0)
     probe = fit_linear(x, y, x, y, strengths=[0.01])
-    z = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
+    z = torch.from_numpy(probe.whitening.transform(x.double().numpy()))
+    torch.testing.assert_close(z.T.cov(), torch.eye(5).double(), rtol=0, atol=1e-6)
     weight = torch.tensor(probe.classifier.coef_, requires_grad=True)
     bias = torch.tensor(probe.classifier.intercept_, requires_grad=True)
     loss = weight.square().sum() / 2
@@ -38,6 +39,21 @@ def test_separable_and_noise():
     coin = torch.randint(2, (500,), generator=torch.Generator().manual_seed(2))
     value = fit_linear(x, coin[:300], x_test, coin[300:], [1e-4]).accuracy(x_test, coin[300:])
     assert 0.39 < value < 0.61
+
+
+def test_mixing_the_features_changes_nothing():
+    x, y = blobs(200, 0)
+    mix = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
+    x_test, _ = blobs(100, 1)
+    plain, mixed = (
+        fit_linear(x, y, x, y, [0.01]),
+        fit_linear(x.double() @ mix.double(), y, x @ mix, y, [0.01]),
+    )
+    assert torch.equal(plain.predict(x_test), mixed.predict(x_test.double() @ mix.double()))
+    doubled = torch.cat(
+        [x, x[:, :1], torch.ones(200, 1)], 1
+    )  # a copy and a constant: two directions without variance
+    assert fit_linear(doubled, y, doubled, y, [0.01]).classifier.coef_.shape[1] == 5
 
 
 def test_penalty_is_chosen_on_validation():
@@ -84,6 +100,8 @@ def test_errors(encoder, colours):
         fit_linear(x, y * 0, x, y)
     with pytest.raises(ValueError, match="non-finite train_features"):
         fit_linear(x / 0, y, x, y)
+    with pytest.raises(ValueError, match="the same for every image"):
+        fit_linear(x * 0, y, x, y)
     with pytest.raises(ValueError, match="no strengths"):
         fit_linear(x, y, x, y, [])
     source = colours(10, 0)
