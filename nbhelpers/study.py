@@ -19,7 +19,7 @@ from nbhelpers import images as sources
 from nbhelpers.capture import Attention, Stream, capture
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource, MissingDataError
-from nbhelpers.metrics import METRICS, AttentionMaps
+from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric
 from nbhelpers.models import Encoder, load, manifest
 
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
@@ -128,7 +128,7 @@ def analyse(
     if cache and path.exists():
         return _identified(read_table(path), encoder, images)
     accumulators = [kind.of(encoder).to(encoder.device) for kind in kinds]
-    _feed(encoder, images, accumulators, batch_size)
+    feed(encoder, images, accumulators, batch_size)
     frame = pd.concat([accumulator.compute() for accumulator in accumulators], ignore_index=True)
     if cache and _rank() == 0:
         with atomic_path(path) as temporary:
@@ -136,7 +136,9 @@ def analyse(
     return _identified(frame, encoder, images)
 
 
-def _feed(encoder: Encoder, images: ImageSource, accumulators: Sequence, batch_size: int) -> None:
+def feed(
+    encoder: Encoder, images: ImageSource, accumulators: Sequence[DepthwiseMetric], batch_size: int
+) -> None:
     """Run the images through the encoder once and hand every record to the accumulators that consume it."""
 
     def attention(record: Attention) -> None:

@@ -63,7 +63,7 @@ def test_every_metric_of_the_book_goes_through_one_pass():
 
 def test_the_cache_is_used_and_knows_weights_images_and_metrics(monkeypatch):
     first = analyse(tiny(), toy(), NAMES)
-    monkeypatch.setattr(module, "_feed", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(module, "feed", lambda *_: pytest.fail("computed again"))
     assert_frame_equal(analyse(tiny(), toy(), NAMES), first)
     for changed in ((tiny(1), toy(), NAMES), (tiny(), toy(6), NAMES), (tiny(), toy(), NAMES[:1])):
         with pytest.raises(pytest.fail.Exception, match="computed again"):
