@@ -46,10 +46,9 @@ def patch_targets(encoder: Encoder, source: ImageSource, label: str) -> Tensor:
     if source.masks is None:
         raise ValueError(f"{source.name} has no object masks")
     size = tuple(source.masks.shape[1:])
-    stretched = (
-        encoder.crop in (None, 1.0) and size[0] * encoder.image_size[1] == size[1] * encoder.image_size[0]
-    )
-    if size != encoder.image_size and not stretched:
+    wanted = encoder.image_size
+    whole = encoder.crop_mode == "squash" or size[0] * wanted[1] == size[1] * wanted[0]
+    if size != wanted and not (whole and encoder.crop == 1):
         raise ValueError(f"{encoder.name} crops images of {size} px, so its patches do not tile the masks")
     masks = patch_masks(source.masks, encoder.grid).long()
     return masks if label == "mask" else masks * (1 + labels_of(source, label)[:, None])

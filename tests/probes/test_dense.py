@@ -39,10 +39,10 @@ def test_mean_iou_against_scikit_learn():
     value, low, high = mean_iou(predicted, target)
     np.testing.assert_allclose(value, jaccard_score(target.flatten(), predicted.flatten(), average="macro"))
     rng, redrawn = np.random.default_rng(5), []
-    for _ in range(150):
+    for _ in range(60):
         rows = rng.integers(40, size=40)
         redrawn.append(jaccard_score(target[rows].flatten(), predicted[rows].flatten(), average="macro"))
-    np.testing.assert_allclose([low, high], np.quantile(redrawn, [0.025, 0.975]), atol=0.02)
+    np.testing.assert_allclose([low, high], np.quantile(redrawn, [0.025, 0.975]), atol=0.03)
 
 
 def test_targets(encoder):

@@ -7,7 +7,7 @@ from nbhelpers.images.source import ArraySource
 from nbhelpers.probes import FineTuning, fine_tune, fine_tuning_by_share
 from nbhelpers.probes.finetune import classify, reinitialise, shift_and_flip
 
-SHORT = FineTuning(steps=40, batch_size=32, learning_rate=1e-2)
+SHORT = FineTuning(steps=25, batch_size=32, learning_rate=1e-2)
 
 
 def weights(encoder):
