@@ -16,7 +16,44 @@ from nbhelpers.metrics.attention import (
     patch_attention,
     patch_distances,
 )
-from nbhelpers.metrics.base import DepthwiseMetric, PerHeadMetric, unpad
+from nbhelpers.metrics.base import DepthwiseMetric, PerHeadMetric, SuccessiveMetric, patch_tokens, unpad
+from nbhelpers.metrics.cka import CKA, linear_cka, unbiased_hsic
+from nbhelpers.metrics.diversity import (
+    AcrossAttentionCosine,
+    AcrossBlockCosine,
+    AttentionTokenCosine,
+    HeadCosine,
+    TokenCosine,
+    mean_cosine,
+    mean_pairwise_cosine,
+)
+from nbhelpers.metrics.fourier import (
+    DeltaLogAmplitude,
+    FourierDiagonal,
+    FourierRadial,
+    delta_log_amplitude,
+    half_diagonal_frequencies,
+    radial_delta_log_amplitude,
+    radial_frequencies,
+)
+from nbhelpers.metrics.geometry import CommonUpdateShare, TokenPCA, common_update_share, token_pca
+from nbhelpers.metrics.spectrum import (
+    ImageSpectrum,
+    TokenEffectiveRank,
+    TokenSpectrum,
+    effective_rank,
+    token_spectrum,
+)
+from nbhelpers.metrics.tokens import (
+    OutlierTokens,
+    PrefixAttention,
+    TokenNorm,
+    TokenNormPeak,
+    norm_peak,
+    outlier_share,
+    prefix_attention,
+    token_norms,
+)
 
 
 class Registry(Mapping[str, type[DepthwiseMetric]]):
@@ -39,20 +76,76 @@ class Registry(Mapping[str, type[DepthwiseMetric]]):
         return len(self._metrics)
 
 
-METRICS = Registry(AttentionDistance, NormalizedMutualInformation, AttentionEntropy)
+METRICS = Registry(
+    AttentionDistance,
+    NormalizedMutualInformation,
+    AttentionEntropy,
+    PrefixAttention,
+    HeadCosine,
+    AttentionTokenCosine,
+    TokenCosine,
+    AcrossAttentionCosine,
+    AcrossBlockCosine,
+    CommonUpdateShare,
+    TokenSpectrum,
+    TokenEffectiveRank,
+    ImageSpectrum,
+    DeltaLogAmplitude,
+    FourierDiagonal,
+    FourierRadial,
+    TokenNorm,
+    TokenNormPeak,
+    OutlierTokens,
+)
 
 __all__ = [
     "METRICS",
-    "AttentionDistance",
-    "AttentionEntropy",
-    "AttentionMaps",
     "DepthwiseMetric",
-    "NormalizedMutualInformation",
     "PerHeadMetric",
-    "attention_distance",
-    "attention_entropy",
-    "normalized_mutual_information",
+    "SuccessiveMetric",
+    "patch_tokens",
+    "unpad",
+    "AttentionMaps",
+    "AttentionDistance",
+    "NormalizedMutualInformation",
+    "AttentionEntropy",
     "patch_attention",
     "patch_distances",
-    "unpad",
+    "attention_distance",
+    "normalized_mutual_information",
+    "attention_entropy",
+    "HeadCosine",
+    "AttentionTokenCosine",
+    "TokenCosine",
+    "AcrossAttentionCosine",
+    "AcrossBlockCosine",
+    "mean_pairwise_cosine",
+    "mean_cosine",
+    "TokenSpectrum",
+    "TokenEffectiveRank",
+    "ImageSpectrum",
+    "token_spectrum",
+    "effective_rank",
+    "CommonUpdateShare",
+    "TokenPCA",
+    "common_update_share",
+    "token_pca",
+    "DeltaLogAmplitude",
+    "FourierDiagonal",
+    "FourierRadial",
+    "delta_log_amplitude",
+    "half_diagonal_frequencies",
+    "radial_delta_log_amplitude",
+    "radial_frequencies",
+    "CKA",
+    "linear_cka",
+    "unbiased_hsic",
+    "TokenNorm",
+    "TokenNormPeak",
+    "OutlierTokens",
+    "PrefixAttention",
+    "token_norms",
+    "norm_peak",
+    "outlier_share",
+    "prefix_attention",
 ]

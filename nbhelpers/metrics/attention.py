@@ -225,6 +225,23 @@ class AttentionMaps:
         return self._statistics[3]
 
     @cached_property
+    def prefix_share(self) -> Tensor:
+        """Attention that each patch query pays to the prefix tokens in the full softmax, `B H N`."""
+        record, prefix = self.record, self.prefix
+        if prefix == 0:
+            return torch.zeros_like(self.patch_logsumexp)
+        query, key = (
+            at_least_float32(record.query[:, :, prefix:]),
+            at_least_float32(record.key[:, :, :prefix]),
+        )
+        logits = query @ key.mT * record.scale
+        if record.bias is not None:
+            logits = logits + _additive(record.bias, record.query, slice(prefix, None), slice(prefix)).to(
+                logits
+            )
+        return (logits.logsumexp(-1) - self.patch_logsumexp).sigmoid()
+
+    @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row entropy, key marginal, distance and log denominator from one pass over pieces of the maps."""
         record = self.record
@@ -329,22 +346,29 @@ def _patches(
             "patch_attention: query and key must have one shape (B H N D) with N above the number of prefix "
             f"tokens ({prefix}), got {tuple(query.shape)} and {tuple(key.shape)}"
         )
-    query, key = at_least_float32(query[:, :, prefix:]), at_least_float32(key[:, :, prefix:])
+    patches = slice(prefix, None)
     if bias is not None:
-        batch, heads, tokens, _ = query.shape
-        full = (batch, heads, tokens + prefix, tokens + prefix)
-        if bias.ndim > 4 or any(
-            size not in (1, n) for size, n in zip(bias.shape[::-1], full[::-1], strict=False)
-        ):
-            raise ValueError(
-                f"patch_attention: bias {tuple(bias.shape)} does not broadcast to (B H N N) = {full}"
-            )
-        bias = bias[(None,) * (4 - bias.ndim)]
-        bias = bias[:, :, prefix if bias.shape[2] > 1 else 0 :, prefix if bias.shape[3] > 1 else 0 :]
-        if bias.dtype == torch.bool:
-            bias = torch.zeros(bias.shape, device=bias.device).masked_fill(~bias, -torch.inf)
-        bias = bias.to(query.dtype)
+        bias = _additive(bias, query, patches, patches)
+    query, key = at_least_float32(query[:, :, patches]), at_least_float32(key[:, :, patches])
+    bias = None if bias is None else bias.to(query.dtype)
     return query * (query.shape[-1] ** -0.5 if scale is None else scale), key, bias
+
+
+def _additive(bias: Tensor, query: Tensor, queries: slice, keys: slice) -> Tensor:
+    """Part of a bias of all tokens as a term of the logits, four axes; axes of size 1 stay as they are."""
+    batch, heads, tokens, _ = query.shape
+    full = (batch, heads, tokens, tokens)
+    sizes = zip(bias.shape[::-1], full[::-1], strict=False)
+    if bias.ndim > 4 or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(
+            f"patch_attention: bias {tuple(bias.shape)} does not broadcast to (B H N N) = {full}"
+        )
+    bias = bias[(None,) * (4 - bias.ndim)]
+    bias = bias[:, :, queries] if bias.shape[2] > 1 else bias
+    bias = bias[..., keys] if bias.shape[3] > 1 else bias
+    if bias.dtype == torch.bool:
+        return torch.zeros(bias.shape, device=bias.device).masked_fill(~bias, -torch.inf)
+    return bias
 
 
 @lru_cache(maxsize=16)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -49,6 +51,37 @@ def require_axes(tensor: Tensor, axes: str, name: str) -> Tensor:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half-precision tensors as float32, others as they are: sums over tokens need the digits."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def patch_tokens(stream: Stream) -> Tensor:
+    """The patch tokens of a `capture.Stream`, `B N D` in float32 or better; prefix tokens dropped.
+
+    Raises:
+        ValueError: tokens that are not prefix + grid.
+    """
+    patches = stream.grid[0] * stream.grid[1]
+    if stream.tokens.ndim != 3 or stream.tokens.shape[1] != stream.prefix + patches:
+        raise ValueError(
+            f"tokens (B N D) = {tuple(stream.tokens.shape)} do not fit {stream.prefix} prefix tokens and a "
+            f"grid of {tuple(stream.grid)} = {patches}"
+        )
+    return at_least_float32(stream.tokens[:, stream.prefix :])
+
+
+def shared(function: Callable[[Stream], Tensor]) -> Callable[[Stream], Tensor]:
+    """Remember a function's last answer, so that metrics which ask about one record compute it once."""
+    asked: weakref.ref | None = None
+    answer = None
+
+    @wraps(function)
+    def once(record: Stream) -> Tensor:
+        nonlocal asked, answer
+        if asked is None or asked() is not record:
+            answer = function(record)
+            asked = weakref.ref(record)
+        return answer
+
+    return once
 
 
 def unpad(record: Record, images: int) -> Record:
@@ -185,3 +218,41 @@ class PerHeadMetric(DepthwiseMetric):
     def add(self, depth: int, values: Tensor) -> None:
         """Count one value per image and head (`B H`)."""
         super().add(depth, torch.cat([values.mean(1, keepdim=True), values], dim=1))
+
+
+class SuccessiveMetric(DepthwiseMetric):
+    """A value of an image between two successive places of the residual stream, at the depth of the later.
+
+    Subclasses say which place comes `after` the output of the previous block, and `compare` the patch tokens.
+    """
+
+    consumes: ClassVar[frozenset[str]] = frozenset({"block", "+sa"})
+    layout = ("depth",)
+    after: ClassVar[str] = "+sa"
+
+    def __init__(self, *, depth: int) -> None:
+        super().__init__(depth=depth)
+        self._before: Stream | None = None
+
+    def compare(self, before: Tensor, after: Tensor) -> Tensor:
+        """One value per image (`B`) from its patch tokens before and after (`B N D`)."""
+        raise NotImplementedError
+
+    def update(self, stream: Stream) -> None:
+        """Count the step that ends here, if one does; keep the output of a block until the next step."""
+        if stream.place == self.after and stream.depth > 0:
+            before, self._before = self._before, None
+            here = (stream.depth - 1, stream.tokens.shape)
+            if before is None or (before.depth, before.tokens.shape) != here:
+                raise ValueError(
+                    f"{self.name}: {stream.place!r} of depth {stream.depth} came without the output of depth "
+                    f"{stream.depth - 1} for the same images; update in the order of the forward pass"
+                )
+            self.add(stream.depth, self.compare(patch_tokens(before), patch_tokens(stream)))
+        if stream.place == "block" and stream.depth < self.depth:
+            self._before = stream
+
+    def reset(self) -> None:
+        """Forget the sums, and a pass broken off halfway."""
+        self._before = None
+        super().reset()

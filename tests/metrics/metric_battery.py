@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,34 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric, unpad
+from nbhelpers.capture import Attention, Stream
+from nbhelpers.metrics import CKA, METRICS, AttentionMaps, DepthwiseMetric, unpad
 
 LAYOUT = SimpleNamespace(depth=2, heads=2, width=6, grid=(3, 5), prefix=2, patch_size=(4, 8))
 TOKENS = LAYOUT.prefix + LAYOUT.grid[0] * LAYOUT.grid[1]
 IMAGES = 6
-
-
-@dataclass(frozen=True)
-class Attention:
-    depth: int
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    output: Tensor
-    bias: Tensor | None
-    scale: float
-    prefix: int
-    grid: tuple[int, int]
-    patch_size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Stream:
-    depth: int
-    place: str
-    tokens: Tensor
-    prefix: int
-    grid: tuple[int, int]
 
 
 def forward_pass(images: int = IMAGES, dtype: torch.dtype = torch.float64) -> list[Attention | Stream]:
@@ -50,6 +28,7 @@ def forward_pass(images: int = IMAGES, dtype: torch.dtype = torch.float64) -> li
         return torch.randn(images, *shape, dtype=torch.float64, generator=make)
 
     tokens = normal(TOKENS, LAYOUT.width) + normal(1, LAYOUT.width)
+    tokens[:2, 7] *= 9  # a token of large norm in two of the images
     layout = {"prefix": LAYOUT.prefix, "grid": LAYOUT.grid}
     records: list[Attention | Stream] = [Stream(0, "block", tokens, **layout)]
     for depth in range(1, LAYOUT.depth + 1):
@@ -122,10 +101,38 @@ def assert_same(frame: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-9,
     pd.testing.assert_frame_equal(frame, expected, check_exact=False, rtol=rtol, atol=atol)
 
 
+def features(seeds: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Two sides of related features `B D`, an image per seed, for alignment between encoders."""
+    make = torch.Generator().manual_seed(sum(seeds))
+    first = [torch.randn(len(seeds), 5, dtype=torch.float64, generator=make) for _ in range(LAYOUT.depth + 1)]
+    mix = torch.randn(len(first), 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    return first, [x @ m + 0.3 * x[:, :4] ** 2 for x, m in zip(first, mix, strict=True)]
+
+
+def patches(records: Sequence[Attention | Stream], place: str) -> dict[int, Tensor]:
+    """Patch tokens `B N D` by depth, at one place of the residual stream."""
+    return {
+        record.depth: record.tokens[:, LAYOUT.prefix :]
+        for record in records
+        if isinstance(record, Stream) and record.place == place
+    }
+
+
+def assert_means(frame: pd.DataFrame, values: dict[int, Tensor]) -> None:
+    """The frame holds the mean over images of these values, `B` or `B cells`, by depth."""
+    assert set(frame["depth"]) == set(values)
+    for depth, expected in values.items():
+        rows = torch.tensor(frame.loc[frame["depth"] == depth, "value"].to_numpy())
+        torch.testing.assert_close(rows, expected.double().mean(0).reshape(-1))
+
+
 def shares() -> Iterator[tuple[str, list[list[int]]]]:
     """Ways in which two ranks share the images: unevenly, and one of them has none."""
     yield "uneven", [[0, 3, 1, 5], [4, 2]]
     yield "empty", [list(range(IMAGES)), []]
+
+
+SUMS, MOMENTS = "nmi", "image_spectrum"  # one metric for each way of merging: enough for the empty rank
 
 
 def run_rank(rank: int, folder: str) -> None:
@@ -134,9 +141,12 @@ def run_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     records = forward_pass()
     for share, indices in shares():
-        for name in METRICS:
+        for name in METRICS if share == "uneven" else (SUMS, MOMENTS):
             metric = METRICS[name].of(LAYOUT)
             if indices[rank]:
                 feed(metric, batch(records, indices[rank]))
             metric.compute().to_pickle(Path(folder) / f"{name}.{share}.{rank}.pkl")
+    cka = CKA(first=LAYOUT.depth + 1, second=LAYOUT.depth + 1)
+    cka.update(*features(8 * [rank]))
+    cka.compute().to_pickle(Path(folder) / f"cka.{rank}.pkl")
     dist.destroy_process_group()

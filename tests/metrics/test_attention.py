@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from metric_battery import LAYOUT, Attention, computed, forward_pass
+from metric_battery import LAYOUT, computed, forward_pass
 
+from nbhelpers.capture import Attention
 from nbhelpers.metrics import (
     AttentionMaps,
     attention,

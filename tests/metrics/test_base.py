@@ -3,8 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from metric_battery import LAYOUT, Stream, batch, forward_pass
+from metric_battery import LAYOUT, batch, forward_pass
 
+from nbhelpers.capture import Stream
 from nbhelpers.metrics import METRICS, AttentionDistance, DepthwiseMetric, unpad
 
 

@@ -1,0 +1,220 @@
+"""Which spatial frequencies a representation carries: log amplitude of tokens on the grid, against DC."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nbhelpers.metrics.base import (
+    DepthwiseMetric,
+    at_least_float32,
+    patch_tokens,
+    require_axes,
+    require_finite,
+    shared,
+)
+
+if TYPE_CHECKING:
+    from nbhelpers.capture import Stream
+
+EPSILON = 1e-6  # of the official code: amplitudes below it read as it
+
+
+def delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    r"""Log amplitude on the half diagonal of the spectrum, mean over channels, relative to the constant part.
+
+    .. math:: F(f) = \frac{1}{D} \sum_d \log\left( \lvert \hat z_d(f, f) \rvert + 10^{-6} \right), \quad
+        \Delta F(f) = F(f) - F(0)
+
+    with :math:`\hat z_d` the two-dimensional Fourier transform of channel d on the patch grid.
+
+    Args:
+        tokens: patch tokens `B N D` of the residual stream, before the final norm.
+        grid: (rows, columns), N = rows * columns.
+
+    Returns:
+        `B F`, natural log, at `half_diagonal_frequencies(grid)`: the first value is 0, lower values are
+        weaker. The last is the point that the paper plots by depth, 6/7 of Nyquist on 14 x 14.
+
+    Raises:
+        ValueError: tokens that are not `B N D` on this grid, or values that are not finite.
+
+    Source: official notebook representation_analysis, cell 8 (log, then mean over channels).
+
+    Example: equal tokens have no frequency but DC; 16 tokens of 1 have the amplitude 16 there.
+        >>> delta_log_amplitude(torch.ones(1, 16, 3, dtype=torch.float64), (4, 4)).exp() * 16 / 1e-6
+        tensor([[1.6000e+07, 1.0000e+00]], dtype=torch.float64)
+    """
+    _, weights = _half_diagonal(tuple(grid))
+    return require_finite(_relative(log_amplitude(tokens, grid), weights), "delta_log_amplitude")
+
+
+def radial_delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    r"""Log amplitude by distance from DC, mean over rings and channels, relative to the constant part.
+
+    Args:
+        tokens: patch tokens `B N D` of the residual stream, before the final norm.
+        grid: (rows, columns), N = rows * columns.
+
+    Returns:
+        `B R`, natural log, at `radial_frequencies(grid)`; the first value is 0.
+
+    Raises:
+        ValueError: tokens that are not `B N D` on this grid, or values that are not finite.
+
+    Source: the whole-spectrum companion of `delta_log_amplitude`, which stops below Nyquist.
+
+    Example: a checkerboard lives in the corner of the spectrum alone.
+        >>> signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+        >>> values = radial_delta_log_amplitude(signs.outer(signs).reshape(1, 16, 1), (4, 4))
+        >>> (values / math.log(16 / 1e-6)).round(decimals=4)
+        tensor([[0., 0., 0., 1.]], dtype=torch.float64)
+    """
+    _, weights = _rings(tuple(grid))
+    return require_finite(_relative(log_amplitude(tokens, grid), weights), "radial_delta_log_amplitude")
+
+
+def half_diagonal_frequencies(grid: tuple[int, int]) -> Tensor:
+    """Frequencies of `delta_log_amplitude`, on both axes alike, as a share of Nyquist, all below 1.
+
+    On a grid that is not square, the longer axis is read between its own frequencies (linear interpolation).
+
+    >>> half_diagonal_frequencies((14, 14)) * 7
+    tensor([0., 1., 2., 3., 4., 5., 6.], dtype=torch.float64)
+    """
+    return _half_diagonal(tuple(grid))[0]
+
+
+def radial_frequencies(grid: tuple[int, int]) -> Tensor:
+    """Mean radius of each ring of `radial_delta_log_amplitude`, in units of one axis' Nyquist, 0..sqrt(2).
+
+    A ring is one frequency step of the shorter axis wide.
+
+    >>> radial_frequencies((4, 4))  # radii 0; 1/2 and sqrt(1/2); 1 and sqrt(5/4); sqrt(2)
+    tensor([0.0000, 0.6036, 1.0787, 1.4142], dtype=torch.float64)
+    """
+    return _rings(tuple(grid))[0]
+
+
+def log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Log of amplitude + 1e-6, mean over channels, at the K frequencies of `rfft2`, `B K`.
+
+    Args:
+        tokens: patch tokens `B N D`.
+        grid: (rows, columns), N = rows * columns.
+
+    Raises:
+        ValueError: tokens that are not `B N D` on this grid.
+    """
+    require_axes(tokens, "B N D", "log_amplitude")
+    if tokens.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"log_amplitude: tokens (B N D) = {tuple(tokens.shape)} do not fit a grid of {tuple(grid)} = "
+            f"{grid[0] * grid[1]}; drop the prefix tokens"
+        )
+    tokens = at_least_float32(tokens)
+    # On grids this small the transform as a matrix product is 3 times as fast as fft2.
+    squares = (_transform(tuple(grid), tokens.dtype, tokens.device) @ tokens).square_()
+    real, imaginary = squares.chunk(2, dim=1)
+    return real.add_(imaginary).sqrt_().add_(EPSILON).log_().mean(-1)
+
+
+def _relative(log_amplitudes: Tensor, weights: Tensor) -> Tensor:
+    """Weighted means (B F) of log amplitudes (B K), minus that of DC, the first."""
+    values = log_amplitudes @ weights.to(log_amplitudes).T
+    return values - values[:, :1]
+
+
+@lru_cache(maxsize=16)
+def _transform(grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Real and imaginary rows (2K N) of the two-dimensional Fourier transform in the half plane."""
+    with torch.inference_mode(False):  # a tensor born in inference mode would be barred from autograd later
+        basis = torch.eye(grid[0] * grid[1], dtype=torch.float64).unflatten(1, grid)
+        transform = torch.fft.rfft2(basis).flatten(1).T
+        return torch.cat([transform.real, transform.imag]).to(device, dtype)
+
+
+@lru_cache(maxsize=16)
+def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Frequencies (F) below Nyquist and their weights (F K) in the half plane."""
+    shorter = min(grid)
+    if shorter < 3:
+        raise ValueError(
+            f"the half diagonal of a grid of {grid} holds no frequency below Nyquist but DC; use 3 x 3 up"
+        )
+    steps = torch.arange(math.ceil(shorter / 2), dtype=torch.float64)
+    weights = torch.ones(len(steps), 1, 1, dtype=torch.float64)
+    for axis, (size, count) in enumerate(zip(grid, (grid[0], grid[1] // 2 + 1), strict=True)):
+        position = steps * size / shorter
+        below = position.floor().long().clamp(max=count - 1)
+        above = (below + 1).clamp(max=count - 1)
+        part = (position - below)[:, None]
+        one_hot = torch.eye(count, dtype=torch.float64)
+        read = (1 - part) * one_hot[below] + part * one_hot[above]
+        weights = weights * (read[:, :, None] if axis == 0 else read[:, None, :])
+    return steps * 2 / shorter, weights.flatten(1)
+
+
+@lru_cache(maxsize=16)
+def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mean radius (R) of the rings and the weights (R K) of their frequencies in the half plane."""
+    down = 2 * torch.fft.fftfreq(grid[0], dtype=torch.float64).abs()
+    across = 2 * torch.fft.rfftfreq(grid[1], dtype=torch.float64)
+    radius = torch.hypot(down[:, None], across[None, :]).flatten()
+    # Columns other than DC and Nyquist stand for their mirror image too.
+    twice = 1 + ((across > 0) & (across < 1)).double().expand(grid[0], -1).flatten()
+    ring = (radius * min(grid) / 2).round().long()
+    weights = torch.nn.functional.one_hot(ring).T * twice
+    weights = weights[weights.sum(1) > 0]
+    weights = weights / weights.sum(1, keepdim=True)
+    return weights @ radius, weights
+
+
+@shared
+def _stream_log_amplitude(stream: Stream) -> Tensor:
+    """Log amplitudes of a record's patch tokens, once for all metrics here."""
+    return log_amplitude(patch_tokens(stream), stream.grid)
+
+
+class FourierDiagonal(DepthwiseMetric):
+    """`delta_log_amplitude` of each block's output, at every frequency of the half diagonal."""
+
+    name, unit, consumes, layout = "fourier_diagonal", "Δ log", frozenset({"block"}), ("depth", "grid")
+    column = "frequency"
+    reading = staticmethod(_half_diagonal)  # frequencies (F), and weights in the half plane with DC first
+
+    def __init__(self, *, depth: int, grid: tuple[int, int]) -> None:
+        frequencies, weights = self.reading(tuple(grid))
+        super().__init__(depth=depth, cells=frequencies.tolist())
+        self.grid, self.weights = tuple(grid), weights
+
+    def update(self, stream: Stream) -> None:
+        """Count one depth of a batch."""
+        if tuple(stream.grid) != self.grid:
+            raise ValueError(
+                f"{self.name}: made for a grid of {self.grid}, got tokens on {tuple(stream.grid)}"
+            )
+        values = _relative(_stream_log_amplitude(stream), self.weights)
+        self.add(stream.depth, values[:, -len(self.cells) :])
+
+
+class DeltaLogAmplitude(FourierDiagonal):
+    """`delta_log_amplitude` at the point the paper plots: the last below Nyquist (6/7 on 14 x 14)."""
+
+    name = "delta_log_amplitude"
+
+    @staticmethod
+    def reading(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The last frequency, and the weights of the whole half diagonal."""
+        frequencies, weights = _half_diagonal(grid)
+        return frequencies[-1:], weights
+
+
+class FourierRadial(FourierDiagonal):
+    """`radial_delta_log_amplitude` of each block's output, per ring."""
+
+    name, reading = "fourier_radial", staticmethod(_rings)

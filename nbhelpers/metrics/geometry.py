@@ -1,0 +1,123 @@
+"""How self-attention moves the tokens of an image: in unison, or one by one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nbhelpers.metrics.base import SuccessiveMetric, at_least_float32, require_finite
+
+
+class TokenPCA(NamedTuple):
+    """Principal components of one image's tokens.
+
+    Attributes:
+        before: `N K` coordinates before the step.
+        after: `N K` coordinates after it, on the same axes.
+        explained: `K`, share of the variance of both sets together, descending.
+    """
+
+    before: Tensor
+    after: Tensor
+    explained: Tensor
+
+
+def common_update_share(before: Tensor, after: Tensor) -> Tensor:
+    r"""Share of the tokens' update that is common to all tokens of an image.
+
+    .. math:: \frac{N \lVert \bar u \rVert^2}{\sum_n \lVert u_n \rVert^2}, \quad u_n = z'_n - z_n,
+        \quad \bar u = \frac{1}{N} \sum_n u_n
+
+    Args:
+        before: patch tokens `B N D` before self-attention.
+        after: `B N D` after it (with the residual).
+
+    Returns:
+        `B` in 0..1: 1 when all tokens move by the same vector, about 1/N when each moves on its own, 0 when
+        the updates cancel (or there are none).
+
+    Raises:
+        ValueError: different shapes, or values that are not finite.
+
+    Source: a number for the paper's picture of tokens before and after self-attention (section 4):
+    contrastive learning moves all tokens of an image in unison, masked image modelling each one separately.
+
+    Example: two tokens share a step to the right, and step up and down on their own.
+        >>> before = torch.zeros(1, 2, 2)
+        >>> common_update_share(before, torch.tensor([[[1.0, 1.0], [1.0, -1.0]]]))
+        tensor([0.5000])
+    """
+    if before.ndim != 3 or before.shape != after.shape or 0 in before.shape:
+        raise ValueError(
+            f"common_update_share: expected two tensors of one shape (B N D), got {tuple(before.shape)} and "
+            f"{tuple(after.shape)}"
+        )
+    share = _common_share(at_least_float32(before), at_least_float32(after))
+    return require_finite(share, "common_update_share")
+
+
+def _common_share(before: Tensor, after: Tensor) -> Tensor:
+    """Common share of the update from before to after (B N D), unchecked."""
+    update = after - before
+    common = update.mean(1).square().sum(-1) * update.shape[1]
+    whole = torch.linalg.vector_norm(update, dim=(1, 2)).square()
+    return (common / whole.clamp(min=torch.finfo(whole.dtype).tiny)).clamp(max=1)
+
+
+def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
+    """Principal components of one image's tokens before and after a step, on axes fitted to both together.
+
+    The mean of both sets is the origin, so that a movement common to all tokens stays visible. Each axis
+    points to the side of its largest loading.
+
+    Args:
+        before: `N D`.
+        after: `N D`.
+        components: number K of axes.
+
+    Returns:
+        Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`;
+        float64.
+
+    Raises:
+        ValueError: different shapes, more components than dimensions, or values that are not finite.
+
+    Source: the paper's view of tokens before and after self-attention (section 4).
+
+    Example: all tokens move by 4 along one axis and do not differ otherwise.
+        >>> pca = token_pca(torch.zeros(3, 2), torch.tensor([[4.0, 0.0]]).expand(3, 2), components=1)
+        >>> pca.before[0], pca.after[0], pca.explained
+        (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), tensor([1.],
+        dtype=torch.float64))
+    """
+    if before.ndim != 2 or before.shape != after.shape or 0 in before.shape:
+        raise ValueError(
+            f"token_pca: expected two tensors of one shape (N D), got {tuple(before.shape)} and "
+            f"{tuple(after.shape)}"
+        )
+    tokens = require_finite(torch.cat([before, after]).double(), "token_pca")
+    if not 1 <= components <= min(tokens.shape):
+        raise ValueError(
+            f"token_pca: {components} components asked of tokens (N D) = {tuple(before.shape)}; "
+            f"give 1 to {min(tokens.shape)}"
+        )
+    centred = tokens - tokens.mean(0)
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    variance = singular.square()
+    axes = axes[:components]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    explained = variance[:components] / variance.sum().clamp(min=torch.finfo(variance.dtype).tiny)
+    first, second = (centred @ axes.T).chunk(2)
+    return TokenPCA(first, second, explained)
+
+
+class CommonUpdateShare(SuccessiveMetric):
+    """`common_update_share` of each block's self-attention, for any number of images, 0..1."""
+
+    name, unit = "common_update_share", ""
+
+    def compare(self, before: Tensor, after: Tensor) -> Tensor:
+        """Common share of an image's update (`B`)."""
+        return _common_share(before, after)

@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from metric_battery import LAYOUT, assert_means, computed, feed, forward_pass, patches
+
+from nbhelpers.capture import Attention
+from nbhelpers.metrics import METRICS, mean_cosine, mean_pairwise_cosine
+
+
+def cosine(first: list[float], second: list[float]) -> float:
+    dot = sum(a * b for a, b in zip(first, second, strict=True))
+    return dot / math.sqrt(sum(a * a for a in first) * sum(b * b for b in second))
+
+
+def pairwise(vectors: torch.Tensor) -> float:
+    """Mean over pairs, by name."""
+    rows = vectors.tolist()
+    pairs = [cosine(rows[i], rows[j]) for i in range(len(rows)) for j in range(len(rows)) if i != j]
+    return sum(pairs) / len(pairs)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return forward_pass(images=3)
+
+
+def test_pairwise_equals_the_loop():
+    vectors = torch.randn(3, 5, 7, dtype=torch.float64) + 0.5
+    expected = torch.tensor([pairwise(part) for part in vectors], dtype=torch.float64)
+    torch.testing.assert_close(mean_pairwise_cosine(vectors), expected)
+
+
+def test_equal_opposite_and_orthogonal_vectors():
+    vector = torch.randn(8)
+    assert mean_pairwise_cosine(vector.expand(6, 8)).item() == pytest.approx(1)
+    torch.testing.assert_close(mean_pairwise_cosine(torch.stack([vector, -3 * vector])), torch.tensor(-1.0))
+    assert mean_pairwise_cosine(torch.eye(5)).abs() < 1e-6
+
+
+def test_zero_vector_is_orthogonal_to_all():
+    assert mean_pairwise_cosine(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])) == pytest.approx(1 / 3)
+
+
+def test_mean_cosine_equals_the_loop():
+    before, after = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    for image, value in enumerate(mean_cosine(before, after).tolist()):
+        tokens = zip(before[image].tolist(), after[image].tolist(), strict=True)
+        assert value == pytest.approx(sum(cosine(old, new) for old, new in tokens) / 4)
+
+
+def test_heads_are_compared_token_by_token(records):
+    expected = {}
+    for record in records:
+        if isinstance(record, Attention):
+            images = record.output[:, :, LAYOUT.prefix :].transpose(1, 2)  # B N H D
+            values = [sum(pairwise(token) for token in image) / len(image) for image in images]
+            expected[record.depth] = torch.tensor(values)
+    assert_means(computed("head_cosine", [records]), expected)
+
+
+def test_attention_outputs_of_tokens_have_their_heads_side_by_side(records):
+    expected = {}
+    for record in records:
+        if isinstance(record, Attention):
+            heads = [record.output[:, head, LAYOUT.prefix :] for head in range(LAYOUT.heads)]
+            expected[record.depth] = torch.tensor([pairwise(image) for image in torch.cat(heads, dim=-1)])
+    assert_means(computed("attention_token_cosine", [records]), expected)
+
+
+def test_tokens_of_the_residual_stream(records):
+    expected = {
+        depth: torch.tensor([pairwise(image) for image in tokens])
+        for depth, tokens in patches(records, "block").items()
+    }
+    assert_means(computed("token_cosine", [records]), expected)
+
+
+def test_depths_are_compared_with_the_previous_block(records):
+    block, middle = patches(records, "block"), patches(records, "+sa")
+    depths = range(1, LAYOUT.depth + 1)
+    expected = {depth: mean_cosine(block[depth - 1], middle[depth]) for depth in depths}
+    assert_means(computed("across_attention_cosine", [records]), expected)
+    expected = {depth: mean_cosine(block[depth - 1], block[depth]) for depth in depths}
+    assert_means(computed("across_block_cosine", [records]), expected)
+
+
+@pytest.mark.parametrize("name", ["across_attention_cosine", "across_block_cosine", "common_update_share"])
+def test_steps_out_of_order_are_refused(name, records):
+    streams = [record for record in records if not isinstance(record, Attention)]
+    with pytest.raises(ValueError, match=rf"{name}: .* of depth 1 came without the output of depth 0"):
+        feed(METRICS[name].of(LAYOUT), streams[1:])
+    with pytest.raises(ValueError, match="came without"):
+        feed(METRICS[name].of(LAYOUT), [streams[0], *forward_pass(images=2)[1:]])
+
+
+def test_a_pass_broken_off_halfway_leaves_no_trace(records):
+    metric = METRICS["across_block_cosine"].of(LAYOUT)
+    feed(metric, records[:1])
+    feed(metric, records)
+    assert metric.compute().equals(computed("across_block_cosine", [records]))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"mean_pairwise_cosine: .*M at least 2, got \(1, 4\)"):
+        mean_pairwise_cosine(torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"mean_cosine: .*got \(1, 2, 3\) and \(1, 2, 4\)"):
+        mean_cosine(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
+    broken = torch.full((1, 2, 3), torch.nan)
+    with pytest.raises(ValueError, match=r"mean_pairwise_cosine: .*NaN"):
+        mean_pairwise_cosine(broken)
+    with pytest.raises(ValueError, match=r"mean_cosine: .*NaN"):
+        mean_cosine(broken, broken)

@@ -1,0 +1,155 @@
+import cmath
+import math
+
+import pytest
+import torch
+from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
+
+from nbhelpers.capture import Stream
+from nbhelpers.metrics import (
+    METRICS,
+    delta_log_amplitude,
+    half_diagonal_frequencies,
+    radial_delta_log_amplitude,
+    radial_frequencies,
+)
+from nbhelpers.metrics.fourier import log_amplitude
+
+
+def amplitude_by_loops(tokens: torch.Tensor, grid: tuple[int, int], down: int, across: int) -> float:
+    """Mean over channels of the log amplitude of one image (N D) at one frequency."""
+    rows, columns = grid
+    total = 0.0
+    for channel in tokens.T.tolist():
+        value = sum(
+            z * cmath.exp(-2j * math.pi * (down * (n // columns) / rows + across * (n % columns) / columns))
+            for n, z in enumerate(channel)
+        )
+        total += math.log(abs(value) + 1e-6)
+    return total / tokens.shape[1]
+
+
+def shifted_half_diagonal(tokens: torch.Tensor, side: int) -> torch.Tensor:
+    """The official recipe: transform, log, shift, mean over channels, half diagonal, minus DC."""
+    images = tokens.mT.unflatten(-1, (side, side))
+    logs = torch.fft.fftshift((torch.fft.fft2(images).abs() + 1e-6).log(), dim=(-2, -1)).mean(1)
+    half = logs.diagonal(dim1=-2, dim2=-1)[:, side // 2 :]
+    return half - half[:, :1]
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (5, 3), (4, 7)])
+def test_log_amplitudes_equal_the_loop(grid):
+    tokens = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
+    values = log_amplitude(tokens, grid).unflatten(1, (grid[0], grid[1] // 2 + 1))
+    for down in range(grid[0]):
+        for across in range(grid[1] // 2 + 1):
+            expected = amplitude_by_loops(tokens[1], grid, down, across)
+            assert values[1, down, across].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("side", [14, 5, 8])
+def test_square_grids_follow_the_official_recipe(side):
+    tokens = torch.randn(2, side * side, 6, dtype=torch.float64)
+    torch.testing.assert_close(delta_log_amplitude(tokens, (side, side)), shifted_half_diagonal(tokens, side))
+
+
+def test_single_precision_is_enough():
+    tokens = torch.randn(2, 196, 64) + 3
+    exact = delta_log_amplitude(tokens.double(), (14, 14))
+    torch.testing.assert_close(delta_log_amplitude(tokens, (14, 14)).double(), exact, rtol=0, atol=1e-4)
+
+
+def test_frequencies_are_shares_of_nyquist():
+    torch.testing.assert_close(half_diagonal_frequencies((14, 14)), torch.arange(7).double() / 7)
+    assert len(half_diagonal_frequencies((37, 37))) == 19
+    assert half_diagonal_frequencies((37, 37))[-1].item() == pytest.approx(36 / 37)
+    torch.testing.assert_close(half_diagonal_frequencies((6, 12)), torch.arange(3).double() / 3)
+    radial = radial_frequencies((14, 14))
+    assert radial[0] == 0 and radial[-1].item() == pytest.approx(math.sqrt(2)) and (radial.diff() > 0).all()
+
+
+def test_longer_axis_is_read_at_the_same_frequency():
+    grid = (4, 8)
+    tokens = torch.randn(1, 32, 2, dtype=torch.float64)
+    expected = amplitude_by_loops(tokens[0], grid, 1, 2) - amplitude_by_loops(tokens[0], grid, 0, 0)
+    assert delta_log_amplitude(tokens, grid)[0, 1].item() == pytest.approx(expected)
+    between = [amplitude_by_loops(tokens[0, :20], (4, 5), 1, across) for across in (1, 2)]
+    expected = 0.75 * between[0] + 0.25 * between[1] - amplitude_by_loops(tokens[0, :20], (4, 5), 0, 0)
+    assert delta_log_amplitude(tokens[:, :20], (4, 5))[0, 1].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (6, 4)])
+def test_rings_average_the_whole_plane(grid):
+    tokens = torch.randn(1, grid[0] * grid[1], 2, dtype=torch.float64)
+    rings: dict[int, list[tuple[float, float]]] = {}
+    for down in range(grid[0]):
+        for across in range(grid[1]):
+            radius = math.hypot(
+                min(down, grid[0] - down) / grid[0] * 2, min(across, grid[1] - across) / grid[1] * 2
+            )
+            ring = round(radius * min(grid) / 2)
+            rings.setdefault(ring, []).append((radius, amplitude_by_loops(tokens[0], grid, down, across)))
+    means = torch.tensor(
+        [[sum(x) / len(x) for x in zip(*rings[ring], strict=True)] for ring in sorted(rings)]
+    )
+    torch.testing.assert_close(radial_frequencies(grid).float(), means[:, 0])
+    values = radial_delta_log_amplitude(tokens, grid)[0].float()
+    torch.testing.assert_close(values, means[:, 1] - means[0, 1], rtol=0, atol=1e-5)
+
+
+def test_constant_map_has_no_frequency_but_dc():
+    tokens = torch.full((1, 64, 3), 2.0, dtype=torch.float64)
+    floor = math.log(1e-6) - math.log(2 * 64 + 1e-6)
+    for values in (delta_log_amplitude(tokens, (8, 8)), radial_delta_log_amplitude(tokens, (8, 8))):
+        assert values[0, 0] == 0
+        torch.testing.assert_close(values[0, 1:], torch.full_like(values[0, 1:], floor), rtol=1e-6, atol=0)
+
+
+def test_checkerboard_is_all_at_nyquist():
+    signs = (-1.0) ** torch.arange(8, dtype=torch.float64)
+    tokens = signs.outer(signs).reshape(1, 64, 1)
+    radial = radial_delta_log_amplitude(tokens, (8, 8))[0]
+    assert radial.argmax() == len(radial) - 1 and radial[-1] > 17
+    assert delta_log_amplitude(tokens, (8, 8)).abs().max() < 1e-6  # the half diagonal stops before it
+
+
+def test_diagonal_wave_is_found_at_its_frequency():
+    rows, columns = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
+    tokens = (2 * torch.pi * 3 * (rows + columns) / 14).cos().reshape(1, 196, 1).double()
+    values = delta_log_amplitude(tokens, (14, 14))[0]
+    assert half_diagonal_frequencies((14, 14))[values.argmax()].item() == pytest.approx(3 / 7)
+
+
+def test_accumulators_average_images():
+    records = forward_pass(images=3)
+    tokens = patches(records, "block")
+    expected = {depth: delta_log_amplitude(z, LAYOUT.grid) for depth, z in tokens.items()}
+    diagonal = computed("fourier_diagonal", [records])
+    assert_means(diagonal, expected)
+    assert diagonal["frequency"].unique().tolist() == half_diagonal_frequencies(LAYOUT.grid).tolist()
+    point = computed("delta_log_amplitude", [records])
+    assert_means(point, {depth: values[:, -1:] for depth, values in expected.items()})
+    assert point["frequency"].unique().tolist() == [2 / 3]
+    radial = {depth: radial_delta_log_amplitude(z, LAYOUT.grid) for depth, z in tokens.items()}
+    assert_means(computed("fourier_radial", [records]), radial)
+
+
+def test_the_papers_point_is_six_sevenths_of_nyquist():
+    assert METRICS["delta_log_amplitude"](depth=12, grid=(14, 14)).cells == (6 / 7,)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"\(1, 15, 2\) do not fit a grid of \(4, 4\) = 16; drop the prefix"):
+        delta_log_amplitude(torch.ones(1, 15, 2), (4, 4))
+    with pytest.raises(ValueError, match=r"log_amplitude: expected shape \(B N D\).* got \(16, 2\)"):
+        radial_delta_log_amplitude(torch.ones(16, 2), (4, 4))
+    with pytest.raises(ValueError, match=r"half diagonal of a grid of \(2, 8\)"):
+        delta_log_amplitude(torch.ones(1, 16, 2), (2, 8))
+    for kernel in (delta_log_amplitude, radial_delta_log_amplitude):
+        with pytest.raises(ValueError, match=f"{kernel.__name__}: .*NaN"):
+            kernel(torch.full((1, 16, 2), torch.nan), (4, 4))
+    metric = METRICS["fourier_radial"](depth=1, grid=(4, 4))
+    with pytest.raises(
+        ValueError, match=r"fourier_radial: made for a grid of \(4, 4\), got tokens on \(2, 8\)"
+    ):
+        metric.update(Stream(0, "block", torch.ones(1, 16, 2), 0, (2, 8)))

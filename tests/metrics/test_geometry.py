@@ -1,0 +1,75 @@
+import pytest
+import torch
+from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
+from sklearn.decomposition import PCA
+
+from nbhelpers.metrics import common_update_share, token_pca
+
+
+def share(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Common share of one image's update, by the words of its definition."""
+    updates = [
+        [b - a for a, b in zip(*pair, strict=True)]
+        for pair in zip(before.tolist(), after.tolist(), strict=True)
+    ]
+    mean = [sum(column) / len(updates) for column in zip(*updates, strict=True)]
+    whole = sum(x * x for update in updates for x in update)
+    return len(updates) * sum(x * x for x in mean) / whole
+
+
+def test_share_equals_the_loop():
+    before, after = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    expected = torch.tensor([share(*pair) for pair in zip(before, after, strict=True)], dtype=torch.float64)
+    torch.testing.assert_close(common_update_share(before, after), expected)
+
+
+def test_unison_cancellation_and_chance():
+    tokens = torch.randn(1, 100, 64, dtype=torch.float64)
+    assert common_update_share(tokens, tokens + torch.randn(64)).item() == pytest.approx(1)
+    step = torch.randn(1, 50, 64)
+    assert common_update_share(tokens, tokens + torch.cat([step, -step], 1)).item() == pytest.approx(
+        0, abs=1e-12
+    )
+    assert common_update_share(tokens, tokens).item() == 0
+    alone = common_update_share(tokens, tokens + torch.randn(1, 100, 64))
+    assert alone.item() == pytest.approx(1 / 100, rel=0.5)
+
+
+def test_accumulator_takes_the_step_of_self_attention():
+    records = forward_pass(images=3)
+    block, middle = patches(records, "block"), patches(records, "+sa")
+    expected = {
+        depth: common_update_share(block[depth - 1], middle[depth]) for depth in range(1, LAYOUT.depth + 1)
+    }
+    assert_means(computed("common_update_share", [records]), expected)
+
+
+def test_pca_is_that_of_both_sets_together():
+    before, after = torch.randn(2, 20, 6, dtype=torch.float64) * torch.arange(1, 7)
+    reference = PCA(3).fit(torch.cat([before, after]).numpy())
+    result = token_pca(before, after)
+    torch.testing.assert_close(result.explained, torch.tensor(reference.explained_variance_ratio_))
+    for tokens, coordinates in ((before, result.before), (after, result.after)):
+        expected = torch.tensor(reference.transform(tokens.numpy()))
+        torch.testing.assert_close(coordinates.abs(), expected.abs())
+
+
+def test_pca_axes_do_not_flip():
+    before, after = torch.randn(2, 20, 6, dtype=torch.float64) * torch.arange(1, 7)
+    order = torch.randperm(20)
+    shuffled = token_pca(before[order], after[order])
+    torch.testing.assert_close(shuffled.before, token_pca(before, after).before[order])
+
+
+def test_bad_input_is_named():
+    tokens = torch.ones(1, 3, 4)
+    with pytest.raises(ValueError, match=r"common_update_share: .*got \(1, 3, 4\) and \(1, 2, 4\)"):
+        common_update_share(tokens, tokens[:, 1:])
+    with pytest.raises(ValueError, match=r"common_update_share: .*NaN"):
+        common_update_share(tokens, tokens * torch.nan)
+    with pytest.raises(ValueError, match=r"token_pca: .*got \(1, 3, 4\) and \(1, 3, 4\)"):
+        token_pca(tokens, tokens)
+    with pytest.raises(ValueError, match=r"token_pca: 5 components .*give 1 to 4"):
+        token_pca(tokens[0], tokens[0], components=5)
+    with pytest.raises(ValueError, match=r"token_pca: .*NaN"):
+        token_pca(tokens[0], tokens[0] * torch.nan)

@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+from metric_battery import LAYOUT, assert_means, computed, feed, forward_pass, patches
+
+from nbhelpers.capture import Stream
+from nbhelpers.metrics import METRICS, ImageSpectrum, effective_rank, token_spectrum
+from nbhelpers.metrics.spectrum import merge_moments
+
+
+def by_definition(tokens: torch.Tensor) -> torch.Tensor:
+    """The author's definition for one image (N D): covariance over tokens, singular values, log."""
+    covariance = torch.cov(tokens.double().T)
+    return torch.linalg.svd(covariance).S.log()
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(9, 20), (20, 9), (9, 9)])
+def test_spectrum_equals_the_definition(tokens, width):
+    images = torch.randn(2, tokens, width) * torch.linspace(0.1, 3, width) + 5
+    ranks = min(tokens - 1, width)
+    spectrum = token_spectrum(images)
+    assert spectrum.shape == (2, width)
+    for image, values in zip(images, spectrum, strict=True):
+        torch.testing.assert_close(values[:ranks], by_definition(image)[:ranks], rtol=0, atol=1e-4)
+    assert spectrum[:, ranks:].isnan().all() and not spectrum[:, :ranks].isnan().any()
+    assert (spectrum[:, :ranks].diff(dim=1) <= 0).all()
+
+
+def test_covariance_by_loops():
+    tokens = torch.randn(5, 2, dtype=torch.float64)
+    mean = [sum(column) / 5 for column in tokens.T.tolist()]
+    a, b, c = (
+        sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in tokens.tolist()) / 4
+        for i, j in ((0, 0), (0, 1), (1, 1))
+    )
+    root = math.sqrt((a - c) ** 2 / 4 + b * b)
+    expected = torch.tensor(
+        [[math.log((a + c) / 2 + root), math.log((a + c) / 2 - root)]], dtype=torch.float64
+    )
+    torch.testing.assert_close(token_spectrum(tokens[None]), expected)
+
+
+def test_tokens_of_rank_one_have_one_direction():
+    tokens = torch.randn(1, 12, 1) * torch.randn(30)
+    spectrum = token_spectrum(tokens)
+    assert (spectrum[0, 1:11] - spectrum[0, 0] < -25).all()  # what is left is float32 rounding of the input
+    assert effective_rank(spectrum).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_large_mean_loses_nothing():
+    tokens = torch.randn(1, 12, 30, dtype=torch.float64)
+    torch.testing.assert_close(
+        token_spectrum(tokens + 1e6)[:, :11], token_spectrum(tokens)[:, :11], rtol=0, atol=1e-6
+    )
+
+
+def test_effective_rank_counts_equal_directions():
+    equal = torch.full((3, 7), -2.0, dtype=torch.float64)
+    torch.testing.assert_close(effective_rank(equal), torch.full((3,), 7.0, dtype=torch.float64))
+    equal[:, 4:] = torch.nan
+    torch.testing.assert_close(effective_rank(equal), torch.full((3,), 4.0, dtype=torch.float64))
+    shares = [0.5, 0.3, 0.2]
+    expected = math.exp(-sum(p * math.log(p) for p in shares))
+    assert effective_rank(torch.tensor(shares).log() + 3).item() == pytest.approx(expected)
+
+
+def test_accumulators_average_images():
+    records = forward_pass(images=3)
+    spectra = {depth: token_spectrum(tokens) for depth, tokens in patches(records, "block").items()}
+    relative = {depth: spectrum - spectrum[:, :1] for depth, spectrum in spectra.items()}
+    frame = computed("token_spectrum", [records])
+    assert_means(frame, relative)
+    assert frame["rank"].tolist() == [1, 2, 3, 4, 5, 6] * (LAYOUT.depth + 1)
+    ranks = {depth: effective_rank(spectrum) for depth, spectrum in spectra.items()}
+    assert_means(computed("token_effective_rank", [records]), ranks)
+
+
+def stream(tokens: torch.Tensor) -> Stream:
+    return Stream(0, "block", tokens, 0, (1, tokens.shape[1]))
+
+
+def image_values(metric: ImageSpectrum) -> torch.Tensor:
+    return torch.tensor(metric.compute()["value"].to_numpy())
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_image_spectrum_is_that_of_all_images_together(offset):
+    tokens = torch.randn(40, 3, 6, dtype=torch.float64) * torch.linspace(0.2, 2, 6) + offset
+    tokens[:, :, 0] += torch.linspace(0, 9, 40)[:, None]  # batches differ in their means
+    expected = by_definition(tokens.mean(1))
+    metric = ImageSpectrum(depth=0, width=6)
+    for part in tokens.split([1, 17, 2, 20]):
+        metric.update(stream(part))
+    torch.testing.assert_close(image_values(metric), expected - expected[0], rtol=0, atol=1e-6)
+    covariance = metric.moments[0, 7:].reshape(6, 6) / 39
+    torch.testing.assert_close(covariance, torch.cov(tokens.mean(1).T), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_moments_of_any_number_of_samples_merge(offset):
+    samples = torch.randn(30, 4, dtype=torch.float64) + offset + torch.linspace(0, 5, 30)[:, None]
+
+    def moments(part: torch.Tensor) -> torch.Tensor:
+        mean = part.mean(0) if len(part) else torch.zeros(4, dtype=torch.float64)
+        deviations = part - mean
+        return torch.cat([torch.tensor([float(len(part))]), mean, (deviations.T @ deviations).flatten()])
+
+    parts = torch.stack([moments(part) for part in samples.split([3, 1, 0, 20, 6])])
+    torch.testing.assert_close(merge_moments(parts), moments(samples), rtol=1e-9, atol=1e-7)
+    assert (merge_moments(parts[2:3]) == 0).all()  # a rank without images
+
+
+def test_image_ranks_beyond_the_images_are_left_out():
+    metric = ImageSpectrum(depth=0, width=6)
+    metric.update(stream(torch.randn(4, 3, 6)))
+    frame = metric.compute()
+    assert frame["rank"].tolist() == [1, 2, 3]
+    assert effective_rank(torch.tensor(frame["value"].to_numpy())) <= 3
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"token_spectrum: expected shape \(B N D\).* got \(3, 4\)"):
+        token_spectrum(torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"token_spectrum: .*2 tokens, got \(B N D\) = \(2, 1, 4\)"):
+        token_spectrum(torch.ones(2, 1, 4))
+    with pytest.raises(ValueError, match="1 of 2 covariances are zero"):
+        token_spectrum(torch.stack([torch.ones(3, 4), torch.randn(3, 4)]))
+    with pytest.raises(ValueError, match=r"token_spectrum: .*NaN"):
+        token_spectrum(torch.full((1, 3, 4), torch.nan))
+    with pytest.raises(ValueError, match=r"effective_rank: .*\(2,\).* no rank"):
+        effective_rank(torch.full((2,), torch.nan))
+    metric = ImageSpectrum(depth=0, width=6)
+    with pytest.raises(ValueError, match=r"image_spectrum: made for width 6, got \(B N D\) = \(4, 3, 5\)"):
+        metric.update(stream(torch.randn(4, 3, 5)))
+    metric.update(stream(torch.randn(1, 3, 6)))
+    with pytest.raises(ValueError, match=r"image_spectrum: .*2 images, got 1 at depth 0"):
+        metric.compute()
+    with pytest.raises(ValueError, match=r"tokens \(B N D\) = .*grid of \(3, 5\) = 15"):
+        feed(
+            METRICS["token_effective_rank"].of(LAYOUT), [Stream(0, "block", torch.randn(1, 15, 6), 1, (3, 5))]
+        )

@@ -1,0 +1,100 @@
+import math
+import statistics
+
+import pytest
+import torch
+from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
+
+from nbhelpers.capture import Attention
+from nbhelpers.metrics import AttentionMaps, norm_peak, outlier_share, prefix_attention, token_norms
+
+
+def full_attention(record: Attention) -> torch.Tensor:
+    """Probabilities over all tokens, `B H N N`."""
+    logits = record.query @ record.key.mT * record.scale
+    return (logits if record.bias is None else logits + record.bias).softmax(-1)
+
+
+def test_norms_equal_the_loop():
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = [[math.sqrt(sum(x * x for x in token)) for token in image] for image in tokens.tolist()]
+    torch.testing.assert_close(token_norms(tokens), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_outliers_stand_out_from_the_median(count):
+    norms = torch.rand(4, count, dtype=torch.float64) + 0.1
+    norms[:, 1] *= 9
+    for image, share, peak in zip(norms.tolist(), outlier_share(norms), norm_peak(norms), strict=True):
+        median = statistics.median(image)
+        assert share.item() == pytest.approx(sum(norm > 3 * median for norm in image) / count)
+        assert peak.item() == pytest.approx(max(image) / median)
+    assert (outlier_share(norms, ratio=100.0) == 0).all()
+    assert (norm_peak(torch.ones(1, count)) == 1).all()
+
+
+def test_accumulators_average_images():
+    records = forward_pass(images=3)
+    norms = {depth: token_norms(tokens) for depth, tokens in patches(records, "block").items()}
+    assert_means(computed("token_norm", [records]), {depth: x.mean(1) for depth, x in norms.items()})
+    assert_means(computed("token_norm_peak", [records]), {depth: norm_peak(x) for depth, x in norms.items()})
+    assert_means(
+        computed("outlier_tokens", [records]), {depth: outlier_share(x) for depth, x in norms.items()}
+    )
+
+
+def test_outliers_are_found_among_patches_alone():
+    records = forward_pass(images=2)
+    tokens = records[0].tokens
+    tokens /= tokens.norm(dim=-1, keepdim=True)
+    tokens[:, 0] *= 9  # the class token is no outlier
+    assert computed("outlier_tokens", [records]).query("depth == 0")["value"].item() == 0
+    tokens[:, 5] *= 9
+    assert computed("outlier_tokens", [records]).query("depth == 0")["value"].item() == pytest.approx(1 / 15)
+
+
+def test_prefix_attention_is_what_patch_attention_leaves_out():
+    records = forward_pass(images=3)
+    frame = computed("prefix_attention", [records]).query("head >= 0")
+    expected = {}
+    for record in records:
+        if isinstance(record, Attention):
+            attention = full_attention(record)
+            expected[record.depth] = prefix_attention(attention, LAYOUT.prefix)
+            by_hand = sum(attention[1, 0, q, k].item() for q in range(2, 17) for k in range(2)) / 15
+            assert expected[record.depth][1, 0].item() == pytest.approx(by_hand)
+    assert_means(frame, expected)
+
+
+@pytest.mark.parametrize("shape", [(17,), (3, 1, 1, 17), (2, 17, 17)])
+def test_prefix_attention_with_a_bias_of_any_shape(shape):
+    record = forward_pass(images=3)[1]
+    bias = torch.randn(shape, dtype=torch.float64)
+    record = Attention(**{**vars(record), "bias": bias})
+    expected = full_attention(record)[:, :, 2:, :2].sum(-1)
+    torch.testing.assert_close(AttentionMaps(record).prefix_share, expected)
+
+
+def test_without_prefix_tokens_nothing_goes_to_them():
+    record = forward_pass(images=3)[1]
+    record = Attention(**{**vars(record), "prefix": 0, "grid": (1, 17)})
+    assert (AttentionMaps(record).prefix_share == 0).all()
+    assert (prefix_attention(full_attention(record), 0) == 0).all()
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"token_norms: expected shape \(B N D\).* got \(3, 4\)"):
+        token_norms(torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"outlier_share: expected shape \(B N\).* got \(3,\)"):
+        outlier_share(torch.ones(3))
+    with pytest.raises(ValueError, match=r"norm_peak: .*NaN or infinite"):
+        norm_peak(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"prefix_attention: .*prefix tokens \(4\), got \(1, 1, 4, 4\)"):
+        prefix_attention(torch.ones(1, 1, 4, 4), 4)
+    for kernel in (
+        lambda x: token_norms(x[0]),
+        lambda x: prefix_attention(x, 1),
+        lambda x: outlier_share(x[0, 0]),
+    ):
+        with pytest.raises(ValueError, match="NaN"):
+            kernel(torch.full((1, 1, 4, 4), torch.nan))
