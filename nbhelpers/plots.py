@@ -231,7 +231,7 @@ def by_depth(
             ax.scatter(dots["depth"], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
     if reference:
         ax.axhline(reference[0], color="#555555", lw=1, ls=(0, (4, 2)))
-        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_ABOVE_RIGHT)
+        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_BELOW_RIGHT)
     ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric.replace("_", " ")))
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
@@ -271,7 +271,7 @@ def published_by_depth(
         )
     if reference:
         ax.axhline(reference[0], color="#555555", lw=1, ls=(0, (4, 2)))
-        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_ABOVE_RIGHT)
+        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_BELOW_RIGHT)
     ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric), title="published: ViT-B/16, ImageNet")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax

@@ -1,0 +1,117 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Attention maps
+#
+# **Claim.** Ask a contrastive encoder where two different tokens of an image look, and in its late layers both
+# answer with the same map, often the outline of the object. Ask a masked image model, and each token looks around
+# itself {cite:p}`park2023what`.
+#
+# The map of a query token $q$ is the row $A_{q\cdot}$ of the attention among the patch tokens,
+#
+# $$
+# A_{qk} = \frac{\exp(q_q \cdot k_k / \sqrt{d})}{\sum_{k'} \exp(q_q \cdot k_{k'} / \sqrt{d})} ,
+# $$
+#
+# and how alike the maps of two queries are is the cosine $\cos(A_{q\cdot}, A_{q'\cdot})$, from 0 (they share no key) to
+# 1 (the same map).
+
+# %% tags=["parameters"]
+STUDIES = ["shapes", "cifar10"]
+MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
+IMAGE = 7  # which generated test image
+QUERIES = [(1, 1), (4, 4)]  # row and column of the two query patches
+
+# %% [markdown]
+# ## Two queries on one image
+#
+# Maps are averaged over heads; the query patch is outlined. The scale is that of each map, from nothing to its
+# maximum. First a generated image:
+
+# %%
+from nbhelpers import plots, study
+from nbhelpers.images import photographs
+
+plots.style()
+generated = study("shapes").images("test").batch([IMAGE])
+figure = plots.query_maps(generated, study("shapes").encoders(MODELS), QUERIES, depths=(1, 3, 5, 8))
+plots.show(figure, "Attention maps of two query patches at four depths, a row per model and query.")
+
+# %% [markdown]
+# Then a photograph, which comes with scikit-image, shown to the encoders trained on CIFAR-10:
+
+# %%
+photograph = photographs(32).batch([0])
+figure = plots.query_maps(photograph, study("cifar10").encoders(MODELS), QUERIES, depths=(1, 3, 5, 8))
+plots.show(figure, "Attention maps of two query patches of a photograph at four depths, per model and query.")
+
+# %% [markdown]
+# ## One head at a time
+#
+# An average over heads can hide that each of them looks elsewhere. These are the heads of the last but one block,
+# for the second query.
+
+# %%
+encoders = study("cifar10").encoders(MODELS)
+figure = plots.head_maps(photograph, encoders, QUERIES[1], depth=encoders[0].depth - 1)
+plots.show(
+    figure, "Attention maps of one query patch in every head of the last but one block, a row per model."
+)
+
+# %% [markdown]
+# ## How similar are the maps of different queries?
+#
+# What the eye sees on one image is counted here over many: the mean cosine between the maps of all pairs of
+# queries, per head, then averaged over heads.
+
+# %%
+from nbhelpers.results import table
+
+frames = [table(name, "metrics", MODELS) for name in STUDIES]
+axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
+for ax, frame in zip(axes, frames, strict=True):
+    plots.by_depth(frame, "query_cosine", ax, heads=True, reference=(1, "same map for all queries"))
+axes[0].legend()
+plots.show(
+    axes, "Mean cosine between the attention maps of different queries against depth, a line per model."
+)
+
+# %% tags=["remove-cell"]
+import torch
+from myst_nb import glue
+
+from nbhelpers.results import late, published_maps
+
+paper = published_maps().set_index(["objective", "query"])["value"]
+for objective in ("CL", "MIM"):
+    one, two = (torch.tensor(paper[objective, query].to_numpy()) for query in (1, 2))
+    glue(f"paper-{objective}", float(torch.cosine_similarity(one, two, dim=0)), display=False)
+for name, frame in zip(STUDIES, frames, strict=True):
+    for objective, value in late(frame, "query_cosine").items():
+        glue(f"{name}-{objective}", value, display=False)
+
+# %% [markdown]
+# In the last third of the blocks the mean cosine is {glue:text}`shapes-CL:.2f` for CL and {glue:text}`shapes-MIM:.2f`
+# for MIM on `shapes`, {glue:text}`cifar10-CL:.2f` and {glue:text}`cifar10-MIM:.2f` on CIFAR-10, where an untrained
+# encoder has {glue:text}`cifar10-random:.2f`: its maps are flat, and flat maps are all alike. The two maps of the
+# paper's own figure 2 have a cosine of {glue:text}`paper-CL:.2f` for MoCo v3 and {glue:text}`paper-MIM:.2f` for SimMIM
+# (published; read off the poster's figure, each map scaled to its own range).
+#
+# A cosine of one has two causes, the same object for all and nothing in particular for all; the chapter on
+# [attention collapse](collapse.py) tells them apart.
+
+# %% [markdown]
+# ## What would refute it
+#
+# Maps of a contrastive encoder's late layers that follow the query as closely as those of a masked encoder; in
+# numbers, a cosine in the last third of the blocks that is not higher.
+#
+# ## Try it yourself
+#
+# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
+# 2. Move the two queries: both onto the object, both onto the ground.
+# 3. `photographs(32)` holds other pictures. Is there one whose maps contradict the numbers?
