@@ -7,15 +7,19 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from nbhelpers.capture import capture
+from nbhelpers.metrics import common_update_share, patch_tokens, token_pca
 from nbhelpers.models import Encoder
 from nbhelpers.results import COMPUTED, published
 from nbhelpers.study import TITLES, attention_maps
@@ -34,9 +38,15 @@ LABELS = {
     "nmi": "normalised mutual information",
     "attention_entropy": "attention entropy / log N",
     "head_cosine": "cosine between heads",
+    "across_attention_cosine": "cosine before / after attention",
+    "across_block_cosine": "cosine before / after block",
+    "attention_token_cosine": "cosine between attention outputs",
     "token_cosine": "cosine between tokens",
     "common_update_share": "share of the update common to all tokens",
     "token_effective_rank": "effective rank of an image's tokens",
+    "image_effective_rank": "effective rank of the images",
+    "token_spectrum": "Δ log eigenvalue, tokens",
+    "image_spectrum": "Δ log eigenvalue, images",
     "delta_log_amplitude": "Δ log amplitude",
     "linear": "linear probe accuracy",
     "knn": "k-NN accuracy",
@@ -80,13 +90,20 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     plt.close(figure)
 
 
-def panels(titles: Sequence[str], height: float = 2.9, **options) -> np.ndarray:
-    """A row of axes under their titles, one per study; `options` go to `plt.subplots`."""
-    width = 7.2 if len(titles) < 3 else 9.6
-    _, axes = plt.subplots(1, len(titles), figsize=(width, height), squeeze=False, **options)
-    for ax, title in zip(axes[0], titles, strict=True):
+def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:
+    """Axes under their titles, in one row or in rows of `columns`; `options` go to `plt.subplots`.
+
+    `height` is that of a row, in inches; the axes come in a flat array, row by row.
+    """
+    columns = columns or len(titles)
+    rows = -(-len(titles) // columns)
+    width = 7.2 if columns < 3 else 9.6
+    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * height), squeeze=False, **options)
+    for ax in axes.flat[len(titles) :]:
+        figure.delaxes(ax)
+    for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(title)
-    return axes[0]
+    return axes.ravel()[: len(titles)]
 
 
 def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:
@@ -175,6 +192,38 @@ def head_maps(image: Tensor, encoders: Sequence[Encoder], query: tuple[int, int]
     return figure
 
 
+def token_steps(image: Tensor, encoders: Sequence[Encoder], depths: Sequence[int]) -> Figure:
+    """What self-attention does to the tokens of one image (uint8 `1 C H W`), in their first two components.
+
+    A row per encoder, a column per depth: a line per token from where it was to a dot where it is
+    afterwards. Below each panel, the share of the tokens' movement that is common to all of them.
+    """
+    shape = (len(encoders), len(depths))
+    figure, axes = plt.subplots(*shape, figsize=(1.6 * shape[1], 1.75 * shape[0]), squeeze=False)
+    for line, encoder in zip(axes, encoders, strict=True):
+        places: list[Tensor] = []
+        with capture(
+            encoder, on_stream=lambda record, kept=places: kept.append(patch_tokens(record)[0].cpu())
+        ):
+            encoder.forward(image)
+        for ax, depth in zip(line, depths, strict=True):
+            before, after = places[2 * depth - 2 : 2 * depth]  # block d - 1, +sa d
+            _steps(ax, before, after, STYLES.get(encoder.objective, OTHER)["color"])
+        line[0].set_ylabel(label(encoder.name, encoder.objective))
+    for ax, depth in zip(axes[0], depths, strict=True):
+        ax.set_title(f"depth {depth}")
+    return figure
+
+
+def _steps(ax: Axes, before: Tensor, after: Tensor, color: str) -> None:
+    """Tokens `N D` before and after a step, and the common share of it, on the components of both."""
+    pca = token_pca(before, after, components=2)
+    ax.add_collection(LineCollection(torch.stack([pca.before, pca.after], 1).numpy(), color=color, lw=0.5))
+    ax.scatter(*pca.after.T.numpy(), s=5, color=color, lw=0)
+    share = common_update_share(before[None], after[None]).item()
+    ax.set(xticks=[], yticks=[], xlabel=f"{share:.2f}", aspect="equal", adjustable="datalim")
+
+
 def label(model: str, objective: str) -> str:
     """How a model is called in a legend: its objective in a study's own figures, else its name."""
     family = model.split(".")[0]
@@ -230,20 +279,53 @@ def by_depth(
             dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
             ax.scatter(dots["depth"], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
     if reference:
-        ax.axhline(reference[0], color="#555555", lw=1, ls=(0, (4, 2)))
-        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_BELOW_RIGHT)
+        _reference_line(ax, *reference)
     ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric.replace("_", " ")))
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
 
 
-_ABOVE_RIGHT = {
-    "xytext": (0, 2),
-    "textcoords": "offset points",
-    "ha": "right",
-    "fontsize": 8,
-    "color": "#555555",
-}
+def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
+    """A model's `token_spectrum` or `image_spectrum` against rank, a line per depth coloured by depth.
+
+    Raises:
+        ValueError: if the frame holds more than one model: their lines would share colours.
+    """
+    ax = ax or plt.gca()
+    if frame["model"].nunique() != 1:
+        raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
+    rows = frame[frame["metric"] == metric]
+    colours = plt.get_cmap("viridis_r")
+    for depth, line in rows.groupby("depth"):
+        ax.plot(line["rank"], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
+    ax.set(xlabel="rank", ylabel=LABELS[metric])
+    return ax
+
+
+def depth_bar(axes: Sequence[Axes], depths: int) -> None:
+    """Beside the axes, the colours that `spectra` gives to the depths 0..`depths`."""
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), "viridis_r")
+    np.ravel(axes)[0].figure.colorbar(colours, ax=axes, label="depth", aspect=40, pad=0.01)
+
+
+def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: bool = True) -> Axes:
+    """Points at the columns `x`, `y` of the frame, coloured by another column: a map of tokens by t-SNE."""
+    ax = ax or plt.gca()
+    palette = "colorblind" if frame[colour].nunique() <= 10 else "husl"
+    points = {"s": 8, "linewidth": 0, "alpha": 0.8, "rasterized": True}
+    sns.scatterplot(
+        frame, x="x", y="y", hue=frame[colour].astype(str), palette=palette, legend=legend, ax=ax, **points
+    )
+    ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    ax.grid(False)
+    return ax
+
+
+def _reference_line(ax: Axes, value: float, name: str) -> None:
+    """A dashed horizontal line with its name under the right end."""
+    ax.axhline(value, color="#555555", lw=1, ls=(0, (4, 2)))
+    place = {"xytext": (0, -2), "textcoords": "offset points", "ha": "right", "va": "top"}
+    ax.annotate(name, (1, value), xycoords=("axes fraction", "data"), fontsize=8, color="#555555", **place)
 
 
 def published_by_depth(
@@ -270,8 +352,7 @@ def published_by_depth(
             line["depth"], line["value"], line["error"], label=name, lw=1.2, capsize=1.5, mfc="white", **look
         )
     if reference:
-        ax.axhline(reference[0], color="#555555", lw=1, ls=(0, (4, 2)))
-        ax.annotate(reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), **_BELOW_RIGHT)
+        _reference_line(ax, *reference)
     ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric), title="published: ViT-B/16, ImageNet")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nbhelpers.metrics.attention import patch_attention
 from nbhelpers.metrics.base import (
     DepthwiseMetric,
+    PerHeadMetric,
     SuccessiveMetric,
     at_least_float32,
     patch_tokens,
@@ -101,6 +103,28 @@ class HeadCosine(DepthwiseMetric):
     def update(self, maps: AttentionMaps) -> None:
         """Count one depth of a batch."""
         self.add(maps.depth, _pairwise(at_least_float32(maps.outputs).transpose(1, 2)).mean(1))
+
+
+class QueryCosine(PerHeadMetric):
+    """`mean_pairwise_cosine` between the attention maps of an image's patch queries, per depth and head.
+
+    1 where all queries have the same map, whatever that map is; 0 where no two of them share a key.
+    """
+
+    name, unit, consumes = "query_cosine", "", frozenset({"attention"})
+
+    def update(self, maps: AttentionMaps) -> None:
+        """Count one depth of a batch, one head's maps in memory at a time."""
+        record, heads = maps.record, []
+        for head in range(record.query.shape[1]):
+            one = slice(head, head + 1)
+            shared = record.bias is None or record.bias.ndim < 3 or record.bias.shape[-3] == 1
+            bias = record.bias if shared else record.bias[..., one, :, :]
+            rows = patch_attention(
+                record.query[:, one], record.key[:, one], record.prefix, bias, record.scale
+            )
+            heads.append(_pairwise(rows))
+        self.add(maps.depth, torch.cat(heads, dim=1))
 
 
 class AttentionTokenCosine(DepthwiseMetric):

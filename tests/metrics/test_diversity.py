@@ -5,7 +5,7 @@ import torch
 from metric_battery import LAYOUT, assert_means, computed, feed, forward_pass, patches
 
 from nbhelpers.capture import Attention
-from nbhelpers.metrics import METRICS, mean_cosine, mean_pairwise_cosine
+from nbhelpers.metrics import METRICS, AttentionMaps, mean_cosine, mean_pairwise_cosine
 
 
 def cosine(first: list[float], second: list[float]) -> float:
@@ -57,6 +57,17 @@ def test_heads_are_compared_token_by_token(records):
             values = [sum(pairwise(token) for token in image) / len(image) for image in images]
             expected[record.depth] = torch.tensor(values)
     assert_means(computed("head_cosine", [records]), expected)
+
+
+def test_maps_of_queries_are_compared_head_by_head(records):
+    frame = computed("query_cosine", [records])
+    for record in records:
+        if isinstance(record, Attention):
+            maps = AttentionMaps(record).probabilities
+            for head in range(LAYOUT.heads):
+                expected = sum(pairwise(image[head]) for image in maps) / len(maps)
+                row = frame[(frame["depth"] == record.depth) & (frame["head"] == head)]
+                assert row["value"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_attention_outputs_of_tokens_have_their_heads_side_by_side(records):
