@@ -1,10 +1,15 @@
 """Plots return axes that hold the frame's numbers; figures need alternative texts."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from nbhelpers import plots
+from nbhelpers.capture import capture
+from nbhelpers.metrics import patch_tokens, token_pca
+from nbhelpers.models import mini_vit, wrap
 
 
 @pytest.fixture
@@ -68,3 +73,49 @@ def test_a_figure_without_alternative_text_is_refused():
     figure, _ = plt.subplots()
     with pytest.raises(ValueError, match="alternative text"):
         plots.show(figure, " ")
+
+
+def test_panels_wrap_into_rows():
+    axes = plots.panels(["a", "b", "c"], columns=2)
+    assert [ax.get_title() for ax in axes] == ["a", "b", "c"]
+    rows = [ax.get_subplotspec().rowspan.start for ax in axes]
+    assert rows == [0, 0, 1]
+    assert len(axes[0].figure.axes) == 3
+
+
+def test_spectra_draw_a_line_per_depth_of_one_model(frame):
+    rows = [(depth, rank, -1.0 * depth * rank) for depth in (0, 1, 2) for rank in (1, 2, 3)]
+    spectrum = pd.DataFrame(rows, columns=["depth", "rank", "value"])
+    spectrum = spectrum.assign(model="shapes.cl", metric="token_spectrum")
+    lines = plots.spectra(pd.concat([frame[frame["model"] == "shapes.cl"], spectrum]), "token_spectrum").lines
+    assert [line.get_ydata().tolist() for line in lines] == [[0, 0, 0], [-1, -2, -3], [-2, -4, -6]]
+    assert len({line.get_color() for line in lines}) == 3
+    with pytest.raises(ValueError, match="one model per panel, got shapes"):
+        plots.spectra(frame, "nmi")
+
+
+def test_token_steps_show_where_each_token_was_and_is():
+    torch.manual_seed(0)
+    encoder = wrap(mini_vit(width=16, depth=2, heads=2), mean=(0.5,) * 3, std=(0.5,) * 3)
+    image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    figure = plots.token_steps(image, [encoder], depths=(1, 2))
+    steps = []
+    with capture(encoder, on_stream=lambda record: steps.append(patch_tokens(record)[0])):
+        encoder.forward(image)
+    for ax, before, after in zip(figure.axes, steps[0::2], steps[1::2], strict=False):
+        lines, dots = ax.collections
+        pca = token_pca(before, after, components=2)
+        start, end = np.stack(lines.get_segments()).swapaxes(0, 1)
+        np.testing.assert_allclose(start, pca.before)
+        np.testing.assert_allclose(end, pca.after)
+        np.testing.assert_allclose(dots.get_offsets(), pca.after)
+        share = (64 * (after - before).mean(0).square().sum() / (after - before).square().sum()).item()
+        assert float(ax.get_xlabel()) == pytest.approx(share, abs=0.006)
+
+
+def test_a_token_map_has_a_colour_per_group():
+    points = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [0.0, 1.0, 2.0], "image": [3, 3, 11]})
+    ax = plots.token_map(points, "image")
+    colours = ax.collections[0].get_facecolors()
+    assert (colours[0] == colours[1]).all() and (colours[0] != colours[2]).any()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["3", "11"]
