@@ -47,11 +47,12 @@ format: $(INSTALLED)  ## mend what make lint can mend by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The settings in .jupyter open a chapter as a notebook on a double click.
 lab: $(INSTALLED)  ## open the chapters as notebooks in JupyterLab
-	$(BIN)/jupyter-lab book
+	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
-train: $(INSTALLED)  ## train the encoders of data/queue.toml that are not there yet
-	$(BIN)/python -m nbhelpers.pretrain --queue data/queue.toml
+train: $(INSTALLED)  ## train the encoders of data/queue.csv that are not there yet
+	$(BIN)/python -m nbhelpers.pretrain --queue data/queue.csv
 
 results: $(INSTALLED)  ## refresh the stored tables of STUDY in data/
 	$(BIN)/python -m nbhelpers.results --study $(STUDY)

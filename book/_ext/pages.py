@@ -62,10 +62,19 @@ def mend_roles(
     context["body"] = context.get("body", "").replace('<div role="list" class="citation-list">', "<div>")
 
 
+def leave_out_methods(
+    app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Describe a class of the library by its docstring alone: its methods are for those who read the code."""
+    return True if what == "class" else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("config-inited", serve_mathjax)
     app.connect("config-inited", link_repository)
     app.connect("html-page-context", offer_notebook)
     app.connect("html-page-context", mend_roles)
+    app.connect("autodoc-skip-member", leave_out_methods)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,124 @@
+"""What the book's Sphinx extensions add to a page, on a scratch chapter."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jupytext
+import pytest
+import yaml
+from sphinx.cmd.build import build_main
+
+BOOK = Path(__file__).parents[2] / "book"
+
+CHAPTER = """\
+# ---
+# jupyter:
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # A chapter
+# Mutual information $I(Q; K)$.
+
+# %% mystnb={"image": {"alt": "written at the head of the cell"}}
+svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><title>%s</title></svg>'
+display({"image/svg+xml": svg % 1, "text/plain": "one"}, raw=True)
+share = 0.25
+alt = f"a share of {share:.0%}"
+display({"image/svg+xml": svg % 2, "text/plain": "two"}, metadata={"image/svg+xml": {"alt": alt}}, raw=True)
+
+# %% tags=["remove-output"]
+display({"image/svg+xml": svg % 3, "text/plain": "three"}, raw=True)
+"""
+UNDESCRIBED = """
+# %%
+display({"image/svg+xml": svg % 4, "text/plain": "four"}, raw=True)
+"""
+CONF = f"""\
+import sys
+
+sys.path.insert(0, {str(BOOK / "_ext")!r})
+extensions = ["myst_nb", "percent", "figures", "pages"]
+exclude_patterns = ["conf.py"]
+myst_enable_extensions = ["dollarmath"]
+root_doc = "chapter"
+html_theme = "sphinx_book_theme"
+html_theme_options = {{}}
+"""
+
+
+def build(root: Path, chapter: str) -> tuple[int, Path]:
+    """Build a book of one chapter; return Sphinx's status and the folder of the site."""
+    (root / "book").mkdir()
+    (root / "book" / "chapter.py").write_text(chapter)
+    (root / "book" / "conf.py").write_text(CONF)
+    return build_main(["-q", "-W", "-b", "html", str(root / "book"), str(root / "site")]), root / "site"
+
+
+class Attributes(HTMLParser):
+    """Collects the values of one attribute of one kind of element."""
+
+    def __init__(self, page: Path, element: str, attribute: str) -> None:
+        super().__init__()
+        self.element, self.attribute, self.values = element, attribute, []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == self.element and self.attribute in dict(attrs):
+            self.values.append(dict(attrs)[self.attribute])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOOK_REPOSITORY", "https://github.com/someone/a-fork")
+        status, site = build(tmp_path_factory.mktemp("scratch"), CHAPTER)
+    assert status == 0
+    return site
+
+
+def test_alternative_text_comes_from_the_cell_or_with_the_figure(site: Path) -> None:
+    alts = Attributes(site / "chapter.html", "img", "alt").values
+    assert alts == ["Binder logo", "written at the head of the cell", "a share of 25%"]
+
+
+def test_a_figure_without_alternative_text_fails_the_build(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = build(tmp_path, CHAPTER + UNDESCRIBED)
+    assert status != 0
+    assert "image without alternative text" in capfd.readouterr().err
+
+
+def test_formulas_need_no_other_host(site: Path) -> None:
+    scripts = Attributes(site / "chapter.html", "script", "src").values
+    assert not [address for address in scripts if "//" in address]
+    mathjax = [address.split("?")[0] for address in scripts if "tex-svg" in address]
+    assert len(mathjax) == 1 and (site / mathjax[0]).stat().st_size > 1e6
+
+
+def test_notebook_and_script_can_be_downloaded(site: Path) -> None:
+    links = Attributes(site / "chapter.html", "a", "href").values
+    assert {"_sources/chapter.py", "_sources/chapter.ipynb"} <= set(links)
+    notebook = jupytext.read(site / "_sources" / "chapter.ipynb")
+    assert [cell.source for cell in notebook.cells] == [
+        cell.source for cell in jupytext.reads(CHAPTER, fmt="py:percent").cells
+    ]
+
+
+def test_a_fork_links_to_itself(site: Path) -> None:
+    links = Attributes(site / "chapter.html", "a", "href").values
+    assert "https://github.com/someone/a-fork/edit/main/book/chapter.py" in links
+    assert any(link.startswith("https://mybinder.org/v2/gh/someone/a-fork/main") for link in links)
+
+
+def test_reference_page_lists_every_module_of_metrics() -> None:
+    page = (BOOK / "reference" / "metrics.md").read_text()
+    modules = {p.stem for p in (BOOK.parent / "nbhelpers" / "metrics").glob("*.py")} - {"__init__"}
+    assert {module for module in modules if f"automodule:: nbhelpers.metrics.{module}\n" not in page} == set()
+
+
+def test_every_loaded_extension_is_named_where_jupyter_book_looks_for_it() -> None:
+    sphinx = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]
+    own = {path.stem for path in (BOOK / "_ext").glob("*.py")}
+    assert own == set(sphinx["local_extensions"]) == own & set(sphinx["config"]["extensions"])
