@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SITE := book/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test test-site lint format lab train results clean
+.PHONY: help install book test chromium test-site lint format lab train results clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,13 @@ book: $(INSTALLED)  ## execute every notebook and build the site into book/_buil
 test: $(INSTALLED)  ## run all tests, doctests included
 	$(BIN)/python -m pytest -m "not site"
 
-test-site: book  ## open the built site in headless Chromium and look at every page
+# As root on Debian a missing browser is installed; elsewhere the tests say what is missing.
+chromium:
+	@[ -n "$$CHROME" ] || command -v chromium chromium-browser google-chrome google-chrome-stable chrome \
+	|| ! command -v apt-get || [ "$$(id -u)" != 0 ] \
+	|| { apt-get update && apt-get install --yes --no-install-recommends chromium; }
+
+test-site: book chromium  ## open the built site in headless Chromium and look at every page
 	$(BIN)/python -m pytest -m site tests/book
 
 lint: $(INSTALLED)  ## check style and the direction of imports
