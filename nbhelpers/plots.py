@@ -38,10 +38,11 @@ LABELS = {
     "nmi": "normalised mutual information",
     "attention_entropy": "attention entropy / log N",
     "head_cosine": "cosine between heads",
-    "across_attention_cosine": "cosine before / after attention",
-    "across_block_cosine": "cosine before / after block",
-    "attention_token_cosine": "cosine between attention outputs",
+    "across_attention_cosine": "cosine across attention",
+    "across_block_cosine": "cosine across block",
+    "attention_token_cosine": "cosine between outputs",
     "token_cosine": "cosine between tokens",
+    "query_cosine": "cosine between maps of queries",
     "common_update_share": "share of the update common to all tokens",
     "token_effective_rank": "effective rank of an image's tokens",
     "image_effective_rank": "effective rank of the images",
@@ -71,6 +72,7 @@ def style() -> None:
             "legend.frameon": False,
             "legend.fontsize": 8.5,
             "lines.markersize": 4.5,
+            "svg.fonttype": "none",  # words stay words: searchable, and in the reader's own font
             "svg.hashsalt": "nbhelpers",  # the same figure gives the same file
         }
     )
@@ -271,7 +273,7 @@ def by_depth(
     ):
         line = line.sort_values("depth")
         look = STYLES.get(objective, OTHER)
-        first = not seed or objective == "random"
+        first = pd.isna(seed) or seed == 0 or objective == "random"
         name = label(model, objective) if first else None
         ax.plot(line["depth"], line["value"], label=name, lw=1.6 if first else 0.8, **look)
         ax.fill_between(line["depth"], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
