@@ -61,8 +61,8 @@ for study, frame in zip(STUDIES, frames, strict=True):
 # In the last third of the blocks the cosine between heads is {glue:text}`shapes-CL-head_cosine:.3f` for CL and
 # {glue:text}`shapes-MIM-head_cosine:.3f` for MIM on `shapes`, {glue:text}`cifar10-CL-head_cosine:.3f` and
 # {glue:text}`cifar10-MIM-head_cosine:.3f` on CIFAR-10. Heads have value projections of their own, so that those of an
-# untrained encoder are near orthogonal ({glue:text}`cifar10-random-head_cosine:.3f`): a cosine near 0 is where a model
-# starts, and no sign of diversity that was learned.
+# untrained encoder are orthogonal up to chance ({glue:text}`cifar10-random-head_cosine:.3f`, the sign differing from
+# block to block): a cosine near 0 is where a model starts, and no sign of diversity that was learned.
 
 # %% [markdown]
 # ## Between depths
@@ -73,7 +73,7 @@ for study, frame in zip(STUDIES, frames, strict=True):
 
 # %%
 steps = ["across_attention_cosine", "across_block_cosine"]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["", ""], height=2.5, columns=2, sharey=True)
+axes = plots.panels([plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharey=True)
 for i, ax in enumerate(axes):
     plots.by_depth(frames[i % 2], steps[i // 2], ax)
 axes[0].legend()
@@ -97,7 +97,7 @@ plots.show(axes, "Cosine of tokens before and after each attention, and each blo
 
 # %%
 places = ["token_cosine", "attention_token_cosine"]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["", ""], height=2.5, columns=2, sharey="row")
+axes = plots.panels([plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharey="row")
 for i, ax in enumerate(axes):
     plots.by_depth(frames[i % 2], places[i // 2], ax, reference=(1, "all tokens alike"))
 axes[0].legend()
