@@ -20,6 +20,7 @@ from nbhelpers.images.source import ArraySource
 
 SIZE = 32
 SUPERSAMPLING = 2
+SENSOR_NOISE = 0.02
 BLOCK = 250
 SHAPES = ("disc", "triangle", "square", "star", "cross", "ring", "crescent", "bar", "gear", "heart")
 TEXTURES = (
@@ -206,13 +207,65 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
     ground = uniform(0.2, 0.8, 3, 1, 1) + uniform(0.03, 0.08, 1, 1, 1) * field
     covered = avg_pool2d(coverage[:, None], SUPERSAMPLING)
     image = avg_pool2d(paint * coverage[:, None], SUPERSAMPLING) + ground * (1 - covered)
-    image = image + 0.02 * torch.randn(image.shape, generator=generator)
+    image = image + SENSOR_NOISE * torch.randn(image.shape, generator=generator)
     return {
         "image": (255 * image).round().clamp(0, 255).to(torch.uint8),
         "shape": shape,
         "texture": texture,
         "mask": covered[:, 0] >= 0.5,
     }
+
+
+def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> ArraySource:
+    """The same images with the pixels of the object mask painted anew, in colours drawn anew.
+
+    Shape, place and background stay. The edge loses its anti-aliasing, and colour and wavelength change, with
+    either value of `replace`: the one is the control of the other.
+
+    Args:
+        source: images with object masks and the label `texture`, as `shapes` gives them.
+        replace: paint with one of the other textures, all equally likely; False: the same texture.
+        seed: of texture and colours.
+
+    Raises:
+        ValueError: for images without masks or without the label, or of another size.
+    """
+    if source.masks is None or "texture" not in source.labels or source.images.shape[-1] != SIZE:
+        raise ValueError(f"{source.name} must have object masks, the label texture and {SIZE} px")
+    generator = torch.Generator().manual_seed(seed)
+    number = len(source)
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(number, *size, generator=generator)
+
+    other = torch.randint(1, len(TEXTURES), (number,), generator=generator)
+    texture = (source.labels["texture"] + other * replace) % len(TEXTURES)
+    ticks = (torch.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - SIZE / 2
+    y, x = (grid - _centre(source.masks, grid) for grid in torch.meshgrid(ticks, ticks, indexing="ij"))
+    wavelength, phase = uniform(4.5, 7, 1, 1), uniform(0, 1, 2, 1, 1)
+    s, t = (axis / wavelength for axis in _rotate(x, y, uniform(-0.6, 0.6, 1, 1)))
+    free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
+    s, t = s + free * phase[:, 0], t + free * phase[:, 1]
+    pattern = torch.empty_like(s)
+    for index, name in enumerate(TEXTURES):
+        chosen = texture == index
+        if chosen.any():
+            pattern[chosen] = texture_field(s[chosen], t[chosen], name, generator)
+    dark, light = _colour_pair(uniform)
+    paint = dark + (light - dark) * avg_pool2d(pattern[:, None], SUPERSAMPLING)
+    paint = paint + SENSOR_NOISE * torch.randn(paint.shape, generator=generator)
+    paint = (255 * paint).round().clamp(0, 255).to(torch.uint8)
+    images = torch.where(source.masks[:, None], paint, source.images)
+    return ArraySource(
+        source.name, images, source.labels | {"texture": texture}, source.classes, source.masks,
+        source.mean, source.std,
+    )  # fmt: skip
+
+
+def _centre(masks: Tensor, ticks: Tensor) -> Tensor:
+    """Mean coordinate `B 1 1` of the pixels of masks `B H W`, from coordinates on a grid twice as fine."""
+    coarse = avg_pool2d(ticks[None], SUPERSAMPLING)
+    return (masks * coarse).sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True).clamp(min=1)
 
 
 def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:

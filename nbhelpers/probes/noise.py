@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import pandas as pd
 import torch
@@ -16,7 +18,7 @@ from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool, features
 from nbhelpers.probes.linear import STRENGTHS, fit_linear
-from nbhelpers.probes.rows import accuracy, identity, labels_of
+from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
 
 Change = Callable[[Tensor], Tensor]
 TENTHS = tuple(k / 10 for k in range(1, 11))
@@ -86,8 +88,9 @@ def robustness_by_depth(
     train: ImageSource,
     validation: ImageSource,
     test: ImageSource,
-    label: str,
+    label: str | Sequence[str],
     changes: Mapping[str, Sequence[float]] = CHANGES,
+    versions: Mapping[str, ImageSource] = MappingProxyType({}),
     epsilon: float = 0.1,
     half_width: float = 0.1 * math.pi,
     depths: Sequence[int] | None = None,
@@ -103,9 +106,11 @@ def robustness_by_depth(
         train: images to fit the probe on.
         validation: images to choose its penalty on.
         test: images to change and to classify.
-        label: which label.
+        label: which label, or several.
         changes: parameters for each change of `CHANGES`: centre frequency of the noise ring or cut-off as a
             share of Nyquist (0..1), or patch side in px.
+        versions: other versions of the test images, in the same order, under the name of what was done to
+            them; they are held to the labels of `test`.
         epsilon: amplitude of the noise before the ring is cut out, images being 0..1. Rings further out hold
             more frequencies and so more of it.
         half_width: of the noise ring, radians per pixel.
@@ -117,11 +122,15 @@ def robustness_by_depth(
 
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
     metric is "accuracy" (Wilson's interval; also for change "none", parameter NaN) or "drop" (paired
-    interval), value a share in [-1, 1].
+    interval), value a share in [-1, 1]; change is the name of a change or of a version (parameter NaN).
     Frequencies are those of the encoder's input pixels. The definition of the noise: Park and Kim 2022.
-    Raises the errors of `features`, `fit_linear` and `make_change`.
+    Raises the errors of `features`, `fit_linear` and `make_change`, and ValueError for a label that the
+    images lack or a version with another number of images.
     """
-    labels = [labels_of(source, label) for source in (train, validation, test)]
+    labels = {name: [labels_of(s, name) for s in (train, validation, test)] for name in label_names(label)}
+    for name, source in versions.items():
+        if len(source) != len(test):
+            raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
     depths = [encoder.depth] if depths is None else list(depths)
     plan = [
         (name, parameter, make_change(name, parameter, epsilon, half_width, seed))
@@ -129,24 +138,36 @@ def robustness_by_depth(
         for parameter in parameters
     ]
     by_split = [features(encoder, source, depths, pool, norm) for source in (train, validation)]
-    probes = [fit_linear(x, labels[0], v, labels[1], strengths) for x, v in zip(*by_split, strict=True)]
+    probes = {
+        name: [fit_linear(x, y_train, v, y_validation, strengths) for x, v in zip(*by_split, strict=True)]
+        for name, (y_train, y_validation, _) in labels.items()
+    }
 
-    def predictions(changed: Encoder) -> list[Tensor]:
-        x_test = features(changed, test, depths, pool, norm)
-        return [probe.predict(x) for probe, x in zip(probes, x_test, strict=True)]
+    def predictions(encoder: Encoder, source: ImageSource) -> dict[tuple[str, int], Tensor]:
+        by_depth = features(encoder, source, depths, pool, norm)
+        return {
+            (name, depth): probe.predict(x)
+            for name, fitted in probes.items()
+            for depth, probe, x in zip(depths, fitted, by_depth, strict=True)
+        }
+
+    def row(metric: str, change: str, parameter: float, where: tuple[str, int]) -> dict[str, object]:
+        what = {"metric": metric, "change": change, "parameter": parameter, "depth": where[1]}
+        return identity(encoder, test) | what | {"label": where[0], "pool": pool, "norm": norm}
 
     def rows() -> Iterator[dict[str, object]]:
-        plain = predictions(encoder)
-        for depth, before in zip(depths, plain, strict=True):
-            yield row("accuracy", "none", math.nan, depth) | accuracy(before, labels[2])
-        for name, parameter, change in plan:
-            after = predictions(ChangedEncoder(**vars(encoder), change=change))
-            for depth, b, a in zip(depths, plain, after, strict=True):
-                yield row("accuracy", name, parameter, depth) | accuracy(a, labels[2])
-                yield row("drop", name, parameter, depth) | paired_drop(b, a, labels[2])
-
-    def row(metric: str, change: str, parameter: float, depth: int) -> dict[str, object]:
-        what = {"metric": metric, "change": change, "parameter": parameter}
-        return identity(encoder, test) | what | {"depth": depth, "label": label, "pool": pool, "norm": norm}
+        plain = predictions(encoder, test)
+        for where, before in plain.items():
+            yield row("accuracy", "none", math.nan, where) | accuracy(before, labels[where[0]][2])
+        changed = (
+            (name, parameter, predictions(ChangedEncoder(**vars(encoder), change=change), test))
+            for name, parameter, change in plan
+        )
+        replaced = ((name, math.nan, predictions(encoder, source)) for name, source in versions.items())
+        for name, parameter, predicted in itertools.chain(changed, replaced):
+            for where, after in predicted.items():
+                truth = labels[where[0]][2]
+                yield row("accuracy", name, parameter, where) | accuracy(after, truth)
+                yield row("drop", name, parameter, where) | paired_drop(plain[where], after, truth)
 
     return pd.DataFrame(rows())

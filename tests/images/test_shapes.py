@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from nbhelpers.images import ArraySource
 from nbhelpers.images.shapes import (
     BLOCK,
     SHAPES,
     TEXTURES,
     generate,
     pink_noise,
+    retextured,
     shape_distance,
     texture_field,
 )
@@ -98,3 +100,21 @@ def test_unknown_names_are_answered_with_the_known():
         shape_distance(torch.zeros(1), torch.zeros(1), "banana")
     with pytest.raises(ValueError, match="stripes, checks"):
         texture_field(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), "silk", torch.Generator())
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_retextured_paints_the_object_alone(made, replace):
+    labels = {"shape": made["shape"], "texture": made["texture"]}
+    classes = {"shape": SHAPES, "texture": TEXTURES}
+    source = ArraySource("shapes/val", made["image"], labels, classes, made["mask"])
+    painted = retextured(source, replace)
+    ground = ~source.masks[:, None].expand_as(source.images)
+    assert torch.equal(painted.images[ground], source.images[ground])
+    assert (painted.images != source.images)[~ground].float().mean() > 0.9
+    assert torch.equal(painted.labels["shape"], source.labels["shape"])
+    same = painted.labels["texture"] == source.labels["texture"]
+    assert not same.any() if replace else same.all()
+    assert torch.equal(retextured(source, replace).images, painted.images)
+    assert painted.fingerprint != source.fingerprint
+    with pytest.raises(ValueError, match="object masks"):
+        retextured(ArraySource("a", source.images, labels, classes))

@@ -5,18 +5,15 @@ import math
 import pytest
 import torch
 
-from nbhelpers.images import low_pass
 from nbhelpers.probes import features, robustness_by_depth
 from nbhelpers.probes.noise import ChangedEncoder, make_change, paired_drop
 
 
 def test_changed_encoder_changes_pixels_on_the_unit_scale(encoder, colours):
     images = colours(4, 0).images
-    grey = ChangedEncoder(**vars(encoder), change=lambda x: low_pass(x, 0.0))
-    means = images.float().mean((2, 3), keepdim=True) / 255
-    expected = ((means - 0.5) / 0.5).expand(images.shape)
-    torch.testing.assert_close(grey.preprocess(images), expected)
-    assert not torch.allclose(features(grey, images), features(encoder, images))
+    squared = ChangedEncoder(**vars(encoder), change=lambda x: x**2)
+    torch.testing.assert_close(squared.preprocess(images), ((images.float() / 255) ** 2 - 0.5) / 0.5)
+    assert not torch.allclose(features(squared, images), features(encoder, images))
     same = ChangedEncoder(**vars(encoder), change=lambda x: x)
     torch.testing.assert_close(features(same, images), features(encoder, images))
 
@@ -49,6 +46,21 @@ def test_robustness(encoder, colours):
     assert len(frame) == 2 + 2 * 2 * 5
     again = robustness_by_depth(encoder, *splits, "colour", changes, epsilon=20, depths=[0, 2])
     assert frame.equals(again)
+
+
+def test_versions_of_the_test_images_and_several_labels(encoder, colours):
+    splits = [colours(n, seed) for seed, n in enumerate((200, 100, 120))]
+    inverted = splits[2].select(range(120))
+    inverted.images = 255 - inverted.images
+    versions = {"same": splits[2], "inverted": inverted}
+    frame = robustness_by_depth(encoder, *splits, ["colour", "coin"], {}, versions, depths=[2])
+    drop = frame[frame.metric == "drop"].set_index(["change", "label"]).value
+    assert set(drop.index) == {(c, name) for c in versions for name in ("colour", "coin")}
+    assert drop["same", "colour"] == drop["same", "coin"] == 0
+    accuracy = frame[(frame.metric == "accuracy") & (frame.change == "inverted")].set_index("label").value
+    assert accuracy["colour"] == 1 - drop["inverted", "colour"]
+    with pytest.raises(ValueError, match="version 'few' has 3 images for the 120"):
+        robustness_by_depth(encoder, *splits, "colour", {}, {"few": splits[2].select(range(3))})
 
 
 def test_same_seed_same_noise():
