@@ -38,6 +38,8 @@ def test_forward_against_loops():
 def test_finds_the_telling_token_and_repeats_itself():
     (x, y), (x_test, y_test) = needle(2000, 0), needle(500, 1)
     probe = fit_attentive(x.half(), y, x_test.half(), y_test, seed=3)
+    torch.testing.assert_close(probe.mean, x.half().float().mean((0, 1)))
+    torch.testing.assert_close(probe.std, x.half().float().flatten(0, 1).std(0))
     reached = (probe.predict(x_test) == y_test).double().mean()
     pooled = fit_linear(x.mean(1), y, x_test.mean(1), y_test, [1.0]).accuracy(x_test.mean(1), y_test)
     assert reached > 0.95 > 0.6 > pooled
