@@ -95,7 +95,7 @@ def report(
         title=html.escape(" and ".join(encoder.name for encoder in encoders)),
         images=f"{len(images):,}",
         source=html.escape(images.name),
-        table=_layout(encoders).to_html(index=False, border=0),
+        table=layout(encoders).to_html(index=False, border=0),
         figures="\n".join(figures),
     )
     with atomic_path(folder / "index.html") as temporary:
@@ -115,7 +115,7 @@ def _figure(frame: pd.DataFrame, drawing: Drawing, folder: Path) -> str:
     return f'<figure><img src="{drawing.metric}.svg" alt="{alt}">{caption}</figure>'
 
 
-def _layout(encoders: Sequence[Encoder]) -> pd.DataFrame:
+def layout(encoders: Sequence[Encoder]) -> pd.DataFrame:
     """What was read off each encoder: the reader's check that it is the model they meant."""
     rows = [
         {
