@@ -44,8 +44,8 @@ LABELS = {
     "token_cosine": "cosine between tokens",
     "query_cosine": "cosine between maps of queries",
     "common_update_share": "share of the update common to all tokens",
-    "token_effective_rank": "effective rank of an image's tokens",
-    "image_effective_rank": "effective rank of the images",
+    "token_effective_rank": "effective rank, tokens",
+    "image_effective_rank": "effective rank, images",
     "token_spectrum": "Δ log eigenvalue, tokens",
     "image_spectrum": "Δ log eigenvalue, images",
     "delta_log_amplitude": "Δ log amplitude",
@@ -297,7 +297,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     if frame["model"].nunique() != 1:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
     rows = frame[frame["metric"] == metric]
-    colours = plt.get_cmap("viridis_r")
+    colours = plt.get_cmap("crest")
     for depth, line in rows.groupby("depth"):
         ax.plot(line["rank"], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
     ax.set(xlabel="rank", ylabel=LABELS[metric])
@@ -306,7 +306,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
 
 def depth_bar(axes: Sequence[Axes], depths: int) -> None:
     """Beside the axes, the colours that `spectra` gives to the depths 0..`depths`."""
-    colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), "viridis_r")
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), "crest")
     np.ravel(axes)[0].figure.colorbar(colours, ax=axes, label="depth", aspect=40, pad=0.01)
 
 

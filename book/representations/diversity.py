@@ -73,9 +73,12 @@ for study, frame in zip(STUDIES, frames, strict=True):
 
 # %%
 steps = ["across_attention_cosine", "across_block_cosine"]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharey=True)
+axes = plots.panels(
+    [plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharex=True, sharey=True
+)
 for i, ax in enumerate(axes):
     plots.by_depth(frames[i % 2], steps[i // 2], ax)
+    ax.label_outer()
 axes[0].legend()
 plots.show(axes, "Cosine of tokens before and after each attention, and each block, against depth.")
 
@@ -97,9 +100,12 @@ plots.show(axes, "Cosine of tokens before and after each attention, and each blo
 
 # %%
 places = ["token_cosine", "attention_token_cosine"]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharey="row")
+axes = plots.panels(
+    [plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharex=True, sharey="row"
+)
 for i, ax in enumerate(axes):
     plots.by_depth(frames[i % 2], places[i // 2], ax, reference=(1, "all tokens alike"))
+    ax.label_outer()
 axes[0].legend()
 plots.show(axes, "Mean cosine between tokens of an image, and between attention outputs, against depth.")
 
