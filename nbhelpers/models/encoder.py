@@ -193,7 +193,8 @@ class Encoder:
     def forward(self, images: Tensor) -> Tensor:
         """Last-layer tokens `B N D`, after the final norm where there is one, of uint8 images `B C H W`."""
         features = getattr(self.module, "forward_features", self.module)
-        return features(self.preprocess(images))
+        tokens = features(self.preprocess(images))
+        return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # some of timm's give B H W D
 
 
 def wrap(
@@ -253,7 +254,9 @@ def wrap(
     if known["image_size"] is None and known["grid"] and known["patch_size"]:
         known["image_size"] = tuple(n * p for n, p in zip(known["grid"], known["patch_size"], strict=True))
     if missing := [key for key, value in known.items() if value is None]:
-        raise ValueError(
+        # timm's own modules carry all that a plain ViT has.
+        plain = {"mean", "std"}.issuperset(missing) or not type(module).__module__.startswith("timm.")
+        raise (ValueError if plain else UnsupportedArchitecture)(
             f"{label}: cannot read {', '.join(missing)} from {type(module).__name__}; "
             f"pass {', '.join(f'{key}=' for key in missing)} to wrap()"
         )

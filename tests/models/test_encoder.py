@@ -158,6 +158,22 @@ def test_refused_architectures(name, options, reason):
         wrap(module)
 
 
-def test_convolutional_networks_are_refused():
-    with pytest.raises(UnsupportedArchitecture, match="no transformer blocks"):
-        wrap(timm.create_model("test_resnet", num_classes=0))
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("test_resnet", {}, "no transformer blocks"),
+        ("gmixer_12_224", {}, r"cannot read prefix, grid, .* from MlpMixer"),
+    ],
+)
+def test_networks_without_attention_are_refused(name, options, reason):
+    with pytest.raises(UnsupportedArchitecture, match=reason):
+        wrap(timm.create_model(name, num_classes=0, **options))
+
+
+def test_feature_maps_become_tokens():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=(48, 80), depth=1, num_classes=0)
+    encoder = wrap(module)
+    images = torch.randint(0, 256, (2, 3, 48, 80), dtype=torch.uint8)
+    tokens = encoder.forward(images)
+    module.forward_features = lambda x: type(module).forward_features(module, x)[:, 1:].unflatten(1, (3, 5))
+    torch.testing.assert_close(encoder.forward(images), tokens[:, 1:])
