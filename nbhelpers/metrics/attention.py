@@ -242,6 +242,7 @@ class AttentionMaps:
         return (logits.logsumexp(-1) - self.patch_logsumexp).sigmoid()
 
     @cached_property
+    @torch.no_grad()  # works in place
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row entropy, key marginal, distance and log denominator from one pass over pieces of the maps."""
         record = self.record
@@ -372,9 +373,9 @@ def _additive(bias: Tensor, query: Tensor, queries: slice, keys: slice) -> Tenso
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a tensor born in inference mode would be barred from autograd later
 def _cached_distances(
     grid: tuple[int, int], patch_size: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Patch distances in the type and on the device of the maps."""
-    with torch.inference_mode(False):  # a tensor born in inference mode would be barred from autograd later
-        return patch_distances(grid, patch_size).to(device, dtype)
+    return patch_distances(grid, patch_size).to(device, dtype)

@@ -55,7 +55,7 @@ def _pairwise(vectors: Tensor) -> Tensor:
     count = vectors.shape[-2]
     norms = torch.linalg.vector_norm(vectors, dim=-1)
     inverse = norms.clamp(min=torch.finfo(norms.dtype).tiny).reciprocal()
-    resultant = (inverse[..., None, :] @ vectors)[..., 0, :].square().sum(-1)
+    resultant = (vectors * inverse[..., None]).sum(-2).square().sum(-1)
     value = (resultant - (norms * inverse).square().sum(-1)) / (count * (count - 1))
     return value.clamp(-1 / (count - 1), 1)
 

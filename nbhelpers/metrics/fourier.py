@@ -118,9 +118,9 @@ def log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         )
     tokens = at_least_float32(tokens)
     # On grids this small the transform as a matrix product is 3 times as fast as fft2.
-    squares = (_transform(tuple(grid), tokens.dtype, tokens.device) @ tokens).square_()
+    squares = (_transform(tuple(grid), tokens.dtype, tokens.device) @ tokens).square()
     real, imaginary = squares.chunk(2, dim=1)
-    return real.add_(imaginary).sqrt_().add_(EPSILON).log_().mean(-1)
+    return ((real + imaginary).sqrt() + EPSILON).log().mean(-1)
 
 
 def _relative(log_amplitudes: Tensor, weights: Tensor) -> Tensor:
@@ -130,15 +130,16 @@ def _relative(log_amplitudes: Tensor, weights: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a tensor born in inference mode would be barred from autograd later
 def _transform(grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Real and imaginary rows (2K N) of the two-dimensional Fourier transform in the half plane."""
-    with torch.inference_mode(False):  # a tensor born in inference mode would be barred from autograd later
-        basis = torch.eye(grid[0] * grid[1], dtype=torch.float64).unflatten(1, grid)
-        transform = torch.fft.rfft2(basis).flatten(1).T
-        return torch.cat([transform.real, transform.imag]).to(device, dtype)
+    basis = torch.eye(grid[0] * grid[1], dtype=torch.float64).unflatten(1, grid)
+    transform = torch.fft.rfft2(basis).flatten(1).T
+    return torch.cat([transform.real, transform.imag]).to(device, dtype)
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Frequencies (F) below Nyquist and their weights (F K) in the half plane."""
     shorter = min(grid)
@@ -160,6 +161,7 @@ def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Mean radius (R) of the rings and the weights (R K) of their frequencies in the half plane."""
     down = 2 * torch.fft.fftfreq(grid[0], dtype=torch.float64).abs()

@@ -73,16 +73,23 @@ def effective_rank(spectrum: Tensor) -> Tensor:
         raise ValueError(
             f"effective_rank: a spectrum of shape {tuple(spectrum.shape)} (... R) has no rank but NaN"
         )
+    return require_finite(_rank(spectrum), "effective_rank")
+
+
+def _rank(spectrum: Tensor) -> Tensor:
+    """Effective rank of log eigenvalues (... R), unchecked; NaN where all ranks are."""
     present = spectrum.masked_fill(spectrum.isnan(), -torch.inf)
-    return require_finite(torch.special.entr(present.softmax(-1)).sum(-1).exp(), "effective_rank")
+    return torch.special.entr(present.softmax(-1)).sum(-1).exp()
 
 
 def _log_spectrum(tokens: Tensor) -> Tensor:
-    """Log eigenvalues (B D) of the covariance of finite tokens (B N D)."""
+    """Log eigenvalues (B D) of the covariance of tokens (B N D); all NaN where a token is not finite."""
     tokens = tokens.double()
     centred = tokens - tokens.mean(1, keepdim=True)
     count, width = centred.shape[1:]
     product = centred @ centred.mT if count <= width else centred.mT @ centred
+    if not product.isfinite().all():  # the solver would fail without saying why
+        return product.new_full((len(product), width), torch.nan)
     return _log_eigenvalues(product / (count - 1), ranks=min(count - 1, width), width=width)
 
 
@@ -116,7 +123,6 @@ class TokenSpectrum(DepthwiseMetric):
 
     def update(self, stream: Stream) -> None:
         """Count one depth of a batch."""
-        require_finite(stream.tokens, self.name)
         spectrum = _stream_spectrum(stream)
         self.add(stream.depth, (spectrum - spectrum[:, :1])[:, : len(self.cells)])
 
@@ -128,8 +134,7 @@ class TokenEffectiveRank(DepthwiseMetric):
 
     def update(self, stream: Stream) -> None:
         """Count one depth of a batch."""
-        require_finite(stream.tokens, self.name)
-        self.add(stream.depth, effective_rank(_stream_spectrum(stream)))
+        self.add(stream.depth, _rank(_stream_spectrum(stream)))
 
 
 def merge_moments(moments: Tensor) -> Tensor:

@@ -180,6 +180,12 @@ def test_shared_maps_stay_in_range_at_the_extremes(scale):
         assert (value >= 0).all() and (value <= 1).all()
 
 
+def test_shared_maps_of_an_encoder_in_training():
+    maps = maps_of()
+    maps.record.query.requires_grad_()
+    torch.testing.assert_close(maps.distance, attention_distance(maps.probabilities.detach(), (4, 5), 16))
+
+
 def test_memory_is_bounded_by_the_piece(monkeypatch):
     sizes = []
     softmax = torch.Tensor.softmax

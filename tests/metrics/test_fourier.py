@@ -138,6 +138,14 @@ def test_the_papers_point_is_six_sevenths_of_nyquist():
     assert METRICS["delta_log_amplitude"](depth=12, grid=(14, 14)).cells == (6 / 7,)
 
 
+def test_what_is_remembered_from_inference_serves_gradients_too():
+    with torch.inference_mode():
+        delta_log_amplitude(torch.randn(1, 21, 2, dtype=torch.float64), (3, 7))
+    tokens = torch.randn(1, 21, 2, dtype=torch.float64, requires_grad=True)
+    delta_log_amplitude(tokens, (3, 7)).sum().backward()
+    assert tokens.grad.isfinite().all()
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"\(1, 15, 2\) do not fit a grid of \(4, 4\) = 16; drop the prefix"):
         delta_log_amplitude(torch.ones(1, 15, 2), (4, 4))
