@@ -102,7 +102,8 @@ def _split_seed(name: str, seed: int | None) -> tuple[str, int]:
 def _nearest(name: str) -> str:
     """Nearest names, for an error message."""
     names = {*available(), *timm.list_models(), *timm.list_pretrained()}
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    near = sorted(each for each in names if name in each)[:5]  # a name cut short means those that it begins
+    near = near or difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     return (
         f"nearest: {', '.join(near)}"
         if near

@@ -74,7 +74,12 @@ class Checkpoint:
         if path is not None:
             content = read_weights(path)
         else:
-            path = fetch(self.sources, cache_dir() / "weights" / f"{self.name}.weights")
+            try:
+                path = fetch(self.sources, cache_dir() / "weights" / f"{self.name}.weights")
+            except WeightsError as error:
+                raise type(error)(
+                    f"{error}\nA local copy is taken with load({self.name!r}, from_file=...)"
+                ) from error
             try:
                 content = read_weights(path)
             except WeightsError:

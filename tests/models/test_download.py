@@ -341,6 +341,12 @@ def test_a_file_that_is_short_on_the_server_is_not_kept(published, server, tmp_p
     assert _names(tmp_path / "cache" / "weights") == []
 
 
+def test_without_network_the_way_out_is_named(published, server):
+    server.pages.clear()
+    with pytest.raises(DownloadError, match=r"(?s)none of 2 sources.*load\('mocov3.*', from_file=\.\.\.\)"):
+        load(published[0])
+
+
 def test_a_file_of_another_model(published, tmp_path):
     torch.save({"state_dict": {"module.base_encoder.conv1": torch.zeros(1)}}, tmp_path / "resnet.pth")
     with pytest.raises(

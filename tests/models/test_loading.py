@@ -49,6 +49,7 @@ def test_unreachable_weights(monkeypatch):
     [
         ("vit_base_patch16_242", "nearest: .*vit_base_patch16_224"),
         ("random:vit_base_patch16_242", "timm has no model .*nearest: .*vit_base_patch16_224"),
+        ("mocov3.vit_base", r"nearest: mocov3\.vit_base_patch16_224$"),
         ("shape.cl", "no encoder is named 'shape.cl'"),
         ("vit_base_patch16_224.moe", "no weights 'vit_base_patch16_224.moe' .*known tags: .*mae"),
         ("vit_small_patch8_224", "could not be fetched"),
