@@ -171,15 +171,15 @@ class Encoder:
             raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"images must be B {len(self.mean)} H W, got shape {tuple(images.shape)}")
-        images = images.to(self.device)
-        if tuple(images.shape[-2:]) != self.image_size:
-            images = self._resize(images)
+        images = self.resize(images.to(self.device))
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images.float() / 255 - mean) / std
 
-    def _resize(self, images: Tensor) -> Tensor:
-        """Resize and crop uint8 `B C H W` to the encoder's size."""
+    def resize(self, images: Tensor) -> Tensor:
+        """Resize and crop uint8 `B C H W` to the encoder's size; images of that size stay as they are."""
+        if tuple(images.shape[-2:]) == self.image_size:
+            return images
         sides = images.shape[-2:]
         size = [math.floor(wanted / self.crop) for wanted in self.image_size]
         if self.crop_mode == "center":
