@@ -242,7 +242,7 @@ class AttentionMaps:
         return (logits.logsumexp(-1) - self.patch_logsumexp).sigmoid()
 
     @cached_property
-    @torch.no_grad()  # works in place
+    @torch.no_grad()  # works in place, and is to keep no graph
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row entropy, key marginal, distance and log denominator from one pass over pieces of the maps."""
         record = self.record

@@ -183,6 +183,7 @@ def test_shared_maps_stay_in_range_at_the_extremes(scale):
 def test_shared_maps_of_an_encoder_in_training():
     maps = maps_of()
     maps.record.query.requires_grad_()
+    assert not maps.distance.requires_grad
     torch.testing.assert_close(maps.distance, attention_distance(maps.probabilities.detach(), (4, 5), 16))
 
 
