@@ -51,7 +51,9 @@ def offer_notebook(
         return
     target = Path(app.outdir, "_sources", f"{page}.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
-    jupytext.write(jupytext.read(app.env.doc2path(page)), target)
+    notebook = jupytext.read(app.env.doc2path(page))
+    notebook.metadata["language_info"] = {"name": "python"}  # papermill asks for it
+    jupytext.write(notebook, target)
     context["ipynb_source"] = f"{page}.ipynb"
 
 
