@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -43,14 +44,19 @@ LABELS = {
     "attention_token_cosine": "cosine between outputs",
     "token_cosine": "cosine between tokens",
     "query_cosine": "cosine between maps of queries",
-    "common_update_share": "share of the update common to all tokens",
+    "common_update_share": "common share of the update",
     "token_effective_rank": "effective rank, tokens",
     "image_effective_rank": "effective rank, images",
     "token_spectrum": "Δ log eigenvalue, tokens",
     "image_spectrum": "Δ log eigenvalue, images",
+    "silhouette_image": "silhouette, by image",
+    "silhouette_label": "silhouette, by class",
     "delta_log_amplitude": "Δ log amplitude",
+    "fourier_radial": "Δ log amplitude",
     "linear": "linear probe accuracy",
     "knn": "k-NN accuracy",
+    "drop": "drop of accuracy",
+    "covered": "trials decided for either cue",
 }
 
 
@@ -261,6 +267,37 @@ def by_depth(
     Raises:
         ValueError: if the frame has no rows of the metric, naming those it has.
     """
+    ax = _lines(frame, metric, "depth", ax, heads, reference)
+    ax.set_xlabel("depth")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
+def by_parameter(
+    frame: pd.DataFrame,
+    metric: str,
+    name: str,
+    ax: Axes | None = None,
+    reference: tuple[float, str] | None = None,
+) -> Axes:
+    """As `by_depth`, over the column `parameter`; `name` says on the axis what it is.
+
+    The frame holds rows of `robustness_by_depth` of one change, one label and one depth.
+    """
+    ax = _lines(frame, metric, "parameter", ax, False, reference)
+    ax.set_xlabel(name)
+    return ax
+
+
+def _lines(
+    frame: pd.DataFrame,
+    metric: str,
+    column: str,
+    ax: Axes | None,
+    heads: bool,
+    reference: tuple[float, str] | None,
+) -> Axes:
+    """A line per model over a column of the frame."""
     ax = ax or plt.gca()
     rows = frame[frame["metric"] == metric]
     if rows.empty:
@@ -271,24 +308,23 @@ def by_depth(
     for (model, objective, seed), line in whole.groupby(
         ["model", "objective", "seed"], dropna=False, sort=False
     ):
-        line = line.sort_values("depth")
+        line = line.sort_values(column)
         look = STYLES.get(objective, OTHER)
         first = pd.isna(seed) or seed == 0 or objective == "random"
         name = label(model, objective) if first else None
-        ax.plot(line["depth"], line["value"], label=name, lw=1.6 if first else 0.8, **look)
-        ax.fill_between(line["depth"], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
+        ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)
+        ax.fill_between(line[column], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
         if heads:
             dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
-            ax.scatter(dots["depth"], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
+            ax.scatter(dots[column], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
     if reference:
         _reference_line(ax, *reference)
-    ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric.replace("_", " ")))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
     return ax
 
 
 def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
-    """A model's `token_spectrum` or `image_spectrum` against rank, a line per depth coloured by depth.
+    """A model's spectrum against rank or frequency, a line per depth coloured by depth.
 
     Raises:
         ValueError: if the frame holds more than one model: their lines would share colours.
@@ -297,10 +333,11 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     if frame["model"].nunique() != 1:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
     rows = frame[frame["metric"] == metric]
+    x = "frequency" if metric.startswith("fourier") else "rank"
     colours = plt.get_cmap("crest")
     for depth, line in rows.groupby("depth"):
-        ax.plot(line["rank"], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
-    ax.set(xlabel="rank", ylabel=LABELS[metric])
+        ax.plot(line[x], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
+    ax.set(xlabel=x, ylabel=LABELS[metric])
     return ax
 
 
@@ -320,6 +357,14 @@ def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: 
     )
     ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
     ax.grid(False)
+    return ax
+
+
+def note(ax: Axes, text: str) -> Axes:
+    """An empty panel that says why nothing is drawn in it."""
+    ax.axis("off")
+    place = {"ha": "center", "va": "center", "transform": ax.transAxes, "fontsize": 8, "color": "#555555"}
+    ax.text(0.5, 0.5, textwrap.fill(text, 40), **place)
     return ax
 
 

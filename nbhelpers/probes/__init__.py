@@ -1,6 +1,7 @@
 """What can be read off frozen features, and what fine-tuning makes of them."""
 
 from nbhelpers.probes.attentive import AttentiveProbe, attentive_by_depth, fit_attentive
+from nbhelpers.probes.clusters import silhouette_by_depth, token_map
 from nbhelpers.probes.dense import dense_by_depth, mean_iou
 from nbhelpers.probes.features import features, patch_tokens
 from nbhelpers.probes.finetune import FineTuning, classify, fine_tune, fine_tuning_by_share, reinitialise
@@ -24,6 +25,8 @@ __all__ = [
     "ShapeBias",
     "shape_bias",
     "shape_bias_by_depth",
+    "silhouette_by_depth",
+    "token_map",
     "robustness_by_depth",
     "mean_iou",
     "dense_by_depth",

@@ -1,0 +1,87 @@
+"""How the tokens of a few images fall into groups: silhouettes by depth, and a map of them by t-SNE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import sem, t
+from sklearn.manifold import TSNE
+from sklearn.metrics import pairwise_distances, silhouette_samples
+
+from nbhelpers.images.source import ImageSource
+from nbhelpers.models.encoder import Encoder
+from nbhelpers.probes.features import patch_tokens
+from nbhelpers.probes.rows import identity, labels_of
+
+
+def silhouette_by_depth(
+    encoder: Encoder, images: ImageSource, label: str, depths: Sequence[int] | None = None
+) -> pd.DataFrame:
+    r"""Silhouette of the patch tokens of a few images at every depth, grouped by image and by label.
+
+    Mean over tokens of $(b - a) / \max(a, b)$: $a$ is the mean euclidean distance to the other tokens of the
+    token's group, $b$ that to the tokens of the nearest other group (Rousseeuw 1987; scikit-learn).
+
+    Args:
+        encoder: the frozen model.
+        images: a few, of at least two classes; all distances between their tokens are held in memory.
+        label: name of the label whose classes are the second grouping.
+        depths: default all of 0..L.
+
+    Returns:
+        Columns `study model objective seed metric depth value low high images`, metric "silhouette_image" or
+        "silhouette_label"; value in [-1, 1], 1 for tight groups far apart, 0 or below where there are none;
+        `low` and `high` bound the 95 % interval over images (Student's t).
+
+    Raises:
+        ValueError: an unknown label, fewer than two images or classes, or the errors of `patch_tokens`.
+    """
+    classes = labels_of(images, label)
+    if len(classes.unique()) < 2:
+        raise ValueError(f"{images.name} has one {label} only; groups are told apart from others")
+    depths = list(range(encoder.depth + 1) if depths is None else depths)
+    layers = patch_tokens(encoder, images, depths, dtype=torch.float32)
+    count = layers.shape[2]
+    groups = {"silhouette_image": torch.arange(len(images)), "silhouette_label": classes}
+    rows = []
+    for depth, layer in zip(depths, layers, strict=True):
+        distances = pairwise_distances(layer.flatten(0, 1).double().numpy())
+        np.fill_diagonal(distances, 0)
+        for metric, group in groups.items():
+            tokens = group.repeat_interleave(count).numpy()
+            values = silhouette_samples(distances, tokens, metric="precomputed").reshape(-1, count).mean(1)
+            half = sem(values) * t.ppf(0.975, len(values) - 1)
+            row = {"metric": metric, "depth": depth, "value": values.mean()}
+            row |= {"low": values.mean() - half, "high": values.mean() + half, "images": len(values)}
+            rows.append(identity(encoder, images) | row)
+    return pd.DataFrame(rows)
+
+
+def token_map(
+    encoder: Encoder, images: ImageSource, depth: int, perplexity: float = 20, seed: int = 0
+) -> pd.DataFrame:
+    """A map of the patch tokens of a few images at one depth, by t-SNE (van der Maaten and Hinton 2008).
+
+    Perplexity 20 and 1,000 steps are those of the paper's notebook.
+
+    Returns:
+        A row per token: `study model objective seed depth image x y`, and a column of class names per label.
+
+    Raises:
+        ValueError: more perplexity than tokens, or the errors of `patch_tokens`.
+    """
+    tokens = patch_tokens(encoder, images, [depth], dtype=torch.float32)[0]
+    count = tokens.shape[1]
+    place = TSNE(perplexity=perplexity, max_iter=1000, random_state=seed)
+    x, y = place.fit_transform(tokens.flatten(0, 1).numpy()).T
+    image = np.arange(len(images)).repeat(count)
+    labels = {
+        name: np.asarray(images.classes[name])[numbers.repeat_interleave(count).numpy()]
+        for name, numbers in images.labels.items()
+    }
+    return pd.DataFrame({"depth": depth, "image": image, "x": x, "y": y} | labels).assign(
+        **identity(encoder, images)
+    )
