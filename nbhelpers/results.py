@@ -18,10 +18,13 @@ import timm
 import torch
 
 from nbhelpers.files import DATA, atomic_path
-from nbhelpers.images import MissingDataError
+from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
+from nbhelpers.images.shapes import retextured
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, manifest
-from nbhelpers.study import TITLES, Study, analyse, code_version, read_table, study
+from nbhelpers.probes import knn_by_depth, linear_by_depth, robustness_by_depth, shape_bias_by_depth
+from nbhelpers.probes.shape_bias import agreeing
+from nbhelpers.study import TITLES, Study, analyse, cached, code_version, identified, read_table, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -31,35 +34,158 @@ class StaleTableError(ValueError):
     """A stored table was computed from other weights than those that are there now."""
 
 
+# How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
+TRAIN, VALIDATION, NOISE = 4_000, 1_000, 600
+AGREEING = 20_000  # drawn so that the tenth of `shapes` whose shape and texture agree is enough to learn from
+CHANGES = {
+    "noise": tuple(k / 10 for k in range(1, 11)),
+    "low-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "high-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "patch-shuffle": (16, 8, 4),
+}
+CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
+
+Images = dict[str, ImageSource]
+
+
 @dataclass(frozen=True)
 class Table:
-    """How a result table is made: `compute(study, encoders)` gives its tidy frame."""
+    """How a result table is made.
+
+    Attributes:
+        name: what it is called.
+        about: what is in it.
+        images: the images of a study that it is computed from, by role.
+        measure: the tidy frame of one encoder and those images.
+        code: which code makes its numbers, a key of `nbhelpers.study.CODE`.
+    """
 
     name: str
-    compute: Callable[[Study, Sequence[Encoder]], pd.DataFrame]
     about: str
+    images: Callable[[Study], Images]
+    measure: Callable[[Encoder, Images], pd.DataFrame]
+    code: str
 
 
-def _metrics(study: Study, encoders: Sequence[Encoder]) -> pd.DataFrame:
-    frames = [analyse(encoder, study.sample, list(METRICS)) for encoder in encoders]
+def _sample(study: Study) -> Images:
+    return {"test": study.sample}
+
+
+def _metrics(encoder: Encoder, images: Images) -> pd.DataFrame:
+    return analyse(encoder, images["test"], list(METRICS))
+
+
+def _probed(
+    probe: Callable[..., pd.DataFrame], encoder: Encoder, *images: ImageSource, **options
+) -> pd.DataFrame:
+    """The frame of a function of `nbhelpers.probes`, kept in the cache folder."""
+    sources = [*images, *options.get("versions", {}).values()]
+    arguments = {key: list(value) if key == "versions" else value for key, value in options.items()}
+    key = [probe.__name__, arguments, code_version("probes")]
+    frame = cached("probes", encoder, sources, key, lambda: probe(encoder, *images, **options))
+    return identified(frame, encoder, images[0])
+
+
+def _drawn(study: Study, train: int) -> Images:
+    """Images to learn from, to choose the penalty on, and to test on; a folder is cut into three."""
+    if not study.name.startswith("folder:"):
+        draw = {"train": train, "validation": VALIDATION}
+        splits = {"train": study.images("train"), "validation": study.images("val")}
+        return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
+    whole = study.images()
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    cut = {"train": order[: len(order) // 2], "validation": order[len(order) // 2 : len(order) * 3 // 5]}
+    cut["test"] = order[len(order) * 3 // 5 :]
+    most = {"train": train, "validation": VALIDATION, "test": len(study.sample)}
+    return {role: whole.select(rows[: most[role]]) for role, rows in cut.items()}
+
+
+def _probe_images(study: Study) -> Images:
+    return _drawn(study, TRAIN)
+
+
+def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
+    train, validation, test = images["train"], images["validation"], images["test"]
+    labels = sorted(test.labels)
+    linear = _probed(linear_by_depth, encoder, train, validation, test, label=labels)
+    return pd.concat([linear, _probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
+
+
+def _cues(study: Study) -> Images:
+    """Images for the shape bias: on `shapes` its own, on photographs the cue-conflict stimuli."""
+    if study.name == "shapes":
+        images = _drawn(study, AGREEING)
+        return {"train": images["train"], "validation": study.images("val"), "conflict": images["test"]}
+    conflict = cue_conflict_cifar10()
+    images = _drawn(study, TRAIN)
+    return {"train": images["train"], "validation": images["validation"], "conflict": conflict}
+
+
+def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
+    return _probed(shape_bias_by_depth, encoder, images["train"], images["validation"], images["conflict"])
+
+
+def _noise_images(study: Study) -> Images:
+    """Images for the noise; on `shapes` also those whose cues agree, as they are and painted anew."""
+    images = _drawn(study, TRAIN)
+    images["test"] = images["test"].subset(min(NOISE, len(images["test"])))
+    if study.name != "shapes":
+        return images
+    splits = {"train": study.images("train").subset(AGREEING), "validation": study.images("val")}
+    splits["test"] = study.images("test")
+    for role, source in splits.items():
+        part, cue = agreeing(source, source)
+        part.labels[CUE], part.classes[CUE] = cue, part.classes["shape"]
+        images[f"agreeing {role}"] = part
+    images["agreeing test"] = images["agreeing test"].subset(NOISE)
+    images["texture repainted"] = retextured(images["agreeing test"], replace=False)
+    images["texture replaced"] = retextured(images["agreeing test"])
+    return images
+
+
+def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
+    plain = [images[role] for role in ("train", "validation", "test")]
+    labels = sorted(plain[0].labels)
+    frames = [
+        _probed(robustness_by_depth, encoder, *plain, label=labels, changes=CHANGES, depths=_all(encoder))
+    ]
+    if "agreeing test" in images:
+        agree = [images[f"agreeing {role}"] for role in ("train", "validation", "test")]
+        versions = {name: images[name] for name in ("texture repainted", "texture replaced")}
+        options = {"label": CUE, "changes": {}, "versions": versions, "depths": _all(encoder)}
+        frames.append(_probed(robustness_by_depth, encoder, *agree, **options))
     return pd.concat(frames, ignore_index=True)
+
+
+def _all(encoder: Encoder) -> list[int]:
+    return list(range(encoder.depth + 1))
 
 
 TABLES: dict[str, Table] = {
     table.name: table
-    for table in (Table("metrics", _metrics, "every metric of attention and residual stream, by depth"),)
+    for table in (
+        Table("metrics", "every metric of attention and residual stream", _sample, _metrics, "metrics"),
+        Table("probes", "linear and k-NN probes of every label", _probe_images, _probes, "probes"),
+        Table(
+            "shape_bias", "a probe's decisions where shape and texture disagree", _cues, _shape_bias, "probes"
+        ),
+        Table(
+            "noise", "a probe under noise, filters, shuffling, new texture", _noise_images, _noise, "probes"
+        ),
+    )
 }
 
 
 @lru_cache
 def _computed(study_name: str, name: str, models: tuple[str, ...]) -> pd.DataFrame:
-    chosen = study(study_name)
-    frame = TABLES[name].compute(chosen, chosen.encoders(models))
-    return frame.assign(source=COMPUTED)
+    chosen, made = study(study_name), TABLES[name]
+    images = made.images(chosen)
+    frames = [made.measure(encoder, images) for encoder in chosen.encoders(models)]
+    return pd.concat(frames, ignore_index=True).assign(source=COMPUTED)
 
 
 def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd.DataFrame:
-    """A result table of a study: computed here where its images are, else as stored in `data/results`.
+    """A result table of a study: computed here where all its images are, else as stored in `data/results`.
 
     Args:
         study_name: see `nbhelpers.study`.
@@ -71,16 +197,17 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
 
     Raises:
         KeyError: for an unknown table.
-        MissingDataError: if there are no images and no stored table of these models.
+        MissingDataError: if images are lacking and there is no stored table of these models.
         StaleTableError: if the stored table's weights are not those that are there now.
     """
     if name not in TABLES:
         raise KeyError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
     chosen = study(study_name)
     wanted = tuple(models or chosen.models)
-    missing = chosen.missing
-    if missing is None:
+    try:
         return _computed(study_name, name, wanted).copy()
+    except MissingDataError as error:
+        missing = str(error)
     frame = stored(study_name, name)
     lacking = [model for model in wanted if model not in set(frame["model"])]
     if lacking:
@@ -130,7 +257,6 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
         MissingDataError: if the images are not there.
     """
     chosen = study(study_name)
-    images = chosen.sample
     frame = _computed(study_name, name, chosen.models).drop(columns="source")
     rows = manifest()
     provenance = {
@@ -139,13 +265,16 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
         "study": study_name,
         "date": date.today().isoformat(),
         "command": f"make results STUDY={study_name}",
-        "code": code_version(),
+        "code": code_version(TABLES[name].code),
         "weights": {model: rows[model]["sha256"] for model in chosen.models if model in rows},
         "images": {
-            "name": images.name,
-            "origin": images.origin,
-            "number": len(images),
-            "fingerprint": images.fingerprint,
+            role: {
+                "name": source.name,
+                "origin": source.origin,
+                "number": len(source),
+                "fingerprint": source.fingerprint,
+            }
+            for role, source in TABLES[name].images(chosen).items()
         },
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "versions": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -123,17 +123,44 @@ def analyse(
         KeyError: for an unknown metric, with the nearest names.
     """
     kinds = [METRICS[name] for name in metrics]
-    key = _key(encoder, images, metrics)
-    path = cache_dir() / "analyses" / f"{key}.csv"
-    if cache and path.exists():
-        return _identified(read_table(path), encoder, images)
-    accumulators = [kind.of(encoder).to(encoder.device) for kind in kinds]
-    feed(encoder, images, accumulators, batch_size)
-    frame = pd.concat([accumulator.compute() for accumulator in accumulators], ignore_index=True)
-    if cache and _rank() == 0:
+
+    def compute() -> pd.DataFrame:
+        accumulators = [kind.of(encoder).to(encoder.device) for kind in kinds]
+        feed(encoder, images, accumulators, batch_size)
+        return pd.concat([accumulator.compute() for accumulator in accumulators], ignore_index=True)
+
+    if not cache:
+        return identified(compute(), encoder, images)
+    key = [list(metrics), code_version("metrics")]
+    return identified(cached("analyses", encoder, [images], key, compute), encoder, images)
+
+
+def cached(
+    kind: str,
+    encoder: Encoder,
+    images: Sequence[ImageSource],
+    key: Sequence[object],
+    compute: Callable[[], pd.DataFrame],
+) -> pd.DataFrame:
+    """The frame of `compute`, from the cache folder where it was computed before from the same things.
+
+    Args:
+        kind: folder in the cache folder.
+        encoder: what was measured; its weights, preprocessing and device are part of the key.
+        images: what it was measured on; their fingerprints are part of the key.
+        key: all else that the numbers depend on, code included (`code_version`), as JSON knows it.
+        compute: makes the frame.
+    """
+    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
+    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    path = cache_dir() / kind / f"{name}.csv"
+    if path.exists():
+        return read_table(path)
+    frame = compute()
+    if _rank() == 0:
         with atomic_path(path) as temporary:
             frame.to_csv(temporary, index=False)
-    return _identified(frame, encoder, images)
+    return frame
 
 
 def feed(
@@ -193,27 +220,26 @@ def _world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
-    """Put the columns that say what was measured in front."""
+def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
+    """The frame with the columns that say what was measured, `study model objective seed`, in front."""
     name = images.name if ":" in images.name else images.name.split("/")[0]
     who = dict(zip(IDENTITY, (name, encoder.name, encoder.objective, encoder.seed), strict=True))
-    return frame.assign(**who)[[*IDENTITY, *frame.columns]]
+    return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
+
+
+# What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
+CODE = {"metrics": ("study.py", "metrics/*.py"), "probes": ("probes/*.py", "images/filters.py")}
 
 
 @lru_cache
-def code_version() -> str:
-    """Hash of the code that turns weights and images into a frame."""
+def code_version(kind: str) -> str:
+    """Hash of the code that turns weights and images into a frame of "metrics" or of "probes"."""
     package = Path(__file__).parent
-    files = [package / "capture.py", package / "study.py", package / "models" / "encoder.py"]
+    files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()
-    for path in sorted([*files, *(package / "metrics").glob("*.py")]):
+    for path in sorted([package / "capture.py", package / "models" / "encoder.py", *files]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _key(encoder: Encoder, images: ImageSource, metrics: Sequence[str]) -> str:
-    parts = [encoder.fingerprint, encoder.device.type, images.fingerprint, list(metrics), code_version()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 def read_table(path: Path) -> pd.DataFrame:

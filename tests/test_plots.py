@@ -119,3 +119,27 @@ def test_a_token_map_has_a_colour_per_group():
     colours = ax.collections[0].get_facecolors()
     assert (colours[0] == colours[1]).all() and (colours[0] != colours[2]).any()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["3", "11"]
+
+
+def test_by_parameter_draws_over_the_parameter():
+    rows = [("a.cl", "CL", 0, "drop", 0.2 * k, 0.1 * k, 0.0, 1.0) for k in (2, 1, 3)]
+    columns = ["model", "objective", "seed", "metric", "parameter", "value", "low", "high"]
+    ax = plots.by_parameter(pd.DataFrame(rows, columns=columns), "drop", "frequency / Nyquist")
+    (line,) = ax.get_lines()
+    assert line.get_xdata().tolist() == pytest.approx([0.2, 0.4, 0.6])
+    assert line.get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert ax.get_xlabel() == "frequency / Nyquist"
+
+
+def test_spectra_of_frequencies_are_drawn_over_frequency():
+    rows = [("a", "fourier_radial", depth, f / 4, -depth * f) for depth in (0, 1) for f in (0, 1, 2)]
+    frame = pd.DataFrame(rows, columns=["model", "metric", "depth", "frequency", "value"])
+    ax = plots.spectra(frame.assign(rank=None), "fourier_radial")
+    assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[0, 0.25, 0.5]] * 2
+    assert ax.get_xlabel() == "frequency"
+
+
+def test_an_empty_panel_says_why():
+    ax = plots.note(plt.gca(), "the stimuli are not on this machine, and there is no stored table of them")
+    assert "stored table" in " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
+    assert not ax.axison

@@ -2,13 +2,13 @@
 
 import json
 
-import pandas as pd
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
 from nbhelpers import results
 from nbhelpers.images import ArraySource, MissingDataError
-from nbhelpers.models import mini_vit, store
+from nbhelpers.models import mini_vit, store, wrap
 from nbhelpers.results import StaleTableError, Table, published, stored, table
 from nbhelpers.study import Study, analyse
 
@@ -31,6 +31,13 @@ def toy(tmp_path, monkeypatch):
     class Toy(Study):
         there = True
 
+        @classmethod
+        def lose(cls):
+            """The images are gone, from the process too."""
+            cls.there = False
+            vars(chosen).pop("sample", None)
+            results._computed.cache_clear()
+
         def images(self, split="test"):
             if not Toy.there:
                 raise MissingDataError("one way, another way, a third way")
@@ -38,11 +45,8 @@ def toy(tmp_path, monkeypatch):
 
     chosen = Toy("toy", "toy", ("toy.cl", "toy.mim"))
     monkeypatch.setattr(results, "study", lambda name: chosen)
-    monkeypatch.setattr(
-        results,
-        "TABLES",
-        {"small": Table("small", lambda s, e: pd.concat([analyse(x, s.sample, ["nmi"]) for x in e]), "nmi")},
-    )
+    small = Table("small", "nmi", results._sample, lambda e, i: analyse(e, i["test"], ["nmi"]), "metrics")
+    monkeypatch.setattr(results, "TABLES", {"small": small})
     results._computed.cache_clear()
     yield Toy
     results._computed.cache_clear()
@@ -51,7 +55,7 @@ def toy(tmp_path, monkeypatch):
 def test_a_stored_table_is_the_computed_one(toy):
     results.store("toy", "small")
     computed = table("toy", "small")
-    toy.there = False
+    toy.lose()
     read = table("toy", "small")
     assert (computed["source"] == "computed").all()
     assert read["source"].str.startswith("stored 20").all()
@@ -63,7 +67,7 @@ def test_provenance_names_weights_images_code_and_command(toy):
     path = results.store("toy", "small")
     about = json.loads((path.parent / "small.json").read_text())
     assert set(about["weights"]) == {"toy.cl", "toy.mim"}
-    assert about["images"]["number"] == 5
+    assert about["images"]["test"]["number"] == 5
     assert {"date", "code", "command", "device", "versions"} <= set(about)
 
 
@@ -72,13 +76,13 @@ def test_a_table_of_other_weights_is_refused(toy):
     architecture = {"width": 32, "depth": 2, "heads": 2, "image_size": 16, "patch_size": 4}
     row = {"study": "toy", "objective": "CL", "seed": 0, "architecture": architecture}
     store.save_encoder(mini_vit(**architecture), "toy.cl", row | {"mean": (0.5,) * 3, "std": (0.25,) * 3})
-    toy.there = False
+    toy.lose()
     with pytest.raises(StaleTableError, match=r"toy\.cl.*make results STUDY=toy"):
         table("toy", "small")
 
 
 def test_without_images_and_table_the_ways_are_named(toy):
-    toy.there = False
+    toy.lose()
     with pytest.raises(MissingDataError, match="make results STUDY=toy"):
         table("toy", "small")
     with pytest.raises(KeyError, match="small"):
@@ -87,7 +91,7 @@ def test_without_images_and_table_the_ways_are_named(toy):
 
 def test_another_model_needs_the_images(toy):
     results.store("toy", "small")
-    toy.there = False
+    toy.lose()
     with pytest.raises(MissingDataError, match=r"vit_tiny.*a third way"):
         table("toy", "small", ["toy.cl", "vit_tiny"])
 
@@ -96,6 +100,95 @@ def test_the_same_numbers_give_the_same_bytes(toy):
     path = results.store("toy", "small")
     before = path.read_bytes()
     assert results.store("toy", "small").read_bytes() == before
+
+
+def drawings(n, seed):
+    """Images whose "shape" is the half that is bright and whose "texture" is the colour of the other half."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, texture = torch.randint(3, (2, n), generator=generator)
+    pixels = torch.randint(90, (n, 3, 32, 32), generator=generator).to(torch.uint8)
+    for i in range(n):
+        rows = slice(10 * int(shape[i]), 10 * int(shape[i]) + 12)
+        pixels[i, texture[i], rows] += 150
+    masks = torch.zeros(n, 32, 32, dtype=torch.bool)
+    masks[:, 8:24, 8:24] = True
+    names = {"shape": ("a", "b", "c"), "texture": ("d", "e", "f")}
+    return ArraySource("shapes/test", pixels, {"shape": shape, "texture": texture}, names, masks)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An encoder, and a study whose splits are small; few images are drawn from each."""
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
+    for name, value in {"TRAIN": 90, "AGREEING": 150, "VALIDATION": 60, "NOISE": 12}.items():
+        monkeypatch.setattr(results, name, value)
+    monkeypatch.setattr(results, "CHANGES", {"noise": (0.5,), "patch-shuffle": (8,)})
+    splits = {"train": drawings(150, 0), "val": drawings(60, 1), "test": drawings(120, 2)}
+    chosen = Study("shapes", "shapes", ())
+    monkeypatch.setattr(Study, "images", lambda self, split="test": splits[split])
+    module = mini_vit(16, 2, 2, image_size=32, patch_size=8)
+    half = (0.5,) * 3
+    return wrap(module, mean=half, std=half, name="shapes.cl", objective="CL", seed=3), chosen
+
+
+def measured(name, encoder, chosen):
+    made = results.TABLES[name]
+    return made.measure(encoder, made.images(chosen))
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "labels"),
+    [
+        ("probes", {"linear", "knn"}, {"shape", "texture"}),
+        ("shape_bias", {"shape_bias", "shape_decisions", "texture_decisions", "covered"}, {"shape/texture"}),
+        ("noise", {"accuracy", "drop"}, {"shape", "texture", "cue"}),
+    ],
+)
+def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
+    frame = measured(name, *tiny)
+    assert set(frame["metric"]) == metrics
+    assert set(frame["label"]) == labels
+    assert set(frame["depth"]) == {0, 1, 2}
+    who = frame[["study", "model", "seed"]].drop_duplicates().to_numpy().tolist()
+    assert who == [["shapes", "shapes.cl", 3]]
+    assert frame["value"].between(-1, 1).all()
+    for probe in ("linear_by_depth", "knn_by_depth", "shape_bias_by_depth", "robustness_by_depth"):
+        original = getattr(results, probe)
+        counted = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
+        counted.__name__ = original.__name__
+        monkeypatch.setattr(results, probe, counted)
+    assert_frame_equal(measured(name, *tiny), frame, check_dtype=False)
+    monkeypatch.setattr(results, "code_version", lambda kind: "other code")
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        measured(name, *tiny)
+
+
+def test_noise_is_shown_to_few_and_the_texture_replaced_where_cues_agree(tiny):
+    frame = measured("noise", *tiny)
+    assert set(frame["images"]) == {12}
+    assert set(frame[frame["label"] == "cue"]["change"]) == {"none", "texture repainted", "texture replaced"}
+    assert set(frame[frame["label"] == "shape"]["change"]) == {"none", "noise", "patch-shuffle"}
+    images = results._noise_images(tiny[1])
+    agree = images["agreeing test"]
+    assert torch.equal(agree.labels["shape"], agree.labels["texture"])
+    assert not (images["texture replaced"].labels["texture"] == agree.labels["texture"]).any()
+
+
+def test_photographs_need_the_stimuli(tiny, monkeypatch):
+    monkeypatch.delenv("NBHELPERS_CUE_CONFLICT", raising=False)
+    with pytest.raises(MissingDataError, match="NBHELPERS_CUE_CONFLICT"):
+        results.TABLES["shape_bias"].images(Study("cifar10", "photographs", ()))
+
+
+def test_a_folder_is_cut_into_three(tiny):
+    images = results._probe_images(Study("folder:/photographs", "photographs", ()))
+    rows = [row.numpy().tobytes() for source in images.values() for row in source.images]
+    assert {role: len(source) for role, source in images.items()} == {
+        "train": 60,
+        "validation": 12,
+        "test": 48,
+    }
+    assert len(set(rows)) == 120
 
 
 def test_published_numbers_have_source_and_error():

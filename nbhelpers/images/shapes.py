@@ -256,10 +256,8 @@ def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> Arra
     paint = paint + SENSOR_NOISE * torch.randn(paint.shape, generator=generator)
     paint = (255 * paint).round().clamp(0, 255).to(torch.uint8)
     images = torch.where(source.masks[:, None], paint, source.images)
-    return ArraySource(
-        source.name, images, source.labels | {"texture": texture}, source.classes, source.masks,
-        source.mean, source.std,
-    )  # fmt: skip
+    labels, classes = source.labels | {"texture": texture}, source.classes | {"texture": TEXTURES}
+    return ArraySource(source.name, images, labels, classes, source.masks, source.mean, source.std)
 
 
 def _centre(masks: Tensor, ticks: Tensor) -> Tensor:
