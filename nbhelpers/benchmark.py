@@ -20,13 +20,13 @@ from timm.layers import set_fused_attn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from nbhelpers.analyse import feed
 from nbhelpers.images import ArraySource, shapes
 from nbhelpers.metrics import METRICS, attention_distance, attention_entropy
 from nbhelpers.metrics import normalized_mutual_information as nmi
 from nbhelpers.models import Encoder, load
-from nbhelpers.pretrain import Trainer, recipe
-from nbhelpers.pretrain.recipes import CLASSES
-from nbhelpers.study import feed
+from nbhelpers.pretrain import Trainer
+from nbhelpers.pretrain.recipes import STUDIES, family
 
 ATTENTION = ("attention_distance", "nmi", "attention_entropy")
 
@@ -153,10 +153,9 @@ def training(steps: int) -> None:
     peak = _matmul_peak(device, dtype)
     print(f"{device}, {torch.get_num_threads()} threads: matrix product {peak / 1e9:.0f} GFLOP/s in {dtype}")
     images = shapes("val")
-    for objective in CLASSES:
-        chosen = replace(
-            recipe("shapes", objective), images=(steps + 2) * recipe("shapes", objective).batch_size
-        )
+    one_each = {family(objective): recipe for objective, recipe in reversed(STUDIES["shapes"].items())}
+    for recipe in reversed(one_each.values()):
+        chosen = replace(recipe, images=(steps + 2) * recipe.batch_size)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(chosen, images, images, Path(folder), device)
             with FlopCounterMode(display=False) as counter:
@@ -168,7 +167,8 @@ def training(steps: int) -> None:
                 _synchronise(device)
                 best = min(best, time.perf_counter() - start)
         speed, share = chosen.batch_size / best, counter.get_total_flops() / best / peak
-        print(f"  {objective:12s} {speed:8.0f} images/s   {100 * share:4.0f} % of the matrix-product peak")
+        name = recipe.objective
+        print(f"  {name:12s} {speed:8.0f} images/s   {100 * share:4.0f} % of the matrix-product peak")
 
 
 def main(arguments: list[str] | None = None) -> int:

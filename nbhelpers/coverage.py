@@ -12,10 +12,10 @@ import pandas as pd
 import timm
 import torch
 
+from nbhelpers.analyse import analyse
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import ArraySource
 from nbhelpers.models import UnsupportedArchitecture, wrap
-from nbhelpers.study import analyse
 
 PATH = DATA / "coverage.csv"
 # What the names of small variants contain, smallest first.

@@ -19,11 +19,12 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from nbhelpers.analyse import attention_maps
 from nbhelpers.capture import capture
 from nbhelpers.metrics import common_update_share, patch_tokens, token_pca
 from nbhelpers.models import Encoder
 from nbhelpers.results import COMPUTED, published
-from nbhelpers.study import TITLES, attention_maps
+from nbhelpers.study import TITLES
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
 STYLES: dict[str, dict] = {

@@ -13,12 +13,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from nbhelpers import plots
+from nbhelpers.analyse import analyse
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource
 from nbhelpers.metrics import METRICS, patch_distances
 from nbhelpers.models import Encoder
 from nbhelpers.results import COMPUTED
-from nbhelpers.study import analyse
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

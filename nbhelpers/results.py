@@ -17,6 +17,7 @@ import pandas as pd
 import timm
 import torch
 
+from nbhelpers.analyse import analyse, cached, code_version, identified, read_table
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.shapes import retextured
@@ -24,7 +25,7 @@ from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, manifest
 from nbhelpers.probes import knn_by_depth, linear_by_depth, robustness_by_depth, shape_bias_by_depth
 from nbhelpers.probes.shape_bias import agreeing
-from nbhelpers.study import TITLES, Study, analyse, cached, code_version, identified, read_table, study
+from nbhelpers.study import TITLES, Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -35,7 +36,7 @@ class StaleTableError(ValueError):
 
 
 # How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
-TRAIN, VALIDATION, NOISE = 4_000, 1_000, 600
+TRAIN, VALIDATION, NOISE = 3_000, 500, 500
 AGREEING = 20_000  # drawn so that the tenth of `shapes` whose shape and texture agree is enough to learn from
 CHANGES = {
     "noise": tuple(k / 10 for k in range(1, 11)),
@@ -57,7 +58,7 @@ class Table:
         about: what is in it.
         images: the images of a study that it is computed from, by role.
         measure: the tidy frame of one encoder and those images.
-        code: which code makes its numbers, a key of `nbhelpers.study.CODE`.
+        code: which code makes its numbers, a key of `nbhelpers.analyse.CODE`.
     """
 
     name: str

@@ -1,29 +1,17 @@
-"""A study pairs images with encoders; `analyse` measures one encoder on images in a single pass."""
+"""A study pairs images with the encoders that were trained on their like."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import pandas as pd
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from tqdm.auto import tqdm
-
 from nbhelpers import images as sources
-from nbhelpers.capture import Attention, Stream, capture
-from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource, MissingDataError
-from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric
 from nbhelpers.models import Encoder, load, manifest
 
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
-IDENTITY = ("study", "model", "objective", "seed")
 
 
 @dataclass(frozen=True)
@@ -91,157 +79,3 @@ def study(name: str) -> Study:
     trained = [key for key, row in manifest().items() if row["study"] == family]
     models = (*trained, f"{family}.random")
     return Study(name, TITLES.get(name, name), models)
-
-
-def analyse(
-    encoder: Encoder,
-    images: ImageSource,
-    metrics: Sequence[str],
-    batch_size: int = 64,
-    cache: bool = True,
-) -> pd.DataFrame:
-    """Measure an encoder on images: every metric asked for, in one forward pass, at constant memory.
-
-    Under `torchrun` (an initialised process group) each rank takes its share of the images and every rank
-    gets the same frame.
-
-    Args:
-        encoder: from `nbhelpers.load` or `nbhelpers.models.wrap`; it runs where its weights are, in
-            bfloat16 autocast on a GPU.
-        images: all of them are used; `images.subset(n)` draws fewer.
-        metrics: names in `nbhelpers.metrics.METRICS`.
-        batch_size: images per forward pass; the result does not depend on it.
-        cache: look the frame up in the cache folder and keep it there. The key covers weights, preprocessing,
-            images, metrics and the code that computes them.
-
-    Returns:
-        A tidy frame with the columns `study model objective seed metric depth head value low high images`,
-        and `rank` or `frequency` where a metric has more than one number per depth. `low` and `high` bound
-        the 95 % interval of the mean over images.
-
-    Raises:
-        KeyError: for an unknown metric, with the nearest names.
-    """
-    kinds = [METRICS[name] for name in metrics]
-
-    def compute() -> pd.DataFrame:
-        accumulators = [kind.of(encoder).to(encoder.device) for kind in kinds]
-        feed(encoder, images, accumulators, batch_size)
-        return pd.concat([accumulator.compute() for accumulator in accumulators], ignore_index=True)
-
-    if not cache:
-        return identified(compute(), encoder, images)
-    key = [list(metrics), code_version("metrics")]
-    return identified(cached("analyses", encoder, [images], key, compute), encoder, images)
-
-
-def cached(
-    kind: str,
-    encoder: Encoder,
-    images: Sequence[ImageSource],
-    key: Sequence[object],
-    compute: Callable[[], pd.DataFrame],
-) -> pd.DataFrame:
-    """The frame of `compute`, from the cache folder where it was computed before from the same things.
-
-    Args:
-        kind: folder in the cache folder.
-        encoder: what was measured; its weights, preprocessing and device are part of the key.
-        images: what it was measured on; their fingerprints are part of the key.
-        key: all else that the numbers depend on, code included (`code_version`), as JSON knows it.
-        compute: makes the frame.
-    """
-    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    path = cache_dir() / kind / f"{name}.csv"
-    if path.exists():
-        return read_table(path)
-    frame = compute()
-    if _rank() == 0:
-        with atomic_path(path) as temporary:
-            frame.to_csv(temporary, index=False)
-    return frame
-
-
-def feed(
-    encoder: Encoder, images: ImageSource, accumulators: Sequence[DepthwiseMetric], batch_size: int
-) -> None:
-    """Run the images through the encoder once and hand every record to the accumulators that consume it."""
-
-    def attention(record: Attention) -> None:
-        maps = AttentionMaps(record)
-        for accumulator in accumulators:
-            if "attention" in accumulator.consumes:
-                accumulator.update(maps)
-
-    def stream(record: Stream) -> None:
-        for accumulator in accumulators:
-            if record.place in accumulator.consumes:
-                accumulator.update(record)
-
-    consumed = frozenset().union(*(accumulator.consumes for accumulator in accumulators))
-    places = tuple(place for place in ("block", "+sa") if place in consumed)
-    share = torch.arange(_rank(), len(images), _world())
-    device = encoder.device.type
-    with capture(
-        encoder,
-        on_attention=attention if "attention" in consumed else None,
-        on_stream=stream if places else None,
-        places=places,
-    ):
-        for indices in tqdm(share.split(batch_size), desc=encoder.name, unit="batch", disable=None):
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                encoder.forward(images.batch(indices))
-
-
-def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
-    """Attention among the patch tokens of a few images, every layer and head kept: for looking at.
-
-    Args:
-        encoder: from `nbhelpers.load`.
-        images: uint8 `B C H W`.
-
-    Returns:
-        Probabilities `L B H N N`, on the CPU; rows (queries) sum to one.
-    """
-    kept: list[Tensor] = []
-    with capture(
-        encoder, on_attention=lambda record: kept.append(AttentionMaps(record).probabilities.float().cpu())
-    ):
-        encoder.forward(images)
-    return torch.stack(kept)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
-    """The frame with the columns that say what was measured, `study model objective seed`, in front."""
-    name = images.name if ":" in images.name else images.name.split("/")[0]
-    who = dict(zip(IDENTITY, (name, encoder.name, encoder.objective, encoder.seed), strict=True))
-    return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
-
-
-# What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
-CODE = {"metrics": ("study.py", "metrics/*.py"), "probes": ("probes/*.py", "images/filters.py")}
-
-
-@lru_cache
-def code_version(kind: str) -> str:
-    """Hash of the code that turns weights and images into a frame of "metrics" or of "probes"."""
-    package = Path(__file__).parent
-    files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
-    digest = hashlib.sha256()
-    for path in sorted([package / "capture.py", package / "models" / "encoder.py", *files]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A frame as `analyse` and the result tables write it."""
-    return pd.read_csv(path)

@@ -7,10 +7,11 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from nbhelpers import results
+from nbhelpers.analyse import analyse
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.models import mini_vit, store, wrap
 from nbhelpers.results import StaleTableError, Table, published, stored, table
-from nbhelpers.study import Study, analyse
+from nbhelpers.study import Study
 
 
 @pytest.fixture
