@@ -74,10 +74,14 @@ for study, frame in zip(STUDIES, frames, strict=True):
 # %%
 steps = ["across_attention_cosine", "across_block_cosine"]
 axes = plots.panels(
-    [plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharex=True, sharey=True
+    [plots.title(frame) for frame in frames] + [""] * len(frames),
+    height=2.6,
+    columns=len(frames),
+    sharex=True,
+    sharey=True,
 )
 for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % 2], steps[i // 2], ax)
+    plots.by_depth(frames[i % len(frames)], steps[i // len(frames)], ax)
     ax.label_outer()
 axes[0].legend()
 plots.show(axes, "Cosine of tokens before and after each attention, and each block, against depth.")
@@ -101,10 +105,14 @@ plots.show(axes, "Cosine of tokens before and after each attention, and each blo
 # %%
 places = ["token_cosine", "attention_token_cosine"]
 axes = plots.panels(
-    [plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharex=True, sharey="row"
+    [plots.title(frame) for frame in frames] + [""] * len(frames),
+    height=2.6,
+    columns=len(frames),
+    sharex=True,
+    sharey="row",
 )
 for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % 2], places[i // 2], ax, reference=(1, "all tokens alike"))
+    plots.by_depth(frames[i % len(frames)], places[i // len(frames)], ax, reference=(1, "all tokens alike"))
     ax.label_outer()
 axes[0].legend()
 plots.show(axes, "Mean cosine between tokens of an image, and between attention outputs, against depth.")

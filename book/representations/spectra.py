@@ -57,10 +57,8 @@ plots.show(
 )
 
 # %% tags=["remove-cell"]
-import torch
 from myst_nb import glue
 
-from nbhelpers.metrics import effective_rank
 from nbhelpers.results import late
 
 for frame in frames:
@@ -98,6 +96,9 @@ plots.show(
 
 # %%
 import pandas as pd
+import torch
+
+from nbhelpers.metrics import effective_rank
 
 by = ["study", "source", "model", "objective", "seed", "depth"]
 for i, frame in enumerate(frames):
@@ -105,12 +106,18 @@ for i, frame in enumerate(frames):
     ranks = spectrum.agg(lambda values: effective_rank(torch.tensor(values.to_numpy())).item()).reset_index()
     ranks = ranks.assign(metric="image_effective_rank", head=-1, low=ranks["value"], high=ranks["value"])
     frames[i] = pd.concat([frame, ranks], ignore_index=True)
+
+# %%
 levels = ["token_effective_rank", "image_effective_rank"]
 axes = plots.panels(
-    [plots.title(frame) for frame in frames] + ["", ""], height=2.6, columns=2, sharex=True, sharey="row"
+    [plots.title(frame) for frame in frames] + [""] * len(frames),
+    height=2.6,
+    columns=len(frames),
+    sharex=True,
+    sharey="row",
 )
 for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % 2], levels[i // 2], ax)
+    plots.by_depth(frames[i % len(frames)], levels[i // len(frames)], ax)
     ax.label_outer()
 axes[0].legend()
 plots.show(axes, "Effective rank of an image's tokens, and of the images, against depth, a line per model.")
