@@ -338,7 +338,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     colours = plt.get_cmap("crest")
     for depth, line in rows.groupby("depth"):
         ax.plot(line[x], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
-    ax.set(xlabel=x, ylabel=LABELS[metric])
+    ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=LABELS[metric])
     return ax
 
 

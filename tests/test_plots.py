@@ -136,7 +136,7 @@ def test_spectra_of_frequencies_are_drawn_over_frequency():
     frame = pd.DataFrame(rows, columns=["model", "metric", "depth", "frequency", "value"])
     ax = plots.spectra(frame.assign(rank=None), "fourier_radial")
     assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[0, 0.25, 0.5]] * 2
-    assert ax.get_xlabel() == "frequency"
+    assert ax.get_xlabel() == "frequency / Nyquist"
 
 
 def test_an_empty_panel_says_why():
