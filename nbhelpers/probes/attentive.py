@@ -68,9 +68,9 @@ def fit_attentive(
     validation_tokens: Tensor,
     validation_labels: Tensor,
     queries: int = 4,
-    epochs: int = 15,
+    epochs: int = 50,
     batch_size: int = 256,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 3e-2,
     weight_decay: float = 0.1,
     seed: int = 0,
 ) -> AttentiveProbe:
@@ -127,7 +127,7 @@ def attentive_by_depth(
     depths: Sequence[int] | None = None,
     norm: bool = False,
     queries: int = 4,
-    epochs: int = 15,
+    epochs: int = 50,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy of an attentive probe at every depth, for one label or several, with Wilson's 95 % interval.

@@ -37,7 +37,7 @@ def test_forward_against_loops():
 
 def test_finds_the_telling_token_and_repeats_itself():
     (x, y), (x_test, y_test) = needle(2000, 0), needle(500, 1)
-    probe = fit_attentive(x.half(), y, x_test.half(), y_test, seed=3)
+    probe = fit_attentive(x.half(), y, x_test.half(), y_test, epochs=15, seed=3)
     torch.testing.assert_close(probe.mean, x.half().float().mean((0, 1)))
     torch.testing.assert_close(probe.std, x.half().float().flatten(0, 1).std(0))
     reached = (probe.predict(x_test) == y_test).double().mean()
@@ -52,7 +52,7 @@ def test_finds_the_telling_token_and_repeats_itself():
 
 def test_by_depth_separable_and_noise(encoder, colours):
     splits = [colours(n, seed) for seed, n in enumerate((400, 100, 150))]
-    frame = attentive_by_depth(encoder, *splits, ["colour", "coin"], depths=[0, 2], epochs=30)
+    frame = attentive_by_depth(encoder, *splits, ["colour", "coin"], depths=[0, 2], epochs=20)
     assert frame[["depth", "label"]].values.tolist() == [
         [0, "colour"],
         [0, "coin"],
