@@ -57,7 +57,7 @@ LABELS = {
     "linear": "linear probe accuracy",
     "knn": "k-NN accuracy",
     "drop": "drop of accuracy",
-    "covered": "trials decided for either cue",
+    "covered": "covered trials",
 }
 
 
