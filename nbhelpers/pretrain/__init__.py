@@ -1,15 +1,17 @@
-"""Pre-training of the book's own encoders: contrastive learning and masked image modelling."""
+"""Pre-training of the book's own encoders, one file an objective and one trainer for all."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from nbhelpers import images
 from nbhelpers.files import cache_dir
 from nbhelpers.models import save_encoder, wrap
-from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, recipe
+from nbhelpers.pretrain.distributed import rank
+from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, family, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
 
@@ -52,18 +54,24 @@ def pretrain(
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device)
     if not trainer.done and not trainer.run(stop_after):
         return False
-    encoder = trainer.objective.encoder.cpu()
+    if rank() > 0:
+        return True
+    kept, encoder = trainer.objective.kept.cpu(), trainer.objective.encoder
+    architecture = recipe.architecture | {"image_size": train[0].shape[-1]}
+    if "decoder" in recipe.options:
+        architecture["decoder"] = recipe.options["decoder"]
     row = {
         "study": study,
-        "objective": LABELS[recipe.objective],
+        "objective": LABELS[family(recipe.objective)],
         "seed": recipe.seed,
-        "architecture": recipe.architecture | {"image_size": train[0].shape[-1]},
+        "architecture": architecture,
         "mean": [round(value, 6) for value in train.mean],
         "std": [round(value, 6) for value in train.std],
         "recipe": recipe.as_dict(),
         "training_images": {"name": train.name, "origin": train.origin, "fingerprint": train.fingerprint},
         "images_seen": recipe.steps * recipe.batch_size,
         "wall_time_s": round(trainer.wall_time),
+        "images_per_second": round(median(entry["images_per_second"] for entry in trainer.rows), 1),
         "device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "one CPU core",
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }
@@ -72,5 +80,5 @@ def pretrain(
     row["knn_by_depth"] = {
         label: [round(value, 4) for value in rows["value"]] for label, rows in knn.groupby("label")
     }
-    save_encoder(encoder, name, row, folder)
+    save_encoder(kept, name, row, folder)
     return True

@@ -12,8 +12,9 @@ import torch
 
 from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import pretrain
+from nbhelpers.pretrain.distributed import process_group, rank
 from nbhelpers.pretrain.queue import work_off
-from nbhelpers.pretrain.recipes import CLASSES, recipe
+from nbhelpers.pretrain.recipes import recipe
 
 
 def seconds(text: str) -> float:
@@ -33,10 +34,15 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nbhelpers.pretrain",
         description="Train an encoder of the book and put it into data/encoders. A run that was stopped or "
-        "killed goes on where it was when the same command is given again.",
+        "killed goes on where it was when the same command is given again. Several devices: torchrun "
+        "--nproc-per-node N -m nbhelpers.pretrain ...",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--objective", choices=sorted(CLASSES), help="cl = MoCo v3, mim = SimMIM")
+    what.add_argument(
+        "--objective",
+        help="cl (MoCo v3), mim (SimMIM), mae, supervised, dino, or hybrid-LAMBDA such as hybrid-0.2: "
+        "(1 - LAMBDA) x mim + LAMBDA x cl",
+    )
     what.add_argument(
         "--queue", metavar="FILE", help="CSV of models to train, several at once; finished ones are skipped"
     )
@@ -68,16 +74,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when nothing failed."""
-    options = parser().parse_args(arguments)
+    line = parser()
+    options = line.parse_args(arguments)
     os.nice(options.nice)
     if options.queue:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            line.error("a queue trains models side by side; torchrun trains one model on several devices")
         return 1 if work_off(options.queue, options.stop_after, options.workers) else 0
-    chosen = replace(recipe(options.study, options.objective), seed=options.seed)
+    try:
+        chosen = replace(recipe(options.study, options.objective), seed=options.seed)
+    except KeyError as error:
+        line.error(error.args[0])
     if options.images:
         chosen = replace(chosen, images=options.images)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    done = pretrain(chosen, options.study, device=device, stop_after=options.stop_after)
-    print("done" if done else f"stopped; the state is in {cache_dir() / 'pretrain'}")
+    wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with process_group(wanted) as device:
+        done = pretrain(chosen, options.study, device=device, stop_after=options.stop_after)
+        if rank() == 0:
+            print("done" if done else f"stopped; the state is in {cache_dir() / 'pretrain'}")
     return 0
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from nbhelpers.pretrain.augment import Augmentation
-from nbhelpers.pretrain.objective import Objective
+from nbhelpers.pretrain.distributed import BatchNorm, gathered, rank
+from nbhelpers.pretrain.objective import Objective, full_precision
 
 
-def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> Tensor:
     r"""Contrastive loss of one view's queries against the other view's keys.
 
     .. math:: L = -\frac{2 T}{B} \sum_i \log \frac{\exp(q_i \cdot k_i / T)}{\sum_j \exp(q_i \cdot k_j / T)}
@@ -24,11 +25,15 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
     Args:
         query: `B D`, any length.
-        key: `B D`, any length; the row of the same number is the positive.
+        key: `K D`, any length; the row of the same number is the positive.
         temperature: T > 0.
+        first: row of the first query's positive, where `key` holds the keys of several processes.
 
     Returns:
-        A scalar in nats times 2 T; 2 T log B when all keys look alike.
+        A scalar in nats times 2 T; 2 T log K when all keys look alike.
+
+    Raises:
+        ValueError: if a query has no key.
 
     Source: MoCo v3, algorithm 1 and section 3.
 
@@ -36,10 +41,15 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     >>> round(float(info_nce(same, same, temperature=0.5)), 4)  # 2 * 0.5 * log 4
     1.3863
     """
-    if query.shape != key.shape or query.ndim != 2:
-        raise ValueError(f"query and key must both be B D; got {tuple(query.shape)} and {tuple(key.shape)}")
-    logits = normalize(query.float(), dim=1) @ normalize(key.float(), dim=1).T / temperature
-    return 2 * temperature * cross_entropy(logits, torch.arange(len(query), device=query.device))
+    if query.ndim != 2 or query.shape[1:] != key.shape[1:] or first + len(query) > len(key):
+        raise ValueError(
+            f"query B D must have its keys K D from row {first} on; "
+            f"got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    query, key = (normalize(full_precision(x), dim=1) for x in (query, key))
+    logits = query @ key.T / temperature
+    positive = torch.arange(first, first + len(query), device=query.device)
+    return 2 * temperature * cross_entropy(logits, positive)
 
 
 def cosine_momentum(base: float, progress: float) -> float:
@@ -51,12 +61,18 @@ def cosine_momentum(base: float, progress: float) -> float:
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """Exponential moving average: every weight of `slow` becomes momentum x slow + (1 - momentum) x fast."""
+    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
+
+
 def head(sizes: list[int]) -> nn.Sequential:
     """MLP with batch norm after every layer, ReLU between layers; the last norm has no parameters."""
     layers: list[nn.Module] = []
     for index, (inner, outer) in enumerate(pairwise(sizes)):
         last = index == len(sizes) - 2
-        layers += [nn.Linear(inner, outer, bias=False), nn.BatchNorm1d(outer, affine=not last)]
+        layers += [nn.Linear(inner, outer, bias=False), BatchNorm(outer, affine=not last)]
         layers += [] if last else [nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
@@ -86,20 +102,28 @@ class MoCo(Objective):
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Symmetric InfoNCE of two views of uint8 images `B C H W`."""
-        views = torch.cat([self.normalise(self.augmentation(images, generator)) for _ in range(2)])
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two views of uint8 images `B C H W`."""
+        one, two = (self.normalise(self.augmentation(images, generator)) for _ in range(2))
+        return one, two
+
+    def loss(self, one: Tensor, two: Tensor) -> Tensor:
+        """Symmetric InfoNCE of two views `B C H W`, against the keys of all processes.
+
+        Keys come without gradient, so that gathering them is all that other processes need.
+        """
+        both = torch.cat([one, two])
         # No batch statistics in the encoder: both views pass it at once. The heads see one view at a time.
-        queries = [self.predictor(self.projector(z)) for z in self.encoder(views).chunk(2)]
+        queries = [self.predictor(self.projector(z)) for z in self.encoder(both).chunk(2)]
         with torch.no_grad():
-            keys = [self.momentum_projector(z) for z in self.momentum_encoder(views).chunk(2)]
-        return info_nce(queries[0], keys[1], self.temperature) + info_nce(
-            queries[1], keys[0], self.temperature
+            keys = [gathered(self.momentum_projector(z)) for z in self.momentum_encoder(both).chunk(2)]
+        first = rank() * len(one)
+        return info_nce(queries[0], keys[1], self.temperature, first) + info_nce(
+            queries[1], keys[0], self.temperature, first
         )
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the momentum encoder and projector towards their trained twins."""
-        slow = [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()]
-        fast = [*self.encoder.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(slow, fast, 1 - cosine_momentum(self.momentum, progress))
+        momentum = cosine_momentum(self.momentum, progress)
+        follow(self.momentum_encoder, self.encoder, momentum)
+        follow(self.momentum_projector, self.projector, momentum)

@@ -9,20 +9,39 @@ from torch import Tensor, nn
 from nbhelpers.models.mini import StandardisedPatchEmbed, standardise
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Half-precision numbers, as autocast makes them, in float32; others as they are; any shape.
+
+    >>> full_precision(torch.ones(1).bfloat16()).dtype, full_precision(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Objective(nn.Module):
     """An encoder with what its training needs beside it; `forward` gives the loss of a batch.
 
+    An objective says in `views` what is drawn at random and in `loss` what is computed from it.
+
     Attributes:
-        encoder: the Vision Transformer that is kept when training ends.
+        encoder: the Vision Transformer that is trained.
         mean: per-channel mean of the images on the scale 0..1.
         std: per-channel standard deviation likewise.
+        label: name of the labels that the loss reads, as in `ImageSource.labels`; None where it reads none.
     """
+
+    label: str | None = None
 
     def __init__(self, encoder: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def kept(self) -> nn.Module:
+        """What goes to disk when training ends: the encoder, with its decoder where a chapter looks at it."""
+        return self.encoder
 
     def normalise(self, images: Tensor) -> Tensor:
         """Float `B C H W` on the scale 0..1 as the encoder sees it: mean 0, deviation 1.
@@ -33,9 +52,17 @@ class Objective(nn.Module):
             return standardise(images)
         return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss (a scalar) of uint8 images `B C H W`; all randomness comes from `generator`."""
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What the loss sees of uint8 images `B C H W`, batch first; `generator` is all that is random."""
         raise NotImplementedError
+
+    def loss(self, *views: Tensor) -> Tensor:
+        """The loss (a scalar) of what `views` drew, with labels `B` behind if `label` asks for some."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, generator: torch.Generator, *labels: Tensor) -> Tensor:
+        """Loss (a scalar) of uint8 images `B C H W`, with labels `B` if `label` asks for some."""
+        return self.loss(*self.views(images, generator), *labels)
 
     def after_step(self, progress: float) -> None:
         """What happens after each optimiser step; `progress` is the share of training done, 0..1."""

@@ -6,15 +6,21 @@ A recipe is chosen by the objective's own validation loss and k-NN accuracy, nev
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
 from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.dino import DINO
+from nbhelpers.pretrain.hybrid import Hybrid
+from nbhelpers.pretrain.mae import MAE
 from nbhelpers.pretrain.moco import MoCo
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.simmim import SimMIM
+from nbhelpers.pretrain.supervised import Supervised
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Recipe:
 
     objective: str
     augmentation: Augmentation
-    options: dict[str, float | int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     width: int = 64
     depth: int = 8
     heads: int = 4
@@ -57,46 +63,108 @@ class Recipe:
         return asdict(self)
 
 
-CLASSES: dict[str, Callable[..., Objective]] = {"cl": MoCo, "mim": SimMIM}
-LABELS = {"cl": "CL", "mim": "MIM"}
+CLASSES: dict[str, Callable[..., Objective]] = {
+    "mim": SimMIM,
+    "cl": MoCo,
+    "mae": MAE,
+    "supervised": Supervised,
+    "hybrid": Hybrid,
+    "dino": DINO,
+}
+# How figures group them.
+LABELS = {
+    "mim": "MIM",
+    "cl": "CL",
+    "mae": "MIM",
+    "supervised": "supervised",
+    "hybrid": "hybrid",
+    "dino": "CL",
+}
+HYBRIDS = (0.2, 0.4, 0.5, 0.6, 0.8)
 
-# SimMIM crops from two thirds of the area upwards and leaves colours alone (its section 4.1).
-_MIM = Recipe("mim", Augmentation(crop_scale=(0.67, 1.0), colour="none"), {"mask_ratio": 0.6, "mask_unit": 2})
-_CL = Recipe(
-    "cl",
-    Augmentation(crop_scale=(0.2, 1.0), colour="jitter"),
-    {"temperature": 0.2, "momentum": 0.99, "hidden": 256, "dim": 128},
-)
 
-RECIPES: dict[str, Recipe] = {
+def family(objective: str) -> str:
+    """The key of an objective in `CLASSES` and `LABELS`.
+
+    >>> family("hybrid-0.2"), family("cl")
+    ('hybrid', 'cl')
+    """
+    return objective.partition("-")[0]
+
+
+def hybrid(mim: Recipe, cl: Recipe, weight: float) -> Recipe:
+    """The hybrid of two recipes, which agree in all but objective, views and options; weight is lambda.
+
+    >>> hybrid(RECIPES["shapes.mim"], RECIPES["shapes.cl"], 0.2).objective
+    'hybrid-0.2'
+    """
+    options = {
+        "weight": weight,
+        "mim": mim.options,
+        "cl": {"augmentation": cl.augmentation} | cl.options,
+    }
+    return replace(mim, objective=f"hybrid-{weight:g}", options=options)
+
+
+def _recipes(views: Augmentation, standardised: bool, label: str) -> dict[str, Recipe]:
+    """The recipes of a study by objective.
+
+    Args:
+        views: of objectives that learn what an image as a whole shows.
+        standardised: see `mini_vit`.
+        label: what supervised training learns; ten classes in every study.
+    """
+
+    def of(objective: str, augmentation: Augmentation, **options: Any) -> Recipe:
+        return Recipe(objective, augmentation, options, standardised=standardised)
+
+    # SimMIM crops from two thirds of the area upwards (its section 4.1), MAE as others do (its section 4);
+    # both leave colours alone.
+    mim = of("mim", Augmentation(crop_scale=(0.67, 1.0)), mask_ratio=0.6, mask_unit=2)
+    cl = of("cl", views, temperature=0.2, momentum=0.99, hidden=256, dim=128)
+    decoder = {"width": 48, "depth": 4, "heads": 4}
+    others = [
+        of("mae", replace(views, colour="none"), decoder=decoder, mask_ratio=0.75),
+        of("supervised", views, label=label, classes=10, smoothing=0.1),
+        of("dino", views, student_temperature=0.1, teacher_temperature=0.04, momentum=0.99),
+    ]
+    recipes = [mim, cl, *others, *(hybrid(mim, cl, weight) for weight in HYBRIDS)]
+    return {recipe.objective: recipe for recipe in recipes}
+
+
+STUDIES = {
     # Colours and contrast alone would identify a generated image, and CL would learn little else.
-    "shapes.cl": replace(
-        _CL, augmentation=Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal"), standardised=True
-    ),
-    "shapes.mim": replace(_MIM, standardised=True),
-    "cifar10.cl": _CL,
-    "cifar10.mim": _MIM,
+    "shapes": _recipes(Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal"), True, "shape"),
+    "cifar10": _recipes(Augmentation(crop_scale=(0.2, 1.0), colour="jitter"), False, "class"),
+}
+RECIPES: dict[str, Recipe] = {
+    f"{study}.{objective}": recipe for study, rows in STUDIES.items() for objective, recipe in rows.items()
 }
 
 
 def recipe(study: str, objective: str) -> Recipe:
-    """The recipe for an objective ("cl", "mim") on the images of a study.
+    """The recipe for an objective on the images of a study; "hybrid-LAMBDA" takes any lambda in 0..1.
 
     Raises:
         KeyError: for a pair without a recipe, naming the nearest ones.
 
     >>> recipe("shapes", "mim").options["mask_ratio"]
     0.6
+    >>> recipe("cifar10", "hybrid-0.25").options["weight"]
+    0.25
     """
     name = f"{study}.{objective}"
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, cutoff=0.3) or list(RECIPES)
-        raise KeyError(f"no recipe for {name!r}; nearest: {', '.join(near)}")
-    return RECIPES[name]
+    if name in RECIPES:
+        return RECIPES[name]
+    number = re.fullmatch(r"hybrid-([01]|0?\.\d+)", objective)
+    if number and study in STUDIES:
+        return hybrid(STUDIES[study]["mim"], STUDIES[study]["cl"], float(number[1]))
+    near = difflib.get_close_matches(name, RECIPES, cutoff=0.3) or list(RECIPES)
+    raise KeyError(f"no recipe for {name!r}; nearest: {', '.join(near)}")
 
 
 def build(
     recipe: Recipe, encoder: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Objective:
     """The recipe's objective around an encoder."""
-    return CLASSES[recipe.objective](encoder, mean, std, recipe.augmentation, **recipe.options)
+    return CLASSES[family(recipe.objective)](encoder, mean, std, recipe.augmentation, **recipe.options)

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from nbhelpers.pretrain.augment import Augmentation
-from nbhelpers.pretrain.objective import Objective
+from nbhelpers.pretrain.objective import Objective, full_precision
 
 
 def block_mask(
@@ -71,8 +71,8 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"need prediction and target B N D and mask B N; got {shapes}")
     if not mask.any():
         raise ValueError("no patch is masked, so the loss is undefined")
-    weight = mask.float()
-    error = (prediction.float() - target.float()).abs().mean(-1)
+    error = (full_precision(prediction) - full_precision(target)).abs().mean(-1)
+    weight = mask.to(error.dtype)
     return (error * weight).sum() / weight.sum()
 
 
@@ -113,11 +113,13 @@ class SimMIM(Objective):
         tokens = self.encoder.norm(self.encoder.blocks(self.encoder._pos_embed(tokens)))
         return self.decoder(tokens[:, self.encoder.num_prefix_tokens :])
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """L1 loss on the masked pixels of uint8 images `B C H W`."""
-        images = self.normalise(self.augmentation(images, generator))
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One view of uint8 images `B C H W`, and what is hidden of it (bool `B N`)."""
+        view = self.normalise(self.augmentation(images, generator))
         grid = self.encoder.patch_embed.grid_size
-        mask = block_mask(
-            len(images), grid, self.mask_unit, self.mask_ratio, generator, images.device
-        ).flatten(1)
-        return masked_l1(self.reconstruct(images, mask), patches(images, self.patch_size), mask)
+        mask = block_mask(len(view), grid, self.mask_unit, self.mask_ratio, generator, view.device)
+        return view, mask.flatten(1)
+
+    def loss(self, view: Tensor, mask: Tensor) -> Tensor:
+        """L1 loss on the masked pixels of normalised images `B C H W`; mask bool `B N`."""
+        return masked_l1(self.reconstruct(view, mask), patches(view, self.patch_size), mask)

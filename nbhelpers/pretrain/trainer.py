@@ -2,6 +2,9 @@
 
 The randomness of step t is a function of (seed, t) alone - which images, which views, which mask - so that a
 checkpoint needs no generator states and a resumed run repeats the uninterrupted one bit for bit (on a CPU).
+
+Under torchrun every process takes its share of each batch, with views of its own; gradients are averaged by
+PyTorch's DistributedDataParallel, and rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import torch
 from timm.optim import Muon, muon
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource
 from nbhelpers.models.mini import mini_vit
+from nbhelpers.pretrain.distributed import mean_over_ranks, rank, share, world_size
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.recipes import Recipe, build
 
@@ -30,9 +35,21 @@ VALIDATION_IMAGES = 1024
 _VALIDATION_STREAM = 2**31
 
 
-def generator(seed: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random stream number `stream` of a run."""
-    return torch.Generator(device).manual_seed((seed << 33) + stream)
+# A CPU generator reads 32 bits of its seed. Multiples of this number (2^32 over the golden ratio) lie as far
+# from each other on that circle as can be, so the streams of runs and processes do not overlap.
+_STRIDE = 2_654_435_769
+_MAX_SEED = 1000
+
+
+def generator(
+    seed: int, stream: int, device: torch.device | str = "cpu", process: int = 0
+) -> torch.Generator:
+    """The random stream number `stream` of a run, one for each process.
+
+    >>> float(torch.rand(1, generator=generator(0, 5))) == float(torch.rand(1, generator=generator(1, 5)))
+    False
+    """
+    return torch.Generator(device).manual_seed((stream + _STRIDE * (seed + _MAX_SEED * process)) % 2**32)
 
 
 def batch_indices(images: int, batch_size: int, step: int, seed: int) -> Tensor:
@@ -90,7 +107,8 @@ class Trainer:
             bfloat16 autocast with fused attention.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe.
+        ValueError: if the folder holds a run of another recipe, the images lack the labels that the
+            objective reads, or a batch cannot be shared out evenly among the processes.
     """
 
     def __init__(
@@ -102,9 +120,10 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
-        self.val = val.batch(torch.arange(min(len(val), VALIDATION_IMAGES))).to(self.device)
         self.folder = Path(folder)
         self.objective = self._objective(train).to(self.device)
+        self.parallel = DistributedDataParallel(self.objective) if world_size() > 1 else self.objective
+        self.val = self._validation_batches(val)
         self.optimizer = optimizer(self.objective, recipe, self.device)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -144,33 +163,50 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def _loss(self, images: Tensor, stream: int) -> Tensor:
+    def _batch(self, source: ImageSource, indices: Tensor) -> tuple[Tensor, ...]:
+        """This process's share of a batch: images `B C H W`, and labels `B` if the objective reads some."""
+        indices, label = share(indices), self.objective.label
+        parts = [source.batch(indices)]
+        if label is not None:
+            if label not in source.labels:
+                known = ", ".join(source.labels) or "none"
+                raise ValueError(f"{source.name} has no labels {label!r} to learn from; it has {known}")
+            parts.append(source.labels[label][indices])
+        return tuple(part.to(self.device, non_blocking=True) for part in parts)
+
+    def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:
+        count = min(len(val), VALIDATION_IMAGES)
+        size = min(self.recipe.batch_size, count - count % world_size())
+        return [self._batch(val, chunk) for chunk in torch.arange(count // size * size).split(size)]
+
+    def _loss(self, model: nn.Module, batch: tuple[Tensor, ...], stream: int) -> Tensor:
+        images, *labels = batch
         with self._autocast():
-            return self.objective(images, generator(self.recipe.seed, stream, self.device))
+            return model(images, generator(self.recipe.seed, stream, self.device, rank()), *labels)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Loss on the validation images: batch norm as in training, the same views and masks every time."""
-        size = min(self.recipe.batch_size, len(self.val))
-        chunks = self.val[: len(self.val) // size * size].split(size)
         state = {name: b.clone() for name, b in self.objective.named_buffers()}
-        losses = [self._loss(chunk, _VALIDATION_STREAM - 1 - i) for i, chunk in enumerate(chunks)]
+        losses = [
+            self._loss(self.objective, batch, _VALIDATION_STREAM - 1 - i) for i, batch in enumerate(self.val)
+        ]
         for name, buffer in self.objective.named_buffers():
             buffer.copy_(state[name])  # running statistics must not see the validation images
-        return float(torch.stack(losses).mean())
+        return float(mean_over_ranks(torch.stack(losses).mean()))
 
     def _take_step(self) -> Tensor:
         indices = batch_indices(len(self.train), self.recipe.batch_size, self.step, self.recipe.seed)
-        images = self.train.batch(indices).to(self.device, non_blocking=True)
+        batch = self._batch(self.train, indices)
         self.scheduler.step_update(self.step)
-        loss = self._loss(images, self.step)
+        loss = self._loss(self.parallel, batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.step += 1
         self.objective.after_step(self.step / self.recipe.steps)
-        return loss.detach()
+        return mean_over_ranks(loss.detach())
 
     def steps(self, until: int | None = None) -> Iterator[Tensor]:
         """Take steps up to number `until` (default: all), giving each step's loss."""
@@ -187,19 +223,30 @@ class Trainer:
         start = last_save = last_log = time.monotonic()
         before, losses = self.wall_time, []
         bar = tqdm(
-            total=self.recipe.steps, initial=self.step, desc=self.folder.name, mininterval=5, unit="step"
+            total=self.recipe.steps,
+            initial=self.step,
+            desc=self.folder.name,
+            mininterval=5,
+            unit="step",
+            disable=rank() > 0,
         )
         for loss in self.steps():
             losses.append(loss)
             bar.update()
             now = time.monotonic()
             self.wall_time = before + now - start
-            stopping = stop_after is not None and now - start >= stop_after
-            if self.step % log_every == 0 or self.done:
+            stopping = stop_after is not None and self._first_says(now - start >= stop_after)
+            logging = self.step % log_every == 0 or self.done
+            saving = stopping or self.done or now - last_save >= save_every
+            if (logging or saving) and not torch.stack(losses).isfinite().all():
+                raise FloatingPointError(
+                    f"the loss is not finite at step {self.step}: lower the learning rate"
+                )
+            if logging:
                 self._log(torch.stack(losses), now - last_log)
                 bar.set_postfix(loss=f"{self.rows[-1]['loss']:.4f}", val=f"{self.rows[-1]['val_loss']:.4f}")
                 losses, last_log = [], time.monotonic()
-            if stopping or self.done or now - last_save >= save_every:
+            if saving:
                 self.save()
                 last_save = time.monotonic()
             if stopping:
@@ -207,27 +254,35 @@ class Trainer:
         bar.close()
         return self.done
 
+    def _first_says(self, value: bool) -> bool:
+        """What rank 0 says, since clocks differ and all processes must stop at one step."""
+        if world_size() == 1:
+            return value
+        answer = torch.tensor(float(value and rank() == 0), device=self.device)
+        return bool(mean_over_ranks(answer) > 0)
+
     def _log(self, losses: Tensor, seconds: float) -> None:
-        mean = float(losses.mean())
-        if not torch.isfinite(losses).all():
-            raise FloatingPointError(f"the loss is not finite at step {self.step}: lower the learning rate")
         row = {
             "step": self.step,
             "images": self.step * self.recipe.batch_size,
-            "loss": mean,
+            "loss": float(losses.mean()),
             "val_loss": self.validation_loss(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "images_per_second": len(losses) * self.recipe.batch_size / seconds,
             "wall_time_s": self.wall_time,
         }
         self.rows.append(row)
+        if rank() > 0:
+            return
         with atomic_path(self.folder / "log.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
 
     def save(self) -> None:
-        """Write the whole state to the folder, atomically."""
+        """Write the whole state to the folder, atomically; rank 0 alone does."""
+        if rank() > 0:
+            return
         state = {
             "recipe": self.recipe.as_dict(),
             "step": self.step,

@@ -7,15 +7,19 @@ import torch
 
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.dino import DINO, self_distillation
+from nbhelpers.pretrain.hybrid import Hybrid, combine
+from nbhelpers.pretrain.mae import MAE, hidden_mse, kept_patches, normalised_patches
 from nbhelpers.pretrain.moco import MoCo, cosine_momentum, info_nce
 from nbhelpers.pretrain.simmim import SimMIM, block_mask, masked_l1, patches
+from nbhelpers.pretrain.supervised import Supervised, smoothed_cross_entropy
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def tiny(objective=MoCo, **options):
     torch.manual_seed(0)
-    colour = "jitter" if objective is MoCo else "none"
+    colour = "jitter" if objective in (MoCo, DINO) else "none"
     return objective(mini_vit(32, 2, 2, 16), MEAN, STD, Augmentation(colour=colour), **options)
 
 
@@ -47,6 +51,12 @@ def test_info_nce_equals_its_definition(temperature):
 def test_info_nce_falls_when_positives_agree():
     key = torch.eye(4)
     assert info_nce(key, key, 0.2) < info_nce(key.roll(1, 0), key, 0.2)
+
+
+def test_info_nce_of_a_part_of_the_queries_is_their_part_of_the_whole():
+    query, key = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    parts = [info_nce(query[i : i + 2], key, 0.2, first=i) for i in (0, 2, 4)]
+    assert float(sum(parts) / 3) == pytest.approx(float(info_nce(query, key, 0.2)), rel=1e-6)
 
 
 def test_info_nce_names_shapes_that_do_not_fit():
@@ -151,3 +161,183 @@ def test_simmim_loss_is_masked_l1_of_its_reconstruction():
     assert torch.equal(loss, expected)
     loss.backward()
     assert {n for n, p in model.named_parameters() if p.grad is None} == {"encoder.pos_embed"}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+HYBRID = {"mim": {"mask_ratio": 0.5}, "cl": {"augmentation": Augmentation(colour="jitter"), "hidden": 32}}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
+def test_hybrid_loss_is_the_weighted_sum_of_its_terms(weight):
+    model, batch = tiny(Hybrid, weight=weight, **HYBRID), images()
+    loss, generator = model(batch, seeded(3)), seeded(3)
+    terms = {name: getattr(model, name)(batch, generator) for name in ("mim", "cl") if getattr(model, name)}
+    expected = (1 - weight) * float(terms.get("mim", 0)) + weight * float(terms.get("cl", 0))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert set(terms) == {name for name, factor in (("mim", 1 - weight), ("cl", weight)) if factor}
+
+
+def test_hybrid_gradient_is_the_weighted_sum_of_its_terms():
+    model, weight = tiny(Hybrid, weight=0.3, **HYBRID), 0.3
+    views = model.views(images(), seeded(3))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def gradients(loss):
+        parts = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        return {n: g for n, g in zip(trained, parts, strict=True) if g is not None}
+
+    whole = gradients(model.loss(*views))
+    mim, cl = gradients(model.mim.loss(*views[:2])), gradients(model.cl.loss(*views[2:]))
+    cl = {name: g for name, g in cl.items() if "patch_embed" not in name}  # as MoCo leaves it alone
+    assert set(whole) == set(trained) == mim.keys() | cl.keys()
+    for name, gradient in whole.items():
+        expected = (1 - weight) * mim.get(name, torch.zeros(())) + weight * cl.get(name, torch.zeros(()))
+        error = (gradient - expected).norm() / expected.norm().clamp(min=1e-4)
+        assert error < 1e-2, name
+
+
+def test_hybrid_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"in 0\.\.1, not 1\.5"):
+        tiny(Hybrid, weight=1.5, **HYBRID)
+    with pytest.raises(ValueError, match=r"lambda = 0\.2 needs the losses of both"):
+        combine(torch.tensor(1.0), None, 0.2)
+
+
+def test_normalised_patches_equal_their_definition():
+    cut = torch.randn(2, 3, 5, generator=seeded())
+    for patch, result in zip(cut.flatten(0, 1), normalised_patches(cut).flatten(0, 1), strict=True):
+        values = [float(v) for v in patch]
+        mean = sum(values) / 5
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 4 + 1e-6)
+        assert result.tolist() == pytest.approx([(v - mean) / deviation for v in values], abs=1e-6)
+    assert float(normalised_patches(torch.ones(1, 1, 5)).abs().max()) == 0
+
+
+def test_hidden_mse_equals_its_definition():
+    prediction, target = torch.randn(2, 3, 5, 4, generator=seeded())
+    keep = torch.tensor([[0, 4], [1, 2], [3, 0]])
+    errors = [
+        (float(prediction[b, n, d]) - float(target[b, n, d])) ** 2
+        for b in range(3)
+        for n in range(5)
+        for d in range(4)
+        if n not in keep[b].tolist()
+    ]
+    assert float(hidden_mse(prediction, target, keep)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_hidden_mse_names_what_is_wrong():
+    zeros = torch.zeros(1, 2, 3)
+    with pytest.raises(ValueError, match="no patch is hidden"):
+        hidden_mse(zeros, zeros, torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match=r"\(2, 1\)"):
+        hidden_mse(zeros, zeros, torch.tensor([[0], [1]]))
+
+
+def test_kept_patches_are_distinct_and_everywhere():
+    keep = kept_patches(200, 16, 0.75, seeded())
+    assert keep.shape == (200, 4)
+    assert all(len(set(row)) == 4 for row in keep.tolist())
+    assert 20 < keep.flatten().bincount(minlength=16).min()
+    with pytest.raises(ValueError, match="0 of 16 patches visible"):
+        kept_patches(1, 16, 0.95, seeded())
+
+
+def test_mae_sees_visible_patches_alone_and_is_judged_on_hidden_ones():
+    model, batch = tiny(MAE, decoder={"width": 16, "depth": 1, "heads": 2}), images()
+    view, keep = model.views(batch, seeded(3))
+    seen = []
+    model.encoder.blocks[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
+    assert torch.equal(model(batch, seeded(3)), model.loss(view, keep))
+    assert seen == [1 + 4, 1 + 4]
+    visible = torch.zeros(len(view), 16).scatter(1, keep, 1.0).view(-1, 1, 4, 4)
+    visible = visible.repeat_interleave(4, 2).repeat_interleave(4, 3).bool()
+    other = torch.randn(view.shape, generator=seeded(1))
+    hidden_changed = torch.where(visible, view, other)
+    assert torch.allclose(model.autoencoder(hidden_changed, keep), model.autoencoder(view, keep), atol=1e-6)
+    changed = torch.where(visible, other, view)
+    assert not torch.allclose(model.autoencoder(changed, keep), model.autoencoder(view, keep), atol=1e-3)
+    target = normalised_patches(patches(view, 4))
+    expected = hidden_mse(model.autoencoder(view, keep), target, keep)
+    assert torch.equal(model.loss(view, keep), expected)
+    expected.backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None}
+    assert without == {"encoder.pos_embed", "autoencoder.decoder.pos_embed"}
+    assert model.kept is model.autoencoder
+
+
+def test_smoothed_cross_entropy_equals_its_definition():
+    logits, labels, share = torch.randn(4, 5, generator=seeded()), torch.tensor([0, 4, 2, 2]), 0.1
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        logsum = math.log(sum(math.exp(x) for x in row))
+        for c, x in enumerate(row):
+            total -= ((1 - share) * (c == label) + share / 5) * (x - logsum)
+    assert float(smoothed_cross_entropy(logits, labels, share)) == pytest.approx(total / 4, rel=1e-5)
+    with pytest.raises(ValueError, match=r"\(4, 5\) and \(3,\)"):
+        smoothed_cross_entropy(logits, labels[:3], share)
+
+
+def test_supervised_learns_the_labels_it_is_given():
+    model, batch = tiny(Supervised, label="class", classes=3), images()
+    labels = torch.arange(6) % 3
+    (view,) = model.views(batch, seeded(3))
+    logits = model.classifier(model.encoder(view))
+    assert torch.equal(model(batch, seeded(3), labels), smoothed_cross_entropy(logits, labels, 0.1))
+    assert model(batch, seeded(3), labels) != model(batch, seeded(3), labels.roll(1))
+    model.loss(view, labels).backward()
+    assert {n for n, p in model.named_parameters() if p.grad is None} == {"encoder.pos_embed"}
+
+
+def self_distillation_by_loops(student, teacher, centre, warm, cold):
+    total = 0.0
+    for s, t in zip(student.double().tolist(), teacher.double().tolist(), strict=True):
+        p = [math.exp((x - c) / cold) for x, c in zip(t, centre.tolist(), strict=True)]
+        q = [math.exp(x / warm) for x in s]
+        total -= sum(a / sum(p) * math.log(b / sum(q)) for a, b in zip(p, q, strict=True))
+    return total / len(student)
+
+
+def test_self_distillation_equals_its_definition():
+    student, teacher = torch.rand(2, 5, 4, generator=seeded())
+    centre = torch.tensor([0.5, 0.2, 0.0, 0.1])
+    expected = self_distillation_by_loops(student, teacher, centre, 0.1, 0.04)
+    assert float(self_distillation(student, teacher, centre, 0.1, 0.04)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"\(5, 4\), \(5, 4\), \(3,\)"):
+        self_distillation(student, teacher, centre[:3], 0.1, 0.04)
+
+
+def test_dino_asks_one_view_what_the_teacher_says_of_the_other():
+    model, batch = tiny(DINO, prototypes=8), images()
+    model.centre.copy_(torch.rand(8, generator=seeded()) / 10)
+    centre = model.centre.clone()
+    with torch.no_grad():
+        model.teacher_head.prototypes.normal_(generator=seeded(5))
+    one, two = model.views(batch, seeded(3))
+    teachers = [model.teacher_head(model.teacher_encoder(view)) for view in (one, two)]
+    students = [model.head(model.encoder(view)) for view in (one, two)]
+    expected = sum(
+        self_distillation_by_loops(s, t, centre, 0.1, 0.04) / 2
+        for s, t in zip(students, teachers[::-1], strict=True)
+    )
+    loss = model.loss(one, two)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    mean = torch.cat(teachers).mean(0)
+    assert torch.allclose(model.centre, 0.9 * centre + 0.1 * mean, atol=1e-6)
+    loss.backward()
+    assert all(p.grad is None for name, p in model.named_parameters() if name.startswith("teacher_"))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_dino_teacher_follows_the_student():
+    model = tiny(DINO, momentum=0.9, prototypes=8)
+    before = model.teacher_head.prototypes.clone()
+    with torch.no_grad():
+        model.head.prototypes.add_(1.0)
+    model.after_step(0.5)
+    moved = model.teacher_head.prototypes - before
+    assert torch.allclose(moved, torch.full_like(moved, 1 - cosine_momentum(0.9, 0.5)), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The trainer: resumption bit for bit, log, refusal of another recipe, command line."""
+"""The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
 from dataclasses import replace
 
@@ -6,17 +6,19 @@ import pandas as pd
 import pytest
 import torch
 
+from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
-from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain import Trainer, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main, seconds
 from nbhelpers.pretrain.queue import read_queue
-from nbhelpers.pretrain.trainer import batch_indices
+from nbhelpers.pretrain.recipes import CLASSES, LABELS, RECIPES, STUDIES, family
+from nbhelpers.pretrain.trainer import batch_indices, generator
 
 
 def source(images=40):
     pixels = torch.randint(256, (images, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    labels = {"class": torch.arange(images) % 2}
-    return ArraySource("toy/train", pixels.to(torch.uint8), labels, {"class": ("a", "b")})
+    labels = {"shape": torch.arange(images) % 2}
+    return ArraySource("toy/train", pixels.to(torch.uint8), labels, {"shape": ("a", "b")})
 
 
 def small(objective, steps=10, **changes):
@@ -32,7 +34,7 @@ def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
-@pytest.mark.parametrize("objective", ["cl", "mim"])
+@pytest.mark.parametrize("objective", ["cl", "mim", "mae", "supervised", "dino", "hybrid-0.4"])
 def test_ten_steps_equal_five_a_kill_and_five(objective, tmp_path):
     whole = trainer(objective, tmp_path / "whole")
     losses = torch.stack(list(whole.steps()))
@@ -45,6 +47,38 @@ def test_ten_steps_equal_five_a_kill_and_five(objective, tmp_path):
     part += list(second.steps())
     assert torch.equal(losses, torch.stack(part))
     assert torch.equal(weights(whole), weights(second))
+
+
+@pytest.mark.parametrize(("weight", "pure"), [("0", "mim"), ("1", "cl")])
+def test_hybrid_at_either_end_is_the_pure_run_bit_for_bit(weight, pure, tmp_path):
+    # clipping ties all parameters together, in an order that must be the same
+    hybrid, alone = (
+        trainer(objective, tmp_path / objective, clip=1e-2) for objective in (f"hybrid-{weight}", pure)
+    )
+    assert torch.equal(torch.stack(list(hybrid.steps(5))), torch.stack(list(alone.steps(5))))
+    ours, theirs = hybrid.objective.encoder.state_dict(), alone.objective.encoder.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert hybrid.validation_loss() == alone.validation_loss()
+
+
+def test_hybrid_trains_the_patch_embedding_as_its_terms_do(tmp_path):
+    def moved(objective):
+        run = trainer(objective, tmp_path / objective)
+        before = run.objective.encoder.patch_embed.proj.weight.clone()
+        list(run.steps(2))
+        return not torch.equal(before, run.objective.encoder.patch_embed.proj.weight)
+
+    assert {name: moved(name) for name in ("mim", "hybrid-0.8", "cl")} == {
+        "mim": True,
+        "hybrid-0.8": True,
+        "cl": False,
+    }
+
+
+def test_labels_that_are_not_there_are_named(tmp_path):
+    images = ArraySource("toy/train", source().images, {}, {})
+    with pytest.raises(ValueError, match="toy/train has no labels 'shape' to learn from; it has none"):
+        Trainer(small("supervised"), images, images, tmp_path)
 
 
 def test_a_run_lowers_its_validation_loss_and_logs_it(tmp_path):
@@ -79,12 +113,13 @@ def test_the_folder_of_another_recipe_is_refused(tmp_path):
         trainer("mim", tmp_path, learning_rate=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+@pytest.mark.parametrize("when", [{"log_every": 1}, {"save_every": 0.0}, {"stop_after": 0.0}])
+def test_a_loss_that_is_not_finite_stops_the_run(when, tmp_path):
     run = trainer("mim", tmp_path)
     with torch.no_grad():
         run.objective.decoder.bias.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="not finite"):
-        run.run(log_every=1)
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        run.run(**when)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
@@ -101,9 +136,38 @@ def test_seeds_give_different_runs(tmp_path):
     assert not torch.equal(weights(one), weights(two))
 
 
+def test_streams_of_seeds_steps_and_processes_differ():
+    def draw(*which):
+        return float(torch.rand((), generator=generator(*which), dtype=torch.float64))
+
+    keys = [(seed, step, "cpu", rank) for seed in range(3) for step in range(3) for rank in range(3)]
+    assert len({draw(*key) for key in keys}) == len(keys)
+    assert draw(0, 5) == float(
+        torch.rand((), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    )
+
+
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(KeyError, match=r"shapes\.cl"):
         recipe("shape", "cl")
+    with pytest.raises(KeyError, match=r"no recipe for 'shapes\.hybrid-1\.5'; nearest: shapes\.hybrid"):
+        recipe("shapes", "hybrid-1.5")
+
+
+def test_recipes_of_a_study_see_the_same_images():
+    for study, rows in STUDIES.items():
+        assert len({(row.images, row.batch_size, row.standardised) for row in rows.values()}) == 1
+        for objective, row in rows.items():
+            assert RECIPES[f"{study}.{objective}"] is row
+            assert objective == row.objective
+            assert {family(objective)} <= CLASSES.keys() & LABELS.keys()
+        ends = [recipe(study, f"hybrid-{weight}") for weight in (0, 1)]
+        for end, pure in zip(ends, (rows["mim"], rows["cl"]), strict=True):
+            changed = {"objective": "", "options": {}, "augmentation": None}
+            assert replace(end, **changed) == replace(pure, **changed)
+        assert ends[0].options["mim"] == rows["mim"].options
+        assert ends[1].options["cl"] == {"augmentation": rows["cl"].augmentation} | rows["cl"].options
+        assert ends[0].augmentation == rows["mim"].augmentation
 
 
 def test_command_line_explains_itself_and_checks_durations(capsys):
@@ -113,7 +177,18 @@ def test_command_line_explains_itself_and_checks_durations(capsys):
     with pytest.raises(SystemExit):
         main(["--objective", "cl", "--stop-after", "soon"])
     assert "soon" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--nice", "0", "--objective", "hybrid"])
+    assert "nearest: " in capsys.readouterr().err
     assert seconds("90s") == 90
+
+
+def test_the_queue_calls_its_models_what_training_calls_them():
+    queue = read_queue(DATA / "queue.csv")
+    for row in queue.itertuples():
+        chosen = replace(recipe(row.study, row.objective), seed=row.seed)
+        assert row.name == trained_name(chosen, row.study)
+    assert set(queue["name"][:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
 
 
 def test_queue_file_is_checked(tmp_path):

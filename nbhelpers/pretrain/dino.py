@@ -1,0 +1,136 @@
+"""DINO: self-distillation with a momentum teacher (Caron et al., ICCV 2021), with two global views.
+
+The original adds smaller local crops. An image of 32 px leaves no room for them: half of its side would be
+four patches.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import linear, log_softmax, normalize, softmax
+
+from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.distributed import mean_over_ranks
+from nbhelpers.pretrain.moco import cosine_momentum, follow
+from nbhelpers.pretrain.objective import Objective, full_precision
+
+
+def self_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    r"""Cross-entropy from the teacher's sharpened and centred distribution to the student's.
+
+    .. math:: L = -\frac{1}{B} \sum_i \sum_k P_{ik} \log Q_{ik}, \quad
+        P = \mathrm{softmax}((t - c) / \tau_t), \quad Q = \mathrm{softmax}(s / \tau_s)
+
+    Args:
+        student: logits s, `B K`.
+        teacher: logits t of another view, `B K`; no gradient reaches them.
+        centre: c, `K`, running mean of the teacher's logits.
+        student_temperature: of Q.
+        teacher_temperature: of P, the lower one, which sharpens.
+
+    Returns:
+        A scalar in nats; log K where the student's logits are all equal.
+
+    Raises:
+        ValueError: if shapes differ.
+
+    Source: DINO, equation 1 and algorithm 1.
+
+    >>> equal = torch.zeros(3, 8)
+    >>> round(float(self_distillation(equal, torch.randn(3, 8), torch.zeros(8), 0.1, 0.04)), 4)  # log 8
+    2.0794
+    """
+    if student.shape != teacher.shape or student.ndim != 2 or centre.shape != student.shape[1:]:
+        shapes = [tuple(t.shape) for t in (student, teacher, centre)]
+        raise ValueError(f"need student and teacher B K and centre K; got {shapes}")
+    target = softmax((full_precision(teacher.detach()) - centre) / teacher_temperature, dim=1)
+    return -(target * log_softmax(full_precision(student) / student_temperature, dim=1)).sum(1).mean()
+
+
+class Head(nn.Module):
+    """MLP to a narrow unit vector, compared with prototypes of unit length: `B D` -> cosines `B K`."""
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
+        for module in self.mlp[::2]:
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        nn.init.normal_(self.prototypes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class tokens `B D` -> logits `B K`."""
+        return linear(normalize(self.mlp(x), dim=1), normalize(self.prototypes, dim=1))
+
+
+class DINO(Objective):
+    """A student learns to say of one view what its own moving average, the teacher, says of the other.
+
+    Centring keeps one prototype from winning always, sharpening keeps them from winning equally often; both
+    together keep the trivial solutions away without negatives.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        momentum: float = 0.99,
+        centre_momentum: float = 0.9,
+        hidden: int = 256,
+        bottleneck: int = 64,
+        prototypes: int = 1024,
+    ) -> None:
+        super().__init__(encoder, mean, std)
+        self.augmentation, self.momentum, self.centre_momentum = augmentation, momentum, centre_momentum
+        self.temperatures = student_temperature, teacher_temperature
+        self.head = Head(encoder.embed_dim, hidden, bottleneck, prototypes)
+        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(prototypes))
+
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two global views of uint8 images `B C H W`."""
+        one, two = (self.normalise(self.augmentation(images, generator)) for _ in range(2))
+        return one, two
+
+    def loss(self, one: Tensor, two: Tensor) -> Tensor:
+        """Mean of the losses from each view `B C H W` to the other; moves the centre afterwards."""
+        both = torch.cat([one, two])
+        students = self.head(self.encoder(both)).chunk(2)
+        with torch.no_grad():
+            teachers = self.teacher_head(self.teacher_encoder(both)).chunk(2)
+        centre = self.centre.clone()
+        with torch.no_grad():
+            mean = mean_over_ranks(full_precision(torch.cat(teachers)).mean(0))
+            self.centre.lerp_(mean, 1 - self.centre_momentum)
+        return 0.5 * sum(
+            self_distillation(student, teacher, centre, *self.temperatures)
+            for student, teacher in zip(students, teachers[::-1], strict=True)
+        )
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher towards the student."""
+        momentum = cosine_momentum(self.momentum, progress)
+        follow(self.teacher_encoder, self.encoder, momentum)
+        follow(self.teacher_head, self.head, momentum)

@@ -1,0 +1,103 @@
+"""The hybrid: contrastive learning and masked image modelling on one encoder (Park et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.moco import MoCo
+from nbhelpers.pretrain.objective import Objective
+from nbhelpers.pretrain.simmim import SimMIM
+
+
+def combine(mim: Tensor | None, cl: Tensor | None, weight: float) -> Tensor:
+    r"""The hybrid's loss, a scalar: $L = (1 - \lambda) L_{MIM} + \lambda L_{CL}$.
+
+    Args:
+        mim: loss of masked image modelling, a scalar; None where its factor is 0.
+        cl: contrastive loss, a scalar; None where its factor is 0.
+        weight: $\lambda$ in 0..1.
+
+    Raises:
+        ValueError: if a loss with a factor above 0 is missing.
+
+    Source: Park et al. 2023, section 5.
+
+    >>> float(combine(torch.tensor(1.0), torch.tensor(3.0), 0.25))
+    1.5
+    >>> float(combine(None, torch.tensor(3.0), 1.0))
+    3.0
+    """
+    terms = [(factor, loss) for factor, loss in ((1 - weight, mim), (weight, cl)) if factor]
+    if any(loss is None for _, loss in terms):
+        raise ValueError(f"lambda = {weight:g} needs the losses of both objectives")
+    return sum(factor * loss for factor, loss in terms)
+
+
+class Hybrid(Objective):
+    """SimMIM with its own decoder and MoCo v3 with its own heads and momentum encoder, on one encoder.
+
+    Each objective draws its own views. One with a factor of 0 is not there at all, so that lambda = 0 and 1
+    are the pure objectives, weight by weight. The patch embedding is treated as each objective treats it
+    alone: MoCo v3's gradient stops before it, SimMIM's reaches it.
+
+    Args:
+        encoder: shared by both.
+        mean: of the images.
+        std: of the images.
+        augmentation: of SimMIM's view.
+        weight: lambda, the factor of the contrastive loss.
+        mim: further arguments of `SimMIM`.
+        cl: further arguments of `MoCo`, its augmentation among them.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        weight: float,
+        mim: Mapping[str, Any],
+        cl: Mapping[str, Any],
+    ) -> None:
+        super().__init__(encoder, mean, std)
+        if not 0 <= weight <= 1:
+            raise ValueError(f"lambda must be in 0..1, not {weight:g}")
+        self.weight = weight
+        # Parameters come in the order of the pure objectives (norms of gradients are summed in that order),
+        # so the encoder must be found inside them first.
+        del self.encoder
+        self.mim = SimMIM(encoder, mean, std, augmentation, **mim) if weight < 1 else None
+        self.cl = MoCo(encoder, mean, std, **cl) if weight > 0 else None
+        self.encoder = encoder
+        self._train_patch_embedding(self.mim is not None)
+
+    def _train_patch_embedding(self, train: bool) -> None:
+        self.encoder.patch_embed.requires_grad_(train)
+
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """SimMIM's view and mask, then MoCo's two views, of uint8 images `B C H W`."""
+        terms = [term for term in (self.mim, self.cl) if term is not None]
+        return tuple(view for term in terms for view in term.views(images, generator))
+
+    def loss(self, *views: Tensor) -> Tensor:
+        """Weighted sum of the two losses of what `views` drew."""
+        mim = cl = None
+        if self.mim is not None:
+            mim = self.mim.loss(*views[:2])
+        if self.cl is not None:
+            self._train_patch_embedding(False)
+            cl = self.cl.loss(*views[-2:])
+            self._train_patch_embedding(self.mim is not None)
+        return combine(mim, cl, self.weight)
+
+    def after_step(self, progress: float) -> None:
+        """Move MoCo's momentum encoder."""
+        if self.cl is not None:
+            self.cl.after_step(progress)

@@ -1,0 +1,112 @@
+"""MAE: predict the pixels of hidden patches with a transformer decoder (He et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from nbhelpers.models import MaskedAutoencoder
+from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.objective import Objective, full_precision
+
+
+def kept_patches(
+    batch: int, patches: int, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Indices `B K` of the patches that stay visible: K = floor(patches x (1 - ratio)), drawn uniformly.
+
+    Raises:
+        ValueError: if nothing would be visible, or nothing hidden.
+
+    Source: MAE, section 3 (random sampling without replacement).
+
+    >>> kept_patches(1, 64, 0.75, torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 16])
+    """
+    count = int(patches * (1 - ratio))
+    if not 0 < count < patches:
+        raise ValueError(f"mask ratio {ratio} leaves {count} of {patches} patches visible")
+    return torch.rand(batch, patches, generator=generator, device=device).argsort(dim=1)[:, :count]
+
+
+def normalised_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    r"""Every patch with mean 0 and deviation 1 over its pixels and channels; `B N D` -> `B N D`.
+
+    .. math:: \tilde x_d = \frac{x_d - \bar x}{\sqrt{s^2 + \epsilon}}, \quad
+        s^2 = \frac{1}{D - 1} \sum_d (x_d - \bar x)^2
+
+    Source: MAE, section 3, and its code (`norm_pix_loss`), whose variance is the unbiased one.
+
+    >>> normalised_patches(torch.tensor([[[1.0, 2.0, 3.0]]])).round(decimals=3)
+    tensor([[[-1.,  0.,  1.]]])
+    """
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + eps).sqrt()
+
+
+def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    r"""Mean squared error over the patches that were hidden from the encoder.
+
+    .. math:: L = \frac{1}{|H| D} \sum_{(b, n) \in H} \sum_d (\hat x_{bnd} - x_{bnd})^2
+
+    Args:
+        prediction: `B N D`.
+        target: `B N D`.
+        keep: indices `B K` of the visible patches, K < N; H holds the others.
+
+    Returns:
+        A scalar in squared units of the target: 1 - 1/D for predicting the mean of normalised patches.
+
+    Raises:
+        ValueError: if nothing is hidden, or shapes differ.
+
+    Source: MAE, section 3.
+
+    >>> target = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]])
+    >>> float(hidden_mse(torch.zeros(1, 2, 2), target, keep=torch.tensor([[1]])))  # (1 + 9) / 2
+    5.0
+    """
+    if prediction.shape != target.shape or keep.ndim != 2 or len(keep) != len(target):
+        shapes = [tuple(t.shape) for t in (prediction, target, keep)]
+        raise ValueError(f"need prediction and target B N D and keep B K; got {shapes}")
+    error = (full_precision(prediction) - full_precision(target)).square().mean(-1)
+    hidden = torch.ones_like(error).scatter(1, keep, 0.0)
+    if not hidden.any():
+        raise ValueError("no patch is hidden, so the loss is undefined")
+    return (error * hidden).sum() / hidden.sum()
+
+
+class MAE(Objective):
+    """The encoder sees visible patches alone; a narrow decoder with mask tokens predicts the hidden ones."""
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        decoder: Mapping[str, int],
+        mask_ratio: float = 0.75,
+    ) -> None:
+        super().__init__(encoder, mean, std)
+        self.augmentation, self.mask_ratio = augmentation, mask_ratio
+        self.autoencoder = MaskedAutoencoder(encoder, **decoder)
+
+    @property
+    def kept(self) -> MaskedAutoencoder:
+        """Encoder and decoder."""
+        return self.autoencoder
+
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One view of uint8 images `B C H W`, and the indices `B K` of what is visible of it."""
+        view = self.normalise(self.augmentation(images, generator))
+        patches = self.encoder.patch_embed.num_patches
+        return view, kept_patches(len(view), patches, self.mask_ratio, generator, view.device)
+
+    def loss(self, view: Tensor, keep: Tensor) -> Tensor:
+        """Squared error of normalised hidden patches of normalised images `B C H W`; keep `B K`."""
+        target = normalised_patches(self.autoencoder.patchify(view))
+        return hidden_mse(self.autoencoder(view, keep), target, keep)

@@ -1,0 +1,76 @@
+"""Supervised training: class labels from the class token, the reference for what labels alone teach."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.objective import Objective, full_precision
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    r"""Cross-entropy against labels of which a share is spread evenly over all classes.
+
+    .. math:: L = -\frac{1}{B} \sum_{i, c} y_{ic} \log p_{ic}, \quad
+        y_{ic} = (1 - \epsilon) [c = l_i] + \epsilon / C
+
+    Args:
+        logits: `B C`; p is their softmax.
+        labels: int64 `B` in 0..C-1.
+        smoothing: the share epsilon in 0..1.
+
+    Returns:
+        A scalar in nats; log C for equal logits.
+
+    Raises:
+        ValueError: if shapes do not fit.
+
+    Source: Szegedy et al., CVPR 2016, section 7.
+
+    >>> round(float(smoothed_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]), 0.1)), 4)  # log 4
+    1.3863
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"need logits B C and labels B; got {tuple(logits.shape)} and {tuple(labels.shape)}")
+    return cross_entropy(full_precision(logits), labels, label_smoothing=smoothing)
+
+
+class Supervised(Objective):
+    """A linear classifier on the class token after the last norm; the classifier is not kept.
+
+    Args:
+        encoder: the encoder.
+        mean: of the images.
+        std: of the images.
+        augmentation: of the view.
+        label: which labels to learn.
+        classes: how many there are.
+        smoothing: see `smoothed_cross_entropy`.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        label: str,
+        classes: int,
+        smoothing: float = 0.1,
+    ) -> None:
+        super().__init__(encoder, mean, std)
+        self.augmentation, self.label, self.smoothing = augmentation, label, smoothing
+        self.classifier = nn.Linear(encoder.embed_dim, classes)
+        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+
+    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor]:
+        """One view of uint8 images `B C H W`."""
+        return (self.normalise(self.augmentation(images, generator)),)
+
+    def loss(self, view: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of normalised images `B C H W` with labels `B`."""
+        return smoothed_cross_entropy(self.classifier(self.encoder(view)), labels, self.smoothing)

@@ -1,0 +1,136 @@
+"""Two gloo processes with half a batch each against one process with all of it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from nbhelpers.images import ArraySource
+from nbhelpers.models import mini_vit
+from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks, share
+from nbhelpers.pretrain.recipes import build
+from nbhelpers.pretrain.trainer import generator
+
+OBJECTIVES = ("cl", "mim", "hybrid-0.4", "mae", "supervised", "dino")
+BATCH, PROCESSES = 8, 2
+
+
+def model(objective):
+    """In double precision: batch norm over few rows, all alike at first, magnifies rounding errors."""
+    torch.manual_seed(0)
+    encoder = mini_vit(32, 2, 2, 16)
+    encoder.patch_embed.register_forward_pre_hook(lambda _module, inputs: (inputs[0].double(),))
+    return build(recipe("shapes", objective), encoder, (0.5,) * 3, (0.2,) * 3).double()
+
+
+def joint_batch():
+    pixels = torch.randint(256, (BATCH, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+    return pixels.to(torch.uint8), torch.arange(BATCH) % 3
+
+
+def trainer(folder, objective="cl"):
+    pixels, labels = joint_batch()
+    source = ArraySource(
+        "toy/train", pixels.repeat(3, 1, 1, 1), {"shape": labels.repeat(3)}, {"shape": "abc"}
+    )
+    sizes = {"width": 32, "depth": 2, "heads": 2, "batch_size": BATCH, "images": 4 * BATCH}
+    return Trainer(replace(recipe("shapes", objective), **sizes), source, source, folder)
+
+
+def loss_and_gradients(one, loss):
+    loss.backward()
+    gradients = {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), "gradients": gradients, "buffers": dict(one.named_buffers())}
+
+
+def process(rank, folder):
+    """What each of the two processes does; the parent looks at what it leaves."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES
+    )
+    result = {}
+    for objective in OBJECTIVES:
+        one = model(objective)
+        images, labels = (share(part) for part in joint_batch())
+        parallel = DistributedDataParallel(one)
+        labels = (labels,) if one.label else ()
+        loss = parallel(images, generator(0, 5, process=rank), *labels)
+        result[objective] = loss_and_gradients(one, loss)
+        result[objective]["loss"] = mean_over_ranks(loss.detach())
+    norm, generator_ = BatchNorm(5), torch.Generator().manual_seed(0)
+    rows = share(torch.randn(BATCH, 5, generator=generator_)).requires_grad_()
+    weights = share(torch.randn(BATCH, 5, generator=generator_))
+    (norm(rows) * weights).sum().backward()
+    result["norm"] = {"gradient": rows.grad, "mean": norm.running_mean, "variance": norm.running_var}
+    run = trainer(folder / f"rank{rank}")
+    run.run(stop_after=0.0)
+    result["stopped"] = run.step
+    run.run(log_every=2)
+    result["run"] = {"step": run.step, "weights": run.objective.state_dict(), "rows": run.rows[-1]["loss"]}
+    torch.save(result, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, __file__, str(folder)]
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(PROCESSES)]
+    assert [each.wait(timeout=900) for each in processes] == [0, 0]
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_processes_have_the_loss_and_the_gradients_of_one(objective, results):
+    one = model(objective)
+    images, labels = joint_batch()
+    shares = [
+        one.views(part, generator(0, 5, process=rank)) for rank, part in enumerate(images.chunk(PROCESSES))
+    ]
+    views = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+    expected = loss_and_gradients(one, one.loss(*views, *([labels] if one.label else [])))
+    for found in (each[objective] for each in results[1]):
+        torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-6, atol=0)
+        assert found["gradients"].keys() == expected["gradients"].keys()
+        for part in ("gradients", "buffers"):
+            for name, value in expected[part].items():
+                torch.testing.assert_close(found[part][name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_batch_norm_over_two_processes_is_that_of_the_joint_batch(results):
+    norm, generator_ = torch.nn.BatchNorm1d(5), torch.Generator().manual_seed(0)
+    rows = torch.randn(BATCH, 5, generator=generator_).requires_grad_()
+    (norm(rows) * torch.randn(BATCH, 5, generator=generator_)).sum().backward()
+    for found, gradient in zip(results[1], rows.grad.chunk(PROCESSES), strict=True):
+        torch.testing.assert_close(found["norm"]["gradient"], gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["norm"]["mean"], norm.running_mean)
+        torch.testing.assert_close(found["norm"]["variance"], norm.running_var)
+
+
+def test_processes_stop_together_stay_equal_and_the_first_alone_writes(results):
+    folder, (first, second) = results
+    assert first["stopped"] == second["stopped"] == 1
+    assert first["run"]["step"] == second["run"]["step"] == 4
+    assert first["run"]["rows"] == second["run"]["rows"]
+    for name, value in first["run"]["weights"].items():
+        assert torch.equal(value, second["run"]["weights"][name]), name
+    assert sorted(path.name for path in (folder / "rank0").iterdir()) == ["checkpoint.pt", "log.csv"]
+    assert not (folder / "rank1").exists()
+    resumed = trainer(folder / "rank0")  # in one process
+    assert resumed.step == 4
+
+
+def test_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
+    monkeypatch.setitem(share.__globals__, "world_size", lambda: PROCESSES + 1)
+    with pytest.raises(ValueError, match="8 images cannot be shared out evenly among 3 processes"):
+        share(torch.arange(8))
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[2]), Path(sys.argv[1]))
