@@ -89,7 +89,7 @@ def _probed(
 
 def _drawn(study: Study, train: int) -> Images:
     """Images to learn from, to choose the penalty on, and to test on; a folder is cut into three."""
-    if not study.name.startswith("folder:"):
+    if study.splits:
         draw = {"train": train, "validation": VALIDATION}
         splits = {"train": study.images("train"), "validation": study.images("val")}
         return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)

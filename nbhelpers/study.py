@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,6 +13,14 @@ from nbhelpers.images import ImageSource, MissingDataError
 from nbhelpers.models import Encoder, load, manifest
 
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
+IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
+PUBLIC = (  # the paper's own models, and an untrained one of their architecture
+    "mocov3.vit_base_patch16_224",
+    "dino.vit_base_patch16_224",
+    "simmim.vit_base_patch16_224",
+    "mae.vit_base_patch16_224",
+    "random:vit_base_patch16_224",
+)
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,21 @@ class Study:
     models: tuple[str, ...]
 
     def images(self, split: str = "test") -> ImageSource:
-        """The images of a split: "train", "val" or "test"; a folder has no splits and gives all it holds.
+        """The images of a split: "train", "val" or "test"; where there are no splits, all there are.
 
         Raises:
             MissingDataError: if they are not on this machine; the message says how to get them.
         """
         if self.name.startswith("folder:"):
             return sources.folder(Path(self.name.removeprefix("folder:")))
+        if self.name == "imagenet":
+            return _imagenet()
         return {"shapes": sources.shapes, "cifar10": sources.cifar10}[self.name](split)
+
+    @property
+    def splits(self) -> bool:
+        """Whether training, validation and test images are apart; else probes cut what there is in three."""
+        return self.name in ("shapes", "cifar10")
 
     @cached_property
     def sample(self) -> ImageSource:
@@ -58,14 +74,29 @@ class Study:
         return [load(name) for name in models or self.models]
 
 
-TITLES = {"shapes": "shapes (generated)", "cifar10": "CIFAR-10 (photographs)"}
+TITLES = {
+    "shapes": "shapes (generated)",
+    "cifar10": "CIFAR-10 (photographs)",
+    "imagenet": "ImageNet (public ViT-B/16)",
+}
+
+
+def _imagenet() -> ImageSource:
+    """The folder or archive of validation images that the environment names."""
+    if not (path := os.environ.get(IMAGENET)):
+        raise MissingDataError(
+            f"the imagenet study needs photographs: set {IMAGENET} to a folder or tar archive laid out as "
+            "CLASS/FILE, either (1) ImageNet-1k's validation images, (2) Imagenette's, which "
+            "torchvision.datasets.Imagenette(root, 'val', download=True) fetches, or (3) any of your own"
+        )
+    return sources.folder(Path(path))
 
 
 @lru_cache
 def study(name: str) -> Study:
-    """The study of that name: "shapes", "cifar10", or "folder:PATH" for any folder of images.
+    """The study of that name: "shapes", "cifar10", "imagenet", or "folder:PATH" for any folder of images.
 
-    Photographs of a folder are read by the encoders of `cifar10`.
+    Photographs of a folder are read by the encoders of `cifar10`, those of `imagenet` by public checkpoints.
 
     Raises:
         ValueError: for another name.
@@ -76,6 +107,8 @@ def study(name: str) -> Study:
     family = "cifar10" if name.startswith("folder:") else name
     if family not in TITLES:
         raise ValueError(f"unknown study {name!r}: there are {', '.join(TITLES)} and folder:PATH")
+    if name == "imagenet":
+        return Study(name, TITLES[name], PUBLIC)
     trained = [key for key, row in manifest().items() if row["study"] == family]
     models = (*trained, f"{family}.random")
     return Study(name, TITLES.get(name, name), models)

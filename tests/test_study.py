@@ -1,7 +1,10 @@
 """Studies: their images, their encoders, folders of the reader's."""
 
 import pytest
+from PIL import Image
 
+from nbhelpers.images import MissingDataError
+from nbhelpers.models import CHECKPOINTS
 from nbhelpers.study import study
 
 
@@ -14,3 +17,22 @@ def test_studies_have_titles_and_an_untrained_reference():
 
 def test_a_folder_is_a_study_read_by_the_encoders_of_photographs(tmp_path):
     assert study(f"folder:{tmp_path}").models == study("cifar10").models
+
+
+def test_imagenet_names_the_ways_to_its_images(monkeypatch):
+    monkeypatch.delenv("NBHELPERS_IMAGENET", raising=False)
+    chosen = study("imagenet")
+    with pytest.raises(MissingDataError, match="Imagenette"):
+        chosen.images()
+    assert "NBHELPERS_IMAGENET" in chosen.missing
+    assert set(chosen.models[:-1]) <= set(CHECKPOINTS)
+
+
+def test_imagenet_reads_the_folder_that_the_environment_names(tmp_path, monkeypatch):
+    for name in ("n01", "n02"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (30, 20)).save(tmp_path / name / "a.JPEG")
+    monkeypatch.setenv("NBHELPERS_IMAGENET", str(tmp_path))
+    images = study("imagenet").images()
+    assert images.labels["class"].tolist() == [0, 1]
+    assert images.classes["class"] == ("n01", "n02")
