@@ -209,7 +209,10 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
         return _computed(study_name, name, wanted).copy()
     except MissingDataError as error:
         missing = str(error)
-    frame = stored(study_name, name)
+    try:
+        frame = stored(study_name, name)
+    except MissingDataError as error:
+        raise MissingDataError(f"{missing}. There is {error}") from None
     lacking = [model for model in wanted if model not in set(frame["model"])]
     if lacking:
         raise MissingDataError(
@@ -234,7 +237,7 @@ def stored(study_name: str, name: str, folder: Path | None = None) -> pd.DataFra
     csv, about = _paths(study_name, name, folder)
     if not csv.exists():
         raise MissingDataError(
-            f"no stored table {csv}; where the images are, make it with `make results STUDY={study_name}`"
+            f"no stored table {study_name}/{name}; where the images are, make it with `make results STUDY={study_name}`"
         )
     provenance = json.loads(about.read_text())
     rows = manifest()

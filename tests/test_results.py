@@ -84,7 +84,7 @@ def test_a_table_of_other_weights_is_refused(toy):
 
 def test_without_images_and_table_the_ways_are_named(toy):
     toy.lose()
-    with pytest.raises(MissingDataError, match="make results STUDY=toy"):
+    with pytest.raises(MissingDataError, match=r"a third way.*toy/small.*make results STUDY=toy"):
         table("toy", "small")
     with pytest.raises(KeyError, match="small"):
         table("toy", "tiny")

@@ -86,7 +86,7 @@ axes = plots.panels([*titles, *[""] * len(titles)], height=2.6, columns=len(titl
 for i, metric in enumerate(["shape_bias", "covered"]):
     for ax, study in zip(axes[i * len(STUDIES) :], STUDIES, strict=False):
         if study not in bias:
-            plots.note(ax, lacking[study])
+            plots.note(ax, lacking[study] if i == 0 else "")
             continue
         reference = (0.5, "no preference") if metric == "shape_bias" else None
         plots.by_depth(bias[study], metric, ax, reference=reference).set_ylim(0, 1)
