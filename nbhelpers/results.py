@@ -237,7 +237,8 @@ def stored(study_name: str, name: str, folder: Path | None = None) -> pd.DataFra
     csv, about = _paths(study_name, name, folder)
     if not csv.exists():
         raise MissingDataError(
-            f"no stored table {study_name}/{name}; where the images are, make it with `make results STUDY={study_name}`"
+            f"no stored table {study_name}/{name}; where the images are, "
+            f"make it with `make results STUDY={study_name}`"
         )
     provenance = json.loads(about.read_text())
     rows = manifest()
