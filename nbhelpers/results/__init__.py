@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,7 +23,7 @@ from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, manifest
 from nbhelpers.probes import knn_by_depth, linear_by_depth, robustness_by_depth, shape_bias_by_depth
 from nbhelpers.probes.shape_bias import agreeing
-from nbhelpers.study import TITLES, Study, study
+from nbhelpers.study import Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -344,18 +342,3 @@ def published_maps() -> pd.DataFrame:
     Two queries on one photograph, 14 x 14 patches, MoCo v3 (CL) and SimMIM (MIM); each map is scaled to 0..1.
     """
     return pd.read_csv(DATA / "published_maps.csv")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: refresh the stored tables of a study."""
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers.results", description=main.__doc__)
-    parser.add_argument("--study", choices=sorted(TITLES), required=True)
-    parser.add_argument("--table", choices=sorted(TABLES), action="append", help="default: all of them")
-    options = parser.parse_args(arguments)
-    for name in options.table or TABLES:
-        print(store(options.study, name))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
