@@ -167,6 +167,7 @@ def serious(page: Page, *rules: str) -> list[str]:
 def open_page(browser: Browser) -> Iterator[Callable[[str], tuple[Page, Look]]]:
     """Open an address on a desktop's screen; what goes wrong is noted in the second part of the answer."""
     context = browser.new_context(viewport=DESKTOP)
+    context.set_default_timeout(120_000)  # ms; the machine may be busy
 
     def open_page(address: str) -> tuple[Page, Look]:
         page, look = context.new_page(), Look(address)

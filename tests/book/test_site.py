@@ -66,14 +66,17 @@ def test_no_serious_accessibility_violation(look_at: Callable, page_name: str, s
 
 def test_search_finds_mutual_information(open_page: Callable, site: str) -> None:
     page, _ = open_page(f"{site}search.html?q=mutual+information")
-    page.wait_for_selector("#search-results ul.search li a", timeout=10_000)
+    page.wait_for_selector("#search-results ul.search li a")
     page.close()
 
 
 def test_opens_from_the_disk(open_page: Callable) -> None:
-    page, look = open_page((SITE / "index.html").as_uri())
+    page, look = open_page((SITE / "reference" / "glossary.html").as_uri())
     assert page.locator("article h1").count() == 1
-    assert look.complaints == [] and look.foreign == []
+    assert (
+        page.locator("article .math").count() == page.locator("article .math mjx-container svg").count() > 0
+    )
+    assert look.foreign == []
     page.close()
 
 
