@@ -8,7 +8,8 @@ import torch
 
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
-from nbhelpers.pretrain import Trainer, recipe, trained_name
+from nbhelpers.models import decoder_of, load, manifest
+from nbhelpers.pretrain import Trainer, pretrain, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main, seconds
 from nbhelpers.pretrain.queue import read_queue
 from nbhelpers.pretrain.recipes import CLASSES, LABELS, RECIPES, STUDIES, family
@@ -105,6 +106,24 @@ def test_stop_after_saves_and_the_next_run_finishes(tmp_path):
     assert again.step == 1
     assert again.run()
     assert trainer("mim", tmp_path).done
+
+
+def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(pretrain.__globals__, "SOURCES", {"shapes": lambda split: source()})
+    for name, count in (("KNN_TRAIN", 40), ("KNN_TEST", 16)):
+        monkeypatch.setitem(pretrain.__globals__, name, count)
+    chosen = small("mae", steps=2)
+    assert pretrain(chosen, "shapes", folder=tmp_path / "encoders")
+    row = manifest(tmp_path / "encoders")["shapes.mae"]
+    assert (row["objective"], row["images_seen"]) == ("MIM", 16)
+    assert row["images_per_second"] > 0
+    assert len(row["knn_by_depth"]["shape"]) == 3
+    encoder = load(tmp_path / "encoders" / "shapes.mae.safetensors", device="cpu")
+    assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 48, 4)
+    trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae", steps=2)
+    for key, value in trained.objective.kept.state_dict().items():
+        assert torch.equal(encoder.module.state_dict()[key], value.half().float()), key
 
 
 def test_the_folder_of_another_recipe_is_refused(tmp_path):
