@@ -12,6 +12,7 @@ from timm.models import named_apply
 from timm.models.vision_transformer import init_weights_vit_timm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -75,42 +76,8 @@ def reinitialise(encoder: Encoder, first: int = 0, last: int = 0, seed: int = 0)
             named_apply(init_weights_vit_timm, block)
 
 
-def fine_tune(
-    encoder: Encoder,
-    images: ImageSource,
-    label: str,
-    recipe: FineTuning = FineTuning(),
-    first: int = 0,
-    last: int = 0,
-    seed: int = 0,
-) -> Encoder:
-    """A fine-tuned copy of the encoder: linear head on mean-pooled patch tokens, every weight trained.
-
-    AdamW with layer-wise learning-rate decay, linear warm-up and cosine decay, label smoothing, images
-    shifted and mirrored; fixed positions are trained too. So many `first` and `last` blocks are made new
-    before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed gives the same
-    weights on the same CPU.
-
-    Raises:
-        ValueError: for a module that is not a timm ViT, an unknown label, or as `reinitialise`.
-        FloatingPointError: where the loss is not finite.
-    """
-    labels = labels_of(images, label)
-    if not all(
-        hasattr(encoder.module, name) for name in ("reset_classifier", "forward_head", "group_matcher")
-    ):
-        raise ValueError(
-            f"{encoder.name}: only timm ViTs can be fine-tuned, not {type(encoder.module).__name__}"
-        )
-    tuned = replace(encoder, module=copy.deepcopy(encoder.module), name=f"{encoder.name}+{label}")
-    reinitialise(tuned, first, last, seed)
-    module, device = tuned.module, tuned.device
-    module.reset_classifier(len(images.classes[label]), global_pool="avg")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        nn.init.trunc_normal_(module.head.weight, std=2e-5)
-    nn.init.zeros_(module.head.bias)
-    module.to(device).requires_grad_(True).train()
+def _optimiser(module: nn.Module, recipe: FineTuning) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """AdamW with layer-wise decay of the learning rate, linear warm-up and cosine decay over the steps."""
     optimizer = create_optimizer_v2(
         module,
         opt="adamw",
@@ -126,16 +93,61 @@ def fine_tune(
         step_on_epochs=False,
         updates_per_epoch=recipe.steps,
     )
+    return optimizer, schedule
+
+
+def fine_tune(
+    encoder: Encoder,
+    images: ImageSource,
+    label: str,
+    recipe: FineTuning = FineTuning(),
+    first: int = 0,
+    last: int = 0,
+    seed: int = 0,
+) -> Encoder:
+    """A fine-tuned copy of the encoder: linear head on mean-pooled patch tokens, every weight trained.
+
+    The head reads features standardised by a batch norm without weights (as MAE's linear probe does).
+    AdamW with layer-wise learning-rate decay, linear warm-up and cosine decay, label smoothing, images
+    shifted and mirrored; fixed positions are trained too. So many `first` and `last` blocks are made new
+    before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed gives the same
+    weights on the same CPU.
+
+    Raises:
+        ValueError: for a module that is not a timm ViT, an unknown label, or as `reinitialise`.
+        FloatingPointError: where the loss is not finite.
+    """
+    labels = labels_of(images, label)
+    if not all(hasattr(encoder.module, name) for name in ("reset_classifier", "fc_norm", "group_matcher")):
+        raise ValueError(
+            f"{encoder.name}: only timm ViTs can be fine-tuned, not {type(encoder.module).__name__}"
+        )
+    tuned = replace(encoder, module=copy.deepcopy(encoder.module), name=f"{encoder.name}+{label}")
+    reinitialise(tuned, first, last, seed)
+    module, device = tuned.module, tuned.device
+    module.reset_classifier(len(images.classes[label]), global_pool="avg")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nn.init.trunc_normal_(module.head.weight, std=2e-5)
+    nn.init.zeros_(module.head.bias)
+    # What all images have in common can outweigh what tells them apart by far, and the head would not learn.
+    standardise = nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6)
+    module.fc_norm = nn.Sequential(module.fc_norm, standardise)
+    module.to(device).requires_grad_(True).train()
+    optimizer, schedule = _optimiser(module, recipe)
     generator = torch.Generator().manual_seed(seed)
     drawn = recipe.steps * recipe.batch_size
     epochs = [torch.randperm(len(images), generator=generator) for _ in range(-(-drawn // len(images)))]
     order = torch.cat(epochs)[:drawn].view(recipe.steps, recipe.batch_size)
+
+    def logits(rows: Tensor) -> Tensor:
+        x = images.batch(rows)
+        return module(tuned.preprocess(shift_and_flip(x, x.shape[-1] // 8, generator)))
+
     for step, rows in enumerate(tqdm(order, desc=f"fine-tuning {encoder.name}", leave=False)):
         schedule.step_update(step)
-        x = images.batch(rows)
-        x = tuned.preprocess(shift_and_flip(x, x.shape[-1] // 8, generator))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = F.cross_entropy(module(x), labels[rows].to(device), label_smoothing=recipe.label_smoothing)
+        y = labels[rows].to(device)
+        loss = F.cross_entropy(logits(rows), y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
@@ -144,7 +156,13 @@ def fine_tune(
             raise FloatingPointError(
                 f"{encoder.name}: the loss is not finite at step {step}; lower learning_rate"
             )
-    module.requires_grad_(False).eval()
+    module.requires_grad_(False)
+    # Moments of the final weights, as the running ones lag behind: a plain mean over a few batches.
+    standardise.reset_running_stats()
+    standardise.momentum = None
+    for rows in order[:10]:
+        logits(rows)
+    module.eval()
     return tuned
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nbhelpers.images.source import ArraySource
-from nbhelpers.probes import FineTuning, fine_tune, fine_tuning_by_share
+from nbhelpers.probes import FineTuning, features, fine_tune, fine_tuning_by_share
 from nbhelpers.probes.finetune import classify, reinitialise, shift_and_flip
 
 SHORT = FineTuning(steps=25, batch_size=32, learning_rate=1e-2)
@@ -25,6 +25,16 @@ def test_learns_repeats_and_leaves_the_encoder_alone(encoder, colours):
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(tuned).items())
     other = fine_tune(encoder, train, "colour", SHORT, seed=1)
     assert not torch.equal(other.module.head.weight, tuned.module.head.weight)
+
+
+def test_learns_although_all_images_look_alike_to_the_encoder(encoder, colours):
+    train, test = colours(200, 0), colours(100, 1)
+    direction = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    encoder.blocks[-1].mlp.fc2.bias.copy_(10 * direction)
+    seen = features(encoder, test, [2], norm=True)[0]
+    assert seen.std(0).norm() < 0.02 * seen.mean(0).norm()
+    tuned = fine_tune(encoder, train, "colour", SHORT)
+    assert (classify(tuned, test) == test.labels["colour"]).float().mean() > 0.9
 
 
 def test_layer_decay_slows_the_lower_layers(encoder, colours):
