@@ -281,8 +281,8 @@ def _colour_pair(uniform) -> tuple[Tensor, Tensor]:
 def generate(split: str, start: int, stop: int) -> dict[str, Tensor]:
     """Images `start` to `stop` of a split, as `generate_block` gives them, whatever the range."""
     blocks = range(start // BLOCK, -(-stop // BLOCK))
-    show = len(blocks) > 40
-    made = [generate_block(split, block) for block in tqdm(blocks, desc=f"shapes/{split}", disable=not show)]
+    hidden = None if len(blocks) > 40 else True  # None: shown on a terminal only
+    made = [generate_block(split, block) for block in tqdm(blocks, desc=f"shapes/{split}", disable=hidden)]
     first = blocks.start * BLOCK
     return {
         name: torch.cat([block[name] for block in made])[start - first : stop - first] for name in made[0]
