@@ -37,7 +37,8 @@ layout(encoders).style.hide(axis="index").format(precision=2)
 # %% [markdown]
 # ## Every figure at once
 #
-# One pass over the images per model measures everything; depth 0 is the embedding.
+# One pass over the images per model measures everything; depth 0 is the embedding. `DRAWINGS` holds a caption for
+# each.
 
 # %%
 import pandas as pd
@@ -48,7 +49,7 @@ from nbhelpers.report import DRAWINGS
 
 plots.style()
 frame = pd.concat([analyse(encoder, images, list(METRICS)) for encoder in encoders])
-axes = plots.panels([drawing.caption for drawing in DRAWINGS], columns=2)
+axes = plots.panels([drawing.metric.replace("_", " ") for drawing in DRAWINGS], columns=2)
 for ax, drawing in zip(axes, DRAWINGS, strict=True):
     drawing.draw(frame, drawing.metric, ax)
 plots.show(axes, "Twelve metrics of attention and residual stream against depth, a line per model.")
