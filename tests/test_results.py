@@ -11,7 +11,7 @@ from nbhelpers.analyse import analyse
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.models import mini_vit, store, wrap
 from nbhelpers.results import StaleTableError, Table, published, stored, table
-from nbhelpers.study import Study
+from nbhelpers.study import Study, study
 
 
 @pytest.fixture
@@ -207,3 +207,15 @@ def test_published_numbers_have_source_and_error():
 def test_every_shipped_table_belongs_to_the_shipped_weights(path):
     frame = stored(path.parent.name, path.name.removesuffix(".csv.gz"))
     assert frame["value"].notna().any()
+
+
+def test_a_sample_of_the_stored_table_is_what_the_photographs_give(monkeypatch, tmp_path):
+    chosen = study("cifar10")
+    if chosen.missing:
+        pytest.skip("needs the photographs of CIFAR-10 (NBHELPERS_CIFAR10)")
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    columns = ["metric", "depth", "head"]
+    encoder = chosen.encoders(["cifar10.mim"])[0]
+    computed = analyse(encoder, chosen.sample, ["nmi", "attention_distance"]).set_index(columns)["value"]
+    kept = stored("cifar10", "metrics").query("model == 'cifar10.mim'").set_index(columns)["value"]
+    assert computed.to_numpy() == pytest.approx(kept[computed.index].to_numpy(), rel=1e-3, abs=1e-6)

@@ -111,6 +111,23 @@ except UnsupportedArchitecture as reason:
     print(reason)
 
 # %% [markdown]
+# One small model of every family of timm's ViTs was run with random weights (`python -m nbhelpers.coverage`). These
+# can be analysed, as can their relatives of other sizes:
+
+# %%
+from nbhelpers.coverage import PATH
+
+families = pd.read_csv(PATH).convert_dtypes()
+families[families["outcome"] == "analysed"].drop(columns=["outcome", "reason"]).style.hide(axis="index")
+
+# %% [markdown]
+# And these are refused, with the reason:
+
+# %%
+refused = families[families["outcome"] == "refused"]
+refused[["family", "reason"]].style.hide(axis="index")
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Set `MODEL` to a name that `timm` knows, such as `"vit_base_patch16_224.mae"`.

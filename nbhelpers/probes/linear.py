@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
@@ -104,11 +105,12 @@ def fit_linear(
     y, y_validation = train_labels.cpu().numpy(), validation_labels.cpu().numpy()
     classifier = LogisticRegression(max_iter=2000, warm_start=True)
     best: LinearProbe | None = None
-    for strength in sorted(strengths):
-        classifier.set_params(C=strength).fit(x, y)
-        reached = float(classifier.score(x_validation, y_validation))
-        if best is None or reached > best.validation:
-            best = LinearProbe(whitening, copy.deepcopy(classifier), strength, reached)
+    with threadpool_limits(1):  # matrices this small cost more to share among threads than to multiply
+        for strength in sorted(strengths):
+            classifier.set_params(C=strength).fit(x, y)
+            reached = float(classifier.score(x_validation, y_validation))
+            if best is None or reached > best.validation:
+                best = LinearProbe(whitening, copy.deepcopy(classifier), strength, reached)
     if best is None:
         raise ValueError("no strengths to choose from")
     return best
