@@ -33,8 +33,8 @@ class FineTuning:
 
     steps: int = 500
     batch_size: int = 128
-    learning_rate: float = 1e-3
-    layer_decay: float = 0.75
+    learning_rate: float = 5e-3
+    layer_decay: float = 0.9
     weight_decay: float = 0.05
     warmup: float = 0.1
     label_smoothing: float = 0.1
