@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 
 from nbhelpers.capture import Attention, Stream, capture
 from nbhelpers.files import atomic_path, cache_dir

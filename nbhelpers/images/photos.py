@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import CIFAR10
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images.archive import (

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images.source import ArraySource

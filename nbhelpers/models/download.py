@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nbhelpers.files import sha256
 from nbhelpers.models.errors import (

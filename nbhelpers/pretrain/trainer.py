@@ -20,7 +20,7 @@ from timm.optim import Muon, muon
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource

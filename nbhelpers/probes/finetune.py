@@ -15,7 +15,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
