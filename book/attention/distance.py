@@ -38,6 +38,8 @@ from nbhelpers.results import table
 
 plots.style()
 frames = [table(study, "metrics", MODELS) for study in STUDIES]
+
+# %%
 axes = plots.panels([plots.title(frame) for frame in frames] + ["published"])
 for ax, frame in zip(axes, frames, strict=False):
     encoder = load(frame["model"].iloc[0])

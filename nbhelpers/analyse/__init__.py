@@ -87,7 +87,7 @@ def cached(
     if path.exists():
         return read_table(path)
     frame = compute()
-    if _rank() == 0:
+    if rank() == 0:
         with atomic_path(path) as temporary:
             frame.to_csv(temporary, index=False)
     return frame
@@ -111,7 +111,7 @@ def feed(
 
     consumed = frozenset().union(*(accumulator.consumes for accumulator in accumulators))
     places = tuple(place for place in ("block", "+sa") if place in consumed)
-    share = torch.arange(_rank(), len(images), _world())
+    share = torch.arange(rank(), len(images), world_size())
     device = encoder.device.type
     with capture(
         encoder,
@@ -142,11 +142,13 @@ def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
     return torch.stack(kept)
 
 
-def _rank() -> int:
+def rank() -> int:
+    """Number of this process among those that share the work, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def _world() -> int:
+def world_size() -> int:
+    """Number of processes that share the work."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -8,9 +8,9 @@ from statistics import median
 import torch
 
 from nbhelpers import images
+from nbhelpers.analyse import rank
 from nbhelpers.files import cache_dir
 from nbhelpers.models import save_encoder, wrap
-from nbhelpers.pretrain.distributed import rank
 from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, family, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth

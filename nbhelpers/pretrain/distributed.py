@@ -14,17 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from nbhelpers.analyse import rank, world_size
 from nbhelpers.pretrain.objective import full_precision
-
-
-def world_size() -> int:
-    """Number of processes that share a batch."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this process among them, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 @contextmanager

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from nbhelpers.analyse import rank, world_size
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.pretrain.distributed import mean_over_ranks, rank, share, world_size
+from nbhelpers.pretrain.distributed import mean_over_ranks, share
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.recipes import Recipe, build
 
