@@ -24,13 +24,21 @@ from nbhelpers.capture import capture
 from nbhelpers.metrics import common_update_share, patch_tokens, token_pca
 from nbhelpers.models import Encoder
 from nbhelpers.results import COMPUTED, published
-from nbhelpers.study import TITLES
+from nbhelpers.study import TITLES, label
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
+# Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
 STYLES: dict[str, dict] = {
     "CL": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "DINO": {"color": "#E69F00", "marker": "h", "linestyle": "--"},
     "MIM": {"color": "#0072B2", "marker": "s", "linestyle": "-"},
+    "MAE": {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
+    "MAE's decoder": {"color": "#56B4E9", "marker": "P", "linestyle": ":"},
     "hybrid": {"color": "#009E73", "marker": "D", "linestyle": "-"},
+    "hybrid 0.4": {"color": "#009E73", "marker": "d", "linestyle": "--"},
+    "hybrid 0.5": {"color": "#009E73", "marker": "p", "linestyle": "--"},
+    "hybrid 0.6": {"color": "#009E73", "marker": "<", "linestyle": "-."},
+    "hybrid 0.8": {"color": "#009E73", "marker": ">", "linestyle": ":"},
     "supervised": {"color": "#CC79A7", "marker": "^", "linestyle": "-"},
     "random": {"color": "#777777", "marker": "x", "linestyle": ":"},
 }
@@ -217,7 +225,7 @@ def token_steps(image: Tensor, encoders: Sequence[Encoder], depths: Sequence[int
             encoder.forward(image)
         for ax, depth in zip(line, depths, strict=True):
             before, after = places[2 * depth - 2 : 2 * depth]  # block d - 1, +sa d
-            _steps(ax, before, after, STYLES.get(encoder.objective, OTHER)["color"])
+            _steps(ax, before, after, look_of(encoder.name, encoder.objective)["color"])
         line[0].set_ylabel(label(encoder.name, encoder.objective))
     for ax, depth in zip(axes[0], depths, strict=True):
         ax.set_title(f"depth {depth}")
@@ -233,10 +241,9 @@ def _steps(ax: Axes, before: Tensor, after: Tensor, color: str) -> None:
     ax.set(xticks=[], yticks=[], xlabel=f"{share:.2f}", aspect="equal", adjustable="datalim")
 
 
-def label(model: str, objective: str) -> str:
-    """How a model is called in a legend: its objective in a study's own figures, else its name."""
-    family = model.split(".")[0]
-    return objective if family in TITLES else model
+def look_of(model: str, objective: str) -> dict:
+    """Colour, marker and line of a model: those of its label, of its objective, or of everything else."""
+    return STYLES.get(label(model, objective), STYLES.get(objective, OTHER))
 
 
 def title(frame: pd.DataFrame) -> str:
@@ -310,7 +317,7 @@ def _lines(
         ["model", "objective", "seed"], dropna=False, sort=False
     ):
         line = line.sort_values(column)
-        look = STYLES.get(objective, OTHER)
+        look = look_of(model, objective)
         first = pd.isna(seed) or seed == 0 or objective == "random"
         name = label(model, objective) if first else None
         ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from nbhelpers.models import Encoder, load, manifest
 
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
 IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
+PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
+NAMES = {"cl": "CL", "mim": "MIM", "mae": "MAE", "dino": "DINO", "decoder": "MAE's decoder"}
 PUBLIC = (  # the paper's own models, and an untrained one of their architecture
     "mocov3.vit_base_patch16_224",
     "dino.vit_base_patch16_224",
@@ -30,7 +33,8 @@ class Study:
     Attributes:
         name: "shapes", "cifar10", "imagenet" or "folder:PATH".
         title: what figures write above a panel.
-        models: names of its encoders, for `nbhelpers.load`; "NAME.random" is the untrained reference.
+        models: names of the encoders that chapters draw unless they say otherwise, for `nbhelpers.load`: CL
+            and MIM with all their seeds, and the untrained "NAME.random".
     """
 
     name: str
@@ -69,6 +73,17 @@ class Study:
             return str(error)
         return None
 
+    def trained(self, *objectives: str) -> tuple[str, ...]:
+        """Names of the encoders that were trained for this study, all of them or those of some objectives.
+
+        An objective is named as for training, such as "mae" or "hybrid-0.2"; "hybrid" means every lambda.
+        """
+        family = "cifar10" if self.name.startswith("folder:") else self.name
+        names = [name for name, row in manifest().items() if row["study"] == family]
+        keys = {name: _key(name) for name in names}
+        wanted = set(objectives)
+        return tuple(n for n in names if not wanted or {keys[n], keys[n].partition("-")[0]} & wanted)
+
     def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
         """Its encoders, or those named, ready to be looked at."""
         return [load(name) for name in models or self.models]
@@ -79,6 +94,25 @@ TITLES = {
     "cifar10": "CIFAR-10 (photographs)",
     "imagenet": "ImageNet (public ViT-B/16)",
 }
+
+
+def label(model: str, objective: str) -> str:
+    """What legends and prose call a model: by its objective where it is one of the book's own, else its name.
+
+    >>> label("shapes.cl.s1", "CL"), label("cifar10.hybrid-0.2", "hybrid"), label("deit_tiny", "supervised")
+    ('CL', 'hybrid 0.2', 'deit_tiny')
+    >>> label("shapes.mae", "MIM"), label("shapes.mae:decoder", "MIM")
+    ('MAE', "MAE's decoder")
+    """
+    if model.partition(".")[0] not in TITLES:
+        return model
+    key = _key(model.rpartition(":")[2] if ":" in model else model)
+    return NAMES.get(key, key.replace("-", " "))
+
+
+def _key(model: str) -> str:
+    """The objective in the name of one of the book's own encoders, as training knows it."""
+    return re.sub(r"\.s\d+$", "", model.split(".", 1)[-1])
 
 
 def _imagenet() -> ImageSource:
@@ -109,6 +143,5 @@ def study(name: str) -> Study:
         raise ValueError(f"unknown study {name!r}: there are {', '.join(TITLES)} and folder:PATH")
     if name == "imagenet":
         return Study(name, TITLES[name], PUBLIC)
-    trained = [key for key, row in manifest().items() if row["study"] == family]
-    models = (*trained, f"{family}.random")
-    return Study(name, TITLES.get(name, name), models)
+    chosen = Study(name, TITLES.get(name, name), ())
+    return replace(chosen, models=(*chosen.trained(*PAIR), f"{family}.random"))

@@ -1,7 +1,9 @@
 """Stored tables: written with provenance, read back, refused when stale; published numbers."""
 
 import json
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -9,8 +11,9 @@ from pandas.testing import assert_frame_equal
 from nbhelpers import results
 from nbhelpers.analyse import analyse
 from nbhelpers.images import ArraySource, MissingDataError
-from nbhelpers.models import mini_vit, store, wrap
-from nbhelpers.results import StaleTableError, Table, published, stored, table
+from nbhelpers.models import MaskedAutoencoder, mini_vit, store, wrap
+from nbhelpers.models.mae import describe
+from nbhelpers.results import StaleTableError, Table, published, stored, table, tables
 from nbhelpers.study import Study, study
 
 
@@ -46,7 +49,7 @@ def toy(tmp_path, monkeypatch):
 
     chosen = Toy("toy", "toy", ("toy.cl", "toy.mim"))
     monkeypatch.setattr(results, "study", lambda name: chosen)
-    small = Table("small", "nmi", results._sample, lambda e, i: analyse(e, i["test"], ["nmi"]), "metrics")
+    small = Table("small", "nmi", tables._sample, lambda e, i: analyse(e, i["test"], ["nmi"]), "metrics")
     monkeypatch.setattr(results, "TABLES", {"small": small})
     results._computed.cache_clear()
     yield Toy
@@ -97,6 +100,32 @@ def test_another_model_needs_the_images(toy):
         table("toy", "small", ["toy.cl", "vit_tiny"])
 
 
+def test_a_slow_table_is_never_computed_in_passing(toy, monkeypatch):
+    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], slow=True))
+    with pytest.raises(MissingDataError, match=r"too slow.*make results STUDY=toy"):
+        table("toy", "small")
+    results.store("toy", "small")
+    assert table("toy", "small")["source"].str.startswith("stored").all()
+
+
+def test_a_table_that_the_study_does_not_have(toy, monkeypatch):
+    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], studies=("shapes",)))
+    with pytest.raises(KeyError, match=r"toy has no table 'small'.*shapes"):
+        table("toy", "small")
+
+
+def test_a_table_can_store_more_models_than_a_chapter_draws(toy, monkeypatch):
+    both = replace(results.TABLES["small"], models=lambda study: ("toy.cl", "toy.mim"))
+    monkeypatch.setitem(results.TABLES, "small", both)
+    narrow = replace(results.study("toy"), models=("toy.mim",))
+    monkeypatch.setattr(results, "study", lambda name: narrow)
+    results.store("toy", "small")
+    toy.lose()
+    vars(narrow).pop("sample")
+    assert set(table("toy", "small")["model"]) == {"toy.mim"}
+    assert set(table("toy", "small", ["toy.cl"])["model"]) == {"toy.cl"}
+
+
 def test_the_same_numbers_give_the_same_bytes(toy):
     path = results.store("toy", "small")
     before = path.read_bytes()
@@ -121,15 +150,33 @@ def drawings(n, seed):
 def tiny(tmp_path, monkeypatch):
     """An encoder, and a study whose splits are small; few images are drawn from each."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
-    for name, value in {"TRAIN": 90, "AGREEING": 150, "VALIDATION": 60, "NOISE": 12}.items():
-        monkeypatch.setattr(results, name, value)
-    monkeypatch.setattr(results, "CHANGES", {"noise": (0.5,), "patch-shuffle": (8,)})
+    for name, value in {
+        "TRAIN": 90,
+        "AGREEING": 150,
+        "VALIDATION": 60,
+        "NOISE": 12,
+        "TOKENS_TRAIN": 90,
+        "LABELLED": 90,
+    }.items():
+        monkeypatch.setattr(tables, name, value)
+    monkeypatch.setattr(tables, "CHANGES", {"noise": (0.5,), "patch-shuffle": (8,)})
     splits = {"train": drawings(150, 0), "val": drawings(60, 1), "test": drawings(120, 2)}
     chosen = Study("shapes", "shapes", ())
     monkeypatch.setattr(Study, "images", lambda self, split="test": splits[split])
     module = mini_vit(16, 2, 2, image_size=32, patch_size=8)
     half = (0.5,) * 3
     return wrap(module, mean=half, std=half, name="shapes.cl", objective="CL", seed=3), chosen
+
+
+PROBES = (
+    "attentive_by_depth",
+    "dense_by_depth",
+    "fine_tuning_by_share",
+    "knn_by_depth",
+    "linear_by_depth",
+    "robustness_by_depth",
+    "shape_bias_by_depth",
+)
 
 
 def measured(name, encoder, chosen):
@@ -143,6 +190,7 @@ def measured(name, encoder, chosen):
         ("probes", {"linear", "knn"}, {"shape", "texture"}),
         ("shape_bias", {"shape_bias", "shape_decisions", "texture_decisions", "covered"}, {"shape/texture"}),
         ("noise", {"accuracy", "drop"}, {"shape", "texture", "cue"}),
+        ("tokens", {"attentive", "miou"}, {"shape", "texture", "mask"}),
     ],
 )
 def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
@@ -153,15 +201,40 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
     who = frame[["study", "model", "seed"]].drop_duplicates().to_numpy().tolist()
     assert who == [["shapes", "shapes.cl", 3]]
     assert frame["value"].between(-1, 1).all()
-    for probe in ("linear_by_depth", "knn_by_depth", "shape_bias_by_depth", "robustness_by_depth"):
-        original = getattr(results, probe)
+    for probe in PROBES:
+        original = getattr(tables, probe)
         counted = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
         counted.__name__ = original.__name__
-        monkeypatch.setattr(results, probe, counted)
+        monkeypatch.setattr(tables, probe, counted)
     assert_frame_equal(measured(name, *tiny), frame, check_dtype=False)
-    monkeypatch.setattr(results, "code_version", lambda kind: "other code")
+    monkeypatch.setattr(tables, "code_version", lambda kind: "other code")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         measured(name, *tiny)
+
+
+def test_fine_tuning_tables(tiny, monkeypatch):
+    monkeypatch.setattr(tables, "SHARES", (0.1, 1.0))
+    monkeypatch.setattr(tables, "FINE_TUNING", tables.FineTuning(steps=2, batch_size=4))
+    monkeypatch.setattr(tables, "NEW_BLOCKS", (1,))
+    frame = measured("fine_tuning", *tiny)
+    assert frame[["label", "share", "first", "last"]].to_numpy().tolist() == [
+        ["shape", 0.1, 0, 0],
+        ["shape", 1.0, 0, 0],
+    ]
+    again = measured("new_blocks", *tiny)
+    assert again[["share", "first", "last"]].to_numpy().tolist() == [[1.0, 1, 0], [1.0, 0, 1]]
+    assert pd.concat([frame, again])["value"].between(0, 1).all()
+
+
+def test_the_profile_looks_into_a_decoder(tiny):
+    _, chosen = tiny
+    module = MaskedAutoencoder(mini_vit(16, 2, 2, image_size=32, patch_size=8), width=16, depth=3, heads=2)
+    mae = wrap(
+        module, **describe(module), mean=(0.5,) * 3, std=(0.5,) * 3, name="shapes.mae", objective="MIM"
+    )
+    frame = measured("profile", mae, chosen)
+    depths = frame[frame["metric"] == "nmi"].groupby("model")["depth"].max().to_dict()
+    assert depths == {"shapes.mae": 2, "shapes.mae:decoder": 3}
 
 
 def test_noise_is_shown_to_few_and_the_texture_replaced_where_cues_agree(tiny):
@@ -169,7 +242,7 @@ def test_noise_is_shown_to_few_and_the_texture_replaced_where_cues_agree(tiny):
     assert set(frame["images"]) == {12}
     assert set(frame[frame["label"] == "cue"]["change"]) == {"none", "texture repainted", "texture replaced"}
     assert set(frame[frame["label"] == "shape"]["change"]) == {"none", "noise", "patch-shuffle"}
-    images = results._noise_images(tiny[1])
+    images = tables._noise_images(tiny[1])
     agree = images["agreeing test"]
     assert torch.equal(agree.labels["shape"], agree.labels["texture"])
     assert not (images["texture replaced"].labels["texture"] == agree.labels["texture"]).any()
@@ -182,7 +255,7 @@ def test_photographs_need_the_stimuli(tiny, monkeypatch):
 
 
 def test_a_folder_is_cut_into_three(tiny):
-    images = results._probe_images(Study("folder:/photographs", "photographs", ()))
+    images = tables._probe_images(Study("folder:/photographs", "photographs", ()))
     rows = [row.numpy().tobytes() for source in images.values() for row in source.images]
     assert {role: len(source) for role, source in images.items()} == {
         "train": 60,

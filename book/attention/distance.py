@@ -86,7 +86,7 @@ for ax, frame in zip(axes, frames, strict=True):
         index=["model", "objective", "depth", "head"], columns="metric", values="value"
     )
     for (model, objective), dots in heads.groupby(["model", "objective"], sort=False):
-        look = plots.STYLES.get(objective, plots.OTHER) | {"linestyle": "none"}
+        look = plots.look_of(model, objective) | {"linestyle": "none"}
         name = plots.label(model, objective)
         ax.plot(dots["attention_entropy"], dots["attention_distance"], label=name, alpha=0.6, **look)
     ax.set(xlabel=plots.LABELS["attention_entropy"], ylabel=plots.LABELS["attention_distance"])

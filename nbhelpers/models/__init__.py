@@ -13,7 +13,7 @@ from nbhelpers.models.errors import (
     WeightsError,
 )
 from nbhelpers.models.loading import available, load
-from nbhelpers.models.mae import MaskedAutoencoder, decoder_of
+from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
 from nbhelpers.models.store import manifest, save_encoder
@@ -24,6 +24,7 @@ __all__ = [
     "wrap",
     "Encoder",
     "decoder_of",
+    "without_decoder",
     "MaskedAutoencoder",
     "mini_vit",
     "save_encoder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,6 +163,20 @@ def decoder_of(encoder: Encoder) -> Encoder:
         seed=encoder.seed,
         provenance=encoder.provenance,
     )
+
+
+def without_decoder(encoder: Encoder) -> Encoder:
+    """The plain ViT of an autoencoder; any other encoder as it is.
+
+    >>> from nbhelpers.models import mini_vit
+    >>> autoencoder = MaskedAutoencoder(mini_vit(width=64, depth=2), width=32, depth=3, heads=2)
+    >>> encoder = wrap(autoencoder, **describe(autoencoder), mean=(0.5,) * 3, std=(0.5,) * 3)
+    >>> type(without_decoder(encoder).module).__name__
+    'VisionTransformer'
+    """
+    if not isinstance(encoder.module, MaskedAutoencoder):
+        return encoder
+    return replace(encoder, module=encoder.module.encoder, block_path="blocks")
 
 
 def from_original(weights: Weights) -> Weights:

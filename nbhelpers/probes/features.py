@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nbhelpers.capture import Stream, capture
 from nbhelpers.images.source import ImageSource
-from nbhelpers.models.encoder import Encoder
+from nbhelpers.models import Encoder, without_decoder
 
 Pool = Literal["mean", "class"]
 
@@ -28,8 +28,9 @@ def batches(images: ImageSource | Tensor, batch_size: int) -> Iterator[Tensor]:
         yield images[start:stop] if isinstance(images, Tensor) else images.batch(range(start, stop))
 
 
-def _final_norm(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _final_norm(encoder: Encoder) -> tuple[nn.Module, nn.Module]:
     """The model's last norms, over tokens and over pooled features (timm keeps one of the two)."""
+    module = without_decoder(encoder).module
     norms = tuple(getattr(module, name, None) or nn.Identity() for name in ("norm", "fc_norm"))
     if all(isinstance(norm, nn.Identity) for norm in norms):
         raise ValueError(f"norm=True, but {type(module).__name__} has no final norm; ask for norm=False")
@@ -107,7 +108,7 @@ def features(
         raise ValueError(f"unknown pool {pool!r}; there are 'mean' and 'class'")
     if pool == "class" and encoder.prefix == 0:
         raise ValueError(f"{encoder.name} has no class token; use pool='mean'")
-    token_norm, pooled_norm = _final_norm(encoder.module) if norm else (nn.Identity(), nn.Identity())
+    token_norm, pooled_norm = _final_norm(encoder) if norm else (nn.Identity(), nn.Identity())
 
     def reduce(tokens: Tensor) -> Tensor:
         tokens = token_norm(tokens)
@@ -129,5 +130,5 @@ def patch_tokens(
     All are kept in memory. `norm` as in `features`; raises the same errors.
     """
     chosen = _checked_depths(encoder, depths)
-    token_norm = _final_norm(encoder.module)[0] if norm else nn.Identity()
+    token_norm = _final_norm(encoder)[0] if norm else nn.Identity()
     return _run(encoder, images, chosen, lambda z: token_norm(z)[:, encoder.prefix :], batch_size, dtype)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nbhelpers.images.source import ImageSource
-from nbhelpers.models.encoder import Encoder
+from nbhelpers.models import Encoder, without_decoder
 from nbhelpers.probes.features import batches
 from nbhelpers.probes.rows import accuracy, identity, labels_of
 
@@ -108,16 +108,17 @@ def fine_tune(
     """A fine-tuned copy of the encoder: linear head on mean-pooled patch tokens, every weight trained.
 
     The head reads features standardised by a batch norm without weights (as MAE's linear probe does).
-    AdamW with layer-wise learning-rate decay, linear warm-up and cosine decay, label smoothing, images
-    shifted and mirrored; fixed positions are trained too. So many `first` and `last` blocks are made new
-    before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed gives the same
-    weights on the same CPU.
+    A decoder is left out. AdamW with layer-wise learning-rate decay, linear warm-up and cosine decay, label
+    smoothing, images shifted and mirrored; fixed positions are trained too. So many `first` and `last`
+    blocks are made new before. The copy's `module(x)` gives logits `B C`; `classify` uses it. The same seed
+    gives the same weights on the same CPU.
 
     Raises:
         ValueError: for a module that is not a timm ViT, an unknown label, or as `reinitialise`.
         FloatingPointError: where the loss is not finite.
     """
     labels = labels_of(images, label)
+    encoder = without_decoder(encoder)
     if not all(hasattr(encoder.module, name) for name in ("reset_classifier", "fc_norm", "group_matcher")):
         raise ValueError(
             f"{encoder.name}: only timm ViTs can be fine-tuned, not {type(encoder.module).__name__}"

@@ -1,9 +1,12 @@
 """Fine-tuning: learns, repeats itself, leaves the encoder alone; layer decay and new blocks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from nbhelpers.images.source import ArraySource
+from nbhelpers.models import MaskedAutoencoder
 from nbhelpers.probes import FineTuning, features, fine_tune, fine_tuning_by_share
 from nbhelpers.probes.finetune import classify, reinitialise, shift_and_flip
 
@@ -25,6 +28,17 @@ def test_learns_repeats_and_leaves_the_encoder_alone(encoder, colours):
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(tuned).items())
     other = fine_tune(encoder, train, "colour", SHORT, seed=1)
     assert not torch.equal(other.module.head.weight, tuned.module.head.weight)
+
+
+def test_an_autoencoder_is_tuned_and_normed_without_its_decoder(encoder, colours):
+    train = colours(32, 0)
+    module = MaskedAutoencoder(encoder.module, width=8, depth=1, heads=1)
+    autoencoder = replace(encoder, module=module, block_path="encoder.blocks")
+    once = FineTuning(steps=1, batch_size=8)
+    alone, inside = (weights(fine_tune(each, train, "colour", once)) for each in (encoder, autoencoder))
+    assert alone.keys() == inside.keys()
+    assert all(torch.equal(value, inside[name]) for name, value in alone.items())
+    assert torch.equal(features(encoder, train, norm=True), features(autoencoder, train, norm=True))
 
 
 def test_learns_although_all_images_look_alike_to_the_encoder(encoder, colours):

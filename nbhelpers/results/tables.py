@@ -1,0 +1,281 @@
+"""What each result table holds: its images, its models and what is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+import torch
+
+from nbhelpers.analyse import analyse, cached, code_version, identified
+from nbhelpers.images import ImageSource, cue_conflict_cifar10
+from nbhelpers.images.shapes import retextured
+from nbhelpers.metrics import METRICS
+from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of
+from nbhelpers.probes import (
+    FineTuning,
+    attentive_by_depth,
+    dense_by_depth,
+    fine_tuning_by_share,
+    knn_by_depth,
+    linear_by_depth,
+    robustness_by_depth,
+    shape_bias_by_depth,
+)
+from nbhelpers.probes.shape_bias import agreeing
+from nbhelpers.study import PAIR, Study
+
+# How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
+TRAIN, VALIDATION, NOISE = 3_000, 500, 500
+AGREEING = 20_000  # drawn so that the tenth of `shapes` whose shape and texture agree is enough to learn from
+CHANGES = {
+    "noise": tuple(k / 10 for k in range(1, 11)),
+    "low-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "high-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "patch-shuffle": (16, 8, 4),
+}
+# What chapters compare all models by, the decoder's blocks included.
+PROFILE = ("nmi", "attention_distance", "attention_entropy", "token_cosine", "delta_log_amplitude")
+SHARES = (0.01, 0.1, 1.0)  # of the labels
+FINE_TUNING = FineTuning(steps=200, batch_size=64)
+NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
+LABELLED = 10_000  # images for fine-tuning
+TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
+CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
+
+Images = dict[str, ImageSource]
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a result table is made.
+
+    Attributes:
+        name: what it is called.
+        about: what is in it.
+        images: the images of a study that it is computed from, by role.
+        measure: the tidy frame of one encoder and those images.
+        code: which code makes its numbers, a key of `nbhelpers.analyse.CODE`.
+        models: encoders of a study whose rows are stored.
+        studies: those that have this table; None: all.
+        slow: too slow for a build of the book, so that it is always drawn as stored.
+    """
+
+    name: str
+    about: str
+    images: Callable[[Study], Images]
+    measure: Callable[[Encoder, Images], pd.DataFrame]
+    code: str
+    models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
+    studies: tuple[str, ...] | None = None
+    slow: bool = False
+
+    def belongs_to(self, study: Study) -> bool:
+        """Whether the study has this table; a folder of images never has a slow one, as nothing is stored."""
+        return self.studies is None or study.name in self.studies
+
+
+def _everything(study: Study) -> tuple[str, ...]:
+    """All encoders of a study, and its untrained reference."""
+    return (*study.trained(), *(name for name in study.models if name not in study.trained()))
+
+
+def _sample(study: Study) -> Images:
+    return {"test": study.sample}
+
+
+def _metrics(encoder: Encoder, images: Images) -> pd.DataFrame:
+    return analyse(encoder, images["test"], list(METRICS))
+
+
+def _profile(encoder: Encoder, images: Images) -> pd.DataFrame:
+    parts = [encoder]
+    if isinstance(encoder.module, MaskedAutoencoder):
+        parts.append(decoder_of(encoder))
+    return pd.concat([analyse(part, images["test"], PROFILE) for part in parts], ignore_index=True)
+
+
+def _probed(
+    probe: Callable[..., pd.DataFrame], encoder: Encoder, *images: ImageSource, **options
+) -> pd.DataFrame:
+    """The frame of a function of `nbhelpers.probes`, kept in the cache folder."""
+    sources = [*images, *options.get("versions", {}).values()]
+    readable = {"versions": list, "recipe": asdict}
+    arguments = {key: readable[key](value) if key in readable else value for key, value in options.items()}
+    key = [probe.__name__, arguments, code_version("probes")]
+    frame = cached("probes", encoder, sources, key, lambda: probe(encoder, *images, **options))
+    return identified(frame, encoder, images[0])
+
+
+def _drawn(study: Study, train: int) -> Images:
+    """Images to learn from, to choose the penalty on, and to test on; a folder is cut into three."""
+    if study.splits:
+        draw = {"train": train, "validation": VALIDATION}
+        splits = {"train": study.images("train"), "validation": study.images("val")}
+        return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
+    whole = study.images()
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    cut = {"train": order[: len(order) // 2], "validation": order[len(order) // 2 : len(order) * 3 // 5]}
+    cut["test"] = order[len(order) * 3 // 5 :]
+    most = {"train": train, "validation": VALIDATION, "test": len(study.sample)}
+    return {role: whole.select(rows[: most[role]]) for role, rows in cut.items()}
+
+
+def _probe_images(study: Study) -> Images:
+    return _drawn(study, TRAIN)
+
+
+def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
+    train, validation, test = images["train"], images["validation"], images["test"]
+    labels = sorted(test.labels)
+    linear = _probed(linear_by_depth, encoder, train, validation, test, label=labels)
+    return pd.concat([linear, _probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
+
+
+def _cues(study: Study) -> Images:
+    """Images for the shape bias: on `shapes` its own, on photographs the cue-conflict stimuli."""
+    if study.name == "shapes":
+        images = _drawn(study, AGREEING)
+        return {"train": images["train"], "validation": study.images("val"), "conflict": images["test"]}
+    conflict = cue_conflict_cifar10()
+    images = _drawn(study, TRAIN)
+    return {"train": images["train"], "validation": images["validation"], "conflict": conflict}
+
+
+def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
+    return _probed(shape_bias_by_depth, encoder, images["train"], images["validation"], images["conflict"])
+
+
+def _noise_images(study: Study) -> Images:
+    """Images for the noise; on `shapes` also those whose cues agree, as they are and painted anew."""
+    images = _drawn(study, TRAIN)
+    images["test"] = images["test"].subset(min(NOISE, len(images["test"])))
+    if study.name != "shapes":
+        return images
+    splits = {"train": study.images("train").subset(AGREEING), "validation": study.images("val")}
+    splits["test"] = study.images("test")
+    for role, source in splits.items():
+        part, cue = agreeing(source, source)
+        part.labels[CUE], part.classes[CUE] = cue, part.classes["shape"]
+        images[f"agreeing {role}"] = part
+    images["agreeing test"] = images["agreeing test"].subset(NOISE)
+    images["texture repainted"] = retextured(images["agreeing test"], replace=False)
+    images["texture replaced"] = retextured(images["agreeing test"])
+    return images
+
+
+def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
+    plain = [images[role] for role in ("train", "validation", "test")]
+    labels = sorted(plain[0].labels)
+    frames = [
+        _probed(robustness_by_depth, encoder, *plain, label=labels, changes=CHANGES, depths=_all(encoder))
+    ]
+    if "agreeing test" in images:
+        agree = [images[f"agreeing {role}"] for role in ("train", "validation", "test")]
+        versions = {name: images[name] for name in ("texture repainted", "texture replaced")}
+        options = {"label": CUE, "changes": {}, "versions": versions, "depths": _all(encoder)}
+        frames.append(_probed(robustness_by_depth, encoder, *agree, **options))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _labelled(study: Study) -> Images:
+    return _drawn(study, LABELLED)
+
+
+def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
+    return _tuned(encoder, images, shares=SHARES)
+
+
+def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
+    runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
+    return pd.concat([_tuned(encoder, images, shares=[1.0], **run) for run in runs], ignore_index=True)
+
+
+def _tuned(encoder: Encoder, images: Images, **options) -> pd.DataFrame:
+    label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
+    train, test = images["train"], images["test"]
+    return _probed(fine_tuning_by_share, encoder, train, test, label=label, recipe=FINE_TUNING, **options)
+
+
+def _token_images(study: Study) -> Images:
+    return _drawn(study, TOKENS_TRAIN)
+
+
+def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """What all tokens tell together, and, where there are masks, what each tells of object and texture."""
+    splits = [images[role] for role in ("train", "validation", "test")]
+    frames = [_probed(attentive_by_depth, encoder, *splits, label=sorted(images["test"].labels))]
+    if images["test"].masks is not None:
+        frames.append(_probed(dense_by_depth, encoder, *splits, label=["mask", "texture"]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _all(encoder: Encoder) -> list[int]:
+    return list(range(encoder.depth + 1))
+
+
+def _pair(study: Study) -> tuple[str, ...]:
+    """The trained encoders that every chapter sets beside each other."""
+    return study.trained(*PAIR)
+
+
+OWN = ("shapes", "cifar10")  # studies whose encoders are small enough to be fine-tuned here
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        Table("metrics", "every metric of attention and residual stream", _sample, _metrics, "metrics"),
+        Table(
+            "profile",
+            "the metrics that all models are compared by; also of a decoder",
+            _sample,
+            _profile,
+            "metrics",
+            models=_everything,
+        ),
+        Table(
+            "probes",
+            "linear and k-NN probes of every label",
+            _probe_images,
+            _probes,
+            "probes",
+            models=_everything,
+        ),
+        Table(
+            "shape_bias", "a probe's decisions where shape and texture disagree", _cues, _shape_bias, "probes"
+        ),
+        Table(
+            "noise", "a probe under noise, filters, shuffling, new texture", _noise_images, _noise, "probes"
+        ),
+        Table(
+            "tokens",
+            "attentive probes, and dense prediction where there are masks",
+            _token_images,
+            _tokens,
+            "probes",
+            models=_everything,
+            studies=OWN,
+            slow=True,
+        ),
+        Table(
+            "fine_tuning",
+            "accuracy after fine-tuning on a share of the labels",
+            _labelled,
+            _fine_tuning,
+            "probes",
+            models=_everything,
+            studies=OWN,
+            slow=True,
+        ),
+        Table(
+            "new_blocks",
+            "fine-tuning with the first or last blocks made new",
+            _labelled,
+            _new_blocks,
+            "probes",
+            models=_pair,
+            studies=OWN,
+            slow=True,
+        ),
+    )
+}
