@@ -281,6 +281,14 @@ def by_depth(
     return ax
 
 
+def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the depths of decoders counted on from the depth of their encoders."""
+    last = frame.groupby("model")["depth"].max()
+    encoders = frame["model"].str.partition(":")
+    offset = encoders[0].map(last).where(encoders[2] != "", 0)
+    return frame.assign(depth=frame["depth"] + offset.astype(int))
+
+
 def by_parameter(
     frame: pd.DataFrame,
     metric: str,
@@ -388,21 +396,32 @@ def published_by_depth(
     ax: Axes | None = None,
     models: Sequence[str] = ("MoCo v3", "SimMIM"),
     reference: tuple[float, str] | None = None,
+    decoder: bool = False,
 ) -> Axes:
     """The published curves of ViT-B/16 for a metric, digitised; bars are the digitising error.
+
+    With `decoder`, that of MAE follows its encoder on the axis of depth.
 
     Raises:
         ValueError: if nothing was published for the metric.
     """
     ax = ax or plt.gca()
     rows = published()
-    rows = rows[(rows["metric"] == metric) & rows["depth"].notna() & (rows["part"] == "encoder")]
+    rows = rows[(rows["metric"] == metric) & rows["depth"].notna()]
+    if decoder:
+        behind = rows[rows["part"] == "decoder"].sort_values("depth")
+        look = STYLES["MAE's decoder"] | {"label": "MAE's decoder"}
+        ax.errorbar(
+            behind["depth"], behind["value"], behind["error"], lw=1.2, capsize=1.5, mfc="white", **look
+        )
+    rows = rows[rows["part"] == "encoder"]
     if rows.empty:
         raise ValueError(f"no published curve of {metric!r}")
     for model in models:
         line = rows[rows["model"] == model].sort_values("depth")
-        look = STYLES[line["objective"].iloc[0]]
-        name = f"{line['objective'].iloc[0]}: {model}"
+        objective = line["objective"].iloc[0]
+        look = STYLES.get(model, STYLES[objective])
+        name = f"{objective}: {model}"
         ax.errorbar(
             line["depth"], line["value"], line["error"], label=name, lw=1.2, capsize=1.5, mfc="white", **look
         )

@@ -51,6 +51,26 @@ def test_further_seeds_are_drawn_without_a_second_legend_entry(frame):
     assert len(ax.get_lines()) == 4
 
 
+def test_a_decoder_follows_its_encoder(frame):
+    decoder = frame[frame["model"] == "shapes.mim"].assign(model="shapes.mim:decoder")
+    moved = plots.behind_encoder(pd.concat([frame, decoder], ignore_index=True))
+    assert moved.groupby("model")["depth"].agg(["min", "max"]).T.to_dict("list") == {
+        "shapes.cl": [1, 3],
+        "shapes.mim": [1, 3],
+        "shapes.mim:decoder": [4, 6],
+    }
+    lines = plots.published_by_depth("nmi", models=("MAE",), decoder=True).containers
+    assert [len(line[0].get_xdata()) for line in lines] == [8, 12]
+
+
+def test_models_of_one_objective_look_different():
+    looks = [plots.look_of(f"shapes.{name}", "MIM") for name in ("mim", "mae", "mae:decoder")]
+    assert looks[0] == plots.STYLES["MIM"]
+    assert len({str(look) for look in looks}) == 3
+    assert plots.look_of("shapes.hybrid-0.2", "hybrid") == plots.STYLES["hybrid"]
+    assert plots.look_of("deit_tiny", "unknown") == plots.OTHER
+
+
 def test_a_missing_metric_is_answered_with_those_there(frame):
     with pytest.raises(ValueError, match="it has nmi"):
         plots.by_depth(frame, "nmj")

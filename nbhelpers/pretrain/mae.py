@@ -8,7 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from nbhelpers.models import MaskedAutoencoder
+from nbhelpers.models import Encoder, MaskedAutoencoder
+from nbhelpers.models.mini import StandardisedPatchEmbed
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.objective import Objective, full_precision
 
@@ -77,6 +78,55 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     if not hidden.any():
         raise ValueError("no patch is hidden, so the loss is undefined")
     return (error * hidden).sum() / hidden.sum()
+
+
+@torch.no_grad()
+def reconstruct(
+    encoder: Encoder, images: Tensor, mask_ratio: float = 0.75, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    r"""What an autoencoder is shown of uint8 images `B C H W`, and what it makes of the rest.
+
+    The decoder predicts patches of mean 0 and deviation 1, :math:`\tilde x`; mean and deviation of a hidden
+    patch are borrowed from the image, as nothing predicts them: :math:`\hat x = \tilde x s + \bar x`.
+
+    Args:
+        encoder: one with a decoder, such as "shapes.mae".
+        images: uint8 `B C H W`, of the encoder's size.
+        mask_ratio: share of the patches that are hidden.
+        seed: of the choice.
+
+    Returns:
+        Two uint8 tensors `B C H W`: visible patches on grey, and visible patches amid predicted ones.
+
+    Raises:
+        TypeError: if the encoder has no decoder.
+
+    Source: MAE, section 3 and figure 2.
+    """
+    autoencoder = encoder.module
+    if not isinstance(autoencoder, MaskedAutoencoder):
+        raise TypeError(f"{encoder.name} has no decoder, so it cannot reconstruct an image")
+    pixels = images.to(encoder.device).float() / 255
+    if isinstance(autoencoder.encoder.patch_embed, StandardisedPatchEmbed):
+        centre = pixels.mean((2, 3), keepdim=True)
+        scale = (pixels - centre).square().mean((1, 2, 3), keepdim=True).sqrt()
+    else:
+        centre, scale = (
+            torch.tensor(x, device=encoder.device)[:, None, None] for x in (encoder.mean, encoder.std)
+        )
+    patches = autoencoder.patchify((pixels - centre) / scale)
+    keep = kept_patches(*patches.shape[:2], mask_ratio, torch.Generator().manual_seed(seed)).to(
+        encoder.device
+    )
+    hidden = torch.ones_like(patches[..., :1], dtype=torch.bool).scatter(1, keep[..., None], False)
+    predicted = autoencoder(autoencoder.unpatchify(patches), keep)
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    filled = autoencoder.unpatchify(torch.where(hidden, predicted * variance.sqrt() + mean, patches))
+    grey = autoencoder.unpatchify(hidden.expand_as(patches).float())
+    shown = torch.where(grey.bool(), 0.5, pixels)
+    return tuple(
+        (x * 255).round().clamp(0, 255).to(torch.uint8).cpu() for x in (shown, filled * scale + centre)
+    )
 
 
 class MAE(Objective):

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from nbhelpers.models import MaskedAutoencoder, wrap
+from nbhelpers.models.mae import describe
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.dino import DINO, self_distillation
 from nbhelpers.pretrain.hybrid import Hybrid, combine
-from nbhelpers.pretrain.mae import MAE, hidden_mse, kept_patches, normalised_patches
+from nbhelpers.pretrain.mae import MAE, hidden_mse, kept_patches, normalised_patches, reconstruct
 from nbhelpers.pretrain.moco import MoCo, cosine_momentum, info_nce
 from nbhelpers.pretrain.simmim import SimMIM, block_mask, masked_l1, patches
 from nbhelpers.pretrain.supervised import Supervised, smoothed_cross_entropy
@@ -267,6 +269,26 @@ def test_mae_sees_visible_patches_alone_and_is_judged_on_hidden_ones():
     without = {n for n, p in model.named_parameters() if p.grad is None}
     assert without == {"encoder.pos_embed", "autoencoder.decoder.pos_embed"}
     assert model.kept is model.autoencoder
+
+
+@pytest.mark.parametrize("standardised", [False, True])
+def test_a_reconstruction_from_perfect_predictions_is_the_image(standardised, monkeypatch):
+    images = torch.randint(256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    module = MaskedAutoencoder(mini_vit(16, 1, 2, 16, standardised=standardised), width=8, depth=1, heads=1)
+    encoder = wrap(module, **describe(module), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    perfect = lambda pixels, keep: normalised_patches(module.patchify(pixels))  # noqa: E731
+    monkeypatch.setattr(module, "forward", perfect)
+    shown, filled = reconstruct(encoder, images, mask_ratio=0.75)
+    assert (filled.int() - images.int()).abs().max() <= 1
+    grey = (shown == 128).flatten(2).all(1)
+    assert grey.float().mean() == pytest.approx(0.75)
+    assert torch.equal(shown.flatten(2)[:, 0][~grey], images.flatten(2)[:, 0][~grey])
+    monkeypatch.setattr(module, "forward", lambda pixels, keep: torch.zeros_like(perfect(pixels, keep)))
+    flat = reconstruct(encoder, images, mask_ratio=0.75)[1]
+    assert torch.equal(flat.flatten(2)[:, 0][~grey], images.flatten(2)[:, 0][~grey])
+    assert not torch.equal(flat, filled)
+    with pytest.raises(TypeError, match="no decoder"):
+        reconstruct(wrap(mini_vit(16, 1, 2, 16), mean=(0.5,) * 3, std=(0.5,) * 3), images)
 
 
 def test_smoothed_cross_entropy_equals_its_definition():
