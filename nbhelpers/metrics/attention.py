@@ -8,6 +8,7 @@ from one softmax.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -241,36 +242,47 @@ class AttentionMaps:
             )
         return (logits.logsumexp(-1) - self.patch_logsumexp).sigmoid()
 
-    @cached_property
-    @torch.no_grad()  # works in place, and is to keep no graph
-    def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row entropy, key marginal, distance and log denominator from one pass over pieces of the maps."""
+    @torch.no_grad()
+    def pieces(self) -> Iterator[Tensor]:
+        """Attention over patch tokens, a few of the B * H maps at a time, `P N N`, in the order of `B H`."""
+        for logits in self._logits():
+            yield logits.softmax(-1)
+
+    def _logits(self) -> Iterator[Tensor]:
+        """Scaled and biased logits of the patch tokens (P N N), `CHUNK` numbers or one map at a time."""
         record = self.record
         query, key, bias = _patches(record.query, record.key, record.prefix, record.bias, record.scale)
         batch, heads, tokens, _ = query.shape
         query, key = query.flatten(0, 1), key.flatten(0, 1)
-        distances = _cached_distances(self.grid, self.patch_size, query.dtype, query.device).flatten()
         if bias is not None:
             bias = bias.expand(batch, heads, tokens, tokens)
-
         size = max(1, CHUNK.get(query.device.type, CHUNK_ACCELERATOR) // tokens**2)
-        pieces = []
         for start in range(0, batch * heads, size):
             logits = query[start : start + size] @ key[start : start + size].mT
             if bias is not None:
                 maps = torch.arange(start, start + len(logits), device=query.device)
                 logits += bias[maps // heads, maps % heads]
+            yield logits
+
+    @cached_property
+    @torch.no_grad()  # works in place, and is to keep no graph
+    def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row entropy, key marginal, distance and log denominator from one pass over pieces of the maps."""
+        columns = []
+        for logits in self._logits():
             # Against the largest logit, both terms of the entropy are positive: nothing cancels.
             largest = logits.amax(-1, keepdim=True)
             attention = logits.sub_(largest).softmax(-1)
-            if bias is not None:
+            if self.record.bias is not None:
                 logits.clamp_(min=torch.finfo(logits.dtype).min)  # a masked key: 0 * -inf would be NaN
             denominator = -attention.amax(-1).log()
             entropy = denominator - logits.mul_(attention).sum(-1)
-            distance = attention.flatten(1) @ distances / tokens
-            pieces.append((entropy, attention.mean(-2), distance, denominator + largest[..., 0]))
+            distances = _cached_distances(self.grid, self.patch_size, logits.dtype, logits.device)
+            distance = attention.flatten(1) @ distances.flatten() / len(distances)
+            columns.append((entropy, attention.mean(-2), distance, denominator + largest[..., 0]))
+        heads = self.record.query.shape[1]
         entropy, marginal, distance, logsumexp = (
-            torch.cat(column).unflatten(0, (batch, heads)) for column in zip(*pieces, strict=True)
+            torch.cat(column).unflatten(0, (-1, heads)) for column in zip(*columns, strict=True)
         )
         return entropy, marginal, distance, logsumexp
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nbhelpers.metrics.attention import patch_attention
 from nbhelpers.metrics.base import (
     DepthwiseMetric,
     PerHeadMetric,
@@ -55,7 +54,7 @@ def _pairwise(vectors: Tensor) -> Tensor:
     count = vectors.shape[-2]
     norms = torch.linalg.vector_norm(vectors, dim=-1)
     inverse = norms.clamp(min=torch.finfo(norms.dtype).tiny).reciprocal()
-    resultant = (vectors * inverse[..., None]).sum(-2).square().sum(-1)
+    resultant = (inverse[..., None, :] @ vectors).square().sum((-2, -1))
     value = (resultant - (norms * inverse).square().sum(-1)) / (count * (count - 1))
     return value.clamp(-1 / (count - 1), 1)
 
@@ -114,17 +113,9 @@ class QueryCosine(PerHeadMetric):
     name, unit, consumes = "query_cosine", "", frozenset({"attention"})
 
     def update(self, maps: AttentionMaps) -> None:
-        """Count one depth of a batch, one head's maps in memory at a time."""
-        record, heads = maps.record, []
-        for head in range(record.query.shape[1]):
-            one = slice(head, head + 1)
-            shared = record.bias is None or record.bias.ndim < 3 or record.bias.shape[-3] == 1
-            bias = record.bias if shared else record.bias[..., one, :, :]
-            rows = patch_attention(
-                record.query[:, one], record.key[:, one], record.prefix, bias, record.scale
-            )
-            heads.append(_pairwise(rows))
-        self.add(maps.depth, torch.cat(heads, dim=1))
+        """Count one depth of a batch, a few maps in memory at a time."""
+        cosines = torch.cat([_pairwise(piece) for piece in maps.pieces()])
+        self.add(maps.depth, cosines.unflatten(0, (-1, maps.record.query.shape[1])))
 
 
 class AttentionTokenCosine(DepthwiseMetric):

@@ -1,11 +1,14 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from metric_battery import LAYOUT, computed, forward_pass
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbhelpers.capture import Attention
 from nbhelpers.metrics import (
+    METRICS,
     AttentionMaps,
     attention,
     attention_distance,
@@ -155,6 +158,7 @@ def test_shared_maps_equal_the_kernels_in_pieces_of_any_size(monkeypatch, chunk,
     monkeypatch.setattr(attention, "CHUNK", {"cpu": chunk})
     maps = maps_of(bias=bias)
     probabilities = maps.probabilities
+    torch.testing.assert_close(torch.cat(list(maps.pieces())).unflatten(0, (3, 3)), probabilities)
     torch.testing.assert_close(maps.distance, attention_distance(probabilities, (4, 5), 16))
     torch.testing.assert_close(maps.row_entropy, torch.special.entr(probabilities).sum(-1))
     torch.testing.assert_close(maps.key_marginal, probabilities.mean(-2))
@@ -187,14 +191,29 @@ def test_shared_maps_of_an_encoder_in_training():
     torch.testing.assert_close(maps.distance, attention_distance(maps.probabilities.detach(), (4, 5), 16))
 
 
-def test_memory_is_bounded_by_the_piece(monkeypatch):
-    sizes = []
-    softmax = torch.Tensor.softmax
-    monkeypatch.setattr(
-        torch.Tensor, "softmax", lambda self, dim: sizes.append(self.numel()) or softmax(self, dim)
-    )
-    assert maps_of(tokens=400).row_entropy.shape == (3, 3, 400)
-    assert max(sizes) == 400**2 and len(sizes) == 9  # one map at a time where a single map fills the piece
+class Largest(TorchDispatchMode):
+    """Number of elements of the largest tensor that an operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if "attention" in metric.consumes])
+def test_memory_is_bounded_by_the_piece(monkeypatch, name):
+    monkeypatch.setattr(attention, "CHUNK", {"cpu": 2 * 100**2})
+    metric = METRICS[name].of(SimpleNamespace(depth=1, heads=3))
+    with Largest() as largest:
+        metric.update(maps_of(tokens=100))
+    assert largest.numel <= 2 * 100**2  # of 3 images x 3 heads x 100 x 100
+    with Largest() as largest:
+        assert maps_of(tokens=100).probabilities.shape == (3, 3, 100, 100)
+    assert largest.numel == 9 * 100**2
 
 
 def test_bad_input_is_named():
