@@ -18,7 +18,7 @@ from nbhelpers.analyse import code_version, read_table
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
-from nbhelpers.results.summary import late, peak
+from nbhelpers.results.summary import last_third, late, peak
 from nbhelpers.results.tables import TABLES, Table
 from nbhelpers.study import study
 
@@ -30,6 +30,7 @@ __all__ = [
     "TABLES",
     "StaleTableError",
     "Table",
+    "last_third",
     "late",
     "peak",
     "published",

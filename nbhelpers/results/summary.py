@@ -15,15 +15,24 @@ def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.assign(label=labels).groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
 
 
+def last_third(depth: pd.Series) -> pd.Series:
+    """Which depths are late: those of the last third of the blocks.
+
+    >>> last_third(pd.Series(range(9))).tolist()
+    [False, False, False, False, False, False, True, True, True]
+    """
+    return depth > 2 / 3 * depth.max()
+
+
 def late(frame: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Mean of a metric over the last third of the depths, per label.
+    """Mean of a metric over the last third of each label's blocks.
 
     >>> rows = [("shapes.cl", "CL", depth, -1, "nmi", float(depth)) for depth in range(1, 7)]
     >>> late(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
     {'CL': 5.5}
     """
     rows = _whole(frame, metric)
-    rows = rows[rows["depth"] > 2 / 3 * rows["depth"].max()]
+    rows = rows[rows.groupby("label")["depth"].transform(last_third)]  # a decoder has fewer blocks
     return rows.groupby("label", sort=False)["value"].mean().to_dict()
 
 
