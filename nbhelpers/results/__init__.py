@@ -18,6 +18,7 @@ from nbhelpers.analyse import code_version, read_table
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
+from nbhelpers.results.published import against_published, difference_to_published, published, published_maps
 from nbhelpers.results.summary import last_third, late, peak
 from nbhelpers.results.tables import TABLES, Table
 from nbhelpers.study import study
@@ -30,6 +31,8 @@ __all__ = [
     "TABLES",
     "StaleTableError",
     "Table",
+    "against_published",
+    "difference_to_published",
     "last_third",
     "late",
     "peak",
@@ -172,21 +175,3 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
     with atomic_path(about) as temporary:
         temporary.write_text(json.dumps(provenance, indent=2) + "\n")
     return csv
-
-
-@lru_cache
-def published() -> pd.DataFrame:
-    """Numbers published by others, digitised: `metric model objective depth value error source`.
-
-    `depth` is NaN where a number belongs to no depth.
-    """
-    return pd.read_csv(DATA / "published.csv")
-
-
-@lru_cache
-def published_maps() -> pd.DataFrame:
-    """The paper's four attention maps (figure 2), decoded: `objective query row column value`.
-
-    Two queries on one photograph, 14 x 14 patches, MoCo v3 (CL) and SimMIM (MIM); each map is scaled to 0..1.
-    """
-    return pd.read_csv(DATA / "published_maps.csv")

@@ -1,0 +1,58 @@
+"""Computed curves beside the published ones of the same weights: the difference in numbers."""
+
+import pandas as pd
+import pytest
+
+from nbhelpers.models import CHECKPOINTS
+from nbhelpers.results import against_published, difference_to_published, published
+from nbhelpers.results.published import CHECKPOINT_OF
+
+SIMMIM = "simmim.vit_base_patch16_224"
+
+
+def curve(model, named, metric="nmi", shift=0.0):
+    """The published curve of a model as the analysis would give it, with two heads, shifted."""
+    rows = (
+        published()
+        .query("metric == @metric and model == @model and part == 'encoder'")
+        .dropna(subset="depth")
+    )
+    whole = pd.DataFrame({"metric": metric, "model": named, "objective": "MIM", "depth": rows["depth"]})
+    whole = whole.assign(head=-1, value=rows["value"] + shift)
+    heads = [whole.assign(head=head, value=whole["value"] + 9) for head in range(2)]
+    return pd.concat([whole, *heads], ignore_index=True)
+
+
+def test_the_difference_is_that_of_whole_layers_at_the_depths_of_both():
+    frame = curve("SimMIM", SIMMIM)
+    frame.loc[(frame["head"] < 0) & (frame["depth"] == 3), "value"] += 0.3
+    frame.loc[(frame["head"] < 0) & (frame["depth"] == 4), "value"] -= 0.4
+    row = difference_to_published(frame[frame["depth"] > 2], "nmi").iloc[0]
+    assert (row["model"], row["published"], row["depths"]) == (SIMMIM, "SimMIM", 10)
+    assert row["rms"] == pytest.approx(((0.3**2 + 0.4**2) / 10) ** 0.5)
+    assert row["error"] == pytest.approx(0.006)
+
+
+def test_every_published_model_is_a_checkpoint_and_its_decoder_is_not_compared():
+    assert set(CHECKPOINT_OF) <= set(published()["model"])
+    assert {names[0] for names in CHECKPOINT_OF.values()} <= set(CHECKPOINTS)
+    frames = [curve("MAE", names, shift=0.01) for names in CHECKPOINT_OF["MAE"]]
+    differences = difference_to_published(pd.concat(frames), "nmi")
+    assert differences["rms"].tolist() == pytest.approx([0.01, 0.01])
+    assert differences["depths"].tolist() == [12, 12]
+
+
+def test_models_that_nobody_published_are_left_out():
+    frame = curve("SimMIM", "shapes.mim")
+    assert difference_to_published(frame, "nmi").empty
+    assert against_published([frame], "nmi").startswith("None of the encoders")
+    text = against_published([frame, curve("SimMIM", SIMMIM, shift=0.025)], "nmi")
+    assert text.endswith("SimMIM 0.025 (reading error 0.006).")
+
+
+def test_what_cannot_be_compared_is_named():
+    with pytest.raises(ValueError, match=r"no curve of 'attention_entropy' was published; there are .*nmi"):
+        difference_to_published(curve("SimMIM", SIMMIM), "attention_entropy")
+    frame = curve("SimMIM", SIMMIM)
+    with pytest.raises(ValueError, match="several values at one depth"):
+        difference_to_published(pd.concat([frame, frame]), "nmi")
