@@ -63,6 +63,29 @@ plots.show(
 )
 
 # %% [markdown]
+# ## Any query, at any depth, in any head
+#
+# Click a patch of the image, or move the outlined query with the arrow keys once it has the focus. Each map is drawn
+# on its own scale. The number below it is the attention distance of this one query, beside that of uniform
+# attention: from a corner, every map reaches further than from the middle. Rows, columns and heads are counted from
+# 0, as in `QUERIES`.
+
+# %%
+from nbhelpers import interactive
+
+scenes = []
+for number in (IMAGE, IMAGE + 1):
+    image = study("shapes").images("test").batch([number])
+    encoders = study("shapes").encoders(MODELS or ["shapes.cl", "shapes.mim"])
+    scenes.append(interactive.Scene(f"generated image {number}", image, encoders))
+pictures = photographs(32)
+for number in (0, 2, 4):
+    encoders = study("cifar10").encoders(MODELS or ["cifar10.cl", "cifar10.mim"])
+    title = f"photograph, {pictures.classes['class'][number]}"
+    scenes.append(interactive.Scene(title, pictures.batch([number]), encoders))
+interactive.query_maps(scenes)
+
+# %% [markdown]
 # ## How similar are the maps of different queries?
 #
 # What the eye sees on one image is counted here over many: the mean cosine between the maps of all pairs of
@@ -114,4 +137,4 @@ for name, frame in zip(STUDIES, frames, strict=True):
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
 # 2. Move the two queries: both onto the object, both onto the ground.
-# 3. `photographs(32)` holds other pictures. Is there one whose maps contradict the numbers?
+# 3. `photographs(32)` holds two more pictures. Is there one whose maps contradict the numbers?

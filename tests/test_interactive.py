@@ -1,0 +1,107 @@
+"""What the page of interactive maps holds is what the encoder attends to; what is left out is said."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nbhelpers import interactive
+from nbhelpers.analyse import attention_maps
+from nbhelpers.interactive import Scene, query_maps
+from nbhelpers.metrics import attention_distance, patch_distances
+from nbhelpers.models import mini_vit, wrap
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    module = mini_vit(width=32, depth=2, heads=2)
+    for block in module.blocks:  # maps of random weights are flat: make them selective
+        block.attn.qkv.weight.data *= 30
+    return wrap(module, name="mine", objective="unknown", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.randint(256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def content(page):
+    """The data that the page carries for its script."""
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', page.data, flags=re.DOTALL)
+    return json.loads(data)
+
+
+def array(text, dtype, *shape):
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy())
+
+
+def test_the_page_holds_the_maps_to_within_quantisation(encoder, image):
+    (scene,) = content(query_maps([Scene("noise", image, [encoder])]))["scenes"]
+    (model,) = scene["models"]
+    attention = attention_maps(encoder, image)[:, 0]  # L H N N
+    shape = (model["depth"], model["heads"], 64)
+    assert shape == attention.shape[:3] and model["grid"] == [8, 8] and model["label"] == "mine"
+    peaks = array(model["peaks"], "<f4", *shape)
+    assert torch.equal(peaks, attention.amax(-1))
+    assert peaks.max() > 0.1  # one key of 64 stands out: not the flat maps that anything would match
+    stored = array(model["maps"], "u1", *shape, 64).float() / 255 * peaks[..., None]
+    assert ((stored - attention).abs() <= peaks[..., None] / 510 + 1e-6).all()
+
+
+def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, image):
+    (scene,) = content(query_maps([Scene("noise", image, [encoder])]))["scenes"]
+    (model,) = scene["models"]
+    distances = array(model["distances"], "<f4", model["depth"], model["heads"], 64)
+    expected = attention_distance(attention_maps(encoder, image)[:, 0], encoder.grid, encoder.patch_size)
+    torch.testing.assert_close(distances.mean(-1), expected)
+    uniform = array(model["uniform"], "<f4", 64)
+    apart = patch_distances((8, 8), 4)
+    assert uniform.tolist() == pytest.approx(apart.mean(-1).tolist())
+
+
+def test_the_image_is_shown_as_it_is(encoder, image):
+    (scene,) = content(query_maps([Scene("noise", image, [encoder])]))["scenes"]
+    head, data = scene["image"].split(",")
+    assert head == "data:image/png;base64"
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    assert np.array_equal(shown, image[0].permute(1, 2, 0).numpy())
+
+
+def test_without_scripts_a_sentence_is_left_and_a_title_ends_nothing(encoder, image):
+    page = query_maps([Scene("</script><b>", image, [encoder])])
+    visible = re.sub(r"<(script|style).*?</\1>", "", page.data, flags=re.DOTALL)
+    assert re.sub(r"<.*?>", "", visible).strip() == interactive.FALLBACK
+    assert content(page)["scenes"][0]["title"] == "</script><b>"
+    assert not re.search("https?:", page.data)  # nothing is fetched
+
+
+def test_what_is_too_large_for_a_page_is_left_out_and_named(encoder, image, monkeypatch):
+    scenes = [Scene(f"noise {i}", image, [encoder]) for i in range(3)]
+    assert content(query_maps(scenes))["note"] == ""
+
+    monkeypatch.setattr(interactive, "LIMIT", 2 * 2 * 64**2)  # two images without single heads
+    shown = content(query_maps(scenes))
+    assert [scene["title"] for scene in shown["scenes"]] == ["noise 0", "noise 1"]
+    assert "Means over heads of 2 of the 3 images only" in shown["note"]
+    model = shown["scenes"][0]["models"][0]
+    assert model["heads"] == 1
+    mean = attention_maps(encoder, image)[:, 0].mean(1)
+    torch.testing.assert_close(array(model["peaks"], "<f4", 2, 64), mean.amax(-1))
+
+    monkeypatch.setattr(interactive, "LIMIT", 1)  # the first image always stays
+    assert len(content(query_maps(scenes))["scenes"]) == 1
+
+
+def test_bad_input_is_named(encoder, image):
+    with pytest.raises(ValueError, match="at least one scene"):
+        query_maps([])
+    with pytest.raises(ValueError, match=r"noise: expected one image, uint8 \(1 C H W\), got .*float32"):
+        query_maps([Scene("noise", image.float(), [encoder])])
+    with pytest.raises(ValueError, match="noise: no encoder"):
+        query_maps([Scene("noise", image, [])])
