@@ -97,6 +97,7 @@ plots.show(
 #
 # ## Try it yourself
 #
-# 1. Change `SEED` and look at other images of the same table.
+# 1. Show these images to a model of yours, or to any that `timm` knows:
+#    `nbhelpers.analyse(nbhelpers.load(NAME), images.subset(500), ["nmi", "attention_distance"])`.
 # 2. `nbhelpers.images.shapes.shape_distance` draws a silhouette from a formula. Write an eleventh one.
 # 3. Which two textures would you confuse at this size? The chapter on probes has the answer of the encoders.

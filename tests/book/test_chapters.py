@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 BOOK = Path(__file__).parents[2] / "book"
+TOC = yaml.safe_load((BOOK / "_toc.yml").read_text())
 PARTS = {
     part["caption"]: [BOOK / f"{entry['file']}.py" for entry in part["chapters"]]
-    for part in yaml.safe_load((BOOK / "_toc.yml").read_text()).get("parts", [])
+    for part in TOC.get("parts", [])
 }
 CHAPTERS = [path for paths in PARTS.values() for path in paths if path.exists()]
 ONE_PER_PART = [
@@ -50,6 +51,27 @@ def test_cells_are_short(path: Path) -> None:
         if cell.cell_type == "code":
             statements = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.stmt)]
             assert len(statements) <= 15, cell.source
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = {TOC["root"], *(entry["file"] for part in TOC["parts"] for entry in part["chapters"])}
+    written = {
+        path.relative_to(BOOK).with_suffix("").as_posix()
+        for path in BOOK.rglob("*")
+        if path.suffix in (".py", ".md") and path.relative_to(BOOK).parts[0][0] not in "_."
+    }
+    assert written == listed
+
+
+@every_chapter
+def test_ends_with_three_things_to_try_the_first_with_another_model(path: Path) -> None:
+    last = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"][-1]
+    heading, things = f"\n{last}".rpartition("\n## ")[2].split("\n", 1)
+    assert heading == "Try it yourself"
+    numbers = re.findall(r"^(\d+)\. ", things, flags=re.MULTILINE)
+    assert numbers == ["1", "2", "3"]
+    first = things.split("\n2. ")[0]
+    assert "model" in first.lower() and re.search(r"`MODELS?`|nbhelpers\.load", first)
 
 
 @pytest.mark.slow
