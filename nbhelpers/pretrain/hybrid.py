@@ -86,8 +86,11 @@ class Hybrid(Objective):
         terms = [term for term in (self.mim, self.cl) if term is not None]
         return tuple(view for term in terms for view in term.views(images, generator))
 
-    def loss(self, *views: Tensor) -> Tensor:
-        """Weighted sum of the two losses of what `views` drew."""
+    def terms(self, *views: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The loss of masked image modelling and the contrastive loss of what `views` drew, each a scalar.
+
+        One that the hybrid does not have is None.
+        """
         mim = cl = None
         if self.mim is not None:
             mim = self.mim.loss(*views[:2])
@@ -95,7 +98,11 @@ class Hybrid(Objective):
             self._train_patch_embedding(False)
             cl = self.cl.loss(*views[-2:])
             self._train_patch_embedding(self.mim is not None)
-        return combine(mim, cl, self.weight)
+        return mim, cl
+
+    def loss(self, *views: Tensor) -> Tensor:
+        """Weighted sum of the two losses of what `views` drew."""
+        return combine(*self.terms(*views), self.weight)
 
     def after_step(self, progress: float) -> None:
         """Move MoCo's momentum encoder."""

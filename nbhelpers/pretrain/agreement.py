@@ -1,0 +1,208 @@
+"""Do the two losses of a hybrid agree: their gradients with respect to each block of the shared encoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+from tqdm import tqdm
+
+from nbhelpers.images import ImageSource
+from nbhelpers.pretrain.hybrid import Hybrid
+from nbhelpers.pretrain.recipes import Recipe
+from nbhelpers.pretrain.trainer import Trainer, generator
+
+COLUMNS = ["metric", "depth", "value", "low", "high", "batches"]
+LOSSES = ("mim", "cl")  # the order of the axis S
+# Far from the streams of training steps and of the validation loss, which lie below and around 2^31.
+_STREAM = 3 * 2**30
+
+
+def block_gradients(objective: Hybrid, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    r"""Both losses of a hybrid, and their gradients with respect to each block, without lambda.
+
+    .. math:: g_{s \ell} = \nabla_{\theta_\ell} L_s
+
+    The objective is left as it is, running statistics of batch norm included.
+
+    Args:
+        objective: the hybrid; its lambda must leave it both losses.
+        views: what `objective.views` drew for one batch.
+
+    Returns:
+        The losses `S`, in the order of `LOSSES`, and the gradients `S L P`, P the parameters of a block.
+
+    Raises:
+        ValueError: if the objective has but one loss.
+    """
+    twin = copy.deepcopy(objective)
+    parameters = [list(block.parameters()) for block in twin.encoder.blocks]
+    losses, rows = twin.terms(*views), []
+    if None in losses:
+        raise ValueError(
+            f"lambda = {objective.weight:g} leaves one loss: there is nothing to compare it with"
+        )
+    for loss in losses:
+        flat = iter(torch.autograd.grad(loss, [p for block in parameters for p in block]))
+        rows.append(torch.stack([torch.cat([next(flat).flatten() for _ in block]) for block in parameters]))
+    return torch.stack(losses).detach(), torch.stack(rows)
+
+
+def agreement(gradients: Tensor) -> pd.DataFrame:
+    r"""How far two losses pull each block the same way, from their gradients on several batches.
+
+    With :math:`g_k` and :math:`h_k` the gradients of the two losses on batch k:
+
+    - `cosine`: mean of :math:`\cos(g_k, h_k)` over batches, both losses on the same images.
+    - `conflict`: share of batches with :math:`\cos(g_k, h_k) < 0`.
+    - `mim_cosine`, `cl_cosine`: mean of :math:`\cos(g_j, g_k)` over pairs of different batches, for one loss.
+      Near 0, the gradient of a batch is mostly noise of that batch.
+    - `direction`: cosine between the expected gradients, free of the noise that batches add,
+      :math:`\sum_{j \ne k} g_j \cdot h_k / \sqrt{\sum_{j \ne k} g_j \cdot g_k \sum_{j \ne k} h_j \cdot h_k}`;
+      NaN where a loss does not agree with itself at all. As an estimate it may leave -1..1.
+    - `mim_norm`, `cl_norm`: mean length of a gradient.
+    - `slope`: change of `cosine` from one block to the next, by least squares over blocks; its depth is NaN.
+
+    Args:
+        gradients: `K S L P`, a batch per row of the first axis; see `block_gradients`.
+
+    Returns:
+        Tidy frame `metric depth value low high batches`; cosines in -1..1; `low` and `high` bound the 95 %
+        interval over batches (jackknife, t distribution).
+
+    Raises:
+        ValueError: for another shape, fewer than 3 batches, or gradients that are zero or not finite.
+
+    Source: `cosine` and `conflict`, Jiang et al. 2023 (Layer Grafted Pre-training).
+
+    Example: opposed in the first block, at right angles in the second.
+        >>> mim = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> cl = torch.tensor([[-2.0, 0.0], [0.0, 1.0]])
+        >>> frame = agreement(torch.stack([mim, cl]).expand(3, 2, 2, 2))
+        >>> frame[frame["metric"] == "cosine"]["value"].tolist()
+        [-1.0, 0.0]
+    """
+    if gradients.ndim != 4 or gradients.shape[1] != len(LOSSES) or len(gradients) < 3:
+        raise ValueError(
+            f"agreement: expected gradients K S L P of at least 3 batches and {len(LOSSES)} losses, "
+            f"got {tuple(gradients.shape)}"
+        )
+    inner = torch.einsum("ksbp,jtbp->bsktj", *[gradients.double()] * 2)  # L S K S K
+    lengths = torch.einsum("bsksk->bsk", inner)
+    if not (lengths.isfinite().all() and lengths.gt(0).all()):
+        raise ValueError("agreement: a gradient is zero or not finite")
+    batches = len(gradients)
+    whole = _statistics(inner)
+    kept = [torch.arange(batches) != left_out for left_out in range(batches)]
+    parts = [_statistics(inner[:, :, keep][..., keep]) for keep in kept]
+    rows = []
+    for metric, values in whole.items():
+        without = torch.stack([part[metric] for part in parts])
+        spread = (without - without.mean(0)).square().sum(0)
+        half = _quantile(batches) * ((batches - 1) / batches * spread).sqrt()
+        depths = [float("nan")] if values.ndim == 0 else range(1, len(values) + 1)
+        columns = (values.reshape(-1), half.reshape(-1))
+        for depth, value, margin in zip(depths, *(c.tolist() for c in columns), strict=True):
+            rows.append((metric, depth, value, value - margin, value + margin, batches))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _statistics(inner: Tensor) -> dict[str, Tensor]:
+    """What `agreement` reports, from inner products `L S K S K`: values `L`, or a scalar."""
+    batches = inner.shape[2]
+    lengths = torch.einsum("bsksk->bsk", inner).sqrt()
+    cosines = inner / (lengths[:, :, :, None, None] * lengths[:, None, None])
+    same = torch.einsum("bkk->bk", cosines[:, 0, :, 1])
+    others = ~torch.eye(batches, dtype=torch.bool)
+
+    def across(values: Tensor, one: int, two: int) -> Tensor:
+        return values[:, one, :, two][:, others].mean(1)
+
+    own = across(inner, 0, 0).clamp(min=0) * across(inner, 1, 1).clamp(min=0)
+    depth = torch.arange(len(inner)).to(same) - (len(inner) - 1) / 2
+    cosine = same.mean(1)
+    return {
+        "cosine": cosine,
+        "conflict": (same < 0).double().mean(1),
+        "mim_cosine": across(cosines, 0, 0),
+        "cl_cosine": across(cosines, 1, 1),
+        "direction": across(inner, 0, 1) / own.sqrt().where(own > 0, torch.nan),
+        "mim_norm": lengths[:, 0].mean(1),
+        "cl_norm": lengths[:, 1].mean(1),
+        "slope": (depth * cosine).sum() / depth.square().sum(),
+    }
+
+
+def gradient_agreement(
+    recipe: Recipe, train: ImageSource, held_out: ImageSource, steps: Sequence[int], batches: int = 16
+) -> pd.DataFrame:
+    """Train a hybrid and measure, after some of its steps, whether its two losses agree.
+
+    Both losses see the same images, each its own views of them as in training; images and views are the same
+    every time, and none of them are trained on.
+
+    Args:
+        recipe: of a hybrid; its batch size is also that of the measurement.
+        train: images to train on.
+        held_out: images to measure on.
+        steps: after how many steps to measure; 0 is the initialisation.
+        batches: how many batches of `held_out` to measure on.
+
+    Returns:
+        The frames of `agreement`, with the columns `step` and `images` (how many were trained on) in front,
+        and rows `mim_loss` and `cl_loss`, whose depth is NaN.
+
+    Raises:
+        ValueError: if there are too few images to measure on, or steps beyond the end of training.
+    """
+    if batches * recipe.batch_size > len(held_out) or not 0 <= min(steps) <= max(steps) <= recipe.steps:
+        raise ValueError(
+            f"{batches} batches of {recipe.batch_size} from {len(held_out)} images, after steps "
+            f"{min(steps)} to {max(steps)} of {recipe.steps}: there are not that many"
+        )
+    frames = []
+    with TemporaryDirectory() as folder:  # nothing is written there: the run is taken step by step
+        trainer = Trainer(recipe, train, held_out, Path(folder))
+        bar = tqdm(total=max(steps), desc=f"{recipe.objective}, gradients", unit="step", disable=None)
+        for step in sorted(set(steps)):
+            for _ in trainer.steps(until=step):
+                bar.update()
+            losses, gradients = _on_batches(trainer.objective, recipe, held_out, batches)
+            frame = pd.concat([agreement(gradients), _losses(losses)], ignore_index=True)
+            frame.insert(0, "step", step)
+            frame.insert(1, "images", step * recipe.batch_size)
+            frames.append(frame)
+        bar.close()
+    return pd.concat(frames, ignore_index=True)
+
+
+def _on_batches(
+    objective: Hybrid, recipe: Recipe, images: ImageSource, batches: int
+) -> tuple[Tensor, Tensor]:
+    """Losses `K S` and gradients `K S L P` on the first `batches` batches of the images."""
+    rows = []
+    for k, indices in enumerate(torch.arange(batches * recipe.batch_size).split(recipe.batch_size)):
+        views = objective.views(images.batch(indices), generator(recipe.seed, _STREAM + k))
+        rows.append(block_gradients(objective, views))
+    losses, gradients = zip(*rows, strict=True)
+    return torch.stack(losses), torch.stack(gradients)
+
+
+def _losses(values: Tensor) -> pd.DataFrame:
+    """Rows as `agreement` has them of losses `K S`, with the 95 % interval of the mean over batches."""
+    batches = len(values)
+    half = _quantile(batches) * values.std(0) / batches**0.5
+    columns = zip(LOSSES, values.mean(0).tolist(), half.tolist(), strict=True)
+    rows = [(f"{name}_loss", float("nan"), mean, mean - h, mean + h, batches) for name, mean, h in columns]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _quantile(batches: int) -> float:
+    """How many standard errors the 95 % interval of a mean over batches reaches to either side."""
+    return float(stdtrit(batches - 1, 0.975))
