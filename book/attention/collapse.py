@@ -97,6 +97,14 @@ plots.show(
 # architecture, trained on the same images; or a low NMI that comes with an entropy of 1, since then nothing has
 # collapsed: the layer does not select at all.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("attention/collapse", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

@@ -103,6 +103,14 @@ plots.show(axes, "Attention distance against attention entropy: one dot per head
 # A contrastive encoder whose distance in the last third of its blocks is not above that of a masked encoder of the
 # same architecture, trained on the same images, by more than the interval over images.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("attention/distance", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

@@ -114,6 +114,14 @@ for (study, label), rows in panels.items():
 # is best in the middle, by more than the interval over images; or a contrastive encoder that is ahead from the first
 # block on. A difference within the bands says neither.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("components/layers", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

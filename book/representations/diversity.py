@@ -137,6 +137,14 @@ plots.show(axes, "Mean cosine between tokens of an image, and between attention 
 # a masked encoder of the same architecture, trained on the same images, by more than the interval over images.
 # Heads and depths are the weaker witnesses: there the random encoder already lies at an end of the scale.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("representations/diversity", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

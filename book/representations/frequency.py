@@ -122,6 +122,14 @@ for study, frame in zip(STUDIES, frames, strict=True):
 # the same architecture, trained on the same images, by more than the interval over images. A lower value with a
 # spectrum that does not fall more steeply beyond the first ring would not refute the number, but its reading.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("representations/frequency", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

@@ -191,6 +191,14 @@ for who in absent:
 # higher silhouette. A common share as high as the untrained encoder's, with a silhouette near zero, would say that
 # tokens move together to no purpose.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("representations/geometry", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

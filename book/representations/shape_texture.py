@@ -251,6 +251,14 @@ for study, label in tests:
 # encoder when the texture is replaced, or when noise is added at high frequencies. The tests are independent of one
 # another: an encoder can pass one and fail the next, and then "by shape" is too short a name for what it does.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("representations/shape_texture", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

@@ -145,6 +145,14 @@ for frame in frames:
 # or one of images that is not higher. The two can fail apart: a model whose tokens collapse and whose images do too
 # has lost both.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("representations/spectra", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.

@@ -1,0 +1,265 @@
+"""What a claim rests on: one number per encoder, read off a result table or off the published curves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nbhelpers.images import MissingDataError
+from nbhelpers.metrics import effective_rank
+from nbhelpers.results import TABLES, StaleTableError, last_third, published, table
+from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
+from nbhelpers.study import label, study
+
+PAIR = ("CL", "MIM")  # labels of the encoders that every table has
+DECODER = ":decoder"
+DRAWS = 2_000  # of a parametric bootstrap
+HIGH = 2 / 3  # of Nyquist: where the noise counts as high-frequency, as the last third of blocks as late
+PUBLIC = {"mocov3": "CL", "simmim": "MIM", "mae": "MAE"}  # the paper's own encoders, among those of imagenet
+PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "MAE's decoder": "MAE", "hybrid": "SimMIM+MoCo"}
+
+Reading = Callable[[pd.DataFrame], Interval]  # of one encoder's rows
+
+
+class NotMeasured(LookupError):
+    """An encoder, a table or a metric that a claim needs is not there; the message says which."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of an encoder.
+
+    Attributes:
+        table: the result table that holds it.
+        metric: which rows of the table.
+        read: what becomes of them.
+        scale: that the number is multiplied by.
+        label: which rows, where there are labels; None: those of the shape, or of the class of a photograph.
+    """
+
+    table: str
+    metric: str
+    read: Reading
+    scale: float = 1
+    label: str | None = None
+
+
+def _by_depth(rows: pd.DataFrame) -> list[Interval]:
+    """The rows of one encoder from the lowest depth to the highest."""
+    columns = rows.sort_values("depth")[["value", "low", "high"]]
+    return [Interval(*map(float, row)) for row in columns.itertuples(index=False)]
+
+
+def _part(rows: pd.DataFrame, chosen: pd.Series) -> Interval:
+    return average(_by_depth(rows[chosen]))
+
+
+def late(rows: pd.DataFrame) -> Interval:
+    """Mean over the last third of the blocks."""
+    return _part(rows, last_third(rows["depth"]))
+
+
+def overall(rows: pd.DataFrame) -> Interval:
+    """Mean over all blocks."""
+    return _part(rows, rows["depth"] > 0)
+
+
+def last(rows: pd.DataFrame) -> Interval:
+    """At the output of the last block."""
+    return _part(rows, rows["depth"] == rows["depth"].max())
+
+
+def at(depth: int) -> Reading:
+    """At one depth."""
+    return lambda rows: _part(rows, rows["depth"] == depth)
+
+
+def early_less_late(rows: pd.DataFrame) -> Interval:
+    """Mean over the first third of the blocks less that over the last."""
+    first = (rows["depth"] > 0) & (rows["depth"] <= rows["depth"].max() / 3)
+    return difference(_part(rows, first), late(rows), same_encoder=True)
+
+
+def taken_by_late(rows: pd.DataFrame) -> Interval:
+    """What enters the last third of the blocks less the mean over it."""
+    before = rows["depth"][~last_third(rows["depth"])].max()
+    return difference(at(before)(rows), late(rows), same_encoder=True)
+
+
+def highest_less_last(rows: pd.DataFrame) -> Interval:
+    """The highest depth before the last less the last; negative where the last is the highest."""
+    *before, end = _by_depth(rows)
+
+    def falls(comparisons: int) -> list[Interval]:
+        return [widened(difference(part, end, same_encoder=True), comparisons) for part in before]
+
+    return largest(falls)
+
+
+def under_high_noise(rows: pd.DataFrame) -> Interval:
+    """At the last block, mean over the rings of noise above two thirds of Nyquist."""
+    rings = (rows["change"] == "noise") & (rows["parameter"] > HIGH)
+    return last(rows[rings])
+
+
+def of_all_labels(rows: pd.DataFrame) -> Interval:
+    """After fine-tuning on all the labels there are."""
+    return Interval(*rows.loc[rows["share"] == 1, ["value", "low", "high"]].iloc[0].astype(float))
+
+
+def peak(rows: pd.DataFrame) -> Interval:
+    """Depth at which the value is highest, with a parametric bootstrap.
+
+    Every depth's value is drawn anew from its interval (normal), the depths independently: they share their
+    images, so the true curve wobbles less than the drawn ones.
+    """
+    rows = rows.sort_values("depth")
+    depth, value = rows["depth"].to_numpy(), rows["value"].to_numpy()
+    error = (rows["high"] - rows["low"]).to_numpy() / (2 * 1.96)
+    drawn = np.random.default_rng(0).normal(value, error, (DRAWS, len(value)))
+    low, high = np.quantile(depth[drawn.argmax(1)], [0.025, 0.975])
+    best = float(depth[value.argmax()])
+    return Interval(best, min(best, float(low)), max(best, float(high)))
+
+
+def late_effective_rank(rows: pd.DataFrame) -> Interval:
+    r"""Mean effective rank of spectra over the last third of the blocks, with a parametric bootstrap.
+
+    A spectrum of one covariance over n images has no value per image. Of normal variables a sample
+    eigenvalue's logarithm has the standard error :math:`\sqrt{2 / (n - 1)}`, independently of the others
+    (Anderson 1963); so are they drawn.
+    """
+    ranks = []
+    for _, lines in rows[last_third(rows["depth"])].groupby("depth"):
+        spectrum = torch.tensor(lines["value"].to_numpy())
+        error = (2 / (int(lines["images"].iloc[0]) - 1)) ** 0.5
+        noise = torch.randn(DRAWS, len(spectrum), generator=torch.Generator().manual_seed(0))
+        low, high = np.quantile(effective_rank(spectrum + error * noise).numpy(), [0.025, 0.975])
+        value = effective_rank(spectrum).item()
+        ranks.append(Interval(value, min(value, float(low)), max(value, float(high))))
+    return average(ranks)
+
+
+class Evidence(ABC):
+    """Numbers of encoders, by label as in legends; remembers the seeds and the sources that were used."""
+
+    def __init__(self) -> None:
+        self.seeds: set[int] = set()
+        self.sources: dict[str, None] = {}  # in the order of use
+
+    @abstractmethod
+    def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
+        """The rows of the quantity's metric, a frame per encoder of that label.
+
+        Raises:
+            NotMeasured: where there are none.
+        """
+
+    @abstractmethod
+    def hybrids(self) -> list[str]:
+        """Labels of the hybrids."""
+
+    def of(self, who: str, *quantities: Quantity, comparisons: int = 1) -> Interval:
+        """The first quantity of the encoders of a label, less the second if there is one, over seeds."""
+        curves = [self.curves(who, quantity) for quantity in quantities]
+        self.seeds.add(len(curves[0]))
+        values = []
+        for encoder in zip(*curves, strict=True):
+            read = [q.scale * q.read(rows) for q, rows in zip(quantities, encoder, strict=True)]
+            values.append(read[0] if len(read) == 1 else difference(*read, same_encoder=True))
+        return over_seeds(values, comparisons)
+
+
+class Measured(Evidence):
+    """The result tables of a study."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.study = study(name)
+        self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
+
+    def _encoders(self, who: str) -> list[str]:
+        """Names of the encoders, or decoders, of that label."""
+        if self.study.name == "imagenet":
+            found = [name for name in self.study.models if PUBLIC.get(name.partition(".")[0]) == who]
+        else:
+            decoders = (name + DECODER for name in self.study.trained("mae"))
+            found = [name for name in (*self.study.trained(), *decoders) if label(name, "") == who]
+        if not found:
+            raise NotMeasured(f"{who} was not trained")
+        return found
+
+    def hybrids(self) -> list[str]:
+        """Labels of the hybrids, such as "hybrid 0.2"."""
+        return list(dict.fromkeys(label(name, "hybrid") for name in self.study.trained("hybrid")))
+
+    def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
+        """A table with these encoders; the pair's own is asked for as chapters ask for it."""
+        as_drawn = who in PAIR and not TABLES[name].slow
+        models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
+        if (name, models) not in self._frames:
+            try:
+                self._frames[name, models] = table(self.study.name, name, models)
+            except MissingDataError as error:
+                raise NotMeasured(f"no table {name} of {who}") from error
+            except StaleTableError as error:
+                raise NotMeasured(f"the table {name} is of other weights") from error
+            except KeyError as error:
+                raise NotMeasured(f"no table {name} in this study") from error
+        return self._frames[name, models]
+
+    def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
+        """The rows of the quantity's metric, a frame per seed; those that stand for whole layers."""
+        encoders = self._encoders(who)
+        # Models beside the pair have the metrics that all are compared by, in a table of its own.
+        name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
+        rows = self._table(name, who, encoders)
+        rows = rows[rows["metric"] == quantity.metric]
+        if "head" in rows:
+            rows = rows[~(rows["head"] >= 0)]
+        if "label" in rows:
+            own = "shape" if self.study.name == "shapes" else "class"
+            rows = rows[rows["label"] == (quantity.label or own)]
+        found = [rows[rows["model"] == encoder] for encoder in encoders]
+        if any(frame.empty for frame in found):
+            raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")
+        return found
+
+
+class Paper(Evidence):
+    """The paper's own curves; the error of reading them off takes the place of the interval."""
+
+    def hybrids(self) -> list[str]:
+        """The one hybrid whose curves were published."""
+        return ["hybrid"]
+
+    def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
+        """The published curve of the metric."""
+        part = "decoder" if who == "MAE's decoder" else "encoder"
+        rows = self.rows(metric=quantity.metric, model=PAPER[who], part=part)
+        rows = rows[rows["depth"].notna()]
+        if rows.empty:
+            raise NotMeasured(f"no published {quantity.metric} of {who}")
+        self._cite(rows)
+        return [rows.assign(low=rows["value"] - rows["error"], high=rows["value"] + rows["error"])]
+
+    def rows(self, **columns: str) -> pd.DataFrame:
+        """The published rows that have these values in these columns."""
+        rows = published()
+        for column, value in columns.items():
+            rows = rows[rows[column] == value]
+        return rows
+
+    def number(self, metric: str, model: str, setting: str, size: str = "ViT-B/16") -> float:
+        """A published number that belongs to no depth."""
+        rows = self.rows(metric=metric, model=model, setting=setting, size=size)
+        self._cite(rows)
+        return float(rows["value"].item())
+
+    def _cite(self, rows: pd.DataFrame) -> None:
+        self.sources |= dict.fromkeys(rows["source"])

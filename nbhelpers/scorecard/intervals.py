@@ -1,0 +1,135 @@
+"""Numbers with a 95 % interval, and how the interval of a contrast follows from those of its parts.
+
+The result tables hold means over images with their intervals, not the images' own values. So a contrast is
+given the interval that its parts' intervals imply:
+
+- Parts that one encoder has on the same images (its depths) may vary together in any way. The margin of a
+  weighted sum is then at most the weighted sum of the margins, and that is what it is given.
+- Parts of two encoders are combined as if independent: the squares of the margins add. On the same images two
+  encoders mostly err together, which makes their difference surer than that. For two accuracies with Wilson's
+  interval this is Newcombe's method 10, for two means the usual standard error of a difference; the general
+  rule, for margins that differ below and above, is Zou and Donner's (Statistics in Medicine 2008).
+- Encoders trained from several seeds give a t interval over seeds, whose squared margin is added to that over
+  images. One seed has no such part: its interval says nothing about another training run.
+- The largest or smallest of several contrasts is bounded by bounds that hold for all of them (Bonferroni) on
+  the side where the choice helps, and by plain bounds on the other.
+
+A real bootstrap over images would need the metrics to accumulate their sums under random weights per image
+(Poisson weights drawn from the image's number). It would replace the first two rules by narrower intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+TAIL = 0.025  # outside a 95 % interval, on either side
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; `name` says whose it is where one of several was chosen.
+
+    >>> 100 * Interval(0.5, 0.25, 1.0)
+    Interval(value=50.0, low=25.0, high=100.0, name='')
+    """
+
+    value: float
+    low: float
+    high: float
+    name: str = ""
+
+    def __rmul__(self, scale: float) -> Interval:
+        """The same in units of which there are `scale` to the old one."""
+        return replace(self, value=scale * self.value, low=scale * self.low, high=scale * self.high)
+
+
+def combined(terms: Sequence[tuple[float, Interval]], same_encoder: bool) -> Interval:
+    """Weighted sum of intervals: margins add up within an encoder, their squares do between encoders.
+
+    >>> parts = [(1, Interval(5, 2, 8)), (-1, Interval(1, -3, 5))]
+    >>> combined(parts, same_encoder=True)
+    Interval(value=4, low=-3.0, high=11.0, name='')
+    >>> combined(parts, same_encoder=False)
+    Interval(value=4, low=-1.0, high=9.0, name='')
+    """
+    value = sum(weight * part.value for weight, part in terms)
+    ends = [sorted((weight * part.low, weight * part.high)) for weight, part in terms]
+    middles = [weight * part.value for weight, part in terms]
+    margins = np.abs([[m - low, high - m] for m, (low, high) in zip(middles, ends, strict=True)])
+    below, above = margins.sum(0) if same_encoder else np.sqrt((margins**2).sum(0))
+    return Interval(value, float(value - below), float(value + above))
+
+
+def average(parts: Sequence[Interval]) -> Interval:
+    """Mean of what one encoder, or the encoders of one objective, have on the same images.
+
+    >>> average([Interval(1, 0, 2), Interval(3, 1, 5)])
+    Interval(value=2.0, low=0.5, high=3.5, name='')
+    """
+    return combined([(1 / len(parts), part) for part in parts], same_encoder=True)
+
+
+def difference(more: Interval, less: Interval, same_encoder: bool = False) -> Interval:
+    """How far one lies above the other.
+
+    Example: 56 of 70 against 48 of 80, Wilson's intervals (Newcombe, Statistics in Medicine 1998, table II).
+        >>> first, second = Interval(56 / 70, 0.6918, 0.8770), Interval(48 / 80, 0.4904, 0.7004)
+        >>> both = difference(first, second)
+        >>> round(both.low, 4), round(both.high, 4)
+        (0.0524, 0.3339)
+    """
+    return combined([(1, more), (-1, less)], same_encoder)
+
+
+def widened(part: Interval, comparisons: int) -> Interval:
+    """The interval made to hold together with those of `comparisons` in all (Bonferroni, normal quantiles).
+
+    >>> widened(Interval(0, -1.96, 1.96), 2).high.__round__(2)
+    2.24
+    """
+    factor = ndtri(1 - TAIL / comparisons) / ndtri(1 - TAIL)
+    below, above = factor * (part.value - part.low), factor * (part.high - part.value)
+    return replace(part, low=float(part.value - below), high=float(part.value + above))
+
+
+def over_seeds(parts: Sequence[Interval], comparisons: int = 1) -> Interval:
+    """Mean over the encoders of one objective, over images and, where there are several, over their seeds.
+
+    >>> over_seeds([Interval(1, 1, 1), Interval(3, 3, 3)]).high.__round__(2)  # 2 + 12.71 * sqrt(2 / 2)
+    14.71
+    """
+    mean = widened(average(parts), comparisons)
+    if len(parts) < 2:
+        return mean
+    spread = np.std([part.value for part in parts], ddof=1) / len(parts) ** 0.5
+    margin = float(stdtrit(len(parts) - 1, 1 - TAIL / comparisons) * spread)
+    return combined([(1, mean), (1, Interval(0, -margin, margin))], same_encoder=False)
+
+
+Made = Callable[[int], Sequence[Interval]]  # some contrasts, with intervals for so many comparisons
+
+
+def largest(make: Made) -> Interval:
+    """The largest of several contrasts: its lower bound pays for the choice, its upper bound need not.
+
+    >>> largest(lambda comparisons: [Interval(1, 1 - comparisons, 2), Interval(0, -1, 4)])
+    Interval(value=1, low=-1, high=4, name='')
+    """
+    plain = make(1)
+    wide, best = make(len(plain)), max(plain, key=lambda part: part.value)
+    return replace(best, low=max(part.low for part in wide), high=max(part.high for part in plain))
+
+
+def smallest(make: Made) -> Interval:
+    """The smallest of several contrasts: its upper bound pays for the choice, its lower bound need not.
+
+    >>> smallest(lambda comparisons: [Interval(1, 0, 1 + comparisons), Interval(2, -1, 4)])
+    Interval(value=1, low=-1, high=3, name='')
+    """
+    plain = make(1)
+    wide, worst = make(len(plain)), min(plain, key=lambda part: part.value)
+    return replace(worst, low=min(part.low for part in plain), high=min(part.high for part in wide))

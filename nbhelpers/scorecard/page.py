@@ -1,0 +1,85 @@
+"""The scorecard as a table of a page."""
+
+from __future__ import annotations
+
+import html
+import math
+
+import pandas as pd
+
+from nbhelpers.study import TITLES
+
+NOT_MEASURED = "not measured"
+# A sign, a word and a class for the style sheet: nothing is said by colour alone.
+MARKS = {
+    "shows": ("✓", "shows"),
+    "does not show": ("✗", "fails"),
+    "undecided": ("?", "open"),
+    NOT_MEASURED: ("–", "absent"),
+}
+PAPER = "Park et al. 2023, arXiv 2305.00729, "
+
+
+def figures(value: float, *ends: float) -> list[str]:
+    """A value and the ends of its interval with as many decimals as the interval is worth; alone, two digits.
+
+    >>> figures(26.38, 23.1, 29.6)
+    ['26.4', '23.1', '29.6']
+    >>> figures(-0.30612, -0.30655, -0.30571)
+    ['−0.306', '−0.307', '−0.306']
+    >>> figures(0.00712)
+    ['0.0071']
+    """
+    size = max(abs(number) for number in (value, *ends))
+    width = max(ends) - min(ends) if ends else size
+    # Three digits of the largest number, or two of the interval's width if those are fewer.
+    digits = [number for number in (size / 10, width) if number > 0]
+    decimals = max(0, 1 - math.floor(math.log10(max(digits)))) if digits else 0
+    return [f"{number:.{decimals}f}".replace("-", "−") for number in (value, *ends)]
+
+
+def _cell(row: pd.Series) -> str:
+    """What one study says of a claim: verdict, effect, interval, seeds."""
+    sign, kind = MARKS[row["verdict"]]
+    word = f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {row["verdict"]}</span>'
+    lines = [word]
+    if row["verdict"] == NOT_MEASURED:
+        lines.append(f"<small>{html.escape(row['note'])}</small>")
+    else:
+        value, low, high = figures(row["effect"], row["low"], row["high"])
+        lines.append(f"{value} <small>{row['unit']}</small> <small>[{low}, {high}]</small>")
+        notes = [row["note"]] if row["note"] else []
+        if row["seeds"] > 1:
+            notes.append(f"{row['seeds']:.0f} seeds each")
+        if notes:
+            lines.append(f"<small>{html.escape(', '.join(notes))}</small>")
+    return f"<td>{'<br>'.join(lines)}</td>"
+
+
+def _paper(row: pd.Series) -> str:
+    if pd.isna(row["published"]):
+        return "<td><small>none published</small></td>"
+    sources = [source.removeprefix(PAPER).split(",")[0] for source in row["source"].split("; ")]
+    (value,), cited = figures(row["published"]), html.escape(", ".join(dict.fromkeys(sources)))
+    return f"<td>{value} <small>{row['published_unit']}</small><br><small>{cited}</small></td>"
+
+
+def html_table(card: pd.DataFrame, links: bool) -> str:
+    """A row per claim, a column per study and one for the paper; claims link to their chapters if asked to.
+
+    The links are those of the site, from its front page.
+    """
+    studies = list(dict.fromkeys(card["study"]))
+    names = ["claim", *(TITLES.get(study, study) for study in studies), "the paper"]
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    body = []
+    for number, lines in card.groupby("number", sort=False):
+        first = lines.iloc[0]
+        words = html.escape(first["claim"])
+        if links:
+            words = f'<a href="{first["chapter"]}.html">{words}</a>'
+        claim = f'<th scope="row">{number}. {words}<br><small>{html.escape(first["measure"])}</small></th>'
+        cells = "".join(_cell(row) for _, row in lines.iterrows())
+        body.append(f"<tr>{claim}{cells}{_paper(first)}</tr>")
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'<table class="dataframe scorecard">{table}</table>'

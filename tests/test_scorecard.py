@@ -1,0 +1,366 @@
+"""The scorecard: effects computed by hand, intervals that hold, one rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import t as student
+
+from nbhelpers import scorecard
+from nbhelpers.images import MissingDataError
+from nbhelpers.metrics import effective_rank
+from nbhelpers.probes.rows import wilson
+from nbhelpers.results import StaleTableError
+from nbhelpers.scorecard import CLAIMS, evidence
+from nbhelpers.scorecard.evidence import highest_less_last, late_effective_rank, peak
+from nbhelpers.scorecard.intervals import (
+    Interval,
+    average,
+    combined,
+    difference,
+    largest,
+    over_seeds,
+    smallest,
+)
+from nbhelpers.scorecard.page import figures
+from nbhelpers.study import study
+
+MODELS = ("cl", "mim", "mae", "hybrid-0.2", "hybrid-0.4")
+
+
+def curve(
+    metric: str, model: str, values: list[float], margin: float = 0.0, **columns: object
+) -> pd.DataFrame:
+    """Rows of one model: depths 0, 1, ... unless said otherwise."""
+    rows = {
+        "model": f"shapes.{model}",
+        "metric": metric,
+        "head": -1,
+        "images": 2000,
+        "depth": range(len(values)),
+    }
+    ends = {"low": np.array(values) - margin, "high": np.array(values) + margin}
+    return pd.DataFrame(rows | {"value": values} | ends | columns)
+
+
+@pytest.fixture
+def toy(monkeypatch) -> dict[str, pd.DataFrame | Exception]:
+    """A study with encoders of every kind; the answer is its tables, to be filled by the test."""
+    trained = {f"shapes.{name}": {"study": "shapes"} for name in MODELS}
+    monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: trained)
+    monkeypatch.setattr(evidence, "study", study.__wrapped__)
+    tables: dict[str, pd.DataFrame | Exception] = {}
+
+    def table(name: str, kind: str, models: tuple[str, ...] | None = None) -> pd.DataFrame:
+        there = tables.get(kind, MissingDataError(f"there is no {name}/{kind}"))
+        if isinstance(there, Exception):
+            raise there
+        wanted = models or study.__wrapped__(name).models
+        return there[there["model"].str.partition(":")[0].isin(wanted)]
+
+    monkeypatch.setattr(evidence, "table", table)
+    tables["trained"] = trained
+    return tables
+
+
+def line(number: str) -> pd.Series:
+    """What the toy study says of a claim."""
+    return scorecard.scorecard(["shapes"], [c for c in CLAIMS if c.number == number]).iloc[0]
+
+
+def effect(number: str) -> list[float]:
+    """Effect and interval of a claim on the toy study."""
+    return pytest.approx(line(number)[["effect", "low", "high"]].tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 2, "shows"),
+        (0, 2, "undecided"),
+        (-1, 0.1, "undecided"),
+        (-1, 0, "does not show"),
+        (-2, -1, "does not show"),
+    ],
+)
+def test_the_rule(low, high, said):
+    assert scorecard.verdict(Interval(0.0, low, high)) == said
+
+
+def test_the_list_is_whole():
+    numbers = [claim.number for claim in CLAIMS]
+    assert len(set(numbers)) == len(numbers)
+    assert list(dict.fromkeys(int(re.match(r"\d+", number)[0]) for number in numbers)) == list(range(1, 16))
+
+
+def test_nothing_measured_is_said_and_no_error(toy):
+    card = scorecard.scorecard(["shapes", "cifar10"])
+    assert len(card) == 2 * len(CLAIMS)
+    assert set(card["verdict"]) == {"not measured"}
+    assert card["note"].str.len().min() > 10
+    by_study = {name: rows.set_index("number")["note"] for name, rows in card.groupby("study")}
+    assert by_study["shapes"]["2"] == "no table metrics of MIM"
+    assert by_study["cifar10"]["13b"] == "MAE's decoder was not trained"
+    assert by_study["cifar10"]["15a"] == "no hybrid was trained"
+    assert by_study["shapes"]["15b"] == "no table fine_tuning of hybrid 0.4"
+
+
+def test_other_weights_another_study_and_a_metric_that_is_not_there(toy):
+    toy["metrics"] = StaleTableError("computed from other weights")
+    assert line("1")["note"] == "the table metrics is of other weights"
+    toy["metrics"] = KeyError("the study has no table")
+    assert line("1")["note"] == "no table metrics in this study"
+    toy["tokens"] = pd.concat([curve("attentive", m, [0.1], label="mask") for m in ("cl", "mim")])
+    assert line("14b")["note"] == "no miou of MIM in the table tokens"
+
+
+def test_late_is_the_last_third_and_margins_add_as_they_should(toy):
+    toy["metrics"] = pd.concat(
+        [
+            curve("nmi", "cl", [0.9] * 7 + [0.1, 0.2, 0.3], 0.03),  # depths 0..9, late are 7, 8, 9
+            curve("nmi", "mim", [0.0] * 7 + [0.5, 0.6, 0.7], 0.04),
+            curve("nmi", "cl", [5.0] * 10, head=0),  # a single head says nothing of the layer
+        ]
+    )
+    assert effect("2") == [0.4, 0.35, 0.45]
+    assert line("2")["verdict"] == "shows"
+
+
+def test_a_fall_from_the_maximum(toy):
+    toy["metrics"] = curve("nmi", "cl", [0.1, 0.5, 0.2], 0.01)
+    assert line("3")["effect"] == pytest.approx(0.3)
+    assert line("3")["low"] < 0.28 and line("3")["high"] == pytest.approx(
+        0.32
+    )  # the choice is paid for below
+    rising = curve("nmi", "cl", [0.1, 0.2, 0.5])
+    assert highest_less_last(rising).value == pytest.approx(-0.3)
+
+
+def test_high_frequencies(toy):
+    toy["metrics"] = pd.concat(
+        [
+            curve("delta_log_amplitude", "mim", [-1, -1, -2, -4]),
+            curve("delta_log_amplitude", "cl", [-3, -2, -2.5, -6]),
+        ]
+    )
+    toy["profile"] = curve("delta_log_amplitude", "mae", [-1, -1, -1, -1.5])
+    assert effect("9a") == [0.5] * 3
+    assert effect("9b") == [2.0] * 3  # depth 2 less depth 3
+    assert effect("13a") == [1.5] * 3
+
+
+def test_shape_and_noise(toy):
+    conflict = {"label": "shape/texture"}
+    toy["shape_bias"] = pd.concat(
+        [
+            curve("shape_bias", "cl", [0.1, 0.7], 0.03, **conflict),
+            curve("shape_bias", "mim", [0.9, 0.2], 0.04, **conflict),
+            curve("covered", "cl", [1.0, 1.0], **conflict),
+        ]
+    )
+    assert effect("10") == [0.5, 0.45, 0.55]
+    rings = {"depth": [2, 2, 2, 1], "change": "noise", "parameter": [0.6, 0.7, 1.0, 1.0]}
+    toy["noise"] = pd.concat(
+        [
+            curve("drop", "mim", [0.9, 0.2, 0.4, 0.9], label="shape", **rings),
+            curve("drop", "cl", [0.9, 0.1, 0.1, 0.9], label="shape", **rings),
+            curve("drop", "cl", [0.8] * 4, label="texture", **rings),
+            curve("drop", "cl", [0.8] * 4, label="shape", **rings | {"change": "low-pass"}),
+        ]
+    )
+    assert effect("11") == [20.0] * 3
+
+
+def probes(**last: float) -> pd.DataFrame:
+    """A table of linear probes that are best at depth 1, with these accuracies at the last."""
+    rows = [
+        curve("linear", name.replace("_", "-0."), [0.1, 0.9, v], label="shape") for name, v in last.items()
+    ]
+    return pd.concat([*rows, curve("linear", "cl", [0.9, 0.9, 0.9], label="texture")])
+
+
+def tuned(**accuracy: float) -> pd.DataFrame:
+    """A table of fine-tuning, on a tenth of the labels and on all of them."""
+    shares = {"depth": 0, "share": [0.1, 1.0], "label": "shape"}
+    return pd.concat(
+        curve("fine_tuning", name.replace("_", "-0."), [0.99, v], 0.01, **shares)
+        for name, v in accuracy.items()
+    )
+
+
+def test_behaviour(toy):
+    toy["probes"], toy["fine_tuning"] = probes(cl=0.7, mim=0.4), tuned(cl=0.75, mim=0.8)
+    dense = [curve("miou", m, [0.1, v], label="mask") for m, v in {"cl": 0.5, "mim": 0.6}.items()]
+    toy["tokens"] = pd.concat([*dense, curve("miou", "cl", [0.9, 0.9], label="texture")])
+    assert effect("14a") == [30.0] * 3
+    assert effect("14b") == [10.0] * 3
+    assert effect("14c") == [35.0, 35 - 2**0.5, 35 + 2**0.5]
+    assert line("14d")["note"] == "no encoder of another width was trained"
+
+
+def test_depth_of_the_best_probe(toy):
+    toy["probes"] = pd.concat(
+        [
+            curve("linear", "cl", [0.1, 0.2, 0.5, 0.9], 0.02, label="shape"),
+            curve("linear", "mim", [0.1, 0.9, 0.5, 0.3], 0.02, label="shape"),
+        ]
+    )
+    assert effect("12") == [2.0] * 3
+
+
+def test_the_bootstrap_of_the_peak_knows_when_depths_are_alike():
+    sure = curve("linear", "cl", [0.1, 0.5, 0.3], 0.02)
+    assert peak(sure) == Interval(1.0, 1.0, 1.0)
+    flat = curve("linear", "cl", [0.5] * 6 + [0.501], 0.02)
+    assert peak(flat) == Interval(6.0, 0.0, 6.0)
+    near = curve("linear", "cl", [0.1, 0.5, 0.49], 0.02)  # 0.69 standard errors of the difference apart
+    assert peak(near) == Interval(1.0, 1.0, 2.0)
+
+
+def test_the_decoder_has_its_own_blocks(toy):
+    decoder = curve("nmi", "mae:decoder", [0.9, 0.5, 0.7])
+    toy["profile"] = pd.concat([curve("nmi", "mae", [0.9, 0.1, 0.2, 0.3, 0.2]), decoder])
+    assert effect("13b") == [0.4] * 3  # over blocks 1 and 2, and 1 to 4
+
+
+def test_the_best_hybrid_against_the_better_parent(toy):
+    toy["probes"] = probes(cl=0.6, mim=0.3, hybrid_2=0.7, hybrid_4=0.5)
+    toy["fine_tuning"] = tuned(cl=0.75, mim=0.8, hybrid_2=0.7, hybrid_4=0.82)
+    assert effect("15a") == [10.0] * 3 and line("15a")["note"] == "hybrid 0.2"
+    best = line("15b")
+    assert best["effect"] == pytest.approx(2) and best["note"] == "hybrid 0.4"
+    plain = 2**0.5  # margins of 1 point each; the choice among two hybrids widens the lower one
+    assert best["low"] < 2 - plain * 1.1 and best["high"] > 2 + plain
+    toy["profile"] = pd.concat(
+        [
+            curve("nmi", "hybrid-0.2", [0.9, 0.3, 0.9, 0.4]),
+            curve("nmi", "hybrid-0.4", [0.9, 0.2, 0.9, 0.1]),
+        ]
+    )
+    assert effect("15c") == [0.1] * 3 and line("15c")["note"] == "hybrid 0.4"
+
+
+def test_a_hybrid_that_was_not_measured_stands_aside(toy):
+    toy["probes"] = probes(cl=0.6, mim=0.3, hybrid_4=0.5)
+    assert effect("15a") == [-10.0] * 3 and line("15a")["note"] == "hybrid 0.4"
+
+
+def test_several_seeds_count(toy):
+    toy["trained"] |= {"shapes.cl.s1": {"study": "shapes"}, "shapes.cl.s2": {"study": "shapes"}}
+    seeds = [
+        curve("nmi", name, [0, 0, v], 0.1) for name, v in {"cl": 1.0, "cl.s1": 2.0, "cl.s2": 3.0}.items()
+    ]
+    toy["metrics"] = pd.concat([*seeds, curve("nmi", "mim", [0, 0, 5.0], 0.2)])
+    margin = (0.2**2 + 0.1**2 + (student.ppf(0.975, 2) / 3**0.5) ** 2) ** 0.5
+    assert effect("2") == [3.0, 3 - margin, 3 + margin]
+    assert line("2")["seeds"] == 1  # MIM's
+    assert line("3")["seeds"] == 3
+
+
+def test_newcombe():
+    """Differences of two proportions (Newcombe, Statistics in Medicine 1998, table II, method 10)."""
+    for counts, expected in {
+        (56, 70, 48, 80): (0.0524, 0.3339),
+        (9, 10, 3, 10): (0.1705, 0.8090),
+        (10, 10, 0, 20): (0.6791, 1.0),
+    }.items():
+        hits = [Interval(k / n, *wilson(k, n)) for k, n in (counts[:2], counts[2:])]
+        both = difference(*hits)
+        assert (both.low, both.high) == pytest.approx(expected, abs=5e-5)
+
+
+def test_margins_within_an_encoder_hold_for_every_correlation():
+    error = np.array([0.3, 0.4])
+    for correlation in (-1, 0, 1):
+        weights = np.array([1, -1])
+        covariance = np.outer(error, error) * np.array([[1, correlation], [correlation, 1]])
+        true = 1.96 * (weights @ covariance @ weights) ** 0.5
+        parts = [(w, Interval(0, -1.96 * e, 1.96 * e)) for w, e in zip(weights, error, strict=True)]
+        assert combined(parts, same_encoder=True).high >= true - 1e-9
+    assert combined(parts, same_encoder=False).high == pytest.approx(1.96 * 0.5)
+
+
+@pytest.mark.parametrize(("choose", "side"), [(largest, "low"), (smallest, "high")])
+def test_the_choice_of_the_best_is_paid_for(choose: Callable, side: str):
+    """Of eight contrasts that are all 0 one seems above it in far more than one case of forty."""
+    draws = np.random.default_rng(0).normal(size=(800, 8))
+    paid, plain = [], []
+    for values in draws:
+        parts = [Interval(v, v - 1.96, v + 1.96) for v in values]
+        chosen = choose(lambda c, parts=parts: [over_seeds([part], c) for part in parts])
+        paid.append(getattr(chosen, side))
+        plain.append(max(p.low for p in parts) if side == "low" else min(p.high for p in parts))
+    wrong = [np.mean(np.array(bounds) * (1 if side == "low" else -1) > 0) for bounds in (paid, plain)]
+    assert wrong[0] < 0.035 < 0.1 < wrong[1]
+
+
+def test_effective_rank_over_images_has_an_interval_that_holds():
+    generator, true = torch.Generator().manual_seed(0), effective_rank(torch.tensor([4.0, 2, 1, 1]).log())
+    inside = 0
+    for _ in range(60):
+        images = torch.randn(400, 4, generator=generator) * torch.tensor([4.0, 2, 1, 1]).sqrt()
+        spectrum = torch.linalg.eigvalsh(images.T.cov()).flip(0).log()
+        rows = pd.DataFrame({"depth": 1, "value": (spectrum - spectrum[0]).numpy(), "images": 400})
+        estimate = late_effective_rank(rows)
+        assert estimate.value == pytest.approx(effective_rank(spectrum).item(), rel=1e-6)
+        inside += estimate.low <= true <= estimate.high
+    assert inside >= 53
+
+
+def test_the_papers_own_values():
+    card = scorecard.scorecard(["shapes"], CLAIMS[:0])
+    assert card.empty
+    papers = {claim.number: scorecard._published(claim) for claim in CLAIMS}
+    values = {number: paper["published"] for number, paper in papers.items() if "published" in paper}
+    assert values == pytest.approx(
+        {
+            "1": np.mean([62.4, 50.4, 41.2, 47.1]) * -1 + np.mean([95.7, 101.2, 109.7, 113.6]),
+            "2": np.mean([0.34, 0.424, 0.539, 0.474]) - np.mean([0.099, 0.09, 0.037, 0.011]),
+            "3": 0.317 - 0.011,
+            "9a": 2.508 - 2.308,
+            "9b": -2.038 + np.mean([2.057, 2.128, 2.116, 2.308]),
+            "12": 12 - 8,
+            "13a": values["9b"] - (-2.266 + np.mean([2.234, 2.167, 2.141, 2.51])),
+            "13b": np.mean([0.512, 0.622, 0.361, 0.53, 0.449, 0.639, 0.516, 0.466])
+            - np.mean([0.05, 0.087, 0.122, 0.121, 0.473, 0.416, 0.423, 0.222, 0.189, 0.209, 0.159, 0.171]),
+            "14a": 71.71 - 45.34,
+            "14b": 50.3 - 47.9,
+            "14c": (83.8 - 56.7) - (83.2 - 76.7),
+            "14d": (81.8 - 64.6) - (81.2 - 68.9),
+            "15a": 62.3 - 58.1,
+            "15b": 82.29 - 81.9,
+            "15c": np.mean([0.118, 0.175, 0.145, 0.177]) - np.mean([0.193, 0.171, 0.124, 0.099]),
+        }
+    )
+    assert papers["14b"]["published_unit"] == "box AP"
+    assert all(papers[number]["source"] for number in values)
+
+
+def test_a_table_to_read(toy):
+    toy["metrics"] = pd.concat([curve("nmi", "cl", [0.1, 0.5], 0.01), curve("nmi", "mim", [0.1, 0.2], 0.01)])
+    page = scorecard.rows("attention", ["shapes", "cifar10"]).data
+    assert page.count('<th scope="row">') == 3 and page.count('<th scope="col">') == 4
+    assert '<a href="attention/collapse.html">' in page
+    assert "✗</span> does not show" in page and "–</span> not measured" in page
+    assert "CL was not trained" in page and "−0.300" in page and "figure 10a" in page
+    own = scorecard.rows("attention/collapse", ["shapes"]).data
+    assert own.count('<th scope="row">') == 2 and "<a href" not in own
+    assert "own models" in scorecard.rows("attention/collapse", ["shapes"], ["vit_tiny"]).data
+    with pytest.raises(KeyError, match="attention/collapse"):
+        scorecard.rows("attention/maps", ["shapes"])
+
+
+def test_digits():
+    assert figures(4.0, 3.0, 5.0) == ["4.0", "3.0", "5.0"]
+    assert figures(0.0, 0.0, 0.0) == ["0", "0", "0"]
+    assert figures(26.37) == ["26"]
+    assert figures(16.205, 16.2, 16.21) == ["16.2", "16.2", "16.2"]
+
+
+def test_average_is_that_of_values_and_margins():
+    assert average([Interval(1, 0, 3), Interval(3, 2, 5)]) == Interval(2.0, 1.0, 4.0)
