@@ -16,7 +16,7 @@ from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 
 from nbhelpers.capture import Attention, Stream, capture
 from nbhelpers.files import atomic_path, cache_dir
-from nbhelpers.images import ArraySource, ImageSource
+from nbhelpers.images import ImageSource
 from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric
 from nbhelpers.models import Encoder
 
@@ -121,7 +121,7 @@ def feed(
     ):
         for indices in tqdm(share.split(batch_size), desc=encoder.name, unit="batch", disable=None):
             with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                encoder.forward(_batch(encoder, images, indices))
+                encoder.forward(encoder.batch(images, indices))
 
 
 def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
@@ -152,13 +152,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _batch(encoder: Encoder, images: ImageSource, indices: Tensor) -> Tensor:
-    """Images as uint8 `B C H W`; those of a folder differ in size, so they are resized one by one."""
-    if isinstance(images, ArraySource):
-        return images.batch(indices)
-    return torch.cat([encoder.resize(images[int(index)][None]) for index in indices])
-
-
 def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
     """The frame with the columns that say what was measured, `study model objective seed`, in front."""
     name = images.name if ":" in images.name else images.name.split("/")[0]
@@ -167,12 +160,16 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
 
 
 # What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
-CODE = {"metrics": ("analyse/__init__.py", "metrics/*.py"), "probes": ("probes/*.py", "images/filters.py")}
+CODE = {
+    "metrics": ("analyse/__init__.py", "metrics/*.py"),
+    "probes": ("probes/*.py", "images/filters.py"),
+    "pretrain": ("pretrain/*.py", "models/mini.py"),
+}
 
 
 @lru_cache
 def code_version(kind: str) -> str:
-    """Hash of the code that turns weights and images into a frame of "metrics" or of "probes"."""
+    """Hash of the code that turns weights and images into a frame, by the keys of `CODE`."""
     package = Path(__file__).parent.parent
     files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from nbhelpers.probes.knn import knn_accuracy, knn_by_depth, knn_predict
 from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
 from nbhelpers.probes.noise import robustness_by_depth
 from nbhelpers.probes.shape_bias import ShapeBias, shape_bias, shape_bias_by_depth
+from nbhelpers.probes.similarity import cka_by_depth
 
 __all__ = [
     "features",
@@ -28,6 +29,7 @@ __all__ = [
     "silhouette_by_depth",
     "token_map",
     "robustness_by_depth",
+    "cka_by_depth",
     "mean_iou",
     "dense_by_depth",
     "FineTuning",
