@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import display
+from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -64,6 +64,9 @@ LABELS = {
     "fourier_radial": "Δ log amplitude",
     "linear": "linear probe accuracy",
     "knn": "k-NN accuracy",
+    "attentive": "attentive probe accuracy",
+    "miou": "mean IoU",
+    "fine_tuning": "fine-tuned accuracy",
     "drop": "drop of accuracy",
     "covered": "covered trials",
 }
@@ -99,12 +102,27 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     Raises:
         ValueError: without a text.
     """
+    live(figure, alt)
+
+
+def live(
+    figure: Figure | Axes | Sequence[Axes], alt: str, handle: DisplayHandle | None = None
+) -> DisplayHandle | None:
+    """As `show`, but given the handle that an earlier call returned, in the place of that call's figure.
+
+    A page keeps the last figure alone. Outside of a notebook there is no handle, and nothing is replaced.
+    """
     if not alt.strip():
         raise ValueError("a figure needs an alternative text that says what it shows")
     if not isinstance(figure, Figure):
         figure = np.ravel(figure)[0].figure
-    display(figure, metadata={kind: {"alt": alt} for kind in ("image/svg+xml", "image/png")})
+    metadata = {kind: {"alt": alt} for kind in ("image/svg+xml", "image/png")}
+    if handle is None:
+        handle = display(figure, metadata=metadata, display_id=True)
+    else:
+        handle.update(figure, metadata=metadata)
     plt.close(figure)
+    return handle
 
 
 def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:
@@ -339,6 +357,33 @@ def _lines(
     return ax
 
 
+def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes | None = None) -> Axes:
+    """A point per model: its value in one frame against its value in another, with both 95 % intervals.
+
+    Frames hold a row per model, with the columns `model objective value low high`; `names` are the axes'.
+
+    Raises:
+        ValueError: if no model is in both.
+    """
+    ax = ax or plt.gca()
+    both = x.merge(y, on=["model", "objective"])
+    if both.empty:
+        raise ValueError(f"no model is in both frames: {list(x['model'])} and {list(y['model'])}")
+    for row in both.itertuples():
+        bars = [
+            [[value - low], [high - value]]
+            for value, low, high in (
+                (row.value_x, row.low_x, row.high_x),
+                (row.value_y, row.low_y, row.high_y),
+            )
+        ]
+        look = look_of(row.model, row.objective) | {"linestyle": "none"}
+        name = label(row.model, row.objective)
+        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=name, lw=1, **look)
+    ax.set(xlabel=names[0], ylabel=names[1])
+    return ax
+
+
 def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     """A model's spectrum against rank or frequency, a line per depth coloured by depth.
 
@@ -408,22 +453,22 @@ def published_by_depth(
     ax = ax or plt.gca()
     rows = published()
     rows = rows[(rows["metric"] == metric) & rows["depth"].notna()]
-    if decoder:
-        behind = rows[rows["part"] == "decoder"].sort_values("depth")
-        look = STYLES["MAE's decoder"] | {"label": "MAE's decoder"}
-        ax.errorbar(
-            behind["depth"], behind["value"], behind["error"], lw=1.2, capsize=1.5, mfc="white", **look
-        )
-    rows = rows[rows["part"] == "encoder"]
-    if rows.empty:
+    encoders = rows[rows["part"] == "encoder"]
+    if encoders.empty:
         raise ValueError(f"no published curve of {metric!r}")
     for model in models:
-        line = rows[rows["model"] == model].sort_values("depth")
+        line = encoders[encoders["model"] == model].sort_values("depth")
         objective = line["objective"].iloc[0]
         look = STYLES.get(model, STYLES[objective])
         name = f"{objective}: {model}"
         ax.errorbar(
             line["depth"], line["value"], line["error"], label=name, lw=1.2, capsize=1.5, mfc="white", **look
+        )
+    if decoder:
+        behind = rows[rows["part"] == "decoder"].sort_values("depth")
+        look = STYLES["MAE's decoder"] | {"label": "MAE's decoder"}
+        ax.errorbar(
+            behind["depth"], behind["value"], behind["error"], lw=1.2, capsize=1.5, mfc="white", **look
         )
     if reference:
         _reference_line(ax, *reference)

@@ -71,6 +71,18 @@ def test_models_of_one_objective_look_different():
     assert plots.look_of("deit_tiny", "unknown") == plots.OTHER
 
 
+def test_trade_off_draws_a_point_per_model(frame):
+    end = frame[(frame["depth"] == 3) & (frame["head"] == -1)]
+    ax = plots.trade_off(
+        end, end[end["model"] == "shapes.cl"].assign(value=0.9, low=0.8, high=1.0), ("x", "y")
+    )
+    (point,) = ax.containers
+    assert point.get_label() == "CL"
+    assert point[0].get_xydata().tolist() == [[pytest.approx(0.29), 0.9]]
+    with pytest.raises(ValueError, match=r"no model is in both.*shapes\.cl.*other"):
+        plots.trade_off(end, end.assign(model="other"), ("x", "y"))
+
+
 def test_a_missing_metric_is_answered_with_those_there(frame):
     with pytest.raises(ValueError, match="it has nmi"):
         plots.by_depth(frame, "nmj")
@@ -93,6 +105,27 @@ def test_a_figure_without_alternative_text_is_refused():
     figure, _ = plt.subplots()
     with pytest.raises(ValueError, match="alternative text"):
         plots.show(figure, " ")
+
+
+def test_a_live_figure_takes_the_place_of_the_one_before(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, figure, metadata):
+            shown[-1] = (figure, metadata["image/svg+xml"]["alt"])
+
+    def display(figure, metadata, display_id):
+        shown.append((figure, metadata["image/png"]["alt"]))
+        return Handle()
+
+    monkeypatch.setattr(plots, "display", display)
+    handle, (first, second) = None, (plt.figure(), plt.figure())
+    for figure, alt in ((first, "one step"), (second, "two steps")):
+        handle = plots.live(figure, alt, handle)
+    assert shown == [(second, "two steps")]
+    plots.show(first, "another")
+    assert shown == [(second, "two steps"), (first, "another")]
+    assert not plt.get_fignums()
 
 
 def test_panels_wrap_into_rows():

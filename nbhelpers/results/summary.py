@@ -36,6 +36,19 @@ def late(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     return rows.groupby("label", sort=False)["value"].mean().to_dict()
 
 
+def early(frame: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Mean of a metric over the first third of each label's blocks.
+
+    >>> rows = [("shapes.cl", "CL", depth, -1, "nmi", float(depth)) for depth in range(7)]
+    >>> early(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
+    {'CL': 1.5}
+    """
+    rows = _whole(frame, metric)
+    last = rows.groupby("label")["depth"].transform("max")
+    rows = rows[(rows["depth"] >= 1) & (rows["depth"] <= last / 3)]
+    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+
+
 def peak(frame: pd.DataFrame, metric: str) -> dict[str, int]:
     """Depth at which a metric is highest, per label.
 
@@ -46,3 +59,24 @@ def peak(frame: pd.DataFrame, metric: str) -> dict[str, int]:
     rows = _whole(frame, metric)
     best = rows.loc[rows.groupby("label", sort=False)["value"].idxmax()]
     return {row.label: int(row.depth) for row in best.itertuples()}
+
+
+def highest(frame: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Highest value of a metric over the depths, per label.
+
+    >>> rows = [("shapes.cl", "CL", depth, -1, "nmi", nmi) for depth, nmi in [(1, 0.2), (2, 0.3), (3, 0.1)]]
+    >>> highest(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
+    {'CL': 0.3}
+    """
+    return _whole(frame, metric).groupby("label", sort=False)["value"].max().to_dict()
+
+
+def at_end(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of a metric at each model's last depth.
+
+    >>> rows = [("cl", 1, "linear", 0.2), ("cl", 2, "linear", 0.3), ("mim", 1, "linear", 0.4)]
+    >>> at_end(pd.DataFrame(rows, columns=["model", "depth", "metric", "value"]), "linear")["value"].tolist()
+    [0.3, 0.4]
+    """
+    rows = frame[frame["metric"] == metric]
+    return rows[rows["depth"] == rows.groupby("model")["depth"].transform("max")]
