@@ -15,6 +15,7 @@ from nbhelpers.models import Encoder, load, manifest
 
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
 IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
+PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked at; default: all
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
 NAMES = {"cl": "CL", "mim": "MIM", "mae": "MAE", "dino": "DINO", "decoder": "MAE's decoder"}
 PUBLIC = (  # the paper's own models, and an untrained one of their architecture
@@ -60,9 +61,14 @@ class Study:
 
     @cached_property
     def sample(self) -> ImageSource:
-        """The test images that the book's figures are averaged over: the same for every model."""
+        """The test images that the book's figures are averaged over: the same for every model.
+
+        Of photographs without splits, classes take turns, so that few images are of many classes.
+        """
         images = self.images("test")
-        return images.subset(min(IMAGES, len(images)), seed=0)
+        return images.subset(
+            min(IMAGES, len(images)), label=None if self.splits else next(iter(images.labels))
+        )
 
     @property
     def missing(self) -> str | None:
@@ -120,10 +126,16 @@ def _imagenet() -> ImageSource:
     if not (path := os.environ.get(IMAGENET)):
         raise MissingDataError(
             f"the imagenet study needs photographs: set {IMAGENET} to a folder or tar archive laid out as "
-            "CLASS/FILE, either (1) ImageNet-1k's validation images, (2) Imagenette's, which "
-            "torchvision.datasets.Imagenette(root, 'val', download=True) fetches, or (3) any of your own"
+            "CLASS/FILE, either (1) ImageNet-1k's validation images, (2) the folder imagenette2/val that "
+            "torchvision.datasets.Imagenette(root, 'val', download=True) fetches, or (3) any of your own; "
+            f"{PER_CLASS} limits the images of each class"
         )
-    return sources.folder(Path(path))
+    number = os.environ.get(PER_CLASS)
+    if number and not number.isdecimal():
+        raise ValueError(f"{PER_CLASS} is a number of images, got {number!r}")
+    images = sources.folder(Path(path), per_class=int(number) if number else None)
+    images.name = "imagenet"  # in tables, rather than where it lies on this machine
+    return images
 
 
 @lru_cache

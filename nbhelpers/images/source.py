@@ -61,8 +61,11 @@ class ImageSource(Dataset):
             )
         return torch.stack(images)
 
-    def subset(self, n: int, seed: int = 0) -> ImageSource:
+    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
         """`n` images drawn without replacement; the same `seed` draws the same ones.
+
+        With a `label`, its classes take turns for as long as they have images: all have the same number, but
+        for those that have too few. (`balanced` raises there.)
 
         Raises:
             ValueError: `n` is not between 1 and the number of images.
@@ -72,6 +75,12 @@ class ImageSource(Dataset):
                 f"{self.name} holds {len(self)} images; cannot draw {n} of them without replacement"
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        if label is not None:
+            drawn = self.labels[label][order]
+            turn = torch.empty_like(drawn)
+            for number in drawn.unique():
+                turn[drawn == number] = torch.arange(int((drawn == number).sum()))
+            order = order[turn.argsort(stable=True)]
         return self.select(order[:n])
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> ImageSource:

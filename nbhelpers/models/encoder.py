@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
 
 # Architectures without one N x N softmax attention over one patch grid, by the timm file that defines them.
@@ -188,6 +189,16 @@ class Encoder:
         mode = INTERPOLATIONS[self.interpolation]
         images = transforms.resize(images, size, interpolation=mode, antialias=True)
         return transforms.center_crop(images, list(self.image_size))
+
+    def batch(self, images: ImageSource, indices: Sequence[int] | Tensor) -> Tensor:
+        """Images of a source as uint8 `B C H W`, to be run or changed together.
+
+        Photographs of a folder differ in size, so each is resized and cropped before they are stacked; a
+        source that holds one tensor gives its images as they are.
+        """
+        if isinstance(images, ArraySource):
+            return images.batch(indices)
+        return torch.cat([self.resize(images[int(index)][None]) for index in indices])
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -15,17 +15,20 @@ from nbhelpers.models import Encoder, without_decoder
 Pool = Literal["mean", "class"]
 
 
-def batches(images: ImageSource | Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Images `N C H W` of a source or a tensor, in order, as uint8 batches `B C H W`.
+def batches(encoder: Encoder, images: ImageSource | Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Images `N C H W` of a source or a tensor, in order, as uint8 batches `B C H W` for the encoder.
 
-    >>> [len(batch) for batch in batches(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), 2)]
+    >>> from nbhelpers.models import mini_vit, wrap
+    >>> encoder = wrap(mini_vit(width=64, depth=1), mean=(0.5,) * 3, std=(0.5,) * 3)
+    >>> [len(batch) for batch in batches(encoder, torch.zeros(5, 3, 2, 2, dtype=torch.uint8), 2)]
     [2, 2, 1]
     """
     if len(images) == 0:
         raise ValueError("no images: the source is empty")
     for start in range(0, len(images), batch_size):
         stop = min(start + batch_size, len(images))
-        yield images[start:stop] if isinstance(images, Tensor) else images.batch(range(start, stop))
+        rows = range(start, stop)
+        yield images[start:stop] if isinstance(images, Tensor) else encoder.batch(images, rows)
 
 
 def _final_norm(encoder: Encoder) -> tuple[nn.Module, nn.Module]:
@@ -65,7 +68,7 @@ def _run(
             rows[stream.depth].append(reduce(stream.tokens).to("cpu", dtype))
 
     with capture(encoder, on_stream=keep, places=("block",)):
-        for batch in batches(images, batch_size):
+        for batch in batches(encoder, images, batch_size):
             encoder.forward(batch)
     result = torch.stack([torch.cat(rows.pop(depth)) for depth in depths])
     if not result.isfinite().all():

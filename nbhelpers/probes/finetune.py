@@ -142,7 +142,7 @@ def fine_tune(
     order = torch.cat(epochs)[:drawn].view(recipe.steps, recipe.batch_size)
 
     def logits(rows: Tensor) -> Tensor:
-        x = images.batch(rows)
+        x = tuned.batch(images, rows)
         return module(tuned.preprocess(shift_and_flip(x, x.shape[-1] // 8, generator)))
 
     for step, rows in enumerate(tqdm(order, desc=f"fine-tuning {encoder.name}", leave=False)):
@@ -170,7 +170,9 @@ def fine_tune(
 @torch.no_grad()
 def classify(tuned: Encoder, images: ImageSource | Tensor, batch_size: int = 256) -> Tensor:
     """Most probable class `N` of images `N C H W` for an encoder that `fine_tune` returned."""
-    return torch.cat([tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches(images, batch_size)])
+    return torch.cat(
+        [tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches(tuned, images, batch_size)]
+    )
 
 
 def fine_tuning_by_share(

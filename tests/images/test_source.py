@@ -74,6 +74,16 @@ def test_balanced_takes_turns():
         make().balanced(1, "shape")
 
 
+def test_subset_by_label_takes_turns_while_classes_last():
+    source = make(labels={"class": torch.tensor([0] * 8 + [1] * 3 + [2])})
+    part = source.subset(9, label="class", seed=1)
+    assert part.labels["class"].bincount().tolist() == [5, 3, 1]
+    assert sorted(part.labels["class"][:3].tolist()) == [0, 1, 2]
+    assert len({image.numpy().tobytes() for image in part.images}) == 9
+    assert part.fingerprint == source.subset(9, label="class", seed=1).fingerprint
+    assert part.fingerprint != source.subset(9, label="class", seed=2).fingerprint
+
+
 def test_restrict_renumbers_in_the_order_asked():
     source = make()
     part = source.restrict(("c", "a"))

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
+from nbhelpers.images import ArraySource, folder
 from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
 
 HALF = (0.5, 0.5, 0.5)
@@ -28,6 +29,24 @@ def test_wrap_takes_the_module_over():
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
     tokens = encoder.forward(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert tokens.shape == (2, encoder.tokens, encoder.width) == (2, 65, 32)
+
+
+def test_photographs_of_different_sizes_form_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cats").mkdir()
+    for i, size in enumerate([(40, 50), (70, 36)]):
+        Image.fromarray(np.random.default_rng(i).integers(256, size=(*size, 3), dtype=np.uint8)).save(
+            tmp_path / "cats" / f"{i}.png"
+        )
+    encoder, images = _mini(), folder(tmp_path / "cats")
+    batch = encoder.batch(images, [1, 0])
+    assert batch.shape == (2, 3, 32, 32) and batch.dtype == torch.uint8
+    for row, index in enumerate([1, 0]):
+        torch.testing.assert_close(
+            encoder.preprocess(batch)[row : row + 1], encoder.preprocess(images[index][None])
+        )
+    pixels = torch.zeros(2, 3, 9, 9, dtype=torch.uint8)
+    assert encoder.batch(ArraySource("toy", pixels, {}, {}), [0]).shape == (1, 3, 9, 9)
 
 
 def test_layout_is_read_from_timm():
