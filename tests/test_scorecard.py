@@ -119,6 +119,22 @@ def test_other_weights_another_study_and_a_metric_that_is_not_there(toy):
     assert line("14b")["note"] == "no miou of MIM in the table tokens"
 
 
+def test_the_papers_own_encoders_are_those_of_imagenet(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        evidence, "table", lambda *what: asked.append(what) or pd.DataFrame({"metric": [], "model": []})
+    )
+    card = scorecard.scorecard(["imagenet"], [c for c in CLAIMS if c.number in ("2", "13a", "13b", "15a")])
+    assert card["note"].tolist() == [
+        "no nmi of MIM in the table metrics",
+        "no delta log amplitude of MIM in the table metrics",
+        "MAE's decoder was not trained",
+        "no hybrid was trained",
+    ]
+    assert asked == [("imagenet", "metrics", None)]
+    assert evidence.Measured("imagenet")._encoders("CL") == ["mocov3.vit_base_patch16_224"]
+
+
 def test_late_is_the_last_third_and_margins_add_as_they_should(toy):
     toy["metrics"] = pd.concat(
         [

@@ -134,6 +134,14 @@ plots.show(
 # An MAE whose decoder has no higher NMI than its encoder, or whose encoder lowers high frequencies in its last blocks as
 # much as SimMIM's does; by more than the interval over images, and with the same images seen in training.
 #
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("components/decoder", STUDIES, MODELS)
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Put `["mae_visualize.vit_base_patch16_224"]` into `MODELS`: the published ViT-B/16 with its decoder (a download), or

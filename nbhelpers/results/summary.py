@@ -15,6 +15,15 @@ def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.assign(label=labels).groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
 
 
+def first_third(depth: pd.Series) -> pd.Series:
+    """Which depths are early: those of the first third of the blocks, the embedding left out.
+
+    >>> first_third(pd.Series(range(9))).tolist()
+    [False, True, True, False, False, False, False, False, False]
+    """
+    return (depth >= 1) & (depth <= depth.max() / 3)
+
+
 def last_third(depth: pd.Series) -> pd.Series:
     """Which depths are late: those of the last third of the blocks.
 
@@ -44,8 +53,7 @@ def early(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     {'CL': 1.5}
     """
     rows = _whole(frame, metric)
-    last = rows.groupby("label")["depth"].transform("max")
-    rows = rows[(rows["depth"] >= 1) & (rows["depth"] <= last / 3)]
+    rows = rows[rows.groupby("label")["depth"].transform(first_third)]
     return rows.groupby("label", sort=False)["value"].mean().to_dict()
 
 

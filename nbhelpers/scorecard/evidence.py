@@ -12,7 +12,9 @@ import torch
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import effective_rank
-from nbhelpers.results import TABLES, StaleTableError, last_third, published, table
+from nbhelpers.results import TABLES, StaleTableError, published, table
+from nbhelpers.results.published import CHECKPOINT_OF
+from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
 from nbhelpers.study import label, study
 
@@ -20,8 +22,7 @@ PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
 DRAWS = 2_000  # of a parametric bootstrap
 HIGH = 2 / 3  # of Nyquist: where the noise counts as high-frequency, as the last third of blocks as late
-PUBLIC = {"mocov3": "CL", "simmim": "MIM", "mae": "MAE"}  # the paper's own encoders, among those of imagenet
-PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "MAE's decoder": "MAE", "hybrid": "SimMIM+MoCo"}
+PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "hybrid": "SimMIM+MoCo"}  # the paper's encoders
 
 Reading = Callable[[pd.DataFrame], Interval]  # of one encoder's rows
 
@@ -81,8 +82,7 @@ def at(depth: int) -> Reading:
 
 def early_less_late(rows: pd.DataFrame) -> Interval:
     """Mean over the first third of the blocks less that over the last."""
-    first = (rows["depth"] > 0) & (rows["depth"] <= rows["depth"].max() / 3)
-    return difference(_part(rows, first), late(rows), same_encoder=True)
+    return difference(_part(rows, first_third(rows["depth"])), late(rows), same_encoder=True)
 
 
 def taken_by_late(rows: pd.DataFrame) -> Interval:
@@ -186,7 +186,8 @@ class Measured(Evidence):
     def _encoders(self, who: str) -> list[str]:
         """Names of the encoders, or decoders, of that label."""
         if self.study.name == "imagenet":
-            found = [name for name in self.study.models if PUBLIC.get(name.partition(".")[0]) == who]
+            public = CHECKPOINT_OF.get(PAPER.get(who, ""), ())
+            found = [name for name in public if name in self.study.models]
         else:
             decoders = (name + DECODER for name in self.study.trained("mae"))
             found = [name for name in (*self.study.trained(), *decoders) if label(name, "") == who]
@@ -240,8 +241,9 @@ class Paper(Evidence):
 
     def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
         """The published curve of the metric."""
-        part = "decoder" if who == "MAE's decoder" else "encoder"
-        rows = self.rows(metric=quantity.metric, model=PAPER[who], part=part)
+        whose = who.removesuffix("'s decoder")
+        part = "encoder" if whose == who else "decoder"
+        rows = self.rows(metric=quantity.metric, model=PAPER[whose], part=part)
         rows = rows[rows["depth"].notna()]
         if rows.empty:
             raise NotMeasured(f"no published {quantity.metric} of {who}")
