@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SITE := book/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test chromium test-site lint format lab train results clean
+.PHONY: help install book test chromium test-site lint format lab train results picture clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ train: $(INSTALLED)  ## train the encoders of data/queue.csv that are not there 
 
 results: $(INSTALLED)  ## refresh the stored tables of STUDY in data/
 	$(BIN)/python -m nbhelpers.results --study $(STUDY)
+
+picture: $(INSTALLED)  ## draw the figure of README.md from the stored tables
+	$(BIN)/python -m nbhelpers.picture
 
 clean:  ## remove the built site and tool caches; keeps .venv and .cache (data sets, training runs)
 	rm -rf book/_build .pytest_cache .ruff_cache .import_linter_cache *.egg-info
