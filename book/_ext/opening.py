@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import nbformat
+import torch
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
@@ -45,6 +46,12 @@ def duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
+def machine() -> str:
+    """What the cells ran on."""
+    cores = os.cpu_count()
+    return f"{cores} CPU core{'s' if cores > 1 else ''}" + (" and a GPU" if torch.cuda.is_available() else "")
+
+
 def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
     """Write a line under the title of a page whose cells were executed; the front page goes without."""
     page = app.env.docname
@@ -54,8 +61,8 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
     notebook = nbformat.read(Path(app.env.mystnb_config.output_folder, f"{page}.ipynb"), as_version=4)
     day = datetime.fromtimestamp(run["mtime"])
     time = (
-        f" {duration(run['runtime'])} on {os.cpu_count()} CPU cores, measured on {day.day} {day:%B %Y}, when "
-        "these cells last ran. It takes longer with an empty cache folder. "
+        f" {duration(run['runtime'])} on {machine()}, measured on {day.day} {day:%B %Y}, when these cells last "
+        "ran. It takes longer with an empty cache folder. "
     )
     needed = "; ".join(needs(notebook)) or "nothing but this project"
     line = nodes.paragraph(
