@@ -24,6 +24,7 @@ from nbhelpers.probes import (
     shape_bias_by_depth,
 )
 from nbhelpers.probes.shape_bias import agreeing
+from nbhelpers.results import agreement
 from nbhelpers.study import PAIR, Study
 
 # How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
@@ -274,6 +275,25 @@ TABLES: dict[str, Table] = {
             _new_blocks,
             "probes",
             models=_pair,
+            studies=OWN,
+            slow=True,
+        ),
+        Table(
+            "cka",
+            "CKA of pooled features with those of the CL and the MIM encoder, between all depths",
+            agreement.sample,
+            agreement.cka,
+            "probes",
+            models=_everything,
+            studies=OWN,
+        ),
+        Table(
+            "gradients",
+            "whether the two losses of a hybrid agree in each block, along a short training",
+            agreement.splits,
+            agreement.gradients,
+            "pretrain",
+            models=agreement.start,
             studies=OWN,
             slow=True,
         ),

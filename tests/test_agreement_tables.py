@@ -1,0 +1,54 @@
+"""The tables that compare the two objectives: who is compared with whom, and where a followed run begins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nbhelpers import results
+from nbhelpers.images import ArraySource
+from nbhelpers.models import load
+from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.results import agreement
+from nbhelpers.study import Study, study
+
+
+@pytest.fixture(autouse=True)
+def shapes(tmp_path, monkeypatch):
+    """The study `shapes` with a few images of noise, and no cache."""
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    pixels = torch.randint(256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = ArraySource("shapes/test", pixels, {"shape": torch.zeros(40).long()}, {"shape": ("a",)})
+    monkeypatch.setattr(Study, "images", lambda self, split="test": images)
+    monkeypatch.setattr(Study, "sample", images)
+    return study("shapes")
+
+
+def measured(name, encoder, chosen):
+    made = results.TABLES[name]
+    return made.measure(encoder, made.images(chosen))
+
+
+def test_every_encoder_is_compared_with_both_parents(shapes, monkeypatch):
+    frame = measured("cka", load("shapes.random"), shapes)
+    assert frame.groupby("other")[["depth", "other_depth"]].max().to_numpy().tolist() == [[8, 8], [8, 8]]
+    assert set(frame["other"]) == {"shapes.cl", "shapes.mim"}
+    monkeypatch.setattr(agreement, "cka_by_depth", lambda *_: pytest.fail("computed again"))
+    twin = replace(load("shapes.random"), name="twin")
+    assert set(measured("cka", twin, shapes)["model"]) == {"twin"}
+    monkeypatch.setattr(agreement, "load", lambda name: load("shapes.random"))
+    with pytest.raises(pytest.fail.Exception, match="computed again"):  # other parents
+        measured("cka", twin, shapes)
+
+
+def test_gradients_are_followed_from_the_random_encoder(shapes, monkeypatch):
+    for name, value in {"RUN": {"images": 12, "batch_size": 6}, "STEPS": (0, 2), "BATCHES": 3}.items():
+        monkeypatch.setattr(agreement, name, value)
+    encoder = load(*agreement.start(shapes))
+    frame = measured("gradients", encoder, shapes)
+    assert set(frame["model"]) == {"shapes.random"}
+    assert sorted(set(frame["step"])) == [0, 2]
+    run = replace(recipe("shapes", agreement.OBJECTIVE), **agreement.RUN)
+    begin = Trainer(run, *agreement.splits(shapes).values(), Path()).objective.encoder.state_dict()
+    assert all(torch.equal(value, begin[key]) for key, value in encoder.module.state_dict().items())
