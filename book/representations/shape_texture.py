@@ -71,13 +71,13 @@ for label in labels:
 
 # %%
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import StaleTableError
+from nbhelpers.results import NoTableError, StaleTableError
 
 bias, lacking = {}, {}
 for study in STUDIES:
     try:
         bias[study] = table(study, "shape_bias", MODELS)
-    except (MissingDataError, StaleTableError) as error:
+    except (MissingDataError, NoTableError, StaleTableError) as error:
         lacking[study] = str(error)
 
 # %%

@@ -17,11 +17,11 @@ import torch
 from nbhelpers.analyse import code_version, read_table
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
-from nbhelpers.models import manifest
+from nbhelpers.models import CHECKPOINTS, load, manifest
 from nbhelpers.results.published import against_published, difference_to_published, published, published_maps
 from nbhelpers.results.summary import last_third, late, peak
 from nbhelpers.results.tables import TABLES, Table
-from nbhelpers.study import study
+from nbhelpers.study import Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -29,6 +29,7 @@ COMPUTED = "computed"
 __all__ = [
     "COMPUTED",
     "TABLES",
+    "NoTableError",
     "StaleTableError",
     "Table",
     "against_published",
@@ -46,6 +47,12 @@ __all__ = [
 
 class StaleTableError(ValueError):
     """A stored table was computed from other weights than those that are there now."""
+
+
+class NoTableError(KeyError):
+    """A study has no such table; the message says why."""
+
+    __str__ = Exception.__str__  # without the quotes of a KeyError
 
 
 @lru_cache
@@ -70,17 +77,11 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
         A tidy frame; its column `source` says which of the two it is: "computed", or "stored" and the date.
 
     Raises:
-        KeyError: for an unknown table, or one that the study does not have.
+        NoTableError: for an unknown table, or one that the study does not have.
         MissingDataError: if images are lacking and there is no stored table of these models.
         StaleTableError: if the stored table's weights are not those that are there now.
     """
-    if name not in TABLES:
-        raise KeyError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
-    chosen, made = study(study_name), TABLES[name]
-    if not made.belongs_to(chosen):
-        raise KeyError(
-            f"the study {study_name} has no table {name!r}: it is made of {', '.join(made.studies)}"
-        )
+    chosen, made = _chosen(study_name, name)
     wanted = tuple(models or chosen.models)
     if made.slow:
         missing = "it is too slow for a build of the book"
@@ -99,6 +100,19 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
             f"the stored table {study_name}/{name} has no {', '.join(lacking)}, and {missing}"
         )
     return frame[whole.isin(wanted)].reset_index(drop=True)
+
+
+def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
+    """A study and a table that it has."""
+    if name not in TABLES:
+        raise NoTableError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
+    chosen, made = study(study_name), TABLES[name]
+    if not made.belongs_to(chosen):
+        reason = f", since {made.why}" if made.why else ""
+        raise NoTableError(
+            f"the study {study_name} has no table {name!r}: it is made of {', '.join(made.studies)}{reason}"
+        )
+    return chosen, made
 
 
 def _paths(study_name: str, name: str, folder: Path | None) -> tuple[Path, Path]:
@@ -138,20 +152,25 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
     """Compute a table from its images and write it with its provenance; returns the table's path.
 
     Raises:
+        NoTableError: for an unknown table, or one that the study does not have.
         MissingDataError: if the images are not there.
     """
-    chosen = study(study_name)
-    models = TABLES[name].models(chosen)
+    chosen, made = _chosen(study_name, name)
+    models = made.models(chosen)
     frame = _computed(study_name, name, models).drop(columns="source")
     rows = manifest()
     provenance = {
         "table": name,
-        "about": TABLES[name].about,
+        "about": made.about,
         "study": study_name,
         "date": date.today().isoformat(),
         "command": f"make results STUDY={study_name}",
-        "code": code_version(TABLES[name].code),
+        "code": code_version(made.code),
         "weights": {model: rows[model]["sha256"] for model in models if model in rows},
+        "public": {
+            encoder.name: {key: encoder.provenance.get(key) for key in ("sha256", "tag", "licence")}
+            for encoder in map(load, [model for model in models if model in CHECKPOINTS])
+        },
         "images": {
             role: {
                 "name": source.name,
@@ -159,7 +178,7 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
                 "number": len(source),
                 "fingerprint": source.fingerprint,
             }
-            for role, source in TABLES[name].images(chosen).items()
+            for role, source in made.images(chosen).items()
         },
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "versions": {

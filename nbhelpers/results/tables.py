@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from nbhelpers.analyse import analyse, cached, code_version, identified
-from nbhelpers.images import ImageSource, cue_conflict_cifar10
+from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.shapes import retextured
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of
@@ -43,6 +43,7 @@ FINE_TUNING = FineTuning(steps=200, batch_size=64)
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
+FEWEST = 40  # photographs that can be cut in three: half of them are the neighbours of k-NN
 CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
 
 Images = dict[str, ImageSource]
@@ -60,6 +61,7 @@ class Table:
         code: which code makes its numbers, a key of `nbhelpers.analyse.CODE`.
         models: encoders of a study whose rows are stored.
         studies: those that have this table; None: all.
+        why: what keeps the others from having it.
         slow: too slow for a build of the book, so that it is always drawn as stored.
     """
 
@@ -70,6 +72,7 @@ class Table:
     code: str
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
     studies: tuple[str, ...] | None = None
+    why: str = ""
     slow: bool = False
 
     def belongs_to(self, study: Study) -> bool:
@@ -110,17 +113,30 @@ def _probed(
 
 
 def _drawn(study: Study, train: int) -> Images:
-    """Images to learn from, to choose the penalty on, and to test on; a folder is cut into three."""
+    """Images to learn from, to choose the penalty on, and to test on; a folder is cut into three.
+
+    Raises:
+        MissingDataError: if it holds too few images, or a single class.
+    """
     if study.splits:
         draw = {"train": train, "validation": VALIDATION}
         splits = {"train": study.images("train"), "validation": study.images("val")}
         return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
     whole = study.images()
+    label = next(iter(whole.labels))
+    classes = len(whole.labels[label].unique())
+    if len(whole) < FEWEST or classes < 2:
+        raise MissingDataError(
+            f"probes need at least {FEWEST} photographs of two classes, laid out as CLASS/FILE; {whole.name} "
+            f"has {len(whole)} of {classes}"
+        )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    cut = {"train": order[: len(order) // 2], "validation": order[len(order) // 2 : len(order) * 3 // 5]}
-    cut["test"] = order[len(order) * 3 // 5 :]
+    order = order[whole.labels[label][order].argsort(stable=True)]
+    place = torch.arange(len(whole)) % 10  # classes lie one after the other, so each is cut 5 : 1 : 4
+    cut = {"train": place % 2 == 0, "validation": place == 1, "test": (place % 2 == 1) & (place > 1)}
     most = {"train": train, "validation": VALIDATION, "test": len(study.sample)}
-    return {role: whole.select(rows[: most[role]]) for role, rows in cut.items()}
+    parts = {role: whole.select(order[rows]) for role, rows in cut.items()}
+    return {role: part.subset(min(most[role], len(part)), label=label) for role, part in parts.items()}
 
 
 def _probe_images(study: Study) -> Images:
@@ -135,7 +151,7 @@ def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 
 def _cues(study: Study) -> Images:
-    """Images for the shape bias: on `shapes` its own, on photographs the cue-conflict stimuli."""
+    """Images for the shape bias: on `shapes` its own, on CIFAR-10 the cue-conflict stimuli."""
     if study.name == "shapes":
         images = _drawn(study, AGREEING)
         return {"train": images["train"], "validation": study.images("val"), "conflict": images["test"]}
@@ -221,7 +237,8 @@ def _pair(study: Study) -> tuple[str, ...]:
     return study.trained(*PAIR)
 
 
-OWN = ("shapes", "cifar10")  # studies whose encoders are small enough to be fine-tuned here
+OWN = ("shapes", "cifar10")
+SMALL = "only the book's own encoders are small enough for it"
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -243,7 +260,13 @@ TABLES: dict[str, Table] = {
             models=_everything,
         ),
         Table(
-            "shape_bias", "a probe's decisions where shape and texture disagree", _cues, _shape_bias, "probes"
+            "shape_bias",
+            "a probe's decisions where shape and texture disagree",
+            _cues,
+            _shape_bias,
+            "probes",
+            studies=OWN,
+            why="the stimuli whose cues disagree have to show the classes of the photographs",
         ),
         Table(
             "noise", "a probe under noise, filters, shuffling, new texture", _noise_images, _noise, "probes"
@@ -256,6 +279,7 @@ TABLES: dict[str, Table] = {
             "probes",
             models=_everything,
             studies=OWN,
+            why=SMALL,
             slow=True,
         ),
         Table(
@@ -266,6 +290,7 @@ TABLES: dict[str, Table] = {
             "probes",
             models=_everything,
             studies=OWN,
+            why=SMALL,
             slow=True,
         ),
         Table(
@@ -276,6 +301,7 @@ TABLES: dict[str, Table] = {
             "probes",
             models=_pair,
             studies=OWN,
+            why=SMALL,
             slow=True,
         ),
         Table(
@@ -295,6 +321,7 @@ TABLES: dict[str, Table] = {
             "pretrain",
             models=agreement.start,
             studies=OWN,
+            why=SMALL,
             slow=True,
         ),
     )
