@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, family, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
 
-__all__ = ["RECIPES", "Recipe", "Trainer", "pretrain", "recipe", "trained_name"]
+__all__ = ["RECIPES", "Recipe", "Trainer", "description", "pretrain", "recipe", "trained_name"]
 
 SOURCES = {"shapes": images.shapes, "cifar10": images.cifar10}
 KNN_TRAIN, KNN_TEST = 10_000, 2_000
@@ -28,6 +29,22 @@ def trained_name(recipe: Recipe, study: str) -> str:
     'shapes.cl'
     """
     return f"{study}.{recipe.objective}" + (f".s{recipe.seed}" if recipe.seed else "")
+
+
+def description(trainer: Trainer, study: str) -> dict[str, Any]:
+    """What `nbhelpers.models.save_encoder` has to know of the encoder of a run, by its own keys."""
+    recipe, train = trainer.recipe, trainer.train
+    architecture = recipe.architecture | {"image_size": train[0].shape[-1]}
+    if "decoder" in recipe.options:
+        architecture["decoder"] = recipe.options["decoder"]
+    return {
+        "study": study,
+        "objective": LABELS[family(recipe.objective)],
+        "seed": recipe.seed,
+        "architecture": architecture,
+        "mean": [round(value, 6) for value in train.mean],
+        "std": [round(value, 6) for value in train.std],
+    }
 
 
 def pretrain(
@@ -57,16 +74,7 @@ def pretrain(
     if rank() > 0:
         return True
     kept, encoder = trainer.objective.kept.cpu(), trainer.objective.encoder
-    architecture = recipe.architecture | {"image_size": train[0].shape[-1]}
-    if "decoder" in recipe.options:
-        architecture["decoder"] = recipe.options["decoder"]
-    row = {
-        "study": study,
-        "objective": LABELS[family(recipe.objective)],
-        "seed": recipe.seed,
-        "architecture": architecture,
-        "mean": [round(value, 6) for value in train.mean],
-        "std": [round(value, 6) for value in train.std],
+    row = description(trainer, study) | {
         "recipe": recipe.as_dict(),
         "training_images": {"name": train.name, "origin": train.origin, "fingerprint": train.fingerprint},
         "images_seen": recipe.steps * recipe.batch_size,
