@@ -24,7 +24,7 @@
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, one of them with a decoder; None: MAE and SimMIM of each study
+MODELS = None  # encoders by name, the first with a decoder; None: MAE and SimMIM of each study
 IMAGES = 8  # how many images to hide and to reconstruct
 MASK_RATIO = 0.75
 
@@ -42,7 +42,7 @@ from nbhelpers.pretrain.mae import reconstruct
 
 plots.style()
 names = {name: MODELS or study(name).trained("mim", "mae") for name in STUDIES}
-autoencoder = next(name for name in names[STUDIES[0]] if "mae" in name)
+autoencoder = MODELS[0] if MODELS else f"{STUDIES[0]}.mae"
 images = study(STUDIES[0]).images("test").batch(range(IMAGES))
 shown, filled = reconstruct(load(autoencoder), images, MASK_RATIO)
 (ax,) = plots.panels([autoencoder], height=3)
@@ -78,30 +78,21 @@ plots.show(
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import published
+from nbhelpers.results import at_end, highest, published
 
 for name, frame in zip(STUDIES, frames, strict=True):
     rows = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
-    labels = [
-        plots.label(*who).replace("'s ", "-") for who in zip(rows["model"], rows["objective"], strict=True)
-    ]
-    for who, value in rows["value"].groupby(labels).mean().items():
-        glue(f"{name}-{who}-nmi", float(value), display=False)
-    last = frame[frame["metric"] == "delta_log_amplitude"].sort_values("depth").groupby("model")["value"]
-    highest = last.max()
-    for model, value in last.last().items():
-        who = plots.label(model, "MIM").replace("'s ", "-")
-        glue(f"{name}-{who}-end", float(value), display=False)
-        glue(f"{name}-{who}-fall", float(highest[model] - value), display=False)
+    for model, value in rows.groupby("model")["value"].mean().items():
+        glue(f"{name}-{model.split('.', 1)[1].replace(':', '-')}-nmi", float(value), display=False)
 rows = published().query("metric == 'nmi' and model == 'MAE'")
 for part, value in rows.groupby("part")["value"].mean().items():
     glue(f"published-{part}", float(value), display=False)
 
 # %% [markdown]
-# The mean NMI over blocks is {glue:text}`shapes-MAE-nmi:.3f` in MAE's encoder and
-# {glue:text}`shapes-MAE-decoder-nmi:.3f` in its decoder on `shapes` (SimMIM {glue:text}`shapes-MIM-nmi:.3f`),
-# {glue:text}`cifar10-MAE-nmi:.3f` and {glue:text}`cifar10-MAE-decoder-nmi:.3f` on CIFAR-10 (SimMIM
-# {glue:text}`cifar10-MIM-nmi:.3f`). In the published curves it is {glue:text}`published-encoder:.2f` in MAE's encoder
+# The mean NMI over blocks is {glue:text}`shapes-mae-nmi:.3f` in MAE's encoder and
+# {glue:text}`shapes-mae-decoder-nmi:.3f` in its decoder on `shapes` (SimMIM {glue:text}`shapes-mim-nmi:.3f`),
+# {glue:text}`cifar10-mae-nmi:.3f` and {glue:text}`cifar10-mae-decoder-nmi:.3f` on CIFAR-10 (SimMIM
+# {glue:text}`cifar10-mim-nmi:.3f`). In the published curves it is {glue:text}`published-encoder:.2f` in MAE's encoder
 # and {glue:text}`published-decoder:.2f` in its decoder.
 
 # %% [markdown]
@@ -121,12 +112,20 @@ plots.show(
     axes, "Relative log amplitude of high frequencies against depth for SimMIM, MAE's encoder and decoder."
 )
 
+# %% tags=["remove-cell"]
+for name, frame in zip(STUDIES, frames, strict=True):
+    for row in at_end(frame, "delta_log_amplitude").itertuples():
+        key = f"{name}-{row.model.split('.', 1)[1].replace(':', '-')}"
+        glue(f"{key}-end", row.value, display=False)
+        peak = highest(frame[frame["model"] == row.model], "delta_log_amplitude")
+        glue(f"{key}-fall", max(peak.values()) - row.value, display=False)
+
 # %% [markdown]
-# At the end of the encoder, high frequencies lie {glue:text}`shapes-MAE-fall:.2f` below their highest point in MAE and
-# {glue:text}`shapes-MIM-fall:.2f` in SimMIM on `shapes`, {glue:text}`cifar10-MAE-fall:.2f` and
-# {glue:text}`cifar10-MIM-fall:.2f` on CIFAR-10. MAE's decoder ends at {glue:text}`shapes-MAE-decoder-end:.2f` and
-# {glue:text}`cifar10-MAE-decoder-end:.2f`, its encoder at {glue:text}`shapes-MAE-end:.2f` and
-# {glue:text}`cifar10-MAE-end:.2f`.
+# At the end of the encoder, high frequencies lie {glue:text}`shapes-mae-fall:.2f` below their highest point in MAE and
+# {glue:text}`shapes-mim-fall:.2f` in SimMIM on `shapes`, {glue:text}`cifar10-mae-fall:.2f` and
+# {glue:text}`cifar10-mim-fall:.2f` on CIFAR-10. MAE's decoder ends at {glue:text}`shapes-mae-decoder-end:.2f` and
+# {glue:text}`cifar10-mae-decoder-end:.2f`, its encoder at {glue:text}`shapes-mae-end:.2f` and
+# {glue:text}`cifar10-mae-end:.2f`.
 
 # %% [markdown]
 # ## What would refute it
