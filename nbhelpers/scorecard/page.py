@@ -38,21 +38,25 @@ def figures(value: float, *ends: float) -> list[str]:
     return [f"{number:.{decimals}f}".replace("-", "−") for number in (value, *ends)]
 
 
+def _small(text: str) -> str:
+    return f"<small>{html.escape(text)}</small>" if text else ""
+
+
 def _cell(row: pd.Series) -> str:
     """What one study says of a claim: verdict, effect, interval, seeds."""
     sign, kind = MARKS[row["verdict"]]
     word = f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {row["verdict"]}</span>'
     lines = [word]
     if row["verdict"] == NOT_MEASURED:
-        lines.append(f"<small>{html.escape(row['note'])}</small>")
+        lines.append(_small(row["note"]))
     else:
         value, low, high = figures(row["effect"], row["low"], row["high"])
-        lines.append(f"{value} <small>{row['unit']}</small> <small>[{low}, {high}]</small>")
+        lines.append(f"{value} {_small(row['unit'])} {_small(f'[{low}, {high}]')}")
         notes = [row["note"]] if row["note"] else []
         if row["seeds"] > 1:
             notes.append(f"{row['seeds']:.0f} seeds each")
         if notes:
-            lines.append(f"<small>{html.escape(', '.join(notes))}</small>")
+            lines.append(_small(", ".join(notes)))
     return f"<td>{'<br>'.join(lines)}</td>"
 
 
@@ -60,8 +64,8 @@ def _paper(row: pd.Series) -> str:
     if pd.isna(row["published"]):
         return "<td><small>none published</small></td>"
     sources = [source.removeprefix(PAPER).split(",")[0] for source in row["source"].split("; ")]
-    (value,), cited = figures(row["published"]), html.escape(", ".join(dict.fromkeys(sources)))
-    return f"<td>{value} <small>{row['published_unit']}</small><br><small>{cited}</small></td>"
+    (value,) = figures(row["published"])
+    return f"<td>{value} {_small(row['published_unit'])}<br>{_small(', '.join(dict.fromkeys(sources)))}</td>"
 
 
 def html_table(card: pd.DataFrame, links: bool) -> str:
@@ -78,7 +82,7 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
         words = html.escape(first["claim"])
         if links:
             words = f'<a href="{first["chapter"]}.html">{words}</a>'
-        claim = f'<th scope="row">{number}. {words}<br><small>{html.escape(first["measure"])}</small></th>'
+        claim = f'<th scope="row">{number}. {words}<br>{_small(first["measure"])}</th>'
         cells = "".join(_cell(row) for _, row in lines.iterrows())
         body.append(f"<tr>{claim}{cells}{_paper(first)}</tr>")
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
