@@ -18,7 +18,7 @@ from nbhelpers import scorecard
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import effective_rank
 from nbhelpers.probes.rows import wilson
-from nbhelpers.results import StaleTableError
+from nbhelpers.results import NoTableError, StaleTableError
 from nbhelpers.scorecard import CLAIMS, evidence
 from nbhelpers.scorecard.evidence import highest_less_last, late_effective_rank, peak
 from nbhelpers.scorecard.intervals import (
@@ -117,7 +117,7 @@ def test_nothing_measured_is_said_and_no_error(toy):
 def test_other_weights_another_study_and_a_metric_that_is_not_there(toy):
     toy["metrics"] = StaleTableError("computed from other weights")
     assert line("1")["note"] == "the table metrics is of other weights"
-    toy["metrics"] = KeyError("the study has no table")
+    toy["metrics"] = NoTableError("the study has no table")
     assert line("1")["note"] == "no table metrics in this study"
     toy["tokens"] = pd.concat([curve("attentive", m, [0.1], label="mask") for m in ("cl", "mim")])
     assert line("14b")["note"] == "no miou of MIM in the table tokens"

@@ -12,7 +12,7 @@ import torch
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import effective_rank
-from nbhelpers.results import TABLES, StaleTableError, published, table
+from nbhelpers.results import TABLES, NoTableError, StaleTableError, published, table
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
@@ -210,7 +210,7 @@ class Measured(Evidence):
                 raise NotMeasured(f"no table {name} of {who}") from error
             except StaleTableError as error:
                 raise NotMeasured(f"the table {name} is of other weights") from error
-            except KeyError as error:
+            except NoTableError as error:
                 raise NotMeasured(f"no table {name} in this study") from error
         return self._frames[name, models]
 
