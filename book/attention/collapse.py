@@ -54,7 +54,7 @@ plots.show(
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import late, peak
+from nbhelpers.results import against_published, late, peak
 
 for study, frame in zip(STUDIES, frames, strict=True):
     for objective, value in late(frame, "nmi").items():
@@ -63,11 +63,14 @@ for study, frame in zip(STUDIES, frames, strict=True):
         glue(f"{study}-{objective}-peak", depth, display=False)
     for objective, value in late(frame, "attention_entropy").items():
         glue(f"{study}-{objective}-entropy", value, display=False)
+glue("published", against_published(frames, "nmi"), display=False)
 
 # %% [markdown]
 # Averaged over the last third of the blocks, NMI is {glue:text}`shapes-CL:.3f` for CL and {glue:text}`shapes-MIM:.3f`
 # for MIM on `shapes`, {glue:text}`cifar10-CL:.3f` and {glue:text}`cifar10-MIM:.3f` on CIFAR-10. CL's NMI is highest
 # at block {glue:text}`shapes-CL-peak` on `shapes` and at block {glue:text}`cifar10-CL-peak` on CIFAR-10.
+#
+# {glue:text}`published`
 
 # %% [markdown]
 # ## Flat, or the same object for all?

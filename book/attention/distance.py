@@ -57,12 +57,13 @@ plots.show(
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import late
+from nbhelpers.results import against_published, late
 
 for study, frame in zip(STUDIES, frames, strict=True):
     for objective, value in late(frame, "attention_distance").items():
         glue(f"{study}-{objective}", value, display=False)
 glue("uniform", uniform, display=False)
+glue("published", against_published(frames, "attention_distance"), display=False)
 
 # %% [markdown]
 # In the last third of the blocks the distance is {glue:text}`shapes-CL:.1f` px for CL and
@@ -72,6 +73,7 @@ glue("uniform", uniform, display=False)
 #
 # The published curves are MoCo v3 and SimMIM, ViT-B/16, read off the output of the paper's own code (MoCo v3) and
 # of a third party's run of the same code with the official weights (SimMIM); bars are the reading error.
+# {glue:text}`published`
 
 # %% [markdown]
 # ## Near, far, or not looking at all?

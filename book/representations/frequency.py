@@ -54,7 +54,7 @@ plots.show(axes, "Δ log amplitude near Nyquist against depth, a line per model;
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import late, published
+from nbhelpers.results import against_published, late, published
 
 rows = published().query("metric == 'delta_log_amplitude' and model in ['MoCo v3', 'SimMIM']")
 theirs = rows.pivot(index="depth", columns="objective", values="value")
@@ -65,6 +65,7 @@ for study, frame in zip(STUDIES, frames, strict=True):
         glue(f"{study}-{objective}", value, display=False)
 point = frames[0][frames[0]["metric"] == "delta_log_amplitude"]
 glue("frequency", float(point["frequency"].iloc[0]), display=False)
+glue("published", against_published(frames, "delta_log_amplitude"), display=False)
 
 # %% [markdown]
 # In the last third of the blocks Δ log amplitude is {glue:text}`shapes-CL:.2f` for CL and {glue:text}`shapes-MIM:.2f`
@@ -76,6 +77,7 @@ glue("frequency", float(point["frequency"].iloc[0]), display=False)
 # {glue:text}`published-last:.2f` after the last: the two differ most where the encoder begins. The last blocks of the
 # masked model lower its high frequencies, which the authors read as blocks that work as a decoder. Levels of the
 # two grids are not comparable one by one, since the reported frequencies differ; signs and shapes are.
+# {glue:text}`published`
 
 # %% [markdown]
 # ## The whole spectrum

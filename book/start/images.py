@@ -86,7 +86,9 @@ plots.show(
 # are drawn from stored tables, and the title of the panel says so. Training and validation images come from CIFAR's
 # training set, all measurements are made on its test set.
 #
-# Any folder of images works as well: `study("folder:/path/to/images")`.
+# Any folder of images works as well: `study("folder:/path/to/images")`. The study `imagenet` reads photographs of
+# ImageNet or Imagenette with the public encoders of the paper; the environment variable `NBHELPERS_IMAGENET` names
+# their folder, and classes take turns in what is drawn from it.
 
 # %% [markdown]
 # ## What would make the comparison unfair

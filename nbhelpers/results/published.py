@@ -69,12 +69,14 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
     rows = frame[frame["metric"] == metric]
     rows = rows[rows["head"] < 0] if "head" in rows else rows
-    if rows.duplicated(["model", "depth"]).any():
-        raise ValueError(f"{metric}: a model has several values at one depth; give the rows of one label")
     differences = []
     for name, curve in theirs.groupby("model", sort=False):
         for model in CHECKPOINT_OF.get(name, ()):
             ours = rows.loc[rows["model"] == model, ["depth", "value"]]
+            if ours["depth"].duplicated().any():
+                raise ValueError(
+                    f"{metric}: {model} has several values at a depth; give the rows of one label"
+                )
             both = ours.merge(curve, on="depth", suffixes=("", "_published"))
             if len(both):
                 rms, error = _rms(both["value"] - both["value_published"]), _rms(both["error"])
@@ -95,7 +97,7 @@ def against_published(frames: Sequence[pd.DataFrame], metric: str) -> str:
     if differences.empty:
         return (
             "None of the encoders drawn here is one of the published ones: the study imagenet computes the "
-            "same curves for those, on photographs of the reader's."
+            "same curves for those, on the reader's photographs."
         )
     parts = [f"{row[1]} {row[2]:.2g} (reading error {row[3]:.1g})" for row in differences.to_numpy()]
     return (
