@@ -1,0 +1,164 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Train your own
+#
+# One trainer made all encoders of this book. Here it runs on your machine, for as long as you have patience. Two minutes
+# are enough to see a loss fall; a good encoder takes far longer.
+#
+# A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in [its chapter](hybrid.py). The
+# learning rate follows half a cosine down to zero, so a run has to know its length before it begins. This page takes a few
+# steps on trial, sees what a step costs here, and plans a run that fits the time.
+
+# %% tags=["parameters"]
+STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
+OBJECTIVE = "hybrid-0.2"  # a hybrid of any lambda, or "mim", "cl", "mae", "dino", "supervised"
+SECONDS = 120  # how long to train
+BATCH_SIZE = 64
+N_IMAGES = 500  # test images that attention is measured on
+MODELS = None  # encoders to draw beside yours, by name; None: the book's own of this objective
+FOLDER = None  # where your encoder goes; None: the folder `own` in the cache folder
+
+# %% [markdown]
+# ## Images and recipe
+#
+# The recipe is the book's for this objective, with smaller batches: they give more steps in the same time. A folder of your
+# own photographs is read with the recipe for CIFAR-10.
+
+# %%
+from dataclasses import replace
+from pathlib import Path
+
+from nbhelpers import images, plots, study
+from nbhelpers.files import cache_dir
+from nbhelpers.pretrain import Trainer, recipe
+
+plots.style()
+family, _, folder = STUDY.partition(":")
+if folder:
+    whole = images.folder(folder, size=32)
+    train, val, test = (whole.select(range(start, len(whole), 3)) for start in range(3))
+else:
+    train, val, test = (study(STUDY).images(split) for split in ("train", "val", "test"))
+chosen = replace(recipe("cifar10" if folder else STUDY, OBJECTIVE), batch_size=BATCH_SIZE)
+place = Path(FOLDER or cache_dir() / "own")
+
+# %%
+import time
+
+trial = Trainer(chosen, train, val, place)
+list(trial.steps(until=1))  # the first step is slower than those that follow
+start = time.monotonic()
+list(trial.steps(until=4))
+cost = (time.monotonic() - start) / 3
+chosen = replace(chosen, images=max(2, round(SECONDS / cost)) * BATCH_SIZE)
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+Markdown(
+    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so that {SECONDS} s are good for **{chosen.steps} steps**, "
+    f"or {chosen.images:,} images. The book's own encoders saw {recipe('shapes', 'hybrid-0.2').images:,}."
+)
+
+# %% [markdown]
+# ## The run
+#
+# `Trainer.steps` takes one step after the other and gives the loss of each. In a notebook the figure grows while the encoder
+# trains. The loss is noisy, since every batch shows other images, other views and other masks; the line is a mean over ten
+# steps.
+
+# %%
+from nbhelpers import load
+from nbhelpers.models import save_encoder
+from nbhelpers.pretrain import description
+
+trainer = Trainer(chosen, train, val, place)
+about = description(trainer, "cifar10" if folder else STUDY)
+before = load(save_encoder(trainer.objective.kept, "before", about, place))
+loss_before = trainer.validation_loss()
+
+# %%
+import pandas as pd
+
+
+def curve(losses):
+    """The loss against the step, and its mean over ten steps."""
+    (ax,) = plots.panels([f"{OBJECTIVE} on {train.name}"])
+    ax.plot(losses, color="#999999", lw=0.6)
+    ax.plot(pd.Series(losses).rolling(10, min_periods=1).mean(), color="#222222", lw=1.6)
+    ax.set(xlabel="step", ylabel="training loss", xlim=(0, chosen.steps))
+    return ax
+
+
+losses, picture, drawn = [], None, 0.0
+for loss in trainer.steps():
+    losses.append(float(loss))
+    if time.monotonic() - drawn > 2 or trainer.done:
+        alt = f"Training loss against the step, from {losses[0]:.3f} to {losses[-1]:.3f} after {len(losses)} steps."
+        picture, drawn = plots.live(curve(losses), alt, picture), time.monotonic()
+
+# %% [markdown]
+# ## What became of attention
+#
+# {term}`NMI` of query and key says how much a token's map depends on where the token is: 0 where all maps are alike, as in an
+# untrained encoder, whose attention is [flat](../attention/collapse.py).
+
+# %%
+from nbhelpers import analyse
+
+after = load(save_encoder(trainer.objective.kept, "yours", about, place))
+finished = MODELS or ([] if folder else study(STUDY).trained(OBJECTIVE)[:1])
+encoders = [replace(before, objective="random"), replace(after, objective="unknown"), *map(load, finished)]
+sample = test.subset(min(N_IMAGES, len(test)))
+frame = pd.concat([analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders])
+(ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
+plots.by_depth(frame, "nmi", ax, heads=True)
+ax.legend()
+plots.show(ax, "NMI of query and key against depth, before and after training, and of a finished encoder.")
+
+# %% tags=["hide-input"]
+from nbhelpers.results import early, late
+
+first, last = early(frame, "nmi"), late(frame, "nmi")
+Markdown(
+    f"The loss on images that were not trained on went from {loss_before:.3f} to {trainer.validation_loss():.3f}.\n\n"
+    + "\n".join(
+        f"- {name}: NMI {first[name]:.3f} in the first third of the blocks, {last[name]:.3f} in the last."
+        for name in first
+    )
+)
+
+# %% [markdown]
+# The published hybrid has high NMI in its middle blocks and low NMI in its last ones. Whether yours is on the way there
+# depends on how far it came: on a slow machine it has seen few images.
+#
+# ## Keep it
+#
+# The encoder is the file `yours.safetensors` in `FOLDER`, until this page runs again. Put its path into `MODELS` of any
+# chapter whose table is computed there, and the figures are drawn for your encoder too. A longer run, which survives being
+# interrupted, is one line in a shell:
+#
+# ```bash
+# python -m nbhelpers.pretrain --study shapes --objective hybrid-0.2 --seed 7 --images 100000
+# ```
+#
+# It goes on where it stopped when the same line is given again, and ends in `data/encoders` under a name that `MODELS` knows,
+# `shapes.hybrid-0.2.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
+
+# %% [markdown]
+# ## What would refute it
+#
+# Nothing is claimed here but that the program learns: a loss on held-out images that does not fall would refute that.
+#
+# ## Try it yourself
+#
+# 1. Draw another model beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours closer to
+#    after two minutes, and after ten?
+# 2. Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as `CLASS/FILE`.
+# 3. Try another architecture: `replace(recipe(STUDY, OBJECTIVE), width=96, heads=6, depth=6)`. Does a wider encoder learn
+#    more in the same time, or in the same number of images?
