@@ -62,6 +62,25 @@ def test_every_metric_of_the_book_goes_through_one_pass():
     assert (frame["images"] == 7).all()
 
 
+def test_only_the_model_computes_in_half_precision(monkeypatch):
+    full = analyse(tiny(), toy(), list(METRICS), cache=False)
+    monkeypatch.setattr(module, "HALF_PRECISION", ("cpu",))
+    seen = []
+
+    class Watch(METRICS["nmi"]):
+        def update(self, maps):
+            seen.append((maps.record.query.dtype, torch.is_autocast_enabled("cpu"), maps.distance.dtype))
+            super().update(maps)
+
+    encoder = tiny()
+    module.feed(encoder, toy(), [Watch.of(encoder)], 4)
+    assert set(seen) == {(torch.bfloat16, False, torch.float32)}
+    half = analyse(encoder, toy(), list(METRICS), cache=False)
+    assert half["value"].to_numpy() == pytest.approx(
+        full["value"].to_numpy(), rel=0.05, abs=0.05, nan_ok=True
+    )
+
+
 def test_the_cache_is_used_and_knows_weights_images_and_metrics(monkeypatch):
     first = analyse(tiny(), toy(), NAMES)
     monkeypatch.setattr(module, "feed", lambda *_: pytest.fail("computed again"))

@@ -21,6 +21,7 @@ from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric
 from nbhelpers.models import Encoder
 
 IDENTITY = ("study", "model", "objective", "seed")
+HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
 
 
 def analyse(
@@ -97,13 +98,16 @@ def feed(
     encoder: Encoder, images: ImageSource, accumulators: Sequence[DepthwiseMetric], batch_size: int
 ) -> None:
     """Run the images through the encoder once and hand every record to the accumulators that consume it."""
+    device = encoder.device.type
 
+    @torch.autocast(device, enabled=False)  # the model alone computes in half precision
     def attention(record: Attention) -> None:
         maps = AttentionMaps(record)
         for accumulator in accumulators:
             if "attention" in accumulator.consumes:
                 accumulator.update(maps)
 
+    @torch.autocast(device, enabled=False)
     def stream(record: Stream) -> None:
         for accumulator in accumulators:
             if record.place in accumulator.consumes:
@@ -112,7 +116,6 @@ def feed(
     consumed = frozenset().union(*(accumulator.consumes for accumulator in accumulators))
     places = tuple(place for place in ("block", "+sa") if place in consumed)
     share = torch.arange(rank(), len(images), world_size())
-    device = encoder.device.type
     with capture(
         encoder,
         on_attention=attention if "attention" in consumed else None,
@@ -120,7 +123,7 @@ def feed(
         places=places,
     ):
         for indices in tqdm(share.split(batch_size), desc=encoder.name, unit="batch", disable=None):
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=device in HALF_PRECISION):
                 encoder.forward(encoder.batch(images, indices))
 
 

@@ -244,12 +244,18 @@ class AttentionMaps:
 
     @torch.no_grad()
     def pieces(self) -> Iterator[Tensor]:
-        """Attention over patch tokens, a few of the B * H maps at a time, `P N N`, in the order of `B H`."""
-        for logits in self._logits():
-            yield logits.softmax(-1)
+        """Attention over patch tokens, a few of the B * H maps at a time, `P N N`, in the order of `B H`.
 
-    def _logits(self) -> Iterator[Tensor]:
-        """Scaled and biased logits of the patch tokens (P N N), `CHUNK` numbers or one map at a time."""
+        A piece is overwritten by the next one.
+        """
+        for logits, room in self._logits():
+            yield torch.softmax(logits, -1, out=room)
+
+    def _logits(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scaled and biased logits of the patch tokens, `CHUNK` numbers or one map at a time, and equal room.
+
+        All pieces (P N N) share two buffers: taken from the heap one by one, they leave it full of holes.
+        """
         record = self.record
         query, key, bias = _patches(record.query, record.key, record.prefix, record.bias, record.scale)
         batch, heads, tokens, _ = query.shape
@@ -257,22 +263,25 @@ class AttentionMaps:
         if bias is not None:
             bias = bias.expand(batch, heads, tokens, tokens)
         size = max(1, CHUNK.get(query.device.type, CHUNK_ACCELERATOR) // tokens**2)
+        buffers = [query.new_empty(min(size, batch * heads), tokens, tokens) for _ in range(2)]
         for start in range(0, batch * heads, size):
-            logits = query[start : start + size] @ key[start : start + size].mT
+            part = query[start : start + size]
+            logits, room = (buffer[: len(part)] for buffer in buffers)
+            torch.bmm(part, key[start : start + size].mT, out=logits)
             if bias is not None:
-                maps = torch.arange(start, start + len(logits), device=query.device)
+                maps = torch.arange(start, start + len(part), device=query.device)
                 logits += bias[maps // heads, maps % heads]
-            yield logits
+            yield logits, room
 
     @cached_property
     @torch.no_grad()  # works in place, and is to keep no graph
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row entropy, key marginal, distance and log denominator from one pass over pieces of the maps."""
         columns = []
-        for logits in self._logits():
+        for logits, room in self._logits():
             # Against the largest logit, both terms of the entropy are positive: nothing cancels.
             largest = logits.amax(-1, keepdim=True)
-            attention = logits.sub_(largest).softmax(-1)
+            attention = torch.softmax(logits.sub_(largest), -1, out=room)
             if self.record.bias is not None:
                 logits.clamp_(min=torch.finfo(logits.dtype).min)  # a masked key: 0 * -inf would be NaN
             denominator = -attention.amax(-1).log()
