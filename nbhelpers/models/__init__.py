@@ -1,5 +1,6 @@
 """Encoders: Vision Transformers with token layout, preprocessing and provenance."""
 
+from nbhelpers.models.checkpoint import Checkpoint
 from nbhelpers.models.encoder import Encoder, wrap
 from nbhelpers.models.errors import (
     ChecksumError,
@@ -15,7 +16,7 @@ from nbhelpers.models.errors import (
 from nbhelpers.models.loading import available, load
 from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
+from nbhelpers.models.registry import CHECKPOINTS
 from nbhelpers.models.store import manifest, save_encoder
 
 __all__ = [
