@@ -1,6 +1,7 @@
-"""Benchmarks that print ratios to a reference measured in the same run: analysis and training.
+"""Benchmarks that print ratios to a reference measured in the same run: analysis, memory and training.
 
 `python -m nbhelpers.benchmark analysis` sets the one-pass analysis beside the bare forward of the same model;
+`python -m nbhelpers.benchmark memory` does so for peak memory, of a large input, for one image and for more;
 `python -m nbhelpers.benchmark training` sets training steps beside the machine's measured matrix product.
 """
 
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,19 +85,18 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(way: str, name: str, batch: int, result: multiprocessing.Queue) -> None:
-    """MiB that a way needs on top of the loaded model, in a process of its own."""
+def _peak_memory(way: str, name: str, batch: int) -> float:
+    """MiB that a way needs on top of the loaded model, for a process that has done nothing else."""
     encoder, images = _prepared(name, batch)
     if encoder.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         WAYS[way](encoder, images)
-        result.put((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again at what is resident now
     before = _resident_peak()
     WAYS[way](encoder, images)
-    result.put(_resident_peak() - before)
+    return _resident_peak() - before
 
 
 def _resident_peak() -> float:
@@ -104,6 +105,12 @@ def _resident_peak() -> float:
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     ]
     return int(line.split()[1]) / 1024
+
+
+def _peak(way: str, name: str, batch: int) -> float:
+    """MiB that a way needs on top of the loaded model, measured in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak_memory, way, name, batch).result()
 
 
 def analysis(name: str, batch: int, rounds: int) -> None:
@@ -121,17 +128,26 @@ def analysis(name: str, batch: int, rounds: int) -> None:
             _synchronise(encoder.device)
             best[way] = min(best[way], time.perf_counter() - start)
     print(f"{name}, batch {batch}, {encoder.tokens} tokens, {encoder.device}")
-    context = multiprocessing.get_context("spawn")
     for way, seconds in best.items():
-        result = context.Queue()
-        process = context.Process(target=_peak_memory, args=(way, name, batch, result))
-        process.start()
-        memory = result.get()
-        process.join()
         ratio = seconds / best["bare forward"]
         print(
-            f"  {way:22s} {ratio:5.2f} x {1000 * seconds / batch:8.1f} ms/image {memory:7.0f} MiB at the peak"
+            f"  {way:22s} {ratio:5.2f} x {1000 * seconds / batch:8.1f} ms/image "
+            f"{_peak(way, name, batch):7.0f} MiB at the peak"
         )
+
+
+def memory(name: str, batch: int) -> None:
+    """Print the peak memory of each way that keeps no map beside the bare forward: one image, and a batch.
+
+    What a way takes beyond the bare forward is to be the same for both.
+    """
+    print(f"{name}: MiB at the peak on top of the loaded model, and beyond the bare forward")
+    for images in (1, batch):
+        bare = _peak("bare forward", name, images)
+        print(f"  {'bare forward':22s} batch {images} {bare:7.0f}")
+        for way in ("attention metrics", "all metrics"):
+            peak = _peak(way, name, images)
+            print(f"  {way:22s} batch {images} {peak:7.0f} {peak - bare:+7.0f}")
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -174,17 +190,19 @@ def training(steps: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m nbhelpers.benchmark", description=__doc__)
-    parser.add_argument("what", choices=("analysis", "training"))
+    parser.add_argument("what", choices=("analysis", "memory", "training"))
     parser.add_argument(
-        "--model", default="random:vit_base_patch16_224", help="for analysis (default: ViT-B/16)"
+        "--model", help="for analysis (default: ViT-B/16) or memory (default: ViT-B/14 at 518 px)"
     )
-    parser.add_argument("--batch", type=int, default=4, help="for analysis (default: 4)")
+    parser.add_argument("--batch", type=int, default=4, help="for analysis and memory (default: 4)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds, or training steps, to take the best of"
     )
     options = parser.parse_args(arguments)
     if options.what == "analysis":
-        analysis(options.model, options.batch, options.rounds)
+        analysis(options.model or "random:vit_base_patch16_224", options.batch, options.rounds)
+    elif options.what == "memory":
+        memory(options.model or "random:vit_base_patch14_dinov2", options.batch)
     else:
         training(options.rounds)
     return 0
