@@ -10,11 +10,12 @@ from nbhelpers import results
 from nbhelpers.images import ArraySource
 from nbhelpers.models import load
 from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain.agreement import gradient_agreement
 from nbhelpers.results import agreement
 from nbhelpers.study import Study, study
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def shapes(tmp_path, monkeypatch):
     """The study `shapes` with a few images of noise, and no cache."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
@@ -52,3 +53,15 @@ def test_gradients_are_followed_from_the_random_encoder(shapes, monkeypatch):
     run = replace(recipe("shapes", agreement.OBJECTIVE), **agreement.RUN)
     begin = Trainer(run, *agreement.splits(shapes).values(), Path()).objective.encoder.state_dict()
     assert all(torch.equal(value, begin[key]) for key, value in encoder.module.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_stored_gradients_are_those_of_the_initialisation():
+    chosen = study("shapes")
+    run = replace(recipe("shapes", agreement.OBJECTIVE), **agreement.RUN)
+    sources = agreement.splits(chosen).values()
+    computed = gradient_agreement(run, *sources, steps=[0], batches=agreement.BATCHES)
+    kept = results.stored("shapes", "gradients").query("step == 0")
+    for metric in ("cosine", "mim_cosine", "cl_cosine", "mim_norm", "cl_norm", "mim_loss", "cl_loss"):
+        ours, theirs = (f[f["metric"] == metric]["value"].to_numpy() for f in (computed, kept))
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4), metric

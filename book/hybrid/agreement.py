@@ -1,0 +1,307 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Do the losses agree?
+#
+# **Claim.** The paper adds two losses and lets one encoder follow both. {cite:t}`jiang2023layer` measured the gradients of
+# the two terms during such a training and report a conflict: they point in opposing directions, the more so the deeper
+# the block. They stop adding, and train the lower blocks by MIM, the upper ones by CL. This page asks the same of the book's
+# own hybrid, and goes beyond the paper.
+#
+# With $\theta_\ell$ all parameters of block $\ell$, the two losses agree on a batch to the extent of
+#
+# $$
+# c_\ell = \cos(g_\ell, h_\ell), \qquad
+# g_\ell = \nabla_{\theta_\ell} L_{\mathrm{MIM}}, \quad h_\ell = \nabla_{\theta_\ell} L_{\mathrm{CL}} .
+# $$ (eq-gradient-cosine)
+#
+# Below 0 a step for one loss undoes progress of the other; at 0 they do not meddle with each other. The weight $\lambda$ of
+# [the hybrid](hybrid.py) does not change $c_\ell$, but it changes where training goes.
+
+# %% tags=["parameters"]
+STUDIES = ["shapes", "cifar10"]
+MODELS = None  # encoders to compare with CL and MIM, by name; None: those two, the hybrids, and a random one
+BATCHES = 4  # how many batches to measure on in this build
+
+# %% [markdown]
+# ## One hybrid, from its first step
+#
+# A hybrid with $\lambda = 0.5$ was trained on `shapes` and stopped now and then, to take both gradients on held-out
+# batches: every time the same images, views and masks. That takes too long for a build of the book, so these are stored
+# numbers. The command
+#
+# ```bash
+# python -m nbhelpers.results --study shapes --table gradients
+# ```
+#
+# measures them again.
+
+# %%
+import matplotlib.pyplot as plt
+
+from nbhelpers import plots
+from nbhelpers.results import table
+
+plots.style()
+followed = table("shapes", "gradients", ["shapes.random"])
+steps = sorted(followed["step"].unique())
+
+
+def by_step(rows, metric, ax, drawn):
+    """A line over depth for each of the steps, dark at the end of training, with the interval over batches."""
+    for step in drawn:
+        line = rows[(rows["metric"] == metric) & (rows["step"] == step)]
+        colour = plt.get_cmap("crest")(steps.index(step) / max(1, len(steps) - 1))
+        ax.plot(line["depth"], line["value"], color=colour, marker="o", ms=3, label=f"step {step}")
+        ax.fill_between(line["depth"], line["low"], line["high"], color=colour, alpha=0.2, lw=0)
+    ax.set(xlabel="depth")
+    ax.figure.legends.clear()
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+
+
+axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batches"])
+for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
+    by_step(followed, metric, ax, steps)
+    ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
+axes[0].set(ylabel="cosine between gradients")
+plots.show(
+    axes,
+    "Cosine between gradients against depth, a line per step of training: between the two losses, and of each "
+    "loss with itself on another batch.",
+)
+
+# %% [markdown]
+# The left panel is $c_\ell$; mind its scale. The other two put it into proportion: they compare a loss with *itself*, on two
+# batches. A batch's gradient is the expected gradient plus noise, and where the noise is large, two gradients of one loss
+# are nearly at right angles. What the two losses do to each other is then a matter of single batches, whatever they want
+# on average.
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+from nbhelpers.pretrain import recipe
+
+whole = recipe("shapes", "hybrid-0.5").images
+seen = followed["images"].max()
+loss = followed[followed["depth"].isna()].set_index(["metric", "step"])["value"]
+Markdown(
+    f"The run saw {seen:,} images in batches of {seen // steps[-1]}; the book's hybrids saw {whole:,}"
+    f"{', so this is the beginning of such a training' if seen < whole / 2 else ''}. On held-out images, MIM's loss went "
+    f"from {loss['mim_loss', 0]:.3f} to {loss['mim_loss', steps[-1]]:.3f} and CL's from {loss['cl_loss', 0]:.3f} to "
+    f"{loss['cl_loss', steps[-1]]:.3f}."
+)
+
+# %% [markdown]
+# ### Does the conflict grow with depth?
+#
+# The slope is the change of $c_\ell$ from one block to the next, with its interval over batches. In conflict are batches with
+# $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the batches, so it takes more than
+# half to show one.
+
+# %%
+import pandas as pd
+
+wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value", dropna=False)
+last = int(followed["depth"].max())
+slopes = followed[followed["metric"] == "slope"].set_index("step")
+losses = {
+    name: followed[followed["metric"] == name].set_index("step")["value"] for name in ("mim_loss", "cl_loss")
+}
+summary = pd.DataFrame(
+    {
+        "MIM loss": losses["mim_loss"].round(3),
+        "CL loss": losses["cl_loss"].round(3),
+        "cosine, block 1": wide["cosine", 1].round(3),
+        f"cosine, block {last}": wide["cosine", last].round(3),
+        "slope": [f"{row.value:+.4f} ({row.low:+.4f} to {row.high:+.4f})" for row in slopes.itertuples()],
+        "in conflict, block 1": wide["conflict", 1].map("{:.0%}".format),
+        f"in conflict, block {last}": wide["conflict", last].map("{:.0%}".format),
+    }
+)
+summary
+
+
+# %% tags=["hide-input"]
+def named(which):
+    """Numbers in a row, or "none"."""
+    return ", ".join(str(int(number)) for number in which) or "none"
+
+
+last_rows = followed[(followed["metric"] == "cosine") & (followed["step"] == steps[-1])]
+Markdown(
+    f"- The cosine falls with depth, beyond the interval, at steps {named(slopes.index[slopes['high'] < 0])}; it rises at "
+    f"steps {named(slopes.index[slopes['low'] > 0])}, of {len(slopes)} in all.\n"
+    f"- At step {steps[-1]} it lies between {last_rows['value'].min():+.3f} and {last_rows['value'].max():+.3f}. It is below "
+    f"0, beyond the interval, in blocks {named(last_rows['depth'][last_rows['high'] < 0])}, and above 0 in blocks "
+    f"{named(last_rows['depth'][last_rows['low'] > 0])}."
+)
+
+# %% [markdown]
+# ## With the noise taken out
+#
+# Averages over pairs of *different* batches $j \ne k$ contain no product of one batch's noise with itself, so
+#
+# $$
+# \frac{\sum_{j \ne k} g_j \cdot h_k}{\sqrt{\sum_{j \ne k} g_j \cdot g_k \; \sum_{j \ne k} h_j \cdot h_k}}
+# $$ (eq-direction)
+#
+# estimates the cosine between the *expected* gradients: what the two losses want on average, rather than what a batch
+# makes of it. It needs a direction on both sides, so only steps are drawn at which each loss agrees with itself in every
+# block, interval included.
+
+# %%
+own = followed[followed["metric"].isin(["mim_cosine", "cl_cosine"])].groupby("step")["low"].min()
+clear = [step for step in steps if own[step] > 0]
+(ax,) = plots.panels(["expected gradients of MIM and CL"])
+by_step(followed, "direction", ax, clear)
+ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
+ax.set(ylabel="cosine", ylim=(-1, 1))
+if not clear:
+    plots.note(ax, "At no step do both losses agree with themselves beyond the noise.")
+plots.show(ax, "Cosine between the expected gradients of the two losses against depth, a line per step.")
+
+# %% [markdown]
+# ## Who pulls harder?
+#
+# The step is taken along $(1 - \lambda)\, g + \lambda\, h$, and a gradient a hundred times as long decides it alone, whatever
+# the angle. Both pull alike at
+#
+# $$
+# \lambda^* = \frac{\lVert g \rVert}{\lVert g \rVert + \lVert h \rVert} .
+# $$ (eq-balance)
+
+# %%
+norms = {
+    name: followed[followed["metric"] == f"{name}_norm"].reset_index(drop=True) for name in ("mim", "cl")
+}
+share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
+balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
+(ax,) = plots.panels(["where both losses pull alike"])
+by_step(balance, "balance", ax, steps)
+ax.set(ylabel="λ*", yscale="log")
+plots.show(ax, "The weight at which both gradients are equally long, against depth, a line per step.")
+
+# %% tags=["hide-input"]
+first, end = (balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1]))
+Markdown(
+    f"It lies between {first.min():.3f} and {first.max():.3f} at the beginning and between {end.min():.3f} and "
+    f"{end.max():.3f} after {steps[-1]} steps. A $\\lambda$ above that is a training in which CL leads."
+)
+
+# %% [markdown]
+# $\lambda$ is no share: it depends on the units of two losses, pixels on one side and nats on the other, and a comparison of
+# weights between papers says little for that reason. The optimiser does not mend it: it rescales the sum, never the terms.
+#
+# ## Do the encoders agree?
+#
+# Gradients say where training would go; what it has arrived at is in the features. Linear centred kernel alignment (CKA)
+# {cite:p}`kornblith2019similarity` compares two sets of features of the same images, up to rotation and scale:
+# 1 for the same, about 0 for unrelated ones. Below, the mean patch token of each encoder is compared with that of CL, and
+# with that of MIM, at the same depth. Thin lines are other seeds of a parent: training twice is the most alike that two
+# encoders can be expected to be. The random encoder is the other end: as far as a trained one is no nearer than that, the
+# two share what the pixels bring along, such as the average colour of an image. If $\lambda^*$ tells who leads, a hybrid
+# with a $\lambda$ above it is nearer to CL.
+
+# %%
+from nbhelpers import study
+
+models = {s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"] for s in STUDIES}
+compared = {s: table(s, "cka", models[s]) for s in STUDIES}
+axes = plots.panels(
+    [f"with {parent}: {plots.title(frame)}" for parent in ("CL", "MIM") for frame in compared.values()],
+    columns=len(STUDIES),
+    sharey=True,
+)
+for ax, (parent, s) in zip(axes, [(p, s) for p in ("cl", "mim") for s in STUDIES], strict=True):
+    rows = compared[s][compared[s]["depth"] == compared[s]["other_depth"]]
+    rows = rows[(rows["other"] == f"{s}.{parent}") & (rows["model"] != rows["other"])]
+    plots.by_depth(rows, "cka", ax)
+    ax.set(ylabel="linear CKA")
+    ax.legend()
+plots.show(axes, "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model.")
+
+# %% tags=["hide-input"]
+from nbhelpers.results import early, late
+
+
+def parents(frame, s):
+    """Sentences about each model: which parent it is nearer to, early and late."""
+    same = frame[frame["depth"] == frame["other_depth"]]
+    same = same[same["model"] != same["other"]]
+    sides = [same[same["other"] == f"{s}.{parent}"] for parent in ("cl", "mim")]
+    values = [(early(side, "cka"), late(side, "cka")) for side in sides]
+    (first_cl, last_cl), (first_mim, last_mim) = values
+    lines = [
+        f"- {name} on `{s}`: with CL {first_cl[name]:.2f} in the first third of the blocks and {last_cl[name]:.2f} in the "
+        f"last; with MIM {first_mim[name]:.2f} and {last_mim[name]:.2f}."
+        for name in first_cl
+        if name in first_mim
+    ]
+    if "MIM" in first_cl:
+        lines.append(f"- CL and MIM on `{s}`: {first_cl['MIM']:.2f} and {last_cl['MIM']:.2f}.")
+    return lines
+
+
+Markdown("\n".join(line for s in STUDIES for line in parents(compared[s], s)))
+
+# %% [markdown]
+# ### Which depth answers to which
+#
+# The same depth need not be the same stage. Here every depth of one encoder meets every depth of another. MoCo v3 keeps its
+# patch embedding as it was drawn, so CL shares depth 0 with every random encoder of its seed.
+
+# %%
+s = STUDIES[0]
+chosen = MODELS[0] if MODELS else next(iter(study(s).trained("hybrid")), f"{s}.random")
+pairs = [(f"{s}.mim", f"{s}.cl"), (chosen, f"{s}.cl"), (chosen, f"{s}.mim")]
+whole = pd.concat([compared[s], table(s, "cka", [f"{s}.mim"])])
+axes = plots.panels([" and ".join(name.split(".", 1)[-1] for name in pair) for pair in pairs])
+for ax, (one, two) in zip(axes, pairs, strict=True):
+    rows = whole[(whole["model"] == one) & (whole["other"] == two)].drop_duplicates(["depth", "other_depth"])
+    grid = rows.pivot(index="depth", columns="other_depth", values="value")
+    image = ax.imshow(grid, origin="lower", vmin=0, vmax=1, cmap="viridis")
+    ax.set(xticks=grid.columns, yticks=grid.index)
+    ax.set(xlabel=f"depth of {two.split('.', 1)[-1]}", ylabel=f"depth of {one.split('.', 1)[-1]}")
+    ax.grid(False)
+axes[0].figure.colorbar(image, ax=axes, label="linear CKA", pad=0.01)
+plots.show(axes, "Linear CKA between all depths of two encoders: MIM and CL, and one more model with either.")
+
+# %% [markdown]
+# ## The same on your machine
+#
+# The function behind the stored table takes any recipe of a hybrid. Here it measures the beginning again, on a few batches.
+
+# %%
+from dataclasses import replace
+
+from nbhelpers.pretrain.agreement import gradient_agreement
+
+run = replace(recipe("shapes", "hybrid-0.5"), images=25_600, batch_size=64)
+shapes = study("shapes")
+now = gradient_agreement(run, shapes.images("train"), shapes.images("val"), steps=[0], batches=BATCHES)
+now = now[now["metric"] == "cosine"]
+Markdown(
+    f"The cosine at the beginning, on {BATCHES} batches, lies between {now['value'].min():+.3f} and "
+    f"{now['value'].max():+.3f} over the blocks. For more steps, pass for example `steps=range(0, 401, 50)`."
+)
+
+# %% [markdown]
+# ## What would refute it
+#
+# For the claim of a conflict that grows with depth: a slope that is not below 0, or a cosine that is not below 0 in the last
+# blocks. What is measured here is one small encoder at one weight, along a short run; it can say that a conflict does not
+# come with adding the two losses, not that nobody meets one.
+#
+# ## Try it yourself
+#
+# 1. Put other models into `MODELS`, such as `["shapes.mae", "shapes.supervised"]`. Which parent is a supervised encoder
+#    nearer to?
+# 2. Measure another weight, or batches of another size. Does the cosine of CL with itself rise with the batch? After
+#    `make train`, `Trainer(recipe, train, val, folder)` opens a finished hybrid with its heads in the cache folder: have its
+#    losses come to terms?
+# 3. Compare class tokens instead of mean patch tokens: `nbhelpers.probes.cka_by_depth(..., pool="class")`. CL is trained
+#    through that token alone.
