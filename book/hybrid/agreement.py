@@ -51,6 +51,7 @@ followed = table("shapes", "gradients", ["shapes.random"])
 steps = sorted(followed["step"].unique())
 
 
+# %% tags=["hide-input"]
 def by_step(rows, metric, ax, drawn):
     """A line over depth for each of the steps, dark at the end of training, with the interval over batches."""
     for step in drawn:
@@ -63,6 +64,7 @@ def by_step(rows, metric, ax, drawn):
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
 
 
+# %%
 axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batches"])
 for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
     by_step(followed, metric, ax, steps)
