@@ -33,21 +33,25 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 # `shapes` has two labels, so it has two panels. Bands are the 95 % interval over test images; the dashed line is the
 # accuracy of guessing. The last panel is the published curve on ImageNet, with its 1,000 classes.
 
-# %%
-from nbhelpers import plots
+# %% tags=["hide-input"]
+from nbhelpers import plots, study
 from nbhelpers.results import table
 
 plots.style()
-frames = [table(study, "probes", MODELS) for study in STUDIES]
+kinds = ["cl", "dino", "mim", "mae", "supervised"]
+names = {s: MODELS or [*study(s).trained(*kinds), f"{s}.random"] for s in STUDIES}
+frames = [table(s, "probes", names[s]) for s in STUDIES]
 panels = {
     (s, label): rows for s, f in zip(STUDIES, frames, strict=True) for label, rows in f.groupby("label")
 }
+
+# %%
 titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in panels.items()]
 chance = {"shapes": (0.1, "chance"), "cifar10": (0.1, "chance")}
 axes = plots.panels([*titles, "published"], columns=2, sharey=True)
-for ax, ((study, _), rows) in zip(axes, panels.items(), strict=False):
-    plots.by_depth(rows, "linear", ax, reference=chance.get(study))
-plots.published_by_depth("linear", axes[-1])
+for ax, ((s, _), rows) in zip(axes, panels.items(), strict=False):
+    plots.by_depth(rows, "linear", ax, reference=chance.get(s))
+plots.published_by_depth("linear", axes[-1], models=("MoCo v3", "SimMIM", "MAE"))
 axes[0].legend()
 axes[-1].legend()
 plots.show(axes, "Accuracy of a linear probe against depth, a line per model; a panel per label and study.")
@@ -57,11 +61,11 @@ from myst_nb import glue
 
 from nbhelpers.results import against_published, highest, peak, published
 
-for (study, label), rows in panels.items():
-    for objective, depth in peak(rows, "linear").items():
-        glue(f"{study}-{label}-{objective}", depth, display=False)
-    for objective, value in highest(rows, "linear").items():
-        glue(f"{study}-{label}-{objective}-best", value, display=False)
+for (s, label), rows in panels.items():
+    for who, depth in peak(rows, "linear").items():
+        glue(f"{s}-{label}-{who}", depth, display=False)
+    for who, value in highest(rows, "linear").items():
+        glue(f"{s}-{label}-{who}-best", value, display=False)
 glue("published", against_published(frames, "linear"), display=False)
 glue("depth", int(frames[0]["depth"].max()), display=False)
 rows = published().query("metric == 'linear' and depth.notna() and part == 'encoder'")
@@ -77,7 +81,11 @@ for model, line in rows.groupby("model"):
 # {glue:text}`cifar10-class-CL` ({glue:text}`cifar10-class-CL-best:.2f`) in CL and at depth
 # {glue:text}`cifar10-class-MIM` ({glue:text}`cifar10-class-MIM-best:.2f`) in MIM. An untrained encoder reaches
 # {glue:text}`shapes-shape-random-best:.2f`, {glue:text}`shapes-texture-random-best:.2f` and
-# {glue:text}`cifar10-class-random-best:.2f`: that much is in the pixels for whoever averages them.
+# {glue:text}`cifar10-class-random-best:.2f`: that much is in the pixels for whoever averages them. MAE, whose encoder has a
+# [decoder](decoder.py) behind it, is read best at depth {glue:text}`shapes-shape-MAE` for shape
+# ({glue:text}`shapes-shape-MAE-best:.2f`), {glue:text}`shapes-texture-MAE` for texture
+# ({glue:text}`shapes-texture-MAE-best:.2f`) and {glue:text}`cifar10-class-MAE` for photographs
+# ({glue:text}`cifar10-class-MAE-best:.2f`).
 #
 # Of twelve blocks, the published probes are best at depth {glue:text}`published-MoCo` in MoCo v3, at depth
 # {glue:text}`published-SimMIM` in SimMIM and at depth {glue:text}`published-MAE` in MAE. MAE is a masked model with a
@@ -92,22 +100,64 @@ for model, line in rows.groupby("model"):
 
 # %%
 axes = plots.panels(titles, columns=len(titles), sharey=True)
-for ax, ((study, _), rows) in zip(axes, panels.items(), strict=True):
-    plots.by_depth(rows, "knn", ax, reference=chance.get(study))
+for ax, ((s, _), rows) in zip(axes, panels.items(), strict=True):
+    plots.by_depth(rows, "knn", ax, reference=chance.get(s))
     ax.label_outer()
 axes[0].legend()
 plots.show(axes, "Accuracy of k-NN against depth, a line per model; a panel per label and study.")
 
 # %% tags=["remove-cell"]
-for (study, label), rows in panels.items():
-    for objective, depth in peak(rows, "knn").items():
-        glue(f"{study}-{label}-{objective}-knn", depth, display=False)
+for (s, label), rows in panels.items():
+    for who, depth in peak(rows, "knn").items():
+        glue(f"{s}-{label}-{who}-knn", depth, display=False)
 
 # %% [markdown]
 # k-NN is best at depth {glue:text}`shapes-shape-CL-knn` for shape and {glue:text}`shapes-texture-CL-knn` for texture in
 # CL, at {glue:text}`shapes-shape-MIM-knn` and {glue:text}`shapes-texture-MIM-knn` in MIM, and for photographs at
 # {glue:text}`cifar10-class-CL-knn` in CL and {glue:text}`cifar10-class-MIM-knn` in MIM. Where the two probes disagree about the
 # best depth, the label is there in a direction that other things outweigh.
+
+# %% [markdown]
+# ## Which blocks could be made new?
+#
+# Another way to ask what a layer is worth: give some blocks random weights again, fine-tune the whole encoder, and see
+# what is lost. Blocks that only serve the pre-training task cost nothing. Left, the first blocks are new, right the last
+# ones; the dashed line is an encoder with nothing pre-trained. The table is too slow for a build;
+# `make results STUDY=shapes` and `make results STUDY=cifar10` make it again.
+
+# %%
+from itertools import product
+
+import pandas as pd
+
+pair = {s: study(s).trained("cl", "mim") for s in STUDIES}
+kept = {s: table(s, "fine_tuning", [*pair[s], f"{s}.random"]).query("share == 1") for s in STUDIES}
+new = {s: pd.concat([kept[s], table(s, "new_blocks", pair[s])]) for s in STUDIES}
+ends = list(product(STUDIES, ("first", "last")))
+axes = plots.panels([f"{end} blocks, {plots.title(new[s])}" for s, end in ends], columns=2, sharey="row")
+for ax, (s, end) in zip(axes, ends, strict=True):
+    trained, scratch = (new[s][(new[s]["objective"] == "random") == is_random] for is_random in (False, True))
+    rows = trained[trained["last" if end == "first" else "first"] == 0].assign(parameter=trained[end])
+    reference = (scratch["value"].iloc[0], "untrained")
+    plots.by_parameter(rows, "fine_tuning", f"{end} blocks made new", ax, reference)
+axes[0].legend()
+plots.show(
+    axes,
+    "Accuracy after fine-tuning against how many first or last blocks were made new, CL and MIM per study.",
+)
+
+# %% tags=["remove-cell"]
+for s, frame in new.items():
+    whole = kept[s].set_index("model")["value"]
+    for row in frame[(frame["first"] == 4) | (frame["last"] == 4)].itertuples():
+        end = "first" if row.first else "last"
+        glue(f"{s}-{row.objective}-{end}-lost", 100 * (whole[row.model] - row.value), display=False)
+
+# %% [markdown]
+# Without the first four blocks, CL loses {glue:text}`shapes-CL-first-lost:.1f` points and MIM
+# {glue:text}`shapes-MIM-first-lost:.1f` on `shapes`, {glue:text}`cifar10-CL-first-lost:.1f` and
+# {glue:text}`cifar10-MIM-first-lost:.1f` on CIFAR-10; without the last four, {glue:text}`shapes-CL-last-lost:.1f` and
+# {glue:text}`shapes-MIM-last-lost:.1f`, {glue:text}`cifar10-CL-last-lost:.1f` and {glue:text}`cifar10-MIM-last-lost:.1f`.
 
 # %% [markdown]
 # ## What would refute it

@@ -1,0 +1,202 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Behaviour
+#
+# **Claim.** Which of the two is better depends on what is asked. Contrastive encoders win when the encoder stays as it is
+# and a linear layer reads it, and when the model is small. Masked encoders win when all weights are trained on, when
+# every part of the image has to be named, and when the model is large {cite:p}`park2023what`.
+#
+# {term}`Fine-tuning <fine-tuning>` starts from the encoder's weights and trains all of them on labels, the lower layers more slowly: the
+# learning rate of layer $\ell$ of $L$ is $\eta \, \gamma^{L - \ell}$ with a {term}`layer decay` $\gamma < 1$. Dense
+# prediction asks a linear layer on every single token what its patch shows, and counts by the mean
+# {term}`intersection over union` of classes,
+#
+# $$
+# \mathrm{mIoU} = \frac{1}{C} \sum_{c} \frac{|P_c \cap T_c|}{|P_c \cup T_c|} ,
+# $$ (eq-miou)
+#
+# with $P_c$ the patches that are predicted to show class $c$ and $T_c$ those that do.
+#
+# Fine-tuning is too slow for a build of the book. These tables are computed once and stored with what they were made
+# from; `make results STUDY=shapes` and `make results STUDY=cifar10` make them again.
+
+# %% tags=["parameters"]
+STUDIES = ["shapes", "cifar10"]
+MODELS = None  # encoders by name, of which `make results` has stored tables; None: the study's own
+
+# %% [markdown]
+# ## A linear layer on top, or all weights
+#
+# A dot per encoder: across, a linear probe of its last layer; upwards, the same encoder fine-tuned on 10,000 labelled
+# images by the same short recipe. The published panel shows ViT-B/16 on ImageNet.
+
+# %% tags=["hide-input"]
+from nbhelpers import plots, study
+from nbhelpers.results import at_end, published, table
+
+plots.style()
+kinds = ["cl", "dino", "mim", "mae", "supervised", "hybrid-0.2"]
+models = {name: MODELS or [*study(name).trained(*kinds), f"{name}.random"] for name in STUDIES}
+tuned = {name: table(name, "fine_tuning", models[name]) for name in STUDIES}
+linear = {name: at_end(table(name, "probes", models[name]), "linear") for name in STUDIES}
+
+# %%
+axes = plots.panels([plots.title(frame) for frame in tuned.values()] + ["published"])
+for ax, name in zip(axes, STUDIES, strict=False):
+    whole = tuned[name].query("share == 1")
+    probed = linear[name][linear[name]["label"] == whole["label"].iloc[0]]
+    plots.trade_off(probed, whole, ("linear probe, last layer", f"fine-tuned, {whole['label'].iloc[0]}"), ax)
+paper = published().query("source.str.endswith('figure 1a')", engine="python")
+paper = paper.assign(low=paper["value"] - paper["error"], high=paper["value"] + paper["error"])
+points = [paper[paper["metric"] == metric] for metric in ("linear", "finetune")]
+plots.trade_off(*points, ("linear probe, last layer", "fine-tuned"), axes[-1])
+axes[0].legend()
+axes[-1].legend()
+plots.show(
+    axes,
+    "Accuracy after fine-tuning against accuracy of a linear probe, a dot per encoder; a panel per study.",
+)
+
+# %% tags=["remove-cell"]
+from myst_nb import glue
+
+for name in STUDIES:
+    for share, rows in tuned[name].groupby("share"):
+        for row in rows.itertuples():
+            glue(f"{name}-{plots.label(row.model, row.objective)}-{share:g}", row.value, display=False)
+    label = tuned[name]["label"].iloc[0]
+    for row in linear[name][linear[name]["label"] == label].itertuples():
+        glue(f"{name}-{plots.label(row.model, row.objective)}-linear", row.value, display=False)
+
+# %% [markdown]
+# On `shapes`, CL goes from {glue:text}`shapes-CL-linear:.2f` to {glue:text}`shapes-CL-1:.2f` and MIM from
+# {glue:text}`shapes-MIM-linear:.2f` to {glue:text}`shapes-MIM-1:.2f`; on CIFAR-10, CL from
+# {glue:text}`cifar10-CL-linear:.2f` to {glue:text}`cifar10-CL-1:.2f` and MIM from
+# {glue:text}`cifar10-MIM-linear:.2f` to {glue:text}`cifar10-MIM-1:.2f`. MAE reaches
+# {glue:text}`shapes-MAE-1:.2f` and {glue:text}`cifar10-MAE-1:.2f`, an encoder that starts untrained
+# {glue:text}`shapes-random-1:.2f` and {glue:text}`cifar10-random-1:.2f`.
+
+# %% [markdown]
+# ## Few labels
+#
+# The same recipe on 1 %, 10 % and 100 % of the 10,000 labels, with as many steps each time.
+
+# %%
+axes = plots.panels([plots.title(frame) for frame in tuned.values()])
+for ax, frame in zip(axes, tuned.values(), strict=True):
+    plots.by_parameter(
+        frame.assign(parameter=frame["share"] * 100), "fine_tuning", "share of the labels (%)", ax
+    )
+    ax.set_xscale("log")
+axes[0].legend()
+plots.show(
+    axes,
+    "Accuracy after fine-tuning against the share of labels used, a line per encoder; a panel per study.",
+)
+
+# %% [markdown]
+# With 100 labels, CL reaches {glue:text}`shapes-CL-0.01:.2f`, MIM {glue:text}`shapes-MIM-0.01:.2f` and the untrained
+# encoder {glue:text}`shapes-random-0.01:.2f` on `shapes`; on CIFAR-10 they reach {glue:text}`cifar10-CL-0.01:.2f`,
+# {glue:text}`cifar10-MIM-0.01:.2f` and {glue:text}`cifar10-random-0.01:.2f`. Chance is 0.10.
+
+# %% [markdown]
+# ## What every token knows
+#
+# Generated images come with the mask of their object, so a linear layer on single tokens can be asked, per patch, for
+# object or background, and for the texture of the object.
+
+# %%
+tokens = table("shapes", "tokens", models.get("shapes"))
+labels = ["mask", "texture"]
+axes = plots.panels([f"{label}, {plots.title(tokens)}" for label in labels])
+for ax, label in zip(axes, labels, strict=True):
+    plots.by_depth(tokens[tokens["label"] == label], "miou", ax)
+axes[0].legend()
+plots.show(
+    axes, "Mean IoU of a linear layer on single tokens against depth, for the object's mask and its texture."
+)
+
+# %% tags=["remove-cell"]
+from nbhelpers.results import peak
+
+for label in labels:
+    rows = tokens[(tokens["label"] == label) & (tokens["metric"] == "miou")]
+    for row in at_end(rows, "miou").itertuples():
+        glue(f"{label}-{plots.label(row.model, row.objective)}", row.value, display=False)
+    for who, depth in peak(rows, "miou").items():
+        glue(f"{label}-{who}-peak", depth, display=False)
+
+# %% [markdown]
+# In the last layer, the mean IoU of the mask is {glue:text}`mask-CL:.2f` for CL, {glue:text}`mask-MIM:.2f` for MIM and
+# {glue:text}`mask-MAE:.2f` for MAE, that of the texture {glue:text}`texture-CL:.2f`, {glue:text}`texture-MIM:.2f` and
+# {glue:text}`texture-MAE:.2f`. CL is best at depths {glue:text}`mask-CL-peak` and {glue:text}`texture-CL-peak`, MIM
+# at {glue:text}`mask-MIM-peak` and {glue:text}`texture-MIM-peak`. The [cosine between tokens](../representations/diversity.py)
+# says how much they share, not whether the rest can be read: a linear layer can stretch a direction in which tokens hardly
+# differ.
+
+# %% [markdown]
+# ## Let the probe choose its tokens
+#
+# Mean pooling is not kind to encoders that keep what they know in a few tokens. An {term}`attentive probe` learns queries
+# that choose which tokens to read.
+
+# %%
+frames = {name: table(name, "tokens", models[name]) for name in STUDIES}
+parts = {
+    (name, label): rows for name, f in frames.items() for label, rows in f.groupby("label") if label != "mask"
+}
+axes = plots.panels([f"{label}, {plots.title(rows)}" for (_, label), rows in parts.items()])
+for ax, rows in zip(axes, parts.values(), strict=True):
+    plots.by_depth(rows, "attentive", ax, reference=(0.1, "chance"))
+axes[0].legend()
+plots.show(
+    axes, "Accuracy of an attentive probe against depth, a line per encoder; a panel per label and study."
+)
+
+# %% [markdown]
+# ## Small models and large ones
+#
+# The paper's figure 1b, for models of growing size on ImageNet (published): MoCo v3 and SimMIM trained alike, for 100
+# epochs.
+
+# %%
+sizes = published().query(
+    "source.str.endswith('figure 1b') and setting.str.contains('100 epochs')", engine="python"
+)
+(ax,) = plots.panels(["published: fine-tuned on ImageNet"])
+for model, rows in sizes.groupby("model"):
+    look = plots.look_of(model, rows["objective"].iloc[0])
+    ax.plot(rows["size"], rows["value"], label=f"{rows['objective'].iloc[0]}: {model}", **look)
+ax.set(ylabel=plots.LABELS["fine_tuning"])
+ax.legend()
+plots.show(ax, "Published accuracy after fine-tuning of MoCo v3 and SimMIM for ViT of three sizes.")
+
+# %% [markdown]
+# The lines cross between the second and the third size: with more weights, SimMIM gains more. This book trains one size
+# only, so it cannot confirm or deny it.
+
+# %% [markdown]
+# ## What would refute it
+#
+# A masked encoder that is ahead of a contrastive one in a linear probe of the last layer, or a contrastive one that gains
+# as much from fine-tuning, or that names patches as well; each by more than the intervals.
+#
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("components/behaviour", STUDIES, MODELS)
+
+# %% [markdown]
+# ## Try it yourself
+#
+# 1. Fine-tune a model of yours, as the table is too slow for a page:
+#    `nbhelpers.probes.fine_tuning_by_share(nbhelpers.load("..."), train, test, "class")`.
+# 2. Is the order of the encoders the same after 50 steps and after 1,000? Pass `FineTuning(steps=...)`.
+# 3. Start with new blocks: `fine_tune(..., last=2)`. The chapter [Layers](layers.py) says what that costs.

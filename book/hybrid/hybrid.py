@@ -1,0 +1,190 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # The hybrid
+#
+# **Claim.** Contrastive learning and masked image modelling complement each other. An encoder trained on the plain weighted
+# sum of both losses beats either parent, in a linear probe and after fine-tuning, for the right weight
+# {cite:p}`park2023what`. Its early blocks behave like those of a masked encoder, its late blocks like those of a
+# contrastive one.
+#
+# Both losses share one encoder; each has its own views and heads,
+#
+# $$
+# L = (1 - \lambda)\, L_{\mathrm{MIM}} + \lambda\, L_{\mathrm{CL}} ,
+# $$ (eq-hybrid)
+#
+# so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. All encoders of a study saw the same number of images, in the
+# same order, from the same initialisation.
+
+# %% tags=["parameters"]
+STUDIES = ["shapes", "cifar10"]
+MODELS = None  # encoders by name, hybrids among them; None: all hybrids of the study and their two parents
+
+# %% [markdown]
+# ## Accuracy against the weight
+#
+# Above a linear probe of the last layer, below the accuracy after fine-tuning on 10,000 labels (a
+# [stored table](../components/behaviour.py)); a grey line joins the encoders of one study. In the published figure, ViT-B/16
+# was trained for 100 epochs.
+
+# %% tags=["hide-input"]
+import pandas as pd
+
+from nbhelpers import plots, study
+from nbhelpers.results import at_end, published, table
+
+plots.style()
+models = {name: MODELS or study(name).trained("mim", "hybrid", "cl") for name in STUDIES}
+tuned = {name: table(name, "fine_tuning", models[name]).query("share == 1") for name in STUDIES}
+probed = {name: at_end(table(name, "probes", models[name]), "linear") for name in STUDIES}
+
+
+# %% tags=["hide-input"]
+def weight(model: str) -> float:
+    """Lambda, read off an encoder's name."""
+    objective = model.split(".", 1)[1].split(".s")[0]
+    return {"mim": 0.0, "cl": 1.0}.get(objective) or float(objective.partition("-")[2] or 0)
+
+
+for name in STUDIES:
+    label = tuned[name]["label"].iloc[0]
+    probed[name] = probed[name][probed[name]["label"] == label]
+    for frames in (tuned, probed):
+        frames[name] = (
+            frames[name].assign(parameter=frames[name]["model"].map(weight)).sort_values("parameter")
+        )
+
+# %%
+columns = len(STUDIES) + 1
+titles = [*map(plots.title, probed.values()), "published", *map(plots.title, tuned.values()), "published"]
+axes = plots.panels(titles, columns=columns, sharex=True)
+for row, frames, metric in ((axes[:columns], probed, "linear"), (axes[columns:], tuned, "fine_tuning")):
+    for ax, frame in zip(row, frames.values(), strict=False):
+        ax.plot(frame["parameter"], frame["value"], color="#999999", lw=1, zorder=0)
+        plots.by_parameter(frame, metric, "λ", ax)
+    paper = published().query(f"metric == '{metric.replace('fine_tuning', 'finetune')}'")
+    paper = paper[paper["setting"].fillna("").str.startswith("lambda=")].sort_values("setting")
+    lambdas = paper["setting"].str.removeprefix("lambda=").astype(float)
+    row[-1].plot(lambdas, paper["value"], color="#222222", marker="v", mfc="white", lw=1)
+    row[-1].set(xlabel="λ", ylabel=plots.LABELS[metric])
+axes[0].legend()
+plots.show(axes, "Accuracy of linear probe and of fine-tuning against the weight of the contrastive loss.")
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+
+def ends(frame: pd.DataFrame) -> str:
+    """The best hybrid of a frame beside its parents, in words."""
+    best = frame[frame["objective"] == "hybrid"].sort_values("value").tail(1)
+    parents = {row.model: f"{row.value:.3f}" for row in frame.itertuples() if row.objective != "hybrid"}
+    hybrid = [
+        f"λ = {row.parameter:g} {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+        for row in best.itertuples()
+    ]
+    return "; ".join(
+        [*(hybrid or ["no hybrid yet"]), *(f"{name} {value}" for name, value in parents.items())]
+    )
+
+
+Markdown(
+    "\n".join(
+        f"- {kind} on `{name}`: {ends(frames[name])}."
+        for kind, frames in (("linear probe", probed), ("fine-tuned", tuned))
+        for name in STUDIES
+    )
+)
+
+# %% [markdown]
+# The interval in brackets is that of the best hybrid, over test images.
+
+# %% [markdown]
+# ## Attention, from one parent to the other?
+#
+# If the hybrid takes its early layers from MIM and its late ones from CL, its {term}`NMI` must fall with depth.
+
+# %%
+frames = [table(name, "profile", models[name]) for name in STUDIES]
+axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
+for ax, frame in zip(axes, frames, strict=False):
+    plots.by_depth(frame, "nmi", ax)
+plots.published_by_depth("nmi", axes[-1], models=("MoCo v3", "SimMIM", "SimMIM+MoCo"))
+axes[0].legend()
+axes[-1].legend()
+plots.show(axes, "NMI of query and key against depth for the hybrid and its two parents; a panel per study.")
+
+# %% tags=["hide-input"]
+from nbhelpers.results import early, late
+
+Markdown(
+    "\n".join(
+        f"- {who} on `{name}`: NMI {value:.3f} in the first third of the blocks, {late(frame, 'nmi')[who]:.3f} in the last."
+        for name, frame in zip(STUDIES, frames, strict=True)
+        for who, value in early(frame, "nmi").items()
+    )
+)
+
+# %% [markdown]
+# ## Frequencies
+
+# %%
+axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
+for ax, frame in zip(axes, frames, strict=False):
+    plots.by_depth(frame, "delta_log_amplitude", ax)
+plots.published_by_depth("delta_log_amplitude", axes[-1], models=("MoCo v3", "SimMIM", "SimMIM+MoCo"))
+axes[0].legend()
+axes[-1].legend()
+plots.show(
+    axes, "Relative log amplitude of high frequencies against depth for the hybrid and its two parents."
+)
+
+# %% [markdown]
+# The paper's hybrid carries more of the high frequencies than either parent at first and fewer at the end; compare the
+# green lines.
+
+# %% [markdown]
+# ## What it costs
+#
+# A hybrid computes both losses for every image. Speed is that of one core, which other work shared at times.
+
+# %%
+from nbhelpers.models import manifest
+
+rows = [
+    manifest()[model] | {"model": model}
+    for names in models.values()
+    for model in names
+    if model in manifest()
+]
+costs = pd.DataFrame(rows)[["model", "images_seen", "wall_time_s", "val_loss"]]
+costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
+costs.rename(columns={"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"})
+
+# %% [markdown]
+# Validation losses are sums of different terms, and can be compared between studies and seeds only.
+
+# %% [markdown]
+# ## What would refute it
+#
+# Hybrids none of which beats both parents by more than the intervals, with all encoders having seen the same images; or a
+# hybrid that beats them and has no lower NMI in its late blocks than in its early ones.
+#
+# What the [scorecard](../index.py) says:
+
+# %%
+from nbhelpers import scorecard
+
+scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
+
+# %% [markdown]
+# ## Try it yourself
+#
+# 1. Put other encoders into `MODELS`, or train another weight: `python -m nbhelpers.pretrain --objective hybrid-0.1`.
+# 2. Draw `"attention_distance"` or `"token_cosine"` instead of `"nmi"`; the table `profile` has both.
+# 3. Is a hybrid better than a contrastive encoder that was trained for as many seconds? What would a fair comparison hold
+#    fixed?
