@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nbhelpers.capture import Attention, Stream
 
 Record = TypeVar("Record", bound="Attention | Stream")
+PIECE = 2_000_000  # numbers of a few images' tokens: the copies that metrics make of them stay small
 
 
 class Layout(Protocol):
@@ -66,6 +67,16 @@ def patch_tokens(stream: Stream) -> Tensor:
             f"grid of {tuple(stream.grid)} = {patches}"
         )
     return at_least_float32(stream.tokens[:, stream.prefix :])
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """A function of each image's tokens `B N D`, called with as many images at a time as fit `PIECE`.
+
+    >>> in_pieces(lambda tokens: tokens.sum((1, 2)), torch.ones(3, 2, 2))
+    tensor([4., 4., 4.])
+    """
+    images = max(1, PIECE // tokens[0].numel())
+    return torch.cat([function(part) for part in tokens.split(images)])
 
 
 def shared(function: Callable[[Stream], Tensor]) -> Callable[[Stream], Tensor]:

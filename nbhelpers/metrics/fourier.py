@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from nbhelpers.metrics.base import (
     DepthwiseMetric,
     at_least_float32,
+    in_pieces,
     patch_tokens,
     require_axes,
     require_finite,
@@ -179,7 +180,7 @@ def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
 @shared
 def _stream_log_amplitude(stream: Stream) -> Tensor:
     """Log amplitudes of a record's patch tokens, once for all metrics here."""
-    return log_amplitude(patch_tokens(stream), stream.grid)
+    return in_pieces(partial(log_amplitude, grid=stream.grid), patch_tokens(stream))
 
 
 class FourierDiagonal(DepthwiseMetric):

@@ -8,7 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nbhelpers.metrics.base import DepthwiseMetric, patch_tokens, require_axes, require_finite, shared
+from nbhelpers.metrics.base import (
+    DepthwiseMetric,
+    in_pieces,
+    patch_tokens,
+    require_axes,
+    require_finite,
+    shared,
+)
 
 if TYPE_CHECKING:
     from nbhelpers.capture import Stream
@@ -109,7 +116,7 @@ def _log_eigenvalues(covariance: Tensor, ranks: int, width: int) -> Tensor:
 @shared
 def _stream_spectrum(stream: Stream) -> Tensor:
     """Token spectrum (B D) of a record, once for all metrics here."""
-    return _log_spectrum(patch_tokens(stream))
+    return in_pieces(_log_spectrum, patch_tokens(stream))
 
 
 class TokenSpectrum(DepthwiseMetric):

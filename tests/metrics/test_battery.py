@@ -19,7 +19,7 @@ from metric_battery import (
     spoilt,
 )
 
-from nbhelpers.metrics import METRICS
+from nbhelpers.metrics import METRICS, attention, base
 
 pytestmark = pytest.mark.parametrize("name", list(METRICS))
 
@@ -51,6 +51,13 @@ def test_frame_is_tidy(name, records):
 )
 def test_split_and_order_change_nothing(name, records, split):
     assert_same(computed(name, [batch(records, indices) for indices in split]), computed(name, [records]))
+
+
+def test_pieces_of_any_size_change_nothing(name, records, monkeypatch):
+    expected = computed(name, [records])
+    monkeypatch.setattr(attention, "CHUNK", {"cpu": 1})
+    monkeypatch.setattr(base, "PIECE", 200)  # two images
+    assert_same(computed(name, [records]), expected)
 
 
 def test_padding_of_the_last_batch_changes_nothing(name, records):
