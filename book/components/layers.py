@@ -132,7 +132,7 @@ import pandas as pd
 
 pair = {s: study(s).trained("cl", "mim") for s in STUDIES}
 kept = {s: table(s, "fine_tuning", [*pair[s], f"{s}.random"]).query("share == 1") for s in STUDIES}
-new = {s: pd.concat([kept[s], table(s, "new_blocks", pair[s])]) for s in STUDIES}
+new = {s: pd.concat([kept[s], table(s, "new_blocks", pair[s])], ignore_index=True) for s in STUDIES}
 ends = list(product(STUDIES, ("first", "last")))
 axes = plots.panels([f"{end} blocks, {plots.title(new[s])}" for s, end in ends], columns=2, sharey="row")
 for ax, (s, end) in zip(axes, ends, strict=True):
