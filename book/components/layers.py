@@ -39,7 +39,7 @@ from nbhelpers.results import table
 
 plots.style()
 kinds = ["cl", "dino", "mim", "mae", "supervised"]
-names = {s: MODELS or [*study(s).trained(*kinds), f"{s}.random"] for s in STUDIES}
+names = {s: MODELS or list(dict.fromkeys([*study(s).trained(*kinds), *study(s).models])) for s in STUDIES}
 frames = [table(s, "probes", names[s]) for s in STUDIES]
 panels = {
     (s, label): rows for s, f in zip(STUDIES, frames, strict=True) for label, rows in f.groupby("label")
@@ -130,10 +130,11 @@ from itertools import product
 
 import pandas as pd
 
-pair = {s: study(s).trained("cl", "mim") for s in STUDIES}
-kept = {s: table(s, "fine_tuning", [*pair[s], f"{s}.random"]).query("share == 1") for s in STUDIES}
-new = {s: pd.concat([kept[s], table(s, "new_blocks", pair[s])], ignore_index=True) for s in STUDIES}
-ends = list(product(STUDIES, ("first", "last")))
+own = [s for s in STUDIES if study(s).splits]  # with encoders small enough to be fine-tuned
+pair = {s: study(s).trained("cl", "mim") for s in own}
+kept = {s: table(s, "fine_tuning", [*pair[s], f"{s}.random"]).query("share == 1") for s in own}
+new = {s: pd.concat([kept[s], table(s, "new_blocks", pair[s])], ignore_index=True) for s in own}
+ends = list(product(own, ("first", "last")))
 axes = plots.panels([f"{end} blocks, {plots.title(new[s])}" for s, end in ends], columns=2, sharey="row")
 for ax, (s, end) in zip(axes, ends, strict=True):
     trained, scratch = (new[s][(new[s]["objective"] == "random") == is_random] for is_random in (False, True))
