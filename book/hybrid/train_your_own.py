@@ -7,8 +7,9 @@
 # %% [markdown]
 # # Train your own
 #
-# One trainer made all encoders of this book. Here it runs on your machine, for as long as you have patience. Two minutes
-# are enough to see a loss fall; a good encoder takes far longer.
+# One trainer made all encoders of this book. Here it runs on your machine, for two minutes. From random weights that is
+# enough to see a loss fall, and too little for attention to take shape on one core. So this run goes on from the book's
+# masked encoder, adds the contrastive loss, and shows what becomes of its attention.
 #
 # A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in [its chapter](hybrid.py). The
 # learning rate follows half a cosine down to zero, so a run has to know its length before it begins. This page takes a few
@@ -17,6 +18,7 @@
 # %% tags=["parameters"]
 STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
 OBJECTIVE = "hybrid-0.2"  # a hybrid of any lambda, or "mim", "cl", "mae", "dino", "supervised"
+START = "mim"  # the book's encoder to go on from, by objective; None: random weights
 SECONDS = 120  # how long to train
 BATCH_SIZE = 64
 N_IMAGES = 500  # test images that attention is measured on
@@ -33,28 +35,30 @@ FOLDER = None  # where your encoder goes; None: the folder `own` in the cache fo
 from dataclasses import replace
 from pathlib import Path
 
-from nbhelpers import images, plots, study
+from nbhelpers import images, load, plots, study
 from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import Trainer, recipe
 
 plots.style()
-family, _, folder = STUDY.partition(":")
+name, _, folder = STUDY.partition(":")
 if folder:
+    name = "cifar10"
     whole = images.folder(folder, size=32)
     train, val, test = (whole.select(range(start, len(whole), 3)) for start in range(3))
 else:
-    train, val, test = (study(STUDY).images(split) for split in ("train", "val", "test"))
-chosen = replace(recipe("cifar10" if folder else STUDY, OBJECTIVE), batch_size=BATCH_SIZE)
+    train, val, test = (study(name).images(split) for split in ("train", "val", "test"))
+chosen = replace(recipe(name, OBJECTIVE), batch_size=BATCH_SIZE)
 place = Path(FOLDER or cache_dir() / "own")
 
 # %%
 import time
 
-trial = Trainer(chosen, train, val, place)
+start = START and load(f"{name}.{START}", device="cpu")
+trial = Trainer(chosen, train, val, place, start=start)
 list(trial.steps(until=1))  # the first step is slower than those that follow
-start = time.monotonic()
+begun = time.monotonic()
 list(trial.steps(until=4))
-cost = (time.monotonic() - start) / 3
+cost = (time.monotonic() - begun) / 3
 chosen = replace(chosen, images=max(2, round(SECONDS / cost)) * BATCH_SIZE)
 
 # %% tags=["hide-input"]
@@ -62,7 +66,7 @@ from IPython.display import Markdown
 
 Markdown(
     f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so that {SECONDS} s are good for **{chosen.steps} steps**, "
-    f"or {chosen.images:,} images. The book's own encoders saw {recipe('shapes', 'hybrid-0.2').images:,}."
+    f"or {chosen.images:,} images. The book's own encoders saw {recipe(name, OBJECTIVE).images:,}."
 )
 
 # %% [markdown]
@@ -73,12 +77,11 @@ Markdown(
 # steps.
 
 # %%
-from nbhelpers import load
 from nbhelpers.models import save_encoder
 from nbhelpers.pretrain import description
 
-trainer = Trainer(chosen, train, val, place)
-about = description(trainer, "cifar10" if folder else STUDY)
+trainer = Trainer(chosen, train, val, place, start=start)
+about = description(trainer, name)
 before = load(save_encoder(trainer.objective.kept, "before", about, place))
 loss_before = trainer.validation_loss()
 
@@ -89,8 +92,9 @@ import pandas as pd
 def curve(losses):
     """The loss against the step, and its mean over ten steps."""
     (ax,) = plots.panels([f"{OBJECTIVE} on {train.name}"])
-    ax.plot(losses, color="#999999", lw=0.6)
-    ax.plot(pd.Series(losses).rolling(10, min_periods=1).mean(), color="#222222", lw=1.6)
+    series = pd.Series(losses, index=range(1, len(losses) + 1))
+    ax.plot(series, color="#999999", lw=0.6)
+    ax.plot(series.rolling(10, min_periods=1).mean(), color="#222222", lw=1.6)
     ax.set(xlabel="step", ylabel="training loss", xlim=(0, chosen.steps))
     return ax
 
@@ -105,15 +109,17 @@ for loss in trainer.steps():
 # %% [markdown]
 # ## What became of attention
 #
-# {term}`NMI` of query and key says how much a token's map depends on where the token is: 0 where all maps are alike, as in an
-# untrained encoder, whose attention is [flat](../attention/collapse.py).
+# {term}`NMI` of query and key says how much a token's map depends on where the token is: 0 where all maps are alike. The
+# paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's high in
+# the middle blocks and low in the last. "Before" is where this run began.
 
 # %%
 from nbhelpers import analyse
 
 after = load(save_encoder(trainer.objective.kept, "yours", about, place))
-finished = MODELS or ([] if folder else study(STUDY).trained(OBJECTIVE)[:1])
-encoders = [replace(before, objective="random"), replace(after, objective="unknown"), *map(load, finished)]
+finished = MODELS or study(name).trained(OBJECTIVE)[:1]
+before = replace(before, objective=start.objective if start else "random")
+encoders = [before, replace(after, objective="unknown"), *map(load, finished)]
 sample = test.subset(min(N_IMAGES, len(test)))
 frame = pd.concat([analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders])
 (ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
@@ -128,14 +134,13 @@ first, last = early(frame, "nmi"), late(frame, "nmi")
 Markdown(
     f"The loss on images that were not trained on went from {loss_before:.3f} to {trainer.validation_loss():.3f}.\n\n"
     + "\n".join(
-        f"- {name}: NMI {first[name]:.3f} in the first third of the blocks, {last[name]:.3f} in the last."
-        for name in first
+        f"- {who}: NMI {first[who]:.3f} in the first third of the blocks, {last[who]:.3f} in the last."
+        for who in first
     )
 )
 
 # %% [markdown]
-# The published hybrid has high NMI in its middle blocks and low NMI in its last ones. Whether yours is on the way there
-# depends on how far it came: on a slow machine it has seen few images.
+# How far yours has moved depends on your machine: a slow one shows it few images in the time.
 #
 # ## Keep it
 #
@@ -160,5 +165,6 @@ Markdown(
 # 1. Draw another model beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours closer to
 #    after two minutes, and after ten?
 # 2. Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as `CLASS/FILE`.
-# 3. Try another architecture: `replace(recipe(STUDY, OBJECTIVE), width=96, heads=6, depth=6)`. Does a wider encoder learn
-#    more in the same time, or in the same number of images?
+# 3. Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree with
+#    [who pulls harder](agreement.py)? Another architecture is
+#    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.

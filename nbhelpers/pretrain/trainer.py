@@ -25,7 +25,9 @@ from tqdm import tqdm
 from nbhelpers.analyse import rank, world_size
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource
+from nbhelpers.models import Encoder, without_decoder
 from nbhelpers.models.mini import mini_vit
+from nbhelpers.models.weights import load_strictly
 from nbhelpers.pretrain.distributed import mean_over_ranks, share
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.recipes import Recipe, build
@@ -106,8 +108,10 @@ class Trainer:
         folder: where `log.csv` and `checkpoint.pt` live; a run found there is resumed.
         device: a CPU trains in float32 with explicit attention, whose backward is faster there; a GPU in
             bfloat16 autocast with fused attention.
+        start: a trained encoder of the recipe's architecture to go on from, instead of random weights.
 
     Raises:
+        MismatchedWeights: if `start` has another architecture.
         ValueError: if the folder holds a run of another recipe, the images lack the labels that the
             objective reads, or a batch cannot be shared out evenly among the processes.
     """
@@ -119,10 +123,11 @@ class Trainer:
         val: ImageSource,
         folder: Path,
         device: torch.device | str = "cpu",
+        start: Encoder | None = None,
     ) -> None:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.folder = Path(folder)
-        self.objective = self._objective(train).to(self.device)
+        self.objective = self._objective(train, start).to(self.device)
         self.parallel = DistributedDataParallel(self.objective) if world_size() > 1 else self.objective
         self.val = self._validation_batches(val)
         self.optimizer = optimizer(self.objective, recipe, self.device)
@@ -140,12 +145,14 @@ class Trainer:
         if self._checkpoint.exists():
             self._resume()
 
-    def _objective(self, train: ImageSource) -> Objective:
+    def _objective(self, train: ImageSource, start: Encoder | None) -> Objective:
         recipe = self.recipe
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             size = train[0].shape[-1]
             encoder = mini_vit(**recipe.architecture, image_size=size)
+            if start is not None:
+                load_strictly(encoder, without_decoder(start).module.state_dict())
             objective = build(recipe, encoder, train.mean, train.std)
         for module in objective.modules():
             if hasattr(module, "fused_attn"):

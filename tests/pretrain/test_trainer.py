@@ -8,7 +8,7 @@ import torch
 
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
-from nbhelpers.models import decoder_of, load, manifest
+from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
 from nbhelpers.pretrain import Trainer, pretrain, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main, seconds
 from nbhelpers.pretrain.queue import read_queue
@@ -124,6 +124,20 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae", steps=2)
     for key, value in trained.objective.kept.state_dict().items():
         assert torch.equal(encoder.module.state_dict()[key], value.half().float()), key
+
+
+def test_a_run_can_begin_with_a_trained_encoder(tmp_path):
+    first = trainer("mim", tmp_path / "first")
+    list(first.steps(3))
+    kept = {key: value.clone() for key, value in first.objective.encoder.state_dict().items()}
+    start = wrap(first.objective.encoder, mean=(0.5,) * 3, std=(0.5,) * 3)
+    run = Trainer(small("hybrid-0.4"), source(), source(16), tmp_path / "second", start=start)
+    for encoder in (run.objective.encoder, run.objective.cl.momentum_encoder):
+        assert all(torch.equal(value, kept[key]) for key, value in encoder.state_dict().items())
+    list(run.steps(2))  # trains a copy
+    assert all(torch.equal(value, kept[key]) for key, value in start.module.state_dict().items())
+    with pytest.raises(MismatchedWeights, match=r"patch_embed.proj.weight \(32, 3, 4, 4\) instead of \(48"):
+        Trainer(small("mim", width=48), source(), source(16), tmp_path / "third", start=start)
 
 
 def test_the_folder_of_another_recipe_is_refused(tmp_path):
