@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -37,11 +38,19 @@ def take_over_alt(doctree: nodes.document, notebook: nbformat.NotebookNode) -> N
                         image["alt"] = alt
 
 
+def with_outputs(notebook: nbformat.NotebookNode, app: Sphinx) -> nbformat.NotebookNode:
+    """The notebook with its outputs: where they came from the cache, myst-nb writes it out without them."""
+    try:
+        return get_cache(app.env.mystnb_config.execution_cache_path).merge_match_into_notebook(notebook)[1]
+    except KeyError:  # not in the cache: a page that is not executed
+        return notebook
+
+
 def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
     """Describe the images of one page and warn of those that have no description."""
-    executed = Path(app.env.mystnb_config.output_folder, f"{app.env.docname}.ipynb")
-    if executed.exists():
-        take_over_alt(doctree, nbformat.read(executed, as_version=4))
+    path = Path(app.env.mystnb_config.output_folder, f"{app.env.docname}.ipynb")
+    if path.exists():
+        take_over_alt(doctree, with_outputs(nbformat.read(path, as_version=4), app))
     for image in doctree.findall(nodes.image):
         if not image.get("alt", "").strip():
             logger.warning("image without alternative text: %s", image["uri"], location=image, type="figures")

@@ -152,7 +152,7 @@ for s, frame in new.items():
     whole = kept[s].set_index("model")["value"]
     for row in frame[(frame["first"] == 4) | (frame["last"] == 4)].itertuples():
         end = "first" if row.first else "last"
-        glue(f"{s}-{row.objective}-{end}-lost", 100 * (whole[row.model] - row.value), display=False)
+        glue(f"{s}-{row.objective}-{end}-lost", float(100 * (whole[row.model] - row.value)), display=False)
 
 # %% [markdown]
 # Without the first four blocks, CL loses {glue:text}`shapes-CL-first-lost:.1f` points and MIM

@@ -82,6 +82,18 @@ def test_alternative_text_comes_from_the_cell_or_with_the_figure(site: Path) -> 
     assert alts == ["Binder logo", "written at the head of the cell", "a share of 25%"]
 
 
+def test_alternative_text_of_a_page_whose_cells_come_from_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "conf.py").write_text(CONF + 'nb_execution_mode = "cache"\n')
+    for prose in ("# A chapter", "# A chapter, said otherwise"):
+        (tmp_path / "book" / "chapter.py").write_text(CHAPTER.replace("# A chapter", prose))
+        folders = [str(tmp_path / folder) for folder in ("book", "site")]
+        assert build_main(["-q", "-W", "-E", "-b", "html", *folders]) == 0
+    page = tmp_path / "site" / "chapter.html"
+    assert "said otherwise" in page.read_text()
+    assert {"written at the head of the cell", "a share of 25%"} <= {*Attributes(page, "img", "alt").values}
+
+
 def test_a_figure_without_alternative_text_fails_the_build(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
