@@ -60,7 +60,7 @@ def test_a_decoder_follows_its_encoder(frame):
         "shapes.mim:decoder": [4, 6],
     }
     lines = plots.published_by_depth("nmi", models=("MAE",), decoder=True).containers
-    assert [len(line[0].get_xdata()) for line in lines] == [8, 12]
+    assert [len(line[0].get_xdata()) for line in lines] == [12, 8]
 
 
 def test_models_of_one_objective_look_different():

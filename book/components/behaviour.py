@@ -196,7 +196,7 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 # %% [markdown]
 # ## Try it yourself
 #
-# 1. Fine-tune a model of yours, as the table is too slow for a page:
-#    `nbhelpers.probes.fine_tuning_by_share(nbhelpers.load("..."), train, test, "class")`.
+# 1. Fine-tune a model of yours, as the table is too slow for a page: give `nbhelpers.load("...")` to
+#    `fine_tuning_by_share` of `nbhelpers.probes`.
 # 2. Is the order of the encoders the same after 50 steps and after 1,000? Pass `FineTuning(steps=...)`.
 # 3. Start with new blocks: `fine_tune(..., last=2)`. The chapter [Layers](layers.py) says what that costs.
