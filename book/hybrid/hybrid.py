@@ -155,13 +155,9 @@ plots.show(
 # %%
 from nbhelpers.models import manifest
 
-rows = [
-    manifest()[model] | {"model": model}
-    for names in models.values()
-    for model in names
-    if model in manifest()
-]
-costs = pd.DataFrame(rows)[["model", "images_seen", "wall_time_s", "val_loss"]]
+drawn = [model for names in models.values() for model in names]
+costs = pd.DataFrame.from_dict(manifest(), orient="index")[["images_seen", "wall_time_s", "val_loss"]]
+costs = costs[costs.index.isin(drawn)].astype({"images_seen": int, "wall_time_s": int})
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
 costs.rename(columns={"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"})
 
