@@ -117,8 +117,8 @@ for name, frame in zip(STUDIES, frames, strict=True):
     for row in at_end(frame, "delta_log_amplitude").itertuples():
         key = f"{name}-{row.model.split('.', 1)[1].replace(':', '-')}"
         glue(f"{key}-end", row.value, display=False)
-        peak = highest(frame[frame["model"] == row.model], "delta_log_amplitude")
-        glue(f"{key}-fall", max(peak.values()) - row.value, display=False)
+        peak = highest(frame, "delta_log_amplitude")[plots.label(row.model, row.objective)]
+        glue(f"{key}-fall", peak - row.value, display=False)
 
 # %% [markdown]
 # At the end of the encoder, high frequencies lie {glue:text}`shapes-mae-fall:.2f` below their highest point in MAE and
