@@ -79,16 +79,20 @@ class Study:
             return str(error)
         return None
 
-    def trained(self, *objectives: str) -> tuple[str, ...]:
+    def trained(self, *objectives: str, every_width: bool = False) -> tuple[str, ...]:
         """Names of the encoders that were trained for this study, all of them or those of some objectives.
 
         An objective is named as for training, such as "mae" or "hybrid-0.2"; "hybrid" means every lambda.
+        Encoders of another width than the book's usual one, such as "shapes.cl.w16", only come on demand.
         """
         family = "cifar10" if self.name.startswith("folder:") else self.name
-        names = [name for name, row in manifest().items() if row["study"] == family]
-        keys = {name: _key(name) for name in names}
+        of = {name: _objective(name) for name, row in manifest().items() if row["study"] == family}
         wanted = set(objectives)
-        return tuple(n for n in names if not wanted or {keys[n], keys[n].partition("-")[0]} & wanted)
+        return tuple(
+            name
+            for name, (key, width) in of.items()
+            if (every_width or not width) and (not wanted or {key, key.partition("-")[0]} & wanted)
+        )
 
     def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
         """Its encoders, or those named, ready to be looked at."""
@@ -107,18 +111,19 @@ def label(model: str, objective: str) -> str:
 
     >>> label("shapes.cl.s1", "CL"), label("cifar10.hybrid-0.2", "hybrid"), label("deit_tiny", "supervised")
     ('CL', 'hybrid 0.2', 'deit_tiny')
-    >>> label("shapes.mae", "MIM"), label("shapes.mae:decoder", "MIM")
-    ('MAE', "MAE's decoder")
+    >>> label("shapes.mae", "MIM"), label("shapes.mae:decoder", "MIM"), label("shapes.cl.w16", "CL")
+    ('MAE', "MAE's decoder", 'CL, width 16')
     """
     if model.partition(".")[0] not in TITLES:
         return model
-    key = _key(model.rpartition(":")[2] if ":" in model else model)
-    return NAMES.get(key, key.replace("-", " "))
+    key, width = _objective(model.rpartition(":")[2] if ":" in model else model)
+    return NAMES.get(key, key.replace("-", " ")) + (f", width {width}" if width else "")
 
 
-def _key(model: str) -> str:
-    """The objective in the name of one of the book's own encoders, as training knows it."""
-    return re.sub(r"\.s\d+$", "", model.split(".", 1)[-1])
+def _objective(model: str) -> tuple[str, str]:
+    """Objective, as training knows it, and width, "" for the usual, in the name of one of the book's own."""
+    parts = re.fullmatch(r"(?:\w+\.)?(.+?)(?:\.w(\d+))?(?:\.s\d+)?", model)
+    return parts[1], parts[2] or ""
 
 
 def _imagenet() -> ImageSource:

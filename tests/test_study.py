@@ -40,10 +40,13 @@ def test_imagenet_reads_the_folder_that_the_environment_names(tmp_path, monkeypa
 
 def test_chapters_draw_the_pair_and_others_by_their_objective(monkeypatch):
     names = ["cl", "cl.s1", "dino", "hybrid-0.2", "hybrid-0.4.s2", "mae", "mim", "supervised"]
-    rows = {f"{s}.{name}": {"study": s} for s in ("shapes", "cifar10") for name in names}
+    others = ["cl.w16", "mim.w32.s1"]
+    rows = {f"{s}.{name}": {"study": s} for s in ("shapes", "cifar10") for name in [*names, *others]}
     monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: rows)
     chosen = study.__wrapped__("shapes")
     assert chosen.models == ("shapes.cl", "shapes.cl.s1", "shapes.mim", "shapes.random")
     assert chosen.trained("hybrid") == ("shapes.hybrid-0.2", "shapes.hybrid-0.4.s2")
     assert chosen.trained("hybrid-0.4", "mae") == ("shapes.hybrid-0.4.s2", "shapes.mae")
     assert chosen.trained() == tuple(f"shapes.{name}" for name in names)
+    wide_and_narrow = ("shapes.cl", "shapes.cl.s1", "shapes.mim", "shapes.cl.w16", "shapes.mim.w32.s1")
+    assert chosen.trained("cl", "mim", every_width=True) == wide_and_narrow

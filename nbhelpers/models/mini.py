@@ -8,6 +8,8 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+WIDTH = 64  # of the book's encoders; those of another width have it in their names
+
 
 def standardise(images: Tensor) -> Tensor:
     """Give every image its own zero: per-channel mean 0, deviation over all its pixels and channels 1.
@@ -30,7 +32,7 @@ class StandardisedPatchEmbed(PatchEmbed):
 
 
 def mini_vit(
-    width: int = 64,
+    width: int = WIDTH,
     depth: int = 8,
     heads: int = 4,
     image_size: int = 32,

@@ -19,7 +19,7 @@ from nbhelpers.files import DATA, atomic_path, sha256
 from nbhelpers.models.encoder import Encoder, wrap
 from nbhelpers.models.errors import ChecksumError
 from nbhelpers.models.mae import MaskedAutoencoder, describe
-from nbhelpers.models.mini import mini_vit
+from nbhelpers.models.mini import WIDTH, mini_vit
 from nbhelpers.models.weights import load_strictly
 
 ENCODERS = DATA / "encoders"
@@ -145,7 +145,7 @@ def random_like(study: str, seed: int, folder: Path | None = None) -> Encoder:
         raise LookupError(
             f"no trained encoder of study {study!r} in {folder or ENCODERS} whose architecture to copy"
         )
-    row = next(iter(rows.values()))
+    row = min(rows.values(), key=lambda row: row["architecture"]["width"] != WIDTH)  # the usual width first
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = mini_vit(**{key: value for key, value in row["architecture"].items() if key != "decoder"})

@@ -12,6 +12,7 @@ from nbhelpers import images
 from nbhelpers.analyse import rank
 from nbhelpers.files import cache_dir
 from nbhelpers.models import save_encoder, wrap
+from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, family, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
@@ -23,12 +24,16 @@ KNN_TRAIN, KNN_TEST = 10_000, 2_000
 
 
 def trained_name(recipe: Recipe, study: str) -> str:
-    """What the encoder is called: "shapes.cl", and "shapes.cl.s1" for another seed than 0.
+    """What the encoder is called: "shapes.cl"; its width and seed where they are not the usual ones.
 
     >>> trained_name(recipe("shapes", "cl"), "shapes")
     'shapes.cl'
+    >>> from dataclasses import replace
+    >>> trained_name(replace(recipe("shapes", "cl").of_width(16), seed=1), "shapes")
+    'shapes.cl.w16.s1'
     """
-    return f"{study}.{recipe.objective}" + (f".s{recipe.seed}" if recipe.seed else "")
+    width = "" if recipe.width == WIDTH else f".w{recipe.width}"
+    return f"{study}.{recipe.objective}{width}" + (f".s{recipe.seed}" if recipe.seed else "")
 
 
 def description(trainer: Trainer, study: str) -> dict[str, Any]:

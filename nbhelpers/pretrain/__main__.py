@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of initialisation and data order (default: 0)"
     )
+    parser.add_argument(
+        "--width", type=int, help="of the encoder, a multiple of a head's channels (default: the recipe's)"
+    )
     parser.add_argument("--images", type=int, help="images to see, instead of the recipe's number")
     parser.add_argument(
         "--stop-after",
@@ -84,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if work_off(options.queue, options.stop_after, options.workers) else 0
     try:
         chosen = replace(recipe(options.study, options.objective), seed=options.seed)
-    except KeyError as error:
+        chosen = chosen.of_width(options.width or chosen.width)
+    except (KeyError, ValueError) as error:
         line.error(error.args[0])
     if options.images:
         chosen = replace(chosen, images=options.images)

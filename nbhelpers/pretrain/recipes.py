@@ -13,6 +13,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
+from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.dino import DINO
 from nbhelpers.pretrain.hybrid import Hybrid
@@ -34,7 +35,7 @@ class Recipe:
     objective: str
     augmentation: Augmentation
     options: dict[str, Any] = field(default_factory=dict)
-    width: int = 64
+    width: int = WIDTH
     depth: int = 8
     heads: int = 4
     patch_size: int = 4
@@ -46,6 +47,20 @@ class Recipe:
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
+
+    def of_width(self, width: int) -> Recipe:
+        """The same recipe for an encoder of another width, whose heads have as many channels each.
+
+        Raises:
+            ValueError: for a width that is no whole number of heads.
+
+        >>> RECIPES["shapes.cl"].of_width(16).heads
+        1
+        """
+        channels = self.width // self.heads
+        if width < channels or width % channels:
+            raise ValueError(f"width {width} is no multiple of the {channels} channels of a head")
+        return replace(self, width=width, heads=width // channels)
 
     @property
     def steps(self) -> int:
