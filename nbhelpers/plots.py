@@ -14,6 +14,7 @@ from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
@@ -139,6 +140,15 @@ def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = Non
     for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(title)
     return axes.ravel()[: len(titles)]
+
+
+def legend_below(axes: Sequence[Axes]) -> Legend:
+    """One legend under the whole figure, each name once: for more lines than fit beside those of a panel."""
+    axes = np.ravel(axes)
+    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    handles = {name: handle for pair in pairs for handle, name in pair}
+    place = {"loc": "outside lower center", "ncols": min(len(handles), 6)}
+    return axes[0].figure.legend(handles.values(), handles.keys(), **place)
 
 
 def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:
@@ -361,6 +371,7 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
     """A point per model: its value in one frame against its value in another, with both 95 % intervals.
 
     Frames hold a row per model, with the columns `model objective value low high`; `names` are the axes'.
+    Further seeds of a model have its look, and no name in the legend.
 
     Raises:
         ValueError: if no model is in both.
@@ -369,6 +380,7 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
     both = x.merge(y, on=["model", "objective"])
     if both.empty:
         raise ValueError(f"no model is in both frames: {list(x['model'])} and {list(y['model'])}")
+    named = set()
     for row in both.itertuples():
         bars = [
             [[value - low], [high - value]]
@@ -379,9 +391,25 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
         ]
         look = look_of(row.model, row.objective) | {"linestyle": "none"}
         name = label(row.model, row.objective)
-        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=name, lw=1, **look)
+        once = None if name in named else name
+        named.add(name)
+        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=once, lw=1, **look)
     ax.set(xlabel=names[0], ylabel=names[1])
     return ax
+
+
+def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
+    """Rows and title of a panel for each model of some frames, without further seeds; in rows by frame.
+
+    >>> columns = ["study", "model", "objective", "seed"]
+    >>> runs = [("shapes", "shapes.cl", "CL", 0), ("shapes", "shapes.cl.s1", "CL", 1)]
+    >>> per_model([pd.DataFrame(runs, columns=columns)])[1]
+    ['shapes: CL']
+    """
+    firsts = [frame[frame["seed"].isna() | (frame["seed"] == 0)] for frame in frames]
+    rows = [rows for frame in firsts for _, rows in frame.groupby("model", sort=False)]
+    whose = [rows[["study", "model", "objective"]].iloc[0] for rows in rows]
+    return rows, [f"{study}: {label(model, objective)}" for study, model, objective in whose]
 
 
 def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:

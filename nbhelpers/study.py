@@ -95,8 +95,14 @@ class Study:
         )
 
     def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
-        """Its encoders, or those named, ready to be looked at."""
-        return [load(name) for name in models or self.models]
+        """One of its encoders per objective, or those named, ready to be looked at one by one."""
+        return [load(name) for name in models or self.examples]
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """Its models without further seeds, for figures that have a row or a panel for each."""
+        first = {label(model, ""): model for model in reversed(self.models)}
+        return tuple(model for model in self.models if model in first.values())
 
 
 TITLES = {

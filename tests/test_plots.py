@@ -78,9 +78,23 @@ def test_trade_off_draws_a_point_per_model(frame):
     )
     (point,) = ax.containers
     assert point.get_label() == "CL"
+    seeds = pd.concat([end, end.assign(model=end["model"] + ".s1")])
+    named = [
+        point.get_label()
+        for point in plots.trade_off(seeds, seeds, ("x", "y"), plt.figure().gca()).containers
+    ]
+    assert len(named) == 2 * len(end) and named.count("CL") == 1
     assert point[0].get_xydata().tolist() == [[pytest.approx(0.29), 0.9]]
     with pytest.raises(ValueError, match=r"no model is in both.*shapes\.cl.*other"):
         plots.trade_off(end, end.assign(model="other"), ("x", "y"))
+
+
+def test_a_legend_below_names_every_line_once(frame):
+    axes = plots.panels(["one", "two"])
+    for ax in axes:
+        plots.by_depth(frame, "nmi", ax)
+    names = [text.get_text() for text in plots.legend_below(axes).get_texts()]
+    assert "CL" in names and len(names) == len(set(names))
 
 
 def test_a_missing_metric_is_answered_with_those_there(frame):

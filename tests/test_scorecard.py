@@ -218,7 +218,13 @@ def test_behaviour(toy):
     assert effect("14a") == [30.0] * 3
     assert effect("14b") == [10.0] * 3
     assert effect("14c") == [35.0, 35 - 2**0.5, 35 + 2**0.5]
-    assert line("14d")["note"] == "no encoder of another width was trained"
+    assert line("14d")["note"] == "CL, width 16 was not trained"
+
+
+def test_the_gain_from_width_is_from_the_narrowest_to_the_usual(toy):
+    toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in ("cl.w16", "mim.w16", "mim.w32")}
+    toy["fine_tuning"] = tuned(**{"cl": 0.75, "cl.w16": 0.5, "mim": 0.8, "mim.w16": 0.3, "mim.w32": 0.9})
+    assert effect("14d") == [25.0, 23.0, 27.0]
 
 
 def test_depth_of_the_best_probe(toy):

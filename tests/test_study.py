@@ -45,6 +45,7 @@ def test_chapters_draw_the_pair_and_others_by_their_objective(monkeypatch):
     monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: rows)
     chosen = study.__wrapped__("shapes")
     assert chosen.models == ("shapes.cl", "shapes.cl.s1", "shapes.mim", "shapes.random")
+    assert chosen.examples == ("shapes.cl", "shapes.mim", "shapes.random")
     assert chosen.trained("hybrid") == ("shapes.hybrid-0.2", "shapes.hybrid-0.4.s2")
     assert chosen.trained("hybrid-0.4", "mae") == ("shapes.hybrid-0.4.s2", "shapes.mae")
     assert chosen.trained() == tuple(f"shapes.{name}" for name in names)

@@ -78,21 +78,21 @@ plots.show(
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import at_end, highest, published
+from nbhelpers.results import at_end, by_label, highest, published
 
 for name, frame in zip(STUDIES, frames, strict=True):
     rows = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
-    for model, value in rows.groupby("model")["value"].mean().items():
-        glue(f"{name}-{model.split('.', 1)[1].replace(':', '-')}-nmi", float(value), display=False)
+    for who, value in by_label(rows).items():
+        glue(f"{name}-{who.replace(chr(39) + 's ', '-')}-nmi", value, display=False)
 rows = published().query("metric == 'nmi' and model == 'MAE'")
 for part, value in rows.groupby("part")["value"].mean().items():
     glue(f"published-{part}", float(value), display=False)
 
 # %% [markdown]
-# The mean NMI over blocks is {glue:text}`shapes-mae-nmi:.3f` in MAE's encoder and
-# {glue:text}`shapes-mae-decoder-nmi:.3f` in its decoder on `shapes` (SimMIM {glue:text}`shapes-mim-nmi:.3f`),
-# {glue:text}`cifar10-mae-nmi:.3f` and {glue:text}`cifar10-mae-decoder-nmi:.3f` on CIFAR-10 (SimMIM
-# {glue:text}`cifar10-mim-nmi:.3f`). In the published curves it is {glue:text}`published-encoder:.2f` in MAE's encoder
+# The mean NMI over blocks is {glue:text}`shapes-MAE-nmi:.3f` in MAE's encoder and
+# {glue:text}`shapes-MAE-decoder-nmi:.3f` in its decoder on `shapes` (SimMIM {glue:text}`shapes-MIM-nmi:.3f`),
+# {glue:text}`cifar10-MAE-nmi:.3f` and {glue:text}`cifar10-MAE-decoder-nmi:.3f` on CIFAR-10 (SimMIM
+# {glue:text}`cifar10-MIM-nmi:.3f`). In the published curves it is {glue:text}`published-encoder:.2f` in MAE's encoder
 # and {glue:text}`published-decoder:.2f` in its decoder.
 
 # %% [markdown]
@@ -114,18 +114,18 @@ plots.show(
 
 # %% tags=["remove-cell"]
 for name, frame in zip(STUDIES, frames, strict=True):
-    for row in at_end(frame, "delta_log_amplitude").itertuples():
-        key = f"{name}-{row.model.split('.', 1)[1].replace(':', '-')}"
-        glue(f"{key}-end", row.value, display=False)
-        peak = highest(frame, "delta_log_amplitude")[plots.label(row.model, row.objective)]
-        glue(f"{key}-fall", peak - row.value, display=False)
+    peaks = highest(frame, "delta_log_amplitude")
+    for who, value in by_label(at_end(frame, "delta_log_amplitude")).items():
+        key = f"{name}-{who.replace(chr(39) + 's ', '-')}"
+        glue(f"{key}-end", value, display=False)
+        glue(f"{key}-fall", peaks[who] - value, display=False)
 
 # %% [markdown]
-# At the end of the encoder, high frequencies lie {glue:text}`shapes-mae-fall:.2f` below their highest point in MAE and
-# {glue:text}`shapes-mim-fall:.2f` in SimMIM on `shapes`, {glue:text}`cifar10-mae-fall:.2f` and
-# {glue:text}`cifar10-mim-fall:.2f` on CIFAR-10. MAE's decoder ends at {glue:text}`shapes-mae-decoder-end:.2f` and
-# {glue:text}`cifar10-mae-decoder-end:.2f`, its encoder at {glue:text}`shapes-mae-end:.2f` and
-# {glue:text}`cifar10-mae-end:.2f`.
+# At the end of the encoder, high frequencies lie {glue:text}`shapes-MAE-fall:.2f` below their highest point in MAE and
+# {glue:text}`shapes-MIM-fall:.2f` in SimMIM on `shapes`, {glue:text}`cifar10-MAE-fall:.2f` and
+# {glue:text}`cifar10-MIM-fall:.2f` on CIFAR-10. MAE's decoder ends at {glue:text}`shapes-MAE-decoder-end:.2f` and
+# {glue:text}`cifar10-MAE-decoder-end:.2f`, its encoder at {glue:text}`shapes-MAE-end:.2f` and
+# {glue:text}`cifar10-MAE-end:.2f`.
 
 # %% [markdown]
 # ## What would refute it

@@ -52,14 +52,14 @@ axes = plots.panels([*titles, "published"], columns=2, sharey=True)
 for ax, ((s, _), rows) in zip(axes, panels.items(), strict=False):
     plots.by_depth(rows, "linear", ax, reference=chance.get(s))
 plots.published_by_depth("linear", axes[-1], models=("MoCo v3", "SimMIM", "MAE"))
-axes[0].legend()
+plots.legend_below(axes[:-1])
 axes[-1].legend()
 plots.show(axes, "Accuracy of a linear probe against depth, a line per model; a panel per label and study.")
 
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import against_published, highest, peak, published
+from nbhelpers.results import against_published, by_label, highest, peak, published
 
 for (s, label), rows in panels.items():
     for who, depth in peak(rows, "linear").items():
@@ -103,7 +103,7 @@ axes = plots.panels(titles, columns=len(titles), sharey=True)
 for ax, ((s, _), rows) in zip(axes, panels.items(), strict=True):
     plots.by_depth(rows, "knn", ax, reference=chance.get(s))
     ax.label_outer()
-axes[0].legend()
+plots.legend_below(axes)
 plots.show(axes, "Accuracy of k-NN against depth, a line per model; a panel per label and study.")
 
 # %% tags=["remove-cell"]
@@ -149,10 +149,10 @@ plots.show(
 
 # %% tags=["remove-cell"]
 for s, frame in new.items():
-    whole = kept[s].set_index("model")["value"]
-    for row in frame[(frame["first"] == 4) | (frame["last"] == 4)].itertuples():
-        end = "first" if row.first else "last"
-        glue(f"{s}-{row.objective}-{end}-lost", float(100 * (whole[row.model] - row.value)), display=False)
+    lost = frame.assign(value=100 * (frame["model"].map(kept[s].set_index("model")["value"]) - frame["value"]))
+    for end in ("first", "last"):
+        for who, value in by_label(lost[lost[end] == 4]).items():
+            glue(f"{s}-{who}-{end}-lost", value, display=False)
 
 # %% [markdown]
 # Without the first four blocks, CL loses {glue:text}`shapes-CL-first-lost:.1f` points and MIM

@@ -191,7 +191,7 @@ plots.show(ax, "The weight at which both gradients are equally long, against dep
 first, end = (balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1]))
 Markdown(
     f"It lies between {first.min():.3f} and {first.max():.3f} at the beginning and between {end.min():.3f} and "
-    f"{end.max():.3f} after {steps[-1]} steps. A $\\lambda$ above that is a training in which CL leads."
+    f"{end.max():.3f} after {steps[-1]} steps. A λ above that is a training in which CL leads."
 )
 
 # %% [markdown]
@@ -223,7 +223,7 @@ for ax, (parent, s) in zip(axes, [(p, s) for p in ("cl", "mim") for s in STUDIES
     rows = rows[(rows["other"] == f"{s}.{parent}") & (rows["model"] != rows["other"])]
     plots.by_depth(rows, "cka", ax)
     ax.set(ylabel="linear CKA")
-    ax.legend()
+plots.legend_below(axes)
 plots.show(axes, "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model.")
 
 # %% tags=["hide-input"]

@@ -36,6 +36,7 @@ MODELS = None  # encoders by name, hybrids among them; None: all hybrids of the 
 import pandas as pd
 
 from nbhelpers import plots, study
+from nbhelpers.models import manifest
 from nbhelpers.results import at_end, published, table
 
 plots.style()
@@ -46,9 +47,9 @@ probed = {name: at_end(table(name, "probes", models[name]), "linear") for name i
 
 # %% tags=["hide-input"]
 def weight(model: str) -> float:
-    """Lambda, read off an encoder's name."""
-    objective = model.split(".", 1)[1].split(".s")[0]
-    return {"mim": 0.0, "cl": 1.0}.get(objective) or float(objective.partition("-")[2] or 0)
+    """Lambda of the recipe that an encoder was trained by."""
+    recipe = manifest()[model]["recipe"]
+    return recipe["options"].get("weight", float(recipe["objective"] == "cl"))
 
 
 for name in STUDIES:
@@ -65,14 +66,14 @@ titles = [*map(plots.title, probed.values()), "published", *map(plots.title, tun
 axes = plots.panels(titles, columns=columns, sharex=True)
 for row, frames, metric in ((axes[:columns], probed, "linear"), (axes[columns:], tuned, "fine_tuning")):
     for ax, frame in zip(row, frames.values(), strict=False):
-        ax.plot(frame["parameter"], frame["value"], color="#999999", lw=1, zorder=0)
+        ax.plot(frame.groupby("parameter")["value"].mean(), color="#999999", lw=1, zorder=0)
         plots.by_parameter(frame, metric, "λ", ax)
     paper = published().query(f"metric == '{metric.replace('fine_tuning', 'finetune')}'")
     paper = paper[paper["setting"].fillna("").str.startswith("lambda=")].sort_values("setting")
     lambdas = paper["setting"].str.removeprefix("lambda=").astype(float)
     row[-1].plot(lambdas, paper["value"], color="#222222", marker="v", mfc="white", lw=1)
     row[-1].set(xlabel="λ", ylabel=plots.LABELS[metric])
-axes[0].legend()
+plots.legend_below(axes)
 plots.show(axes, "Accuracy of linear probe and of fine-tuning against the weight of the contrastive loss.")
 
 # %% tags=["hide-input"]
@@ -114,7 +115,7 @@ axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sh
 for ax, frame in zip(axes, frames, strict=False):
     plots.by_depth(frame, "nmi", ax)
 plots.published_by_depth("nmi", axes[-1], models=("MoCo v3", "SimMIM", "SimMIM+MoCo"))
-axes[0].legend()
+plots.legend_below(axes[:-1])
 axes[-1].legend()
 plots.show(axes, "NMI of query and key against depth for the hybrid and its two parents; a panel per study.")
 
@@ -137,7 +138,7 @@ axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sh
 for ax, frame in zip(axes, frames, strict=False):
     plots.by_depth(frame, "delta_log_amplitude", ax)
 plots.published_by_depth("delta_log_amplitude", axes[-1], models=("MoCo v3", "SimMIM", "SimMIM+MoCo"))
-axes[0].legend()
+plots.legend_below(axes[:-1])
 axes[-1].legend()
 plots.show(
     axes, "Relative log amplitude of high frequencies against depth for the hybrid and its two parents."
@@ -153,8 +154,6 @@ plots.show(
 # A hybrid computes both losses for every image. Speed is that of one core, which other work shared at times.
 
 # %%
-from nbhelpers.models import manifest
-
 drawn = [model for names in models.values() for model in names]
 costs = pd.DataFrame.from_dict(manifest(), orient="index")[["images_seen", "wall_time_s", "val_loss"]]
 costs = costs[costs.index.isin(drawn)].astype({"images_seen": int, "wall_time_s": int})

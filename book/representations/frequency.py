@@ -87,8 +87,7 @@ glue("published", against_published(frames, "delta_log_amplitude"), display=Fals
 # the embedding (light) to the last block (dark).
 
 # %%
-models = [rows for frame in frames for _, rows in frame.groupby("model", sort=False)]
-titles = [f"{rows['study'].iloc[0]}: {plots.label(*rows[['model', 'objective']].iloc[0])}" for rows in models]
+models, titles = plots.per_model(frames)
 axes = plots.panels(titles, height=2.3, columns=len(models) // len(frames), sharex=True, sharey=True)
 for ax, rows in zip(axes, models, strict=True):
     plots.spectra(rows, "fourier_radial", ax)

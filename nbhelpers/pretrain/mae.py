@@ -109,7 +109,7 @@ def reconstruct(
     pixels = images.to(encoder.device).float() / 255
     if isinstance(autoencoder.encoder.patch_embed, StandardisedPatchEmbed):
         centre = pixels.mean((2, 3), keepdim=True)
-        scale = (pixels - centre).square().mean((1, 2, 3), keepdim=True).sqrt()
+        scale = (pixels - centre).square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-3)
     else:
         centre, scale = (
             torch.tensor(x, device=encoder.device)[:, None, None] for x in (encoder.mean, encoder.std)

@@ -19,7 +19,7 @@ from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import CHECKPOINTS, load, manifest
 from nbhelpers.results.published import against_published, difference_to_published, published, published_maps
-from nbhelpers.results.summary import at_end, early, highest, last_third, late, peak
+from nbhelpers.results.summary import at_end, by_label, early, highest, last_third, late, peak
 from nbhelpers.results.tables import TABLES, Table
 from nbhelpers.study import Study, study
 
@@ -34,6 +34,7 @@ __all__ = [
     "Table",
     "against_published",
     "at_end",
+    "by_label",
     "early",
     "highest",
     "difference_to_published",

@@ -79,6 +79,17 @@ def highest(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     return _whole(frame, metric).groupby("label", sort=False)["value"].max().to_dict()
 
 
+def by_label(frame: pd.DataFrame) -> dict[str, float]:
+    """Mean value of each label's rows: over seeds, in a frame that has one row per model.
+
+    >>> rows = [("shapes.cl", "CL", 0.2), ("shapes.cl.s1", "CL", 0.4), ("shapes.mae", "MIM", 0.5)]
+    >>> by_label(pd.DataFrame(rows, columns=["model", "objective", "value"])).keys()
+    dict_keys(['CL', 'MAE'])
+    """
+    labels = [label(*names) for names in zip(frame["model"], frame["objective"], strict=True)]
+    return frame["value"].groupby(labels, sort=False).mean().to_dict()
+
+
 def at_end(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric at each model's last depth.
 

@@ -85,6 +85,11 @@ def _everything(study: Study) -> tuple[str, ...]:
     return (*study.trained(), *(name for name in study.models if name not in study.trained()))
 
 
+def _every_width(study: Study) -> tuple[str, ...]:
+    """All encoders of a study, those of other widths included, and its untrained reference."""
+    return tuple(dict.fromkeys([*_everything(study), *study.trained(every_width=True)]))
+
+
 def _sample(study: Study) -> Images:
     return {"test": study.sample}
 
@@ -257,7 +262,7 @@ TABLES: dict[str, Table] = {
             _probe_images,
             _probes,
             "probes",
-            models=_everything,
+            models=_every_width,
         ),
         Table(
             "shape_bias",
@@ -288,7 +293,7 @@ TABLES: dict[str, Table] = {
             _labelled,
             _fine_tuning,
             "probes",
-            models=_everything,
+            models=_every_width,
             studies=OWN,
             why=SMALL,
             slow=True,

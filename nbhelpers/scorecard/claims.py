@@ -13,6 +13,7 @@ from nbhelpers.scorecard import evidence as read
 from nbhelpers.scorecard.evidence import Evidence, NotMeasured, Paper, Quantity
 from nbhelpers.scorecard.intervals import Interval, difference, largest, smallest
 
+NARROW = 16  # width of the narrowest encoders
 Effect = Callable[..., Interval]  # of the evidence and the claim's quantities
 
 
@@ -116,9 +117,13 @@ def _hybrid_alone(evidence: Evidence, hybrid: str, comparisons: int, quantity: Q
     return evidence.of(hybrid, quantity, comparisons=comparisons)
 
 
-def gain_from_width(evidence: Evidence) -> Interval:
-    """What a wider encoder gains, by objective: the book has encoders of one width."""
-    raise NotMeasured("no encoder of another width was trained")
+def gain_from_width(evidence: Evidence, quantity: Quantity) -> Interval:
+    """How much more MIM gains than CL from the narrowest width to the usual one."""
+    gains = {
+        who: difference(evidence.of(who, quantity), evidence.of(f"{who}, width {NARROW}", quantity))
+        for who in read.PAIR
+    }
+    return difference(gains["MIM"], gains["CL"])
 
 
 def _published_hybrid(metric: str) -> Published:
@@ -346,7 +351,7 @@ CLAIMS = (
         "components/behaviour",
         POINTS,
         gain_from_width,
-        (),
+        (TUNED,),
         Published(_published_width),
     ),
     Claim(

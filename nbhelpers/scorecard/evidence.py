@@ -190,7 +190,8 @@ class Measured(Evidence):
             found = [name for name in public if name in self.study.models]
         else:
             decoders = (name + DECODER for name in self.study.trained("mae"))
-            found = [name for name in (*self.study.trained(), *decoders) if label(name, "") == who]
+            trained = self.study.trained(every_width=True)
+            found = [name for name in (*trained, *decoders) if label(name, "") == who]
         if not found:
             raise NotMeasured(f"{who} was not trained")
         return found
