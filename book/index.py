@@ -95,6 +95,9 @@ glue("intervals", int(card["seeds"].notna().sum()), display=False)
 #   different seeds, it also says how far it would move with **another training run**. {glue:text}`single` of the
 #   {glue:text}`intervals` measured entries rest on one run of at least one of their encoders: their intervals are too
 #   narrow as statements about the methods.
+# - **Two runs say little about a third.** The interval over two seeds reaches nine standard deviations to either side
+#   (Student's t with one degree of freedom), that over three two and a half. So a second seed makes entries undecided
+#   that a single run would have called sure. It has not made them less true; it shows how little a single run knew.
 # - Intervals are on the safe side of what the images alone allow. Depths of one encoder share their images, and may err
 #   together or against each other; their margins are added, which holds in either case. Margins of two encoders are
 #   combined as if independent. For accuracies this is Newcombe's interval {cite:p}`newcombe1998interval`. The depth of a
