@@ -149,7 +149,9 @@ plots.show(
 
 # %% tags=["remove-cell"]
 for s, frame in new.items():
-    lost = frame.assign(value=100 * (frame["model"].map(kept[s].set_index("model")["value"]) - frame["value"]))
+    lost = frame.assign(
+        value=100 * (frame["model"].map(kept[s].set_index("model")["value"]) - frame["value"])
+    )
     for end in ("first", "last"):
         for who, value in by_label(lost[lost[end] == 4]).items():
             glue(f"{s}-{who}-{end}-lost", value, display=False)

@@ -47,9 +47,9 @@ probed = {name: at_end(table(name, "probes", models[name]), "linear") for name i
 
 # %% tags=["hide-input"]
 def weight(model: str) -> float:
-    """Lambda of the recipe that an encoder was trained by."""
-    recipe = manifest()[model]["recipe"]
-    return recipe["options"].get("weight", float(recipe["objective"] == "cl"))
+    """Lambda of the recipe that an encoder was trained by; NaN, which is not drawn, where it has none."""
+    recipe = manifest().get(model, {}).get("recipe", {"objective": "none", "options": {}})
+    return recipe["options"].get("weight", {"mim": 0.0, "cl": 1.0}.get(recipe["objective"], float("nan")))
 
 
 for name in STUDIES:
