@@ -288,16 +288,18 @@ def test_nothing_is_kept():
 
 
 def test_consumers_may_compute_attention_themselves():
-    encoder = _encoder("vit")
+    encoder, depths = _encoder("vit"), []
 
     def own_attention(stream):
         F.scaled_dot_product_attention(*[stream.tokens[:, None]] * 3)
 
     def again(record):
         F.scaled_dot_product_attention(record.query, record.key, record.value)
+        depths.append(record.depth)
 
     with capture(encoder, on_attention=again, on_stream=own_attention):
         encoder.forward(_images(encoder))
+    assert depths == list(range(1, encoder.depth + 1))  # the consumers' own calls are not captured
 
 
 def test_another_model_inside_is_not_captured():

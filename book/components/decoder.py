@@ -83,7 +83,8 @@ from nbhelpers.results import at_end, by_label, highest, published
 for name, frame in zip(STUDIES, frames, strict=True):
     rows = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
     for who, value in by_label(rows).items():
-        glue(f"{name}-{who.replace(chr(39) + 's ', '-')}-nmi", value, display=False)
+        key = who.replace("'s ", "-")  # no apostrophe in the name of a glued value
+        glue(f"{name}-{key}-nmi", value, display=False)
 rows = published().query("metric == 'nmi' and model == 'MAE'")
 for part, value in rows.groupby("part")["value"].mean().items():
     glue(f"published-{part}", float(value), display=False)
@@ -116,7 +117,7 @@ plots.show(
 for name, frame in zip(STUDIES, frames, strict=True):
     peaks = highest(frame, "delta_log_amplitude")
     for who, value in by_label(at_end(frame, "delta_log_amplitude")).items():
-        key = f"{name}-{who.replace(chr(39) + 's ', '-')}"
+        key = f"{name}-" + who.replace("'s ", "-")
         glue(f"{key}-end", value, display=False)
         glue(f"{key}-fall", peaks[who] - value, display=False)
 

@@ -67,6 +67,8 @@ def test_no_serious_accessibility_violation(look_at: Callable, page_name: str, s
 def test_search_finds_mutual_information(open_page: Callable, site: str) -> None:
     page, _ = open_page(f"{site}search.html?q=mutual+information")
     page.wait_for_selector("#search-results ul.search li a")
+    found = page.locator("#search-results ul.search li a").all_inner_texts()
+    assert "Attention collapse" in " ".join(found)
     page.close()
 
 
