@@ -29,6 +29,7 @@ from nbhelpers.metrics import normalized_mutual_information as nmi
 from nbhelpers.models import Encoder, load
 from nbhelpers.pretrain import Trainer
 from nbhelpers.pretrain.recipes import STUDIES, family
+from nbhelpers.pretrain.trainer import fast_precision
 
 ATTENTION = ("attention_distance", "nmi", "attention_entropy")
 
@@ -165,7 +166,7 @@ def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def training(steps: int) -> None:
     """Print images/s of each objective's recipe and the share of the matrix-product peak that it reaches."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = fast_precision(device)
     peak = _matmul_peak(device, dtype)
     print(f"{device}, {torch.get_num_threads()} threads: matrix product {peak / 1e9:.0f} GFLOP/s in {dtype}")
     images = shapes("val")

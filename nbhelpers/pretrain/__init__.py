@@ -86,6 +86,7 @@ def pretrain(
         "wall_time_s": round(trainer.wall_time),
         "images_per_second": round(median(entry["images_per_second"] for entry in trainer.rows), 1),
         "device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "one CPU core",
+        "precision": str(trainer.precision).removeprefix("torch."),
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }
     read = wrap(encoder, mean=row["mean"], std=row["std"], name=name, objective=row["objective"])

@@ -168,7 +168,8 @@ def gradient_agreement(
         )
     frames = []
     with TemporaryDirectory() as folder:  # nothing is written there: the run is taken step by step
-        trainer = Trainer(recipe, train, held_out, Path(folder))
+        # The stored table is to be the same from every machine, with units for bfloat16 or without.
+        trainer = Trainer(recipe, train, held_out, Path(folder), precision=torch.float32)
         bar = tqdm(total=max(steps), desc=f"{recipe.objective}, gradients", unit="step", disable=None)
         for step in sorted(set(steps)):
             for _ in trainer.steps(until=step):

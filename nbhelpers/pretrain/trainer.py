@@ -70,6 +70,19 @@ def batch_indices(images: int, batch_size: int, step: int, seed: int) -> Tensor:
     return order[position * batch_size : (position + 1) * batch_size]
 
 
+def fast_precision(device: torch.device | str) -> torch.dtype:
+    """The type that matrix products train in: bfloat16 where the device has units for it, else float32.
+
+    Measured on one core with AVX-512 BF16, MoCo v3 and SimMIM train 1.7 times as fast in bfloat16. A CPU
+    without such units emulates it, far slower than float32.
+
+    >>> fast_precision("cuda")
+    torch.bfloat16
+    """
+    native = torch.device(device).type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 class SinglePrecisionMuon(Muon):
     """timm's Muon with its Newton-Schulz iteration in float32.
 
@@ -88,13 +101,13 @@ class SinglePrecisionMuon(Muon):
             muon.zeropower_via_newtonschulz = original
 
 
-def optimizer(objective: nn.Module, recipe: Recipe, device: torch.device) -> Muon:
+def optimizer(objective: nn.Module, recipe: Recipe, precision: torch.dtype) -> Muon:
     """Muon on matrices; its AdamW on biases, norms and tokens, which are not decayed."""
     trained = [p for p in objective.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim in (2, 4)]
     others = [p for p in trained if p.ndim not in (2, 4)]
     groups = [{"params": matrices}, {"params": others, "use_fallback": True, "weight_decay": 0.0}]
-    kind = SinglePrecisionMuon if device.type == "cpu" else Muon
+    kind = SinglePrecisionMuon if precision == torch.float32 else Muon
     return kind(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
@@ -106,8 +119,8 @@ class Trainer:
         train: images to train on.
         val: images for the validation loss; the first `VALIDATION_IMAGES`, always with the same views.
         folder: where `log.csv` and `checkpoint.pt` live; a run found there is resumed.
-        device: a CPU trains in float32 with explicit attention, whose backward is faster there; a GPU in
-            bfloat16 autocast with fused attention.
+        device: a CPU trains with explicit attention, whose backward is faster there; a GPU with fused one.
+        precision: bfloat16, by autocast, or float32; default `fast_precision` of the device.
         start: a trained encoder of the recipe's architecture to go on from, instead of random weights.
 
     Raises:
@@ -123,14 +136,16 @@ class Trainer:
         val: ImageSource,
         folder: Path,
         device: torch.device | str = "cpu",
+        precision: torch.dtype | None = None,
         start: Encoder | None = None,
     ) -> None:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
+        self.precision = precision or fast_precision(device)
         self.folder = Path(folder)
         self.objective = self._objective(train, start).to(self.device)
         self.parallel = DistributedDataParallel(self.objective) if world_size() > 1 else self.objective
         self.val = self._validation_batches(val)
-        self.optimizer = optimizer(self.objective, recipe, self.device)
+        self.optimizer = optimizer(self.objective, recipe, self.precision)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",
@@ -169,7 +184,8 @@ class Trainer:
         return self.step >= self.recipe.steps
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        half = self.precision == torch.bfloat16
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
 
     def _batch(self, source: ImageSource, indices: Tensor) -> tuple[Tensor, ...]:
         """This process's share of a batch: images `B C H W`, and labels `B` if the objective reads some."""

@@ -40,7 +40,8 @@ def trainer(folder, objective="cl"):
         "toy/train", pixels.repeat(3, 1, 1, 1), {"shape": labels.repeat(3)}, {"shape": "abc"}
     )
     sizes = {"width": 32, "depth": 2, "heads": 2, "batch_size": BATCH, "images": 4 * BATCH}
-    return Trainer(replace(recipe("shapes", objective), **sizes), source, source, folder)
+    chosen = replace(recipe("shapes", objective), **sizes)
+    return Trainer(chosen, source, source, folder, precision=torch.float32)
 
 
 def loss_and_gradients(one, loss):

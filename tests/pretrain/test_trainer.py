@@ -13,7 +13,7 @@ from nbhelpers.pretrain import Trainer, pretrain, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main, seconds
 from nbhelpers.pretrain.queue import read_queue
 from nbhelpers.pretrain.recipes import CLASSES, LABELS, RECIPES, STUDIES, family
-from nbhelpers.pretrain.trainer import batch_indices, generator
+from nbhelpers.pretrain.trainer import batch_indices, fast_precision, generator
 
 
 def source(images=40):
@@ -27,27 +27,50 @@ def small(objective, steps=10, **changes):
     return replace(recipe("shapes", objective), **sizes | changes)
 
 
-def trainer(objective, folder, **changes):
-    return Trainer(small(objective, **changes), source(), source(16), folder)
+def trainer(objective, folder, precision=torch.float32, **changes):
+    return Trainer(small(objective, **changes), source(), source(16), folder, precision=precision)
 
 
 def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
-@pytest.mark.parametrize("objective", ["cl", "mim", "mae", "supervised", "dino", "hybrid-0.4"])
-def test_ten_steps_equal_five_a_kill_and_five(objective, tmp_path):
-    whole = trainer(objective, tmp_path / "whole")
+OBJECTIVES = ["cl", "mim", "mae", "supervised", "dino", "hybrid-0.4"]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_ten_steps_equal_five_a_kill_and_five(objective, precision, tmp_path):
+    whole = trainer(objective, tmp_path / "whole", precision)
     losses = torch.stack(list(whole.steps()))
-    first = trainer(objective, tmp_path / "part")
+    first = trainer(objective, tmp_path / "part", precision)
     part = list(first.steps(until=5))
     first.save()
     list(first.steps(until=7))  # steps after the last save are lost with the process
-    second = trainer(objective, tmp_path / "part")
+    second = trainer(objective, tmp_path / "part", precision)
     assert second.step == 5
     part += list(second.steps())
     assert torch.equal(losses, torch.stack(part))
     assert torch.equal(weights(whole), weights(second))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_bfloat16_trains_as_float32_does_but_for_rounding(objective, tmp_path):
+    exact, rounded = (
+        trainer(objective, tmp_path / str(precision), precision)
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    assert all(p.dtype == torch.float32 for p in rounded.objective.parameters())
+    # The first step alone: batch norm over eight images makes rounding grow from step to step.
+    losses = [torch.stack(list(run.steps(1))) for run in (exact, rounded)]
+    assert not torch.equal(*losses)
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+
+
+def test_without_units_for_bfloat16_a_cpu_trains_in_float32(monkeypatch, tmp_path):
+    for native, precision in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert trainer("mim", tmp_path, precision=None).precision is precision
 
 
 @pytest.mark.parametrize(("weight", "pure"), [("0", "mim"), ("1", "cl")])
@@ -117,6 +140,7 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     assert pretrain(chosen, "shapes", folder=tmp_path / "encoders")
     row = manifest(tmp_path / "encoders")["shapes.mae.w32"]
     assert (row["objective"], row["images_seen"]) == ("MIM", 16)
+    assert row["precision"] == str(fast_precision("cpu")).removeprefix("torch.")
     assert row["images_per_second"] > 0
     assert len(row["knn_by_depth"]["shape"]) == 3
     encoder = load(tmp_path / "encoders" / "shapes.mae.w32.safetensors", device="cpu")
