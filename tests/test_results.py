@@ -132,6 +132,33 @@ def test_the_same_numbers_give_the_same_bytes(toy):
     assert results.store("toy", "small").read_bytes() == before
 
 
+def test_one_more_encoder_is_all_that_a_slow_table_measures(toy, monkeypatch):
+    measured = []
+
+    def measure(encoder, images):
+        measured.append(encoder.name)
+        return small.measure(encoder, images)
+
+    small = results.TABLES["small"]
+    slow = replace(small, slow=True, measure=measure, models=lambda study: ("toy.cl",))
+    monkeypatch.setitem(results.TABLES, "small", slow)
+    results.store("toy", "small")
+    monkeypatch.setitem(results.TABLES, "small", replace(slow, models=lambda study: study.models))
+    path = results.store("toy", "small")
+    assert measured == ["toy.cl", "toy.mim"]
+    added = path.read_bytes()
+    path.unlink()
+    results._computed.cache_clear()
+    assert results.store("toy", "small").read_bytes() == added
+    assert measured == ["toy.cl", "toy.mim"] * 2
+    about = path.parent / "small.json"
+    for change in ({"code": "other"}, {"weights": {"toy.cl": "other"}}):  # nothing of another run is kept
+        about.write_text(json.dumps(json.loads(about.read_text()) | change))
+        results._computed.cache_clear()
+        results.store("toy", "small")
+    assert measured == ["toy.cl", "toy.mim"] * 4
+
+
 def drawings(n, seed):
     """Images whose "shape" is the half that is bright and whose "texture" is the colour of the other half."""
     generator = torch.Generator().manual_seed(seed)

@@ -98,7 +98,7 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
         frame = stored(study_name, name)
     except MissingDataError as error:
         raise MissingDataError(f"{missing}. There is {error}") from None
-    whole = frame["model"].str.partition(":")[0]  # the rows of a decoder belong to its model
+    whole = _whole(frame)
     if lacking := [model for model in wanted if model not in set(whole)]:
         raise MissingDataError(
             f"the stored table {study_name}/{name} has no {', '.join(lacking)}, and {missing}"
@@ -152,8 +152,28 @@ def stored(study_name: str, name: str, folder: Path | None = None) -> pd.DataFra
     return read_table(csv).assign(source=f"stored {provenance['date']}")
 
 
+def _whole(frame: pd.DataFrame) -> pd.Series:
+    """The encoder of each row; the rows of a decoder belong to its encoder."""
+    return frame["model"].str.partition(":")[0]
+
+
+def _kept(csv: Path, about: Path, now: dict) -> dict[str, pd.DataFrame]:
+    """Rows by encoder of a table that was computed as `now` describes, from weights that are still there."""
+    if not csv.exists():
+        return {}
+    then, weights = json.loads(about.read_text()), now["weights"]
+    same = all(then[key] == now[key] for key in ("code", "images", "device", "versions"))
+    if not same or any(weights.get(model) != checksum for model, checksum in then["weights"].items()):
+        return {}
+    frame = read_table(csv)
+    return dict(iter(frame.groupby(_whole(frame))))
+
+
 def store(study_name: str, name: str, folder: Path | None = None) -> Path:
     """Compute a table from its images and write it with its provenance; returns the table's path.
+
+    What a slow table says of an encoder is kept if neither code, images, versions nor any weights changed
+    since, so that one more encoder costs its own time alone. Delete the table to have all of it computed.
 
     Raises:
         NoTableError: for an unknown table, or one that the study does not have.
@@ -161,7 +181,6 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
     """
     chosen, made = _chosen(study_name, name)
     models = made.models(chosen)
-    frame = _computed(study_name, name, models).drop(columns="source")
     rows = manifest()
     provenance = {
         "table": name,
@@ -192,6 +211,11 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
         },
     }
     csv, about = _paths(study_name, name, folder)
+    kept = _kept(csv, about, provenance) if made.slow else {}
+    if missing := tuple(model for model in models if model not in kept):
+        made_now = _computed(study_name, name, missing).drop(columns="source")
+        kept |= dict(iter(made_now.groupby(_whole(made_now))))
+    frame = pd.concat([kept[model] for model in models], ignore_index=True)
     text = frame.to_csv(index=False, float_format="%.7g")
     with atomic_path(csv) as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=1))  # the same numbers give the same bytes
