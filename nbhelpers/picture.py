@@ -25,12 +25,8 @@ def draw(path: Path) -> None:
     frame = frame[frame["model"].isin(study("cifar10").models)]
     # In a README a picture has no fonts: letters are drawn as paths. No date: the same table, the same file.
     with plt.rc_context({"svg.fonttype": "path"}), atomic_path(path) as temporary:
-        ours, published = plots.panels([plots.title(frame), "published"], sharey=True)
-        plots.by_depth(frame, "nmi", ours, heads=True)
-        plots.published_by_depth("nmi", published)
+        ours, published = plots.beside_published([frame], "nmi", heads=True)
         published.set_ylabel("")
-        for ax in (ours, published):
-            ax.legend()
         ours.figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(ours.figure)
 

@@ -110,6 +110,24 @@ def test_published_curves_are_marked_as_such():
         plots.published_by_depth("attention_entropy")
 
 
+def test_studies_stand_beside_the_published_curves(frame):
+    lines = [(0.5, "ours"), (0.7, "theirs")]
+    ours, theirs = plots.beside_published([frame], "nmi", ("SimMIM",), lines)
+    assert ours.get_title() == plots.title(frame)
+    assert [text.get_text() for text in ours.get_legend().get_texts()] == ["CL", "MIM"]
+    assert [text.get_text() for text in theirs.get_legend().get_texts()] == ["MIM: SimMIM"]
+    assert [ax.texts[0].get_text() for ax in (ours, theirs)] == ["ours", "theirs"]
+    assert ours.get_ylim() == theirs.get_ylim()
+
+
+def test_names_too_many_for_a_panel_stand_below_the_figure(frame):
+    objectives = ("cl", "mim", "mae", "dino", "supervised")
+    many = pd.concat([frame[frame["objective"] == "CL"].assign(model=f"shapes.{o}") for o in objectives])
+    axes = plots.beside_published([many], "nmi")
+    assert axes[0].get_legend() is None
+    assert len(axes[0].figure.legends[0].get_texts()) == len(objectives)
+
+
 def test_a_panel_says_whether_its_numbers_are_stored(frame):
     assert "computed in this build" in plots.title(frame)
     assert "stored 2026-01-02" in plots.title(frame.assign(source="stored 2026-01-02"))
@@ -132,7 +150,7 @@ def test_a_live_figure_takes_the_place_of_the_one_before(monkeypatch):
         shown.append((figure, metadata["image/png"]["alt"]))
         return Handle()
 
-    monkeypatch.setattr(plots, "display", display)
+    monkeypatch.setattr(plots.figure, "display", display)
     handle, (first, second) = None, (plt.figure(), plt.figure())
     for figure, alt in ((first, "one step"), (second, "two steps")):
         handle = plots.live(figure, alt, handle)

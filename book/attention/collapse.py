@@ -41,12 +41,7 @@ from nbhelpers.results import table
 
 plots.style()
 frames = [table(study, "metrics", MODELS) for study in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
-for ax, frame in zip(axes, frames, strict=False):
-    plots.by_depth(frame, "nmi", ax, heads=True)
-plots.published_by_depth("nmi", axes[-1])
-axes[0].legend()
-axes[-1].legend()
+axes = plots.beside_published(frames, "nmi", heads=True)
 plots.show(
     axes, "NMI of query and key against depth, a line per model and a dot per head; one panel per study."
 )

@@ -35,21 +35,18 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 from nbhelpers import load, plots
 from nbhelpers.metrics import patch_distances
 from nbhelpers.results import table
+from nbhelpers.study import label
 
 plots.style()
 frames = [table(study, "metrics", MODELS) for study in STUDIES]
 
 # %%
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"])
-for ax, frame in zip(axes, frames, strict=False):
-    encoder = load(frame["model"].iloc[0])
-    uniform = float(patch_distances(encoder.grid, encoder.patch_size).mean())
-    plots.by_depth(frame, "attention_distance", ax, heads=True, reference=(uniform, "uniform"))
-plots.published_by_depth(
-    "attention_distance", axes[-1], reference=(float(patch_distances((14, 14), 16).mean()), "uniform")
+encoders = [load(frame["model"].iloc[0]) for frame in frames]
+grids = [*((encoder.grid, encoder.patch_size) for encoder in encoders), ((14, 14), 16)]  # ViT-B/16 last
+uniform = [float(patch_distances(*grid).mean()) for grid in grids]
+axes = plots.beside_published(
+    frames, "attention_distance", references=[(px, "uniform") for px in uniform], heads=True, sharey=False
 )
-axes[0].legend()
-axes[-1].legend()
 plots.show(
     axes, "Attention distance in pixels against depth, a line per model and a dot per head, uniform dashed."
 )
@@ -62,7 +59,7 @@ from nbhelpers.results import against_published, late
 for study, frame in zip(STUDIES, frames, strict=True):
     for objective, value in late(frame, "attention_distance").items():
         glue(f"{study}-{objective}", value, display=False)
-glue("uniform", uniform, display=False)
+glue("uniform", uniform[0], display=False)
 glue("published", against_published(frames, "attention_distance"), display=False)
 
 # %% [markdown]
@@ -89,7 +86,7 @@ for ax, frame in zip(axes, frames, strict=True):
     )
     for (model, objective), dots in heads.groupby(["model", "objective"], sort=False):
         look = plots.look_of(model, objective) | {"linestyle": "none"}
-        name = plots.label(model, objective)
+        name = label(model, objective)
         ax.plot(dots["attention_entropy"], dots["attention_distance"], label=name, alpha=0.6, **look)
     ax.set(xlabel=plots.LABELS["attention_entropy"], ylabel=plots.LABELS["attention_distance"])
 axes[0].legend()

@@ -64,12 +64,8 @@ plots.show(
 from nbhelpers.results import table
 
 frames = [table(name, "profile", models) for name, models in names.items()]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
-for ax, frame in zip(axes, frames, strict=False):
-    plots.by_depth(plots.behind_encoder(frame), "nmi", ax)
-plots.published_by_depth("nmi", axes[-1], models=("SimMIM", "MAE"), decoder=True)
-for ax in (axes[0], axes[-1]):
-    ax.legend()
+continued = [plots.behind_encoder(frame) for frame in frames]
+axes = plots.beside_published(continued, "nmi", models=("SimMIM", "MAE"), decoder=True)
 plots.show(
     axes,
     "NMI of query and key against depth for SimMIM, MAE's encoder and MAE's decoder, with published curves.",
@@ -103,12 +99,7 @@ for part, value in rows.groupby("part")["value"].mean().items():
 # constant part. The first dot of the decoder is its input, after the encoder's tokens were brought to its width.
 
 # %%
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
-for ax, frame in zip(axes, frames, strict=False):
-    plots.by_depth(plots.behind_encoder(frame), "delta_log_amplitude", ax)
-plots.published_by_depth("delta_log_amplitude", axes[-1], models=("SimMIM", "MAE"), decoder=True)
-for ax in (axes[0], axes[-1]):
-    ax.legend()
+axes = plots.beside_published(continued, "delta_log_amplitude", models=("SimMIM", "MAE"), decoder=True)
 plots.show(
     axes, "Relative log amplitude of high frequencies against depth for SimMIM, MAE's encoder and decoder."
 )

@@ -111,12 +111,8 @@ Markdown(
 
 # %%
 frames = [table(name, "profile", models[name]) for name in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
-for ax, frame in zip(axes, frames, strict=False):
-    plots.by_depth(frame, "nmi", ax)
-plots.published_by_depth("nmi", axes[-1], models=("MoCo v3", "SimMIM", "SimMIM+MoCo"))
-plots.legend_below(axes[:-1])
-axes[-1].legend()
+PUBLISHED = ("MoCo v3", "SimMIM", "SimMIM+MoCo")
+axes = plots.beside_published(frames, "nmi", PUBLISHED)
 plots.show(axes, "NMI of query and key against depth for the hybrid and its two parents; a panel per study.")
 
 # %% tags=["hide-input"]
@@ -134,12 +130,7 @@ Markdown(
 # ## Frequencies
 
 # %%
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
-for ax, frame in zip(axes, frames, strict=False):
-    plots.by_depth(frame, "delta_log_amplitude", ax)
-plots.published_by_depth("delta_log_amplitude", axes[-1], models=("MoCo v3", "SimMIM", "SimMIM+MoCo"))
-plots.legend_below(axes[:-1])
-axes[-1].legend()
+axes = plots.beside_published(frames, "delta_log_amplitude", PUBLISHED)
 plots.show(
     axes, "Relative log amplitude of high frequencies against depth for the hybrid and its two parents."
 )
@@ -151,12 +142,14 @@ plots.show(
 # %% [markdown]
 # ## What it costs
 #
-# A hybrid computes both losses for every image. Speed is that of one core, which other work shared at times.
+# A hybrid computes both losses for every image. Speed is that of one core, which other work shared at times; compare
+# encoders of one precision, since a core with units for bfloat16 trains faster in it.
 
 # %%
 drawn = [model for names in models.values() for model in names]
-costs = pd.DataFrame.from_dict(manifest(), orient="index")[["images_seen", "wall_time_s", "val_loss"]]
-costs = costs[costs.index.isin(drawn)].astype({"images_seen": int, "wall_time_s": int})
+columns = {"precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
+costs = pd.DataFrame.from_dict(manifest(), orient="index")
+costs = costs.loc[costs.index.isin(drawn), list(columns)].astype(columns)
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
 costs.rename(columns={"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"})
 

@@ -43,12 +43,7 @@ from nbhelpers.results import table
 
 plots.style()
 frames = [table(study, "metrics", MODELS) for study in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames] + ["published"], sharey=True)
-for ax, frame in zip(axes, frames, strict=False):
-    plots.by_depth(frame, "delta_log_amplitude", ax)
-plots.published_by_depth("delta_log_amplitude", axes[-1])
-axes[0].legend()
-axes[-1].legend()
+axes = plots.beside_published(frames, "delta_log_amplitude")
 plots.show(axes, "Δ log amplitude near Nyquist against depth, a line per model; one panel per study.")
 
 # %% tags=["remove-cell"]

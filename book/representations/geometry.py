@@ -37,6 +37,7 @@ SEED = 0  # which 18 images, and where t-SNE starts
 # %%
 from nbhelpers import plots, study
 from nbhelpers.images import photographs
+from nbhelpers.study import label
 
 plots.style()
 depths = (1, 2, 4, 6, 7, 8)
@@ -106,8 +107,8 @@ few = {}  # study: its 18 images
 for name in STUDIES:
     if study(name).missing is None:
         images = study(name).images("test")
-        label = next(iter(images.labels))  # an object's shape, a photograph's class
-        few[name] = images.restrict(images.classes[label][:3], label).balanced(6, label, seed=SEED)
+        kind = next(iter(images.labels))  # an object's shape, a photograph's class
+        few[name] = images.restrict(images.classes[kind][:3], kind).balanced(6, kind, seed=SEED)
 pairs = [(encoder, few[name]) for name in few for encoder in study(name).encoders(MODELS)]
 scores = pd.concat(silhouette_by_depth(*pair, label=next(iter(pair[1].labels))) for pair in pairs)
 scores = scores.assign(source="computed")
@@ -145,7 +146,7 @@ for name, frame in zip(few, frames, strict=True):
 
 # %%
 maps = [token_map(*pair, DEPTH, perplexity=20, seed=SEED) for pair in pairs]
-titles = [f"{m['study'][0]}: {plots.label(m['model'][0], m['objective'][0])}" for m in maps]
+titles = [f"{m['study'][0]}: {label(m['model'][0], m['objective'][0])}" for m in maps]
 columns = len(maps) // len(few)
 axes = plots.panels(titles, height=3, columns=columns)
 for i, (ax, points) in enumerate(zip(axes, maps, strict=True)):

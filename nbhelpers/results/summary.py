@@ -7,12 +7,20 @@ import pandas as pd
 from nbhelpers.study import label
 
 
+def _labels(frame: pd.DataFrame) -> list[str]:
+    """What prose calls the model of each row."""
+    return [label(*names) for names in zip(frame["model"], frame["objective"], strict=True)]
+
+
 def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
     rows = frame[frame["metric"] == metric]
     rows = rows[rows["head"] < 0] if "head" in rows else rows
-    labels = [label(*names) for names in zip(rows["model"], rows["objective"], strict=True)]
-    return rows.assign(label=labels).groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
+    return (
+        rows.assign(label=_labels(rows))
+        .groupby(["label", "depth"], as_index=False, sort=False)["value"]
+        .mean()
+    )
 
 
 def first_third(depth: pd.Series) -> pd.Series:
@@ -86,8 +94,7 @@ def by_label(frame: pd.DataFrame) -> dict[str, float]:
     >>> by_label(pd.DataFrame(rows, columns=["model", "objective", "value"])).keys()
     dict_keys(['CL', 'MAE'])
     """
-    labels = [label(*names) for names in zip(frame["model"], frame["objective"], strict=True)]
-    return frame["value"].groupby(labels, sort=False).mean().to_dict()
+    return frame["value"].groupby(_labels(frame), sort=False).mean().to_dict()
 
 
 def at_end(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

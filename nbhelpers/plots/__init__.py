@@ -1,0 +1,56 @@
+"""The book's one figure style: a tidy frame in, `Axes` out."""
+
+from nbhelpers.plots.curves import (
+    behind_encoder,
+    beside_published,
+    by_depth,
+    by_parameter,
+    depth_bar,
+    per_model,
+    published_by_depth,
+    spectra,
+    trade_off,
+)
+from nbhelpers.plots.figure import (
+    LABELS,
+    OTHER,
+    STYLES,
+    legend_below,
+    live,
+    look_of,
+    note,
+    panels,
+    show,
+    style,
+    title,
+)
+from nbhelpers.plots.pictures import gallery, grid_labels, head_maps, query_maps, token_map, token_steps
+
+__all__ = [
+    "LABELS",
+    "OTHER",
+    "STYLES",
+    "behind_encoder",
+    "beside_published",
+    "by_depth",
+    "by_parameter",
+    "depth_bar",
+    "gallery",
+    "grid_labels",
+    "head_maps",
+    "legend_below",
+    "live",
+    "look_of",
+    "note",
+    "panels",
+    "per_model",
+    "published_by_depth",
+    "query_maps",
+    "show",
+    "spectra",
+    "style",
+    "title",
+    "token_map",
+    "token_steps",
+    "trade_off",
+]

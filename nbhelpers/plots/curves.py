@@ -1,0 +1,249 @@
+"""Curves and points of tidy frames, with the references that make them readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from nbhelpers.plots.figure import LABELS, STYLES, legend_below, look_of, panels, title
+from nbhelpers.results import published
+from nbhelpers.study import label
+
+SHORT_LEGEND = 4  # as many names find room inside a panel
+
+
+def by_depth(
+    frame: pd.DataFrame,
+    metric: str,
+    ax: Axes | None = None,
+    heads: bool = False,
+    reference: tuple[float, str] | None = None,
+) -> Axes:
+    """One line per model over depth, with the 95 % interval over images; other seeds of a model are thinner.
+
+    Args:
+        frame: rows as `analyse` and the probes give them.
+        metric: which rows to draw.
+        ax: where; default the current axes.
+        heads: also a dot per head, for metrics that have heads.
+        reference: a horizontal line and its name, such as chance or uniform attention.
+
+    Raises:
+        ValueError: if the frame has no rows of the metric, naming those it has.
+    """
+    ax = _lines(frame, metric, "depth", ax, heads, reference)
+    ax.set_xlabel("depth")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
+def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the depths of decoders counted on from the depth of their encoders."""
+    last = frame.groupby("model")["depth"].max()
+    encoders = frame["model"].str.partition(":")
+    offset = encoders[0].map(last).where(encoders[2] != "", 0)
+    return frame.assign(depth=frame["depth"] + offset.astype(int))
+
+
+def by_parameter(
+    frame: pd.DataFrame,
+    metric: str,
+    name: str,
+    ax: Axes | None = None,
+    reference: tuple[float, str] | None = None,
+) -> Axes:
+    """As `by_depth`, over the column `parameter`; `name` says on the axis what it is.
+
+    The frame holds rows of `robustness_by_depth` of one change, one label and one depth.
+    """
+    ax = _lines(frame, metric, "parameter", ax, False, reference)
+    ax.set_xlabel(name)
+    return ax
+
+
+def _lines(
+    frame: pd.DataFrame,
+    metric: str,
+    column: str,
+    ax: Axes | None,
+    heads: bool,
+    reference: tuple[float, str] | None,
+) -> Axes:
+    """A line per model over a column of the frame."""
+    ax = ax or plt.gca()
+    rows = frame[frame["metric"] == metric]
+    if rows.empty:
+        raise ValueError(
+            f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
+        )
+    whole = rows[rows["head"] < 0] if "head" in rows else rows
+    for (model, objective, seed), line in whole.groupby(
+        ["model", "objective", "seed"], dropna=False, sort=False
+    ):
+        line = line.sort_values(column)
+        look = look_of(model, objective)
+        first = pd.isna(seed) or seed == 0 or objective == "random"
+        name = label(model, objective) if first else None
+        ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)
+        ax.fill_between(line[column], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
+        if heads:
+            dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
+            ax.scatter(dots[column], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
+    if reference:
+        _reference_line(ax, *reference)
+    ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+    return ax
+
+
+def _reference_line(ax: Axes, value: float, name: str) -> None:
+    """A dashed horizontal line with its name under the right end."""
+    ax.axhline(value, color="#555555", lw=1, ls=(0, (4, 2)))
+    place = {"xytext": (0, -2), "textcoords": "offset points", "ha": "right", "va": "top"}
+    ax.annotate(name, (1, value), xycoords=("axes fraction", "data"), fontsize=8, color="#555555", **place)
+
+
+def published_by_depth(
+    metric: str,
+    ax: Axes | None = None,
+    models: Sequence[str] = ("MoCo v3", "SimMIM"),
+    reference: tuple[float, str] | None = None,
+    decoder: bool = False,
+) -> Axes:
+    """The published curves of ViT-B/16 for a metric, digitised; bars are the digitising error.
+
+    With `decoder`, that of MAE follows its encoder on the axis of depth.
+
+    Raises:
+        ValueError: if nothing was published for the metric.
+    """
+    ax = ax or plt.gca()
+    rows = published()
+    rows = rows[(rows["metric"] == metric) & rows["depth"].notna()]
+    encoders = rows[rows["part"] == "encoder"]
+    if encoders.empty:
+        raise ValueError(f"no published curve of {metric!r}")
+    for model in models:
+        line = encoders[encoders["model"] == model].sort_values("depth")
+        objective = line["objective"].iloc[0]
+        look = STYLES.get(model, STYLES[objective])
+        name = f"{objective}: {model}"
+        ax.errorbar(
+            line["depth"], line["value"], line["error"], label=name, lw=1.2, capsize=1.5, mfc="white", **look
+        )
+    if decoder:
+        behind = rows[rows["part"] == "decoder"].sort_values("depth")
+        look = STYLES["MAE's decoder"] | {"label": "MAE's decoder"}
+        ax.errorbar(
+            behind["depth"], behind["value"], behind["error"], lw=1.2, capsize=1.5, mfc="white", **look
+        )
+    if reference:
+        _reference_line(ax, *reference)
+    ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric), title="published: ViT-B/16, ImageNet")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
+def beside_published(
+    frames: Sequence[pd.DataFrame],
+    metric: str,
+    models: Sequence[str] = ("MoCo v3", "SimMIM"),
+    references: Sequence[tuple[float, str]] | None = None,
+    heads: bool = False,
+    decoder: bool = False,
+    **options,
+) -> np.ndarray:
+    """A panel `by_depth` for each frame, and behind them the curves that were published for the metric.
+
+    Args:
+        frames: each of one study.
+        metric: which rows to draw.
+        models: whose published curves.
+        references: a horizontal line for each panel, the published one included.
+        heads: as in `by_depth`.
+        decoder: as in `published_by_depth`.
+        options: of `panels`; `sharey=False` where units differ between studies.
+    """
+    axes = panels([*map(title, frames), "published"], **{"sharey": True} | options)
+    lines = references or [None] * len(axes)
+    for ax, frame, line in zip(axes, frames, lines, strict=False):
+        by_depth(frame, metric, ax, heads, line)
+    published_by_depth(metric, axes[-1], models, lines[-1], decoder)
+    if len(axes[0].get_legend_handles_labels()[1]) > SHORT_LEGEND:
+        legend_below(axes[:-1])
+    else:
+        axes[0].legend()
+    axes[-1].legend()
+    return axes
+
+
+def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes | None = None) -> Axes:
+    """A point per model: its value in one frame against its value in another, with both 95 % intervals.
+
+    Frames hold a row per model, with the columns `model objective value low high`; `names` are the axes'.
+    Further seeds of a model have its look, and no name in the legend.
+
+    Raises:
+        ValueError: if no model is in both.
+    """
+    ax = ax or plt.gca()
+    both = x.merge(y, on=["model", "objective"])
+    if both.empty:
+        raise ValueError(f"no model is in both frames: {list(x['model'])} and {list(y['model'])}")
+    named = set()
+    for row in both.itertuples():
+        bars = [
+            [[value - low], [high - value]]
+            for value, low, high in (
+                (row.value_x, row.low_x, row.high_x),
+                (row.value_y, row.low_y, row.high_y),
+            )
+        ]
+        look = look_of(row.model, row.objective) | {"linestyle": "none"}
+        name = label(row.model, row.objective)
+        once = None if name in named else name
+        named.add(name)
+        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=once, lw=1, **look)
+    ax.set(xlabel=names[0], ylabel=names[1])
+    return ax
+
+
+def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
+    """Rows and title of a panel for each model of some frames, without further seeds; in rows by frame.
+
+    >>> columns = ["study", "model", "objective", "seed"]
+    >>> runs = [("shapes", "shapes.cl", "CL", 0), ("shapes", "shapes.cl.s1", "CL", 1)]
+    >>> per_model([pd.DataFrame(runs, columns=columns)])[1]
+    ['shapes: CL']
+    """
+    firsts = [frame[frame["seed"].isna() | (frame["seed"] == 0)] for frame in frames]
+    rows = [rows for frame in firsts for _, rows in frame.groupby("model", sort=False)]
+    whose = [rows[["study", "model", "objective"]].iloc[0] for rows in rows]
+    return rows, [f"{study}: {label(model, objective)}" for study, model, objective in whose]
+
+
+def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
+    """A model's spectrum against rank or frequency, a line per depth coloured by depth.
+
+    Raises:
+        ValueError: if the frame holds more than one model: their lines would share colours.
+    """
+    ax = ax or plt.gca()
+    if frame["model"].nunique() != 1:
+        raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
+    rows = frame[frame["metric"] == metric]
+    x = "frequency" if metric.startswith("fourier") else "rank"
+    colours = plt.get_cmap("crest")
+    for depth, line in rows.groupby("depth"):
+        ax.plot(line[x], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
+    ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=LABELS[metric])
+    return ax
+
+
+def depth_bar(axes: Sequence[Axes], depths: int) -> None:
+    """Beside the axes, the colours that `spectra` gives to the depths 0..`depths`."""
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), "crest")
+    np.ravel(axes)[0].figure.colorbar(colours, ax=axes, label="depth", aspect=40, pad=0.01)
