@@ -32,8 +32,8 @@ MODELS = None  # encoders by name, of which `make results` has stored tables; No
 # %% [markdown]
 # ## A linear layer on top, or all weights
 #
-# A dot per encoder: across, a linear probe of its last layer; upwards, the same encoder fine-tuned on 10,000 labelled
-# images by the same short recipe. The published panel shows ViT-B/16 on ImageNet.
+# A dot per encoder: across, a linear probe of its last layer; upwards, the same encoder fine-tuned on
+# {glue:text}`labelled:,.0f` labelled images by the same short recipe. The published panel shows ViT-B/16 on ImageNet.
 
 # %% tags=["hide-input"]
 from nbhelpers import plots, study
@@ -65,6 +65,10 @@ plots.show(
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
+from nbhelpers.results.tables import LABELLED
+
+glue("labelled", LABELLED, display=False)
+glue("fewest", LABELLED * tuned[STUDIES[0]]["share"].min(), display=False)
 for name in STUDIES:
     for share, rows in tuned[name].groupby("share"):
         for who, value in by_label(rows).items():
@@ -84,14 +88,13 @@ for name in STUDIES:
 # %% [markdown]
 # ## Few labels
 #
-# The same recipe on 1 %, 10 % and 100 % of the 10,000 labels, with as many steps each time.
+# The same recipe on a hundredth, a tenth and all of the {glue:text}`labelled:,.0f` labels, with as many steps each time.
 
 # %%
 axes = plots.panels([plots.title(frame) for frame in tuned.values()])
 for ax, frame in zip(axes, tuned.values(), strict=True):
-    plots.by_parameter(
-        frame.assign(parameter=frame["share"] * 100), "fine_tuning", "share of the labels (%)", ax
-    )
+    frame = frame.assign(parameter=frame["share"] * 100)
+    plots.by_parameter(frame, "fine_tuning", "share of the labels (%)", ax, reference=(0.1, "chance"))
     ax.set_xscale("log")
 plots.legend_below(axes)
 plots.show(
@@ -100,9 +103,9 @@ plots.show(
 )
 
 # %% [markdown]
-# With 100 labels, CL reaches {glue:text}`shapes-CL-0.01:.2f`, MIM {glue:text}`shapes-MIM-0.01:.2f` and the untrained
+# With {glue:text}`fewest:.0f` labels, CL reaches {glue:text}`shapes-CL-0.01:.2f`, MIM {glue:text}`shapes-MIM-0.01:.2f` and the untrained
 # encoder {glue:text}`shapes-random-0.01:.2f` on `shapes`; on CIFAR-10 they reach {glue:text}`cifar10-CL-0.01:.2f`,
-# {glue:text}`cifar10-MIM-0.01:.2f` and {glue:text}`cifar10-random-0.01:.2f`. Chance is 0.10.
+# {glue:text}`cifar10-MIM-0.01:.2f` and {glue:text}`cifar10-random-0.01:.2f`.
 
 # %% [markdown]
 # ## What every token knows

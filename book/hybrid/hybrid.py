@@ -28,7 +28,7 @@ MODELS = None  # encoders by name, hybrids among them; None: all hybrids of the 
 # %% [markdown]
 # ## Accuracy against the weight
 #
-# Above a linear probe of the last layer, below the accuracy after fine-tuning on 10,000 labels (a
+# Above a linear probe of the last layer, below the accuracy after fine-tuning (a
 # [stored table](../components/behaviour.py)); a grey line joins the encoders of one study. In the published figure, ViT-B/16
 # was trained for 100 epochs.
 
