@@ -151,10 +151,29 @@ columns = {"precision": str, "images_seen": int, "wall_time_s": int, "val_loss":
 costs = pd.DataFrame.from_dict(manifest(), orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(columns)].astype(columns)
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
-costs.rename(columns={"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"})
+shown = {"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"}
+costs.rename(columns=shown)
+
+# %% tags=["hide-input"]
+both = costs.assign(recipe=costs.index.str.replace(r"\.s\d+$", "", regex=True))
+means = (
+    both.groupby(["recipe", "precision"])["val_loss"]
+    .mean()
+    .unstack()
+    .reindex(columns=["float32", "bfloat16"])
+)
+Markdown(
+    "\n".join(
+        f"- {name}, mean validation loss over seeds: {row.float32:.3f} in float32, {row.bfloat16:.3f} in bfloat16."
+        for name, row in means.dropna().iterrows()
+    )
+)
 
 # %% [markdown]
-# Validation losses are sums of different terms, and can be compared between studies and seeds only.
+# Validation losses are sums of different terms, and can be compared between encoders of one objective only. Where an
+# objective was trained in both precisions, the list above has both losses. They are not the same: seeds differ too, but
+# a difference between precisions as large as these is a reason to compare a hybrid with parents of its own precision first,
+# and the table has no such pair for every weight.
 
 # %% [markdown]
 # ## What would refute it
