@@ -68,7 +68,7 @@ from myst_nb import glue
 from nbhelpers.results.tables import LABELLED
 
 glue("labelled", LABELLED, display=False)
-glue("fewest", LABELLED * tuned[STUDIES[0]]["share"].min(), display=False)
+glue("fewest", float(LABELLED * tuned[STUDIES[0]]["share"].min()), display=False)
 for name in STUDIES:
     for share, rows in tuned[name].groupby("share"):
         for who, value in by_label(rows).items():
