@@ -38,6 +38,7 @@ import pandas as pd
 from nbhelpers import plots, study
 from nbhelpers.models import manifest
 from nbhelpers.results import at_end, published, table
+from nbhelpers.study import label
 
 plots.style()
 models = {name: MODELS or study(name).trained("mim", "hybrid", "cl") for name in STUDIES}
@@ -53,8 +54,8 @@ def weight(model: str) -> float:
 
 
 for name in STUDIES:
-    label = tuned[name]["label"].iloc[0]
-    probed[name] = probed[name][probed[name]["label"] == label]
+    asked = tuned[name]["label"].iloc[0]
+    probed[name] = probed[name][probed[name]["label"] == asked]
     for frames in (tuned, probed):
         frames[name] = (
             frames[name].assign(parameter=frames[name]["model"].map(weight)).sort_values("parameter")
@@ -147,25 +148,20 @@ plots.show(
 
 # %%
 drawn = [model for names in models.values() for model in names]
-columns = {"precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
+kinds = {"precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
 costs = pd.DataFrame.from_dict(manifest(), orient="index")
-costs = costs.loc[costs.index.isin(drawn), list(columns)].astype(columns)
+costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
 shown = {"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"}
 costs.rename(columns=shown)
 
 # %% tags=["hide-input"]
-both = costs.assign(recipe=costs.index.str.replace(r"\.s\d+$", "", regex=True))
-means = (
-    both.groupby(["recipe", "precision"])["val_loss"]
-    .mean()
-    .unstack()
-    .reindex(columns=["float32", "bfloat16"])
-)
+names = [f"{label(name, '')} on `{name.partition('.')[0]}`" for name in costs.index]
+means = costs.groupby([names, "precision"])["val_loss"].mean().unstack()
 Markdown(
     "\n".join(
         f"- {name}, mean validation loss over seeds: {row.float32:.3f} in float32, {row.bfloat16:.3f} in bfloat16."
-        for name, row in means.dropna().iterrows()
+        for name, row in means.reindex(columns=["float32", "bfloat16"]).dropna().iterrows()
     )
 )
 
