@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from nbhelpers.analyse import rank
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.distributed import BatchNorm, gathered
-from nbhelpers.pretrain.objective import Objective, full_precision
+from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> Tensor:
@@ -48,7 +48,8 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> 
             f"got {tuple(query.shape)} and {tuple(key.shape)}"
         )
     query, key = (normalize(full_precision(x), dim=1) for x in (query, key))
-    logits = query @ key.T / temperature
+    with without_autocast(query):
+        logits = query @ key.T / temperature
     positive = torch.arange(first, first + len(query), device=query.device)
     return 2 * temperature * cross_entropy(logits, positive)
 

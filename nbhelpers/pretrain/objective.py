@@ -18,6 +18,19 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Context in which the products of a training step are computed in the type of their factors.
+
+    A step of bfloat16 is 1/256: too coarse for where a view's pixels come from, and for cosines that a
+    temperature divides.
+
+    >>> with torch.autocast("cpu"), without_autocast(torch.ones(1)):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class Objective(nn.Module):
     """An encoder with what its training needs beside it; `forward` gives the loss of a batch.
 
@@ -62,7 +75,9 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator, *labels: Tensor) -> Tensor:
         """Loss (a scalar) of uint8 images `B C H W`, with labels `B` if `label` asks for some."""
-        return self.loss(*self.views(images, generator), *labels)
+        with without_autocast(images):
+            views = self.views(images, generator)
+        return self.loss(*views, *labels)
 
     def after_step(self, progress: float) -> None:
         """What happens after each optimiser step; `progress` is the share of training done, 0..1."""
