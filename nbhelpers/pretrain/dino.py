@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, normalize, softmax
 
 from nbhelpers.pretrain.augment import Augmentation
-from nbhelpers.pretrain.distributed import mean_over_ranks
+from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
 from nbhelpers.pretrain.moco import cosine_momentum, follow
-from nbhelpers.pretrain.objective import Objective, full_precision
+from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
 
 
 def self_distillation(
@@ -58,26 +58,36 @@ def self_distillation(
 
 
 class Head(nn.Module):
-    """MLP to a narrow unit vector, compared with prototypes of unit length: `B D` -> cosines `B K`."""
+    """MLP to a narrow unit vector, compared with prototypes of unit length: `B D` -> cosines `B K`.
+
+    The batch norm is an option of the official code (`--use_bn_in_head`). At the start the class tokens of
+    different images hardly differ: without it the teacher then says the same of every image, and the student
+    goes on to say so for ever.
+    """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden),
+            BatchNorm(hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),
+            BatchNorm(hidden),
             nn.GELU(),
             nn.Linear(hidden, bottleneck),
         )
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
-        for module in self.mlp[::2]:
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
         nn.init.normal_(self.prototypes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class tokens `B D` -> logits `B K`."""
-        return linear(normalize(self.mlp(x), dim=1), normalize(self.prototypes, dim=1))
+        x = full_precision(self.mlp(x))
+        with without_autocast(x):
+            return linear(normalize(x, dim=1), normalize(self.prototypes, dim=1))
 
 
 class DINO(Objective):

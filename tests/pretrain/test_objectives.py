@@ -9,7 +9,7 @@ from nbhelpers.models import MaskedAutoencoder, wrap
 from nbhelpers.models.mae import describe
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation
-from nbhelpers.pretrain.dino import DINO, self_distillation
+from nbhelpers.pretrain.dino import DINO, Head, self_distillation
 from nbhelpers.pretrain.hybrid import Hybrid, combine
 from nbhelpers.pretrain.mae import MAE, hidden_mse, kept_patches, normalised_patches, reconstruct
 from nbhelpers.pretrain.moco import MoCo, cosine_momentum, info_nce
@@ -339,20 +339,39 @@ def test_dino_asks_one_view_what_the_teacher_says_of_the_other():
     with torch.no_grad():
         model.teacher_head.prototypes.normal_(generator=seeded(5))
     one, two = model.views(batch, seeded(3))
-    teachers = [model.teacher_head(model.teacher_encoder(view)) for view in (one, two)]
-    students = [model.head(model.encoder(view)) for view in (one, two)]
+    # The heads' batch norm sees both views at once.
+    both = torch.cat([one, two])
+    teachers = model.teacher_head(model.teacher_encoder(both)).chunk(2)
+    students = model.head(model.encoder(both)).detach().chunk(2)
     expected = sum(
         self_distillation_by_loops(s, t, centre, 0.1, 0.04) / 2
         for s, t in zip(students, teachers[::-1], strict=True)
     )
     loss = model.loss(one, two)
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
     mean = torch.cat(teachers).mean(0)
     assert torch.allclose(model.centre, 0.9 * centre + 0.1 * mean, atol=1e-6)
     loss.backward()
     assert all(p.grad is None for name, p in model.named_parameters() if name.startswith("teacher_"))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_cosines_under_a_temperature_are_not_rounded_by_autocast():
+    query, key = torch.randn(2, 16, 8, generator=seeded())
+    head = Head(8, 16, 8, 12)
+    head.mlp = torch.nn.Identity()
+    for compute in (lambda: info_nce(query, key, 0.1), lambda: head(query)):
+        with torch.autocast("cpu"):
+            rounded = compute()
+        assert torch.equal(rounded, compute())
+
+
+def test_dino_tells_images_apart_from_the_start():
+    # Class tokens of a fresh encoder hardly differ; the teacher's logits must.
+    torch.manual_seed(0)
+    tokens = torch.randn(8) + 0.01 * torch.randn(64, 8)
+    assert float(Head(8, 32, 16, 12)(tokens).std(0).mean()) > 0.1
 
 
 def test_dino_teacher_follows_the_student():
