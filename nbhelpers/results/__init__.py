@@ -98,12 +98,12 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
         frame = stored(study_name, name)
     except MissingDataError as error:
         raise MissingDataError(f"{missing}. There is {error}") from None
-    whole = _whole(frame)
-    if lacking := [model for model in wanted if model not in set(whole)]:
+    encoders = _encoder_of(frame)
+    if lacking := [model for model in wanted if model not in set(encoders)]:
         raise MissingDataError(
             f"the stored table {study_name}/{name} has no {', '.join(lacking)}, and {missing}"
         )
-    return frame[whole.isin(wanted)].reset_index(drop=True)
+    return frame[encoders.isin(wanted)].reset_index(drop=True)
 
 
 def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
@@ -152,9 +152,13 @@ def stored(study_name: str, name: str, folder: Path | None = None) -> pd.DataFra
     return read_table(csv).assign(source=f"stored {provenance['date']}")
 
 
-def _whole(frame: pd.DataFrame) -> pd.Series:
+def _encoder_of(frame: pd.DataFrame) -> pd.Series:
     """The encoder of each row; the rows of a decoder belong to its encoder."""
     return frame["model"].str.partition(":")[0]
+
+
+def _by_encoder(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return dict(iter(frame.groupby(_encoder_of(frame))))
 
 
 def _kept(csv: Path, about: Path, now: dict) -> dict[str, pd.DataFrame]:
@@ -165,8 +169,7 @@ def _kept(csv: Path, about: Path, now: dict) -> dict[str, pd.DataFrame]:
     same = all(then[key] == now[key] for key in ("code", "images", "device", "versions"))
     if not same or any(weights.get(model) != checksum for model, checksum in then["weights"].items()):
         return {}
-    frame = read_table(csv)
-    return dict(iter(frame.groupby(_whole(frame))))
+    return _by_encoder(read_table(csv))
 
 
 def store(study_name: str, name: str, folder: Path | None = None) -> Path:
@@ -213,8 +216,7 @@ def store(study_name: str, name: str, folder: Path | None = None) -> Path:
     csv, about = _paths(study_name, name, folder)
     kept = _kept(csv, about, provenance) if made.slow else {}
     if missing := tuple(model for model in models if model not in kept):
-        made_now = _computed(study_name, name, missing).drop(columns="source")
-        kept |= dict(iter(made_now.groupby(_whole(made_now))))
+        kept |= _by_encoder(_computed(study_name, name, missing).drop(columns="source"))
     frame = pd.concat([kept[model] for model in models], ignore_index=True)
     text = frame.to_csv(index=False, float_format="%.7g")
     with atomic_path(csv) as temporary:

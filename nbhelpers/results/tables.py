@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -80,14 +81,12 @@ class Table:
         return self.studies is None or study.name in self.studies
 
 
-def _everything(study: Study) -> tuple[str, ...]:
-    """All encoders of a study, and its untrained reference."""
-    return (*study.trained(), *(name for name in study.models if name not in study.trained()))
+def _everything(study: Study, every_width: bool = False) -> tuple[str, ...]:
+    """All encoders of a study, on demand those of other widths too, and its untrained reference."""
+    return tuple(dict.fromkeys([*study.trained(every_width=every_width), *study.models]))
 
 
-def _every_width(study: Study) -> tuple[str, ...]:
-    """All encoders of a study, those of other widths included, and its untrained reference."""
-    return tuple(dict.fromkeys([*_everything(study), *study.trained(every_width=True)]))
+_every_width = partial(_everything, every_width=True)
 
 
 def _sample(study: Study) -> Images:
