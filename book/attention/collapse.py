@@ -36,11 +36,11 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 # curve for encoders of twelve blocks.
 
 # %%
-from nbhelpers import plots
+from nbhelpers import plots, study
 from nbhelpers.results import table
 
 plots.style()
-frames = [table(study, "metrics", MODELS) for study in STUDIES]
+frames = [table(name, "metrics", MODELS) for name in STUDIES]
 axes = plots.beside_published(frames, "nmi", heads=True)
 plots.show(
     axes, "NMI of query and key against depth, a line per model and a dot per head; one panel per study."
@@ -51,13 +51,13 @@ from myst_nb import glue
 
 from nbhelpers.results import against_published, late, peak
 
-for study, frame in zip(STUDIES, frames, strict=True):
+for name, frame in zip(STUDIES, frames, strict=True):
     for objective, value in late(frame, "nmi").items():
-        glue(f"{study}-{objective}", value, display=False)
+        glue(f"{name}-{objective}", value, display=False)
     for objective, depth in peak(frame, "nmi").items():
-        glue(f"{study}-{objective}-peak", depth, display=False)
+        glue(f"{name}-{objective}-peak", depth, display=False)
     for objective, value in late(frame, "attention_entropy").items():
-        glue(f"{study}-{objective}-entropy", value, display=False)
+        glue(f"{name}-{objective}-entropy", value, display=False)
 glue("published", against_published(frames, "nmi"), display=False)
 
 # %% [markdown]
@@ -87,6 +87,32 @@ plots.show(
 # {glue:text}`cifar10-MIM-entropy:.3f`. Attention that is selective and yet the same for all queries lies low in
 # both figures; attention that has stopped selecting lies low in the first and at the dashed line here. The random
 # initialisation is of the second kind.
+
+# %% [markdown]
+# ## One method, or a kind of method?
+#
+# DINO has neither negatives nor InfoNCE, but it too asks for one representation of two views. {term}`MAE` hides patches as
+# SimMIM does, but its encoder never sees a mask token. Supervised training has one answer per image
+# as well, and is given it.
+
+# %%
+kinds = ["cl", "dino", "mim", "mae", "supervised"]
+others = [table(name, "profile", MODELS or study(name).trained(*kinds)) for name in STUDIES]
+others = [frame[~frame["model"].str.endswith(":decoder")] for frame in others]
+axes = plots.beside_published(others, "nmi", models=("MoCo v3", "DINO", "SimMIM", "MAE"))
+plots.show(axes, "NMI of query and key against depth, a line per objective; one panel per study.")
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+Markdown(
+    "\n".join(
+        f"- `{name}`, NMI in the last third of the blocks: "
+        + ", ".join(f"{who} {value:.3f}" for who, value in late(frame, "nmi").items())
+        + "."
+        for name, frame in zip(STUDIES, others, strict=True)
+    )
+)
 
 # %% [markdown]
 # ## What would refute it

@@ -168,7 +168,7 @@ plots.show(
 # ViT-B the paper's width grows by the same factor of four; its panel (figure 1b) shows MoCo v3 and SimMIM after 100 epochs
 # on ImageNet.
 
-# %%
+# %% tags=["hide-input"]
 from nbhelpers.models import manifest
 
 about = manifest()
@@ -178,6 +178,8 @@ sized = sized.assign(parameter=[about[name]["architecture"]["width"] for name in
 sizes = published().query(
     "source.str.endswith('figure 1b') and setting.str.contains('100 epochs')", engine="python"
 )
+
+# %%
 axes = plots.panels([plots.title(sized), "published: ImageNet"])
 lines = sized.assign(model="shapes." + sized["objective"].str.lower())
 plots.by_parameter(lines, "fine_tuning", "width", axes[0]).set_xticks(sorted(set(sized["parameter"])))

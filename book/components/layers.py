@@ -125,15 +125,17 @@ for (s, label), rows in panels.items():
 # ones; the dashed line is an encoder with nothing pre-trained. The table is too slow for a build;
 # `make results STUDY=shapes` and `make results STUDY=cifar10` make it again.
 
-# %%
-from itertools import product
-
+# %% tags=["hide-input"]
 import pandas as pd
 
 own = [s for s in STUDIES if study(s).splits]  # with encoders small enough to be fine-tuned
 pair = {s: study(s).trained("cl", "mim") for s in own}
 kept = {s: table(s, "fine_tuning", [*pair[s], f"{s}.random"]).query("share == 1") for s in own}
 new = {s: pd.concat([kept[s], table(s, "new_blocks", pair[s])], ignore_index=True) for s in own}
+
+# %%
+from itertools import product
+
 ends = list(product(own, ("first", "last")))
 axes = plots.panels([f"{end} blocks, {plots.title(new[s])}" for s, end in ends], columns=2, sharey="row")
 for ax, (s, end) in zip(axes, ends, strict=True):

@@ -167,9 +167,9 @@ Markdown(
 
 # %% [markdown]
 # Validation losses are sums of different terms, and can be compared between encoders of one objective only. Where an
-# objective was trained in both precisions, the list above has both losses. They are not the same: seeds differ too, but
-# a difference between precisions as large as these is a reason to compare a hybrid with parents of its own precision first,
-# and the table has no such pair for every weight.
+# objective was trained in both precisions, the list above has both losses. Seeds differ there too, and so do the views:
+# where a run was in bfloat16, they were drawn in it as well. Unless the two losses are the same, compare a hybrid with
+# parents of its own precision first; the table does not have such parents for every weight.
 
 # %% [markdown]
 # ## What would refute it
