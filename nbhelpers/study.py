@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -101,8 +101,7 @@ class Study:
     @property
     def examples(self) -> tuple[str, ...]:
         """Its models without further seeds, for figures that have a row or a panel for each."""
-        first = {label(model, ""): model for model in reversed(self.models)}
-        return tuple(model for model in self.models if model in first.values())
+        return first_seeds(self.models)
 
 
 TITLES = {
@@ -124,6 +123,18 @@ def label(model: str, objective: str) -> str:
         return model
     key, width = _objective(model.rpartition(":")[2] if ":" in model else model)
     return NAMES.get(key, key.replace("-", " ")) + (f", width {width}" if width else "")
+
+
+def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
+    """Of models that differ in nothing but their seed, the first one named; others as they are.
+
+    >>> first_seeds(["shapes.cl.s1", "shapes.cl.s2", "shapes.cl.w16", "cifar10.cl", "deit_tiny"])
+    ('shapes.cl.s1', 'shapes.cl.w16', 'cifar10.cl', 'deit_tiny')
+    """
+    first: dict[tuple[str, str], str] = {}
+    for model in models:
+        first.setdefault((model.partition(".")[0], label(model, "")), model)
+    return tuple(first.values())
 
 
 def _objective(model: str) -> tuple[str, str]:

@@ -51,6 +51,12 @@ def test_further_seeds_are_drawn_without_a_second_legend_entry(frame):
     assert len(ax.get_lines()) == 4
 
 
+def test_a_later_seed_alone_is_named_and_has_its_panel(frame):
+    again = frame.assign(model=frame["model"] + ".s1", seed=1, study="shapes")
+    assert plots.by_depth(again, "nmi").get_legend_handles_labels()[1] == ["CL", "MIM"]
+    assert plots.per_model([again])[1] == ["shapes: CL", "shapes: MIM"]
+
+
 def test_a_decoder_follows_its_encoder(frame):
     decoder = frame[frame["model"] == "shapes.mim"].assign(model="shapes.mim:decoder")
     moved = plots.behind_encoder(pd.concat([frame, decoder], ignore_index=True))

@@ -170,9 +170,10 @@ plots.show(
 
 # %% tags=["hide-input"]
 from nbhelpers.models import manifest
+from nbhelpers.study import first_seeds
 
 about = manifest()
-names = [n for n in study("shapes").trained("cl", "mim", every_width=True) if about[n]["seed"] == 0]
+names = first_seeds(study("shapes").trained("cl", "mim", every_width=True))
 sized = table("shapes", "fine_tuning", names).query("share == 1")
 sized = sized.assign(parameter=[about[name]["architecture"]["width"] for name in sized["model"]])
 sizes = published().query(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from nbhelpers.plots.figure import LABELS, STYLES, legend_below, look_of, panels, title
 from nbhelpers.results import published
-from nbhelpers.study import label
+from nbhelpers.study import first_seeds, label
 
 SHORT_LEGEND = 4  # as many names find room inside a panel
 
@@ -81,12 +81,11 @@ def _lines(
             f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
         )
     whole = rows[rows["head"] < 0] if "head" in rows else rows
-    for (model, objective, seed), line in whole.groupby(
-        ["model", "objective", "seed"], dropna=False, sort=False
-    ):
+    firsts = first_seeds(whole["model"].unique())
+    for (model, objective), line in whole.groupby(["model", "objective"], sort=False):
         line = line.sort_values(column)
         look = look_of(model, objective)
-        first = pd.isna(seed) or seed == 0 or objective == "random"
+        first = model in firsts
         name = label(model, objective) if first else None
         ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)
         ax.fill_between(line[column], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
@@ -193,7 +192,7 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
     both = x.merge(y, on=["model", "objective"])
     if both.empty:
         raise ValueError(f"no model is in both frames: {list(x['model'])} and {list(y['model'])}")
-    named = set()
+    firsts = first_seeds(both["model"])
     for row in both.itertuples():
         bars = [
             [[value - low], [high - value]]
@@ -203,10 +202,8 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
             )
         ]
         look = look_of(row.model, row.objective) | {"linestyle": "none"}
-        name = label(row.model, row.objective)
-        once = None if name in named else name
-        named.add(name)
-        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=once, lw=1, **look)
+        name = label(row.model, row.objective) if row.model in firsts else None
+        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=name, lw=1, **look)
     ax.set(xlabel=names[0], ylabel=names[1])
     return ax
 
@@ -219,8 +216,8 @@ def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[
     >>> per_model([pd.DataFrame(runs, columns=columns)])[1]
     ['shapes: CL']
     """
-    firsts = [frame[frame["seed"].isna() | (frame["seed"] == 0)] for frame in frames]
-    rows = [rows for frame in firsts for _, rows in frame.groupby("model", sort=False)]
+    shown = [frame[frame["model"].isin(first_seeds(frame["model"].unique()))] for frame in frames]
+    rows = [rows for frame in shown for _, rows in frame.groupby("model", sort=False)]
     whose = [rows[["study", "model", "objective"]].iloc[0] for rows in rows]
     return rows, [f"{study}: {label(model, objective)}" for study, model, objective in whose]
 
