@@ -83,7 +83,8 @@ for name in STUDIES:
 # {glue:text}`cifar10-CL-linear:.2f` to {glue:text}`cifar10-CL-1:.2f` and MIM from
 # {glue:text}`cifar10-MIM-linear:.2f` to {glue:text}`cifar10-MIM-1:.2f`. MAE reaches
 # {glue:text}`shapes-MAE-1:.2f` and {glue:text}`cifar10-MAE-1:.2f`, an encoder that starts untrained
-# {glue:text}`shapes-random-1:.2f` and {glue:text}`cifar10-random-1:.2f`.
+# {glue:text}`shapes-random-1:.2f` and {glue:text}`cifar10-random-1:.2f`. DINO, trained on `shapes` only, goes from
+# {glue:text}`shapes-DINO-linear:.2f` to {glue:text}`shapes-DINO-1:.2f`.
 
 # %% [markdown]
 # ## Few labels

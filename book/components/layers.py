@@ -85,7 +85,9 @@ for model, line in rows.groupby("model"):
 # [decoder](decoder.py) behind it, is read best at depth {glue:text}`shapes-shape-MAE` for shape
 # ({glue:text}`shapes-shape-MAE-best:.2f`), {glue:text}`shapes-texture-MAE` for texture
 # ({glue:text}`shapes-texture-MAE-best:.2f`) and {glue:text}`cifar10-class-MAE` for photographs
-# ({glue:text}`cifar10-class-MAE-best:.2f`).
+# ({glue:text}`cifar10-class-MAE-best:.2f`). DINO, trained on `shapes` only, is read best at depth
+# {glue:text}`shapes-shape-DINO` for shape ({glue:text}`shapes-shape-DINO-best:.2f`) and {glue:text}`shapes-texture-DINO`
+# for texture ({glue:text}`shapes-texture-DINO-best:.2f`).
 #
 # Of twelve blocks, the published probes are best at depth {glue:text}`published-MoCo` in MoCo v3, at depth
 # {glue:text}`published-SimMIM` in SimMIM and at depth {glue:text}`published-MAE` in MAE. MAE is a masked model with a
