@@ -63,7 +63,8 @@ def test_the_stored_gradients_are_those_of_the_initialisation():
     computed = gradient_agreement(run, *sources, steps=[0], batches=agreement.BATCHES)
     kept = results.stored("shapes", "gradients").query("step == 0")
     # Class tokens of a fresh encoder hardly differ, and the heads' batch norm magnifies what rounding adds to
-    # them: between two kinds of CPU, cosines near 0 differ by up to 2e-4.
+    # them: between two kinds of CPU, cosines with CL's gradient, near 0, differ by up to 2e-4.
+    near = {"cosine": 5e-4, "cl_cosine": 5e-4}
     for metric in ("cosine", "mim_cosine", "cl_cosine", "mim_norm", "cl_norm", "mim_loss", "cl_loss"):
         ours, theirs = (f[f["metric"] == metric]["value"].to_numpy() for f in (computed, kept))
-        assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-3), metric
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=near.get(metric, 1e-4)), metric

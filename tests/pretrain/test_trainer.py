@@ -59,15 +59,15 @@ def test_ten_steps_equal_five_a_kill_and_five(objective, precision, tmp_path):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_bfloat16_trains_as_float32_does_but_for_rounding(objective, tmp_path):
     exact, rounded = (
-        trainer(objective, tmp_path / str(precision), precision)
+        trainer(objective, tmp_path / str(precision), precision, batch_size=32)
         for precision in (torch.float32, torch.bfloat16)
     )
     assert all(p.dtype == torch.float32 for p in rounded.objective.parameters())
-    # The first step alone, and a few per cent: batch norm over eight images that look alike to a fresh
-    # encoder magnifies rounding, and more so from step to step.
+    # The first step alone, of no few images: batch norm magnifies rounding where images look alike to a fresh
+    # encoder, the more so the fewer they are, and from step to step.
     losses = [torch.stack(list(run.steps(1))) for run in (exact, rounded)]
     assert not torch.equal(*losses)
-    torch.testing.assert_close(*losses, rtol=0.1, atol=0)
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
