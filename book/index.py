@@ -91,8 +91,8 @@ import pandas as pd
 from nbhelpers.models import manifest
 
 runs = pd.DataFrame.from_dict(manifest(), orient="index")
-kinds = [runs["study"], runs["recipe"].str["objective"], runs["architecture"].str["width"], runs["precision"]]
-losses = runs["val_loss"].groupby(kinds).mean().unstack().dropna()
+recipes = [runs["recipe"].str[key] for key in ("objective", "width", "images")]
+losses = runs["val_loss"].groupby([runs["study"], *recipes, runs["precision"]]).mean().unstack().dropna()
 glue("encoders", len(runs), display=False)
 glue("half", int((runs["precision"] == "bfloat16").sum()), display=False)
 glue("both", len(losses), display=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from nbhelpers.models import Encoder, load, manifest
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
 IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
 PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked at; default: all
+VARIED = ("width", "images")  # what of an encoder's recipe its name tells where it is not the usual
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
 NAMES = {"cl": "CL", "mim": "MIM", "mae": "MAE", "dino": "DINO", "decoder": "MAE's decoder"}
 PUBLIC = (  # the paper's own models, and an untrained one of their architecture
@@ -79,19 +80,20 @@ class Study:
             return str(error)
         return None
 
-    def trained(self, *objectives: str, every_width: bool = False) -> tuple[str, ...]:
+    def trained(self, *objectives: str, vary: Collection[str] = ()) -> tuple[str, ...]:
         """Names of the encoders that were trained for this study, all of them or those of some objectives.
 
         An objective is named as for training, such as "mae" or "hybrid-0.2"; "hybrid" means every lambda.
-        Encoders of another width than the book's usual one, such as "shapes.cl.w16", only come on demand.
+        Encoders of another width than the book's usual one, such as "shapes.cl.w16", or that saw another
+        number of images, such as "shapes.cl.n600000", only come where `vary` has "width" or "images".
         """
         family = "cifar10" if self.name.startswith("folder:") else self.name
-        of = {name: _objective(name) for name, row in manifest().items() if row["study"] == family}
+        of = {name: _parts(name) for name, row in manifest().items() if row["study"] == family}
         wanted = set(objectives)
         return tuple(
             name
-            for name, (key, width) in of.items()
-            if (every_width or not width) and (not wanted or {key, key.partition("-")[0]} & wanted)
+            for name, (key, unusual) in of.items()
+            if unusual.keys() <= set(vary) and (not wanted or {key, key.partition("-")[0]} & wanted)
         )
 
     def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
@@ -118,11 +120,15 @@ def label(model: str, objective: str) -> str:
     ('CL', 'hybrid 0.2', 'deit_tiny')
     >>> label("shapes.mae", "MIM"), label("shapes.mae:decoder", "MIM"), label("shapes.cl.w16", "CL")
     ('MAE', "MAE's decoder", 'CL, width 16')
+    >>> label("cifar10.hybrid-0.2.n600000", "hybrid")
+    'hybrid 0.2, 600,000 images'
     """
     if model.partition(".")[0] not in TITLES:
         return model
-    key, width = _objective(model.rpartition(":")[2] if ":" in model else model)
-    return NAMES.get(key, key.replace("-", " ")) + (f", width {width}" if width else "")
+    key, unusual = _parts(model.rpartition(":")[2] if ":" in model else model)
+    words = {"width": "width {}", "images": "{:,} images"}
+    numbers = [words[what].format(number) for what, number in unusual.items()]
+    return ", ".join([NAMES.get(key, key.replace("-", " ")), *numbers])
 
 
 def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
@@ -137,10 +143,11 @@ def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
     return tuple(first.values())
 
 
-def _objective(model: str) -> tuple[str, str]:
-    """Objective, as training knows it, and width, "" for the usual, in the name of one of the book's own."""
-    parts = re.fullmatch(r"(?:\w+\.)?(.+?)(?:\.w(\d+))?(?:\.s\d+)?", model)
-    return parts[1], parts[2] or ""
+def _parts(model: str) -> tuple[str, dict[str, int]]:
+    """Objective, as training knows it, and VARIED that are unusual, in the name of one of the book's own."""
+    numbers = r"(?:\.w(?P<width>\d+))?(?:\.n(?P<images>\d+))?(?:\.s\d+)?"
+    parts = re.fullmatch(r"(?:\w+\.)?(?P<objective>.+?)" + numbers, model)
+    return parts["objective"], {key: int(parts[key]) for key in VARIED if parts[key]}
 
 
 def _imagenet() -> ImageSource:

@@ -5,7 +5,7 @@ from PIL import Image
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import CHECKPOINTS
-from nbhelpers.study import study
+from nbhelpers.study import VARIED, study
 
 
 def test_studies_have_titles_and_an_untrained_reference():
@@ -40,7 +40,7 @@ def test_imagenet_reads_the_folder_that_the_environment_names(tmp_path, monkeypa
 
 def test_chapters_draw_the_pair_and_others_by_their_objective(monkeypatch):
     names = ["cl", "cl.s1", "dino", "hybrid-0.2", "hybrid-0.4.s2", "mae", "mim", "supervised"]
-    others = ["cl.w16", "mim.w32.s1"]
+    others = ["cl.w16", "mim.w32.s1", "mim.n600000", "cl.w16.n600000"]
     rows = {f"{s}.{name}": {"study": s} for s in ("shapes", "cifar10") for name in [*names, *others]}
     monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: rows)
     chosen = study.__wrapped__("shapes")
@@ -50,4 +50,6 @@ def test_chapters_draw_the_pair_and_others_by_their_objective(monkeypatch):
     assert chosen.trained("hybrid-0.4", "mae") == ("shapes.hybrid-0.4.s2", "shapes.mae")
     assert chosen.trained() == tuple(f"shapes.{name}" for name in names)
     wide_and_narrow = ("shapes.cl", "shapes.cl.s1", "shapes.mim", "shapes.cl.w16", "shapes.mim.w32.s1")
-    assert chosen.trained("cl", "mim", every_width=True) == wide_and_narrow
+    assert chosen.trained("cl", "mim", vary=["width"]) == wide_and_narrow
+    assert chosen.trained("mim", vary=["images"]) == ("shapes.mim", "shapes.mim.n600000")
+    assert "shapes.cl.w16.n600000" in chosen.trained("cl", vary=VARIED)

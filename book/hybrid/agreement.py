@@ -104,7 +104,7 @@ Markdown(
 # $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the batches, so it takes more than
 # half to show one.
 
-# %%
+# %% tags=["hide-input"]
 import pandas as pd
 
 wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value", dropna=False)
@@ -113,7 +113,9 @@ slopes = followed[followed["metric"] == "slope"].set_index("step")
 losses = {
     name: followed[followed["metric"] == name].set_index("step")["value"] for name in ("mim_loss", "cl_loss")
 }
-summary = pd.DataFrame(
+
+# %%
+pd.DataFrame(
     {
         "MIM loss": losses["mim_loss"].round(3),
         "CL loss": losses["cl_loss"].round(3),
@@ -124,7 +126,6 @@ summary = pd.DataFrame(
         f"in conflict, block {last}": wide["conflict", last].map("{:.0%}".format),
     }
 )
-summary
 
 
 # %% tags=["hide-input"]
@@ -208,11 +209,13 @@ Markdown(
 # two share what the pixels bring along, such as the average colour of an image. If $\lambda^*$ tells who leads, a hybrid
 # with a $\lambda$ above it is nearer to CL.
 
-# %%
+# %% tags=["hide-input"]
 from nbhelpers import study
 
 models = {s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"] for s in STUDIES}
 compared = {s: table(s, "cka", models[s]) for s in STUDIES}
+
+# %%
 axes = plots.panels(
     [f"with {parent}: {plots.title(frame)}" for parent in ("CL", "MIM") for frame in compared.values()],
     columns=len(STUDIES),
@@ -235,8 +238,7 @@ def parents(frame, s):
     same = frame[frame["depth"] == frame["other_depth"]]
     same = same[same["model"] != same["other"]]
     sides = [same[same["other"] == f"{s}.{parent}"] for parent in ("cl", "mim")]
-    values = [(early(side, "cka"), late(side, "cka")) for side in sides]
-    (first_cl, last_cl), (first_mim, last_mim) = values
+    (first_cl, last_cl), (first_mim, last_mim) = [(early(side, "cka"), late(side, "cka")) for side in sides]
     lines = [
         f"- {name} on `{s}`: with CL {first_cl[name]:.2f} in the first third of the blocks and {last_cl[name]:.2f} in the "
         f"last; with MIM {first_mim[name]:.2f} and {last_mim[name]:.2f}."
@@ -248,6 +250,7 @@ def parents(frame, s):
     return lines
 
 
+# %% tags=["hide-input"]
 Markdown("\n".join(line for s in STUDIES for line in parents(compared[s], s)))
 
 # %% [markdown]
@@ -256,11 +259,13 @@ Markdown("\n".join(line for s in STUDIES for line in parents(compared[s], s)))
 # The same depth need not be the same stage. Here every depth of one encoder meets every depth of another. MoCo v3 keeps its
 # patch embedding as it was drawn, so CL shares depth 0 with every random encoder of its seed.
 
-# %%
+# %% tags=["hide-input"]
 s = STUDIES[0]
 chosen = MODELS[0] if MODELS else next(iter(study(s).trained("hybrid")), f"{s}.random")
 pairs = [(f"{s}.mim", f"{s}.cl"), (chosen, f"{s}.cl"), (chosen, f"{s}.mim")]
 whole = pd.concat([compared[s], table(s, "cka", [f"{s}.mim"])])
+
+# %%
 axes = plots.panels([" and ".join(name.split(".", 1)[-1] for name in pair) for pair in pairs])
 for ax, (one, two) in zip(axes, pairs, strict=True):
     rows = whole[(whole["model"] == one) & (whole["other"] == two)].drop_duplicates(["depth", "other_depth"])

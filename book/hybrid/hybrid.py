@@ -94,6 +94,7 @@ def ends(frame: pd.DataFrame) -> str:
     )
 
 
+# %% tags=["hide-input"]
 Markdown(
     "\n".join(
         f"- {kind} on `{name}`: {ends(frames[name])}."

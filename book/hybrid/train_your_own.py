@@ -153,7 +153,7 @@ Markdown(
 # ```
 #
 # It goes on where it stopped when the same line is given again, and ends in `data/encoders` under a name that `MODELS` knows,
-# `shapes.hybrid-0.2.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
+# `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
 
 # %% [markdown]
 # ## What would refute it

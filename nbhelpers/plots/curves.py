@@ -172,10 +172,10 @@ def beside_published(
         by_depth(frame, metric, ax, heads, line)
     published_by_depth(metric, axes[-1], models, lines[-1], decoder)
     if len(axes[0].get_legend_handles_labels()[1]) > SHORT_LEGEND:
-        legend_below(axes[:-1])
+        legend_below(axes)
     else:
         axes[0].legend()
-    axes[-1].legend()
+        axes[-1].legend()
     return axes
 
 

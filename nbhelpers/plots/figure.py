@@ -152,8 +152,13 @@ def note(ax: Axes, text: str) -> Axes:
 
 
 def look_of(model: str, objective: str) -> dict:
-    """Colour, marker and line of a model: those of its label, of its objective, or of everything else."""
-    return STYLES.get(label(model, objective), STYLES.get(objective, OTHER))
+    """Colour, marker and line of a model: those of its label, of its objective, or of everything else.
+
+    One of another width or length looks as the usual one, with a dashed line and hollow markers.
+    """
+    name, _, unusual = label(model, objective).partition(", ")
+    look = STYLES.get(name, STYLES.get(objective, OTHER))
+    return look | {"linestyle": "--", "mfc": "white"} if unusual else look
 
 
 def title(frame: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nbhelpers import images
-from nbhelpers.analyse import rank
+from nbhelpers.analyse import rank, world_size
 from nbhelpers.files import cache_dir
 from nbhelpers.models import save_encoder, wrap
 from nbhelpers.models.mini import WIDTH
@@ -24,16 +24,22 @@ KNN_TRAIN, KNN_TEST = 10_000, 2_000
 
 
 def trained_name(recipe: Recipe, study: str) -> str:
-    """What the encoder is called: "shapes.cl"; its width and seed where they are not the usual ones.
+    """What the encoder is called: "shapes.cl"; its width, images and seed where they are not the usual ones.
 
     >>> trained_name(recipe("shapes", "cl"), "shapes")
     'shapes.cl'
     >>> from dataclasses import replace
     >>> trained_name(replace(recipe("shapes", "cl").of_width(16), seed=1), "shapes")
     'shapes.cl.w16.s1'
+    >>> trained_name(replace(recipe("shapes", "cl"), images=600_000), "shapes")
+    'shapes.cl.n600000'
     """
-    width = "" if recipe.width == WIDTH else f".w{recipe.width}"
-    return f"{study}.{recipe.objective}{width}" + (f".s{recipe.seed}" if recipe.seed else "")
+    differs = {
+        f".w{recipe.width}": recipe.width != WIDTH,
+        f".n{recipe.images}": recipe.images != Recipe.images,
+        f".s{recipe.seed}": recipe.seed != 0,
+    }
+    return f"{study}.{recipe.objective}" + "".join(part for part, unusual in differs.items() if unusual)
 
 
 def description(trainer: Trainer, study: str) -> dict[str, Any]:
@@ -50,6 +56,15 @@ def description(trainer: Trainer, study: str) -> dict[str, Any]:
         "mean": [round(value, 6) for value in train.mean],
         "std": [round(value, 6) for value in train.std],
     }
+
+
+def _device(device: str) -> str:
+    """What trains, in words; on a CPU every process has a core."""
+    processes = world_size()
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name()
+        return name if processes == 1 else f"{processes} x {name}"
+    return "one CPU core" if processes == 1 else f"{processes} CPU cores"
 
 
 def pretrain(
@@ -85,7 +100,7 @@ def pretrain(
         "images_seen": recipe.steps * recipe.batch_size,
         "wall_time_s": round(trainer.wall_time),
         "images_per_second": round(median(entry["images_per_second"] for entry in trainer.rows), 1),
-        "device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "one CPU core",
+        "device": _device(device),
         "precision": str(trainer.precision).removeprefix("torch."),
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }

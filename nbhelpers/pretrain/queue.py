@@ -14,7 +14,7 @@ import torch
 from nbhelpers.files import cache_dir
 from nbhelpers.models import available
 
-COLUMNS = ("name", "study", "objective", "width", "seed")
+COLUMNS = ("name", "study", "objective", "width", "images", "seed")
 
 
 def read_queue(path: str | Path) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def work_off(path: str | Path, stop_after: float | None = None, workers: int | N
 
 def _start(row, stop_after: float | None) -> subprocess.Popen:
     command = [sys.executable, "-m", "nbhelpers.pretrain", "--study", row.study, "--objective", row.objective]
-    command += ["--width", str(row.width), "--seed", str(row.seed)]
+    command += ["--width", str(row.width), "--images", str(row.images), "--seed", str(row.seed)]
     command += [] if stop_after is None else ["--stop-after", f"{stop_after:.0f}s"]
     folder = cache_dir() / "pretrain" / row.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ A recipe is chosen by the objective's own validation loss and k-NN accuracy, nev
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ class Recipe:
     """What one training run needs to know beside its images.
 
     `options` go to the objective's constructor. Sizes are the encoder's; `images` counts images drawn, with
-    repetition from epoch to epoch.
+    repetition from epoch to epoch, and is rounded up to whole batches.
     """
 
     objective: str
@@ -64,8 +65,12 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.images // self.batch_size
+        """Optimiser steps of the whole run.
+
+        >>> replace(RECIPES["shapes.cl"], images=129).steps
+        2
+        """
+        return math.ceil(self.images / self.batch_size)
 
     @property
     def architecture(self) -> dict[str, int | bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from nbhelpers.probes import (
 )
 from nbhelpers.probes.shape_bias import agreeing
 from nbhelpers.results import agreement
-from nbhelpers.study import PAIR, Study
+from nbhelpers.study import PAIR, VARIED, Study
 
 # How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -81,12 +81,13 @@ class Table:
         return self.studies is None or study.name in self.studies
 
 
-def _everything(study: Study, every_width: bool = False) -> tuple[str, ...]:
-    """All encoders of a study, on demand those of other widths too, and its untrained reference."""
-    return tuple(dict.fromkeys([*study.trained(every_width=every_width), *study.models]))
+def _everything(study: Study, vary: Collection[str] = ()) -> tuple[str, ...]:
+    """All encoders of a study, on demand those of unusual recipes too, and its untrained reference."""
+    return tuple(dict.fromkeys([*study.trained(vary=vary), *study.models]))
 
 
-_every_width = partial(_everything, every_width=True)
+_every_length = partial(_everything, vary=["images"])
+_every_kind = partial(_everything, vary=VARIED)
 
 
 def _sample(study: Study) -> Images:
@@ -253,7 +254,7 @@ TABLES: dict[str, Table] = {
             _sample,
             _profile,
             "metrics",
-            models=_everything,
+            models=_every_length,
         ),
         Table(
             "probes",
@@ -261,7 +262,7 @@ TABLES: dict[str, Table] = {
             _probe_images,
             _probes,
             "probes",
-            models=_every_width,
+            models=_every_kind,
         ),
         Table(
             "shape_bias",
@@ -292,7 +293,7 @@ TABLES: dict[str, Table] = {
             _labelled,
             _fine_tuning,
             "probes",
-            models=_every_width,
+            models=_every_kind,
             studies=OWN,
             why=SMALL,
             slow=True,

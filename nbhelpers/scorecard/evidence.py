@@ -16,7 +16,7 @@ from nbhelpers.results import TABLES, NoTableError, StaleTableError, published, 
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
-from nbhelpers.study import label, study
+from nbhelpers.study import VARIED, label, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
@@ -190,7 +190,7 @@ class Measured(Evidence):
             found = [name for name in public if name in self.study.models]
         else:
             decoders = (name + DECODER for name in self.study.trained("mae"))
-            trained = self.study.trained(every_width=True)
+            trained = self.study.trained(vary=VARIED)
             found = [name for name in (*trained, *decoders) if label(name, "") == who]
         if not found:
             raise NotMeasured(f"{who} was not trained")

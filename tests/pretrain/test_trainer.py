@@ -153,14 +153,14 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
         monkeypatch.setitem(pretrain.__globals__, name, count)
     chosen = small("mae", steps=2)
     assert pretrain(chosen, "shapes", folder=tmp_path / "encoders")
-    row = manifest(tmp_path / "encoders")["shapes.mae.w32"]
+    row = manifest(tmp_path / "encoders")["shapes.mae.w32.n16"]
     assert (row["objective"], row["images_seen"]) == ("MIM", 16)
     assert row["precision"] == str(fast_precision("cpu")).removeprefix("torch.")
     assert row["images_per_second"] > 0
     assert len(row["knn_by_depth"]["shape"]) == 3
-    encoder = load(tmp_path / "encoders" / "shapes.mae.w32.safetensors", device="cpu")
+    encoder = load(tmp_path / "encoders" / "shapes.mae.w32.n16.safetensors", device="cpu")
     assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 48, 4)
-    trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae.w32", steps=2)
+    trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae.w32.n16", steps=2)
     for key, value in trained.objective.kept.state_dict().items():
         assert torch.equal(encoder.module.state_dict()[key], value.half().float()), key
 
@@ -261,14 +261,15 @@ def test_command_line_explains_itself_and_checks_durations(capsys):
 def test_the_queue_calls_its_models_what_training_calls_them():
     queue = read_queue(DATA / "queue.csv")
     for row in queue.itertuples():
-        chosen = replace(recipe(row.study, row.objective).of_width(row.width), seed=row.seed)
+        chosen = recipe(row.study, row.objective).of_width(row.width)
+        chosen = replace(chosen, images=row.images, seed=row.seed)
         assert row.name == trained_name(chosen, row.study)
     assert set(queue["name"][:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
 
 
 def test_queue_file_is_checked(tmp_path):
     path = tmp_path / "queue.csv"
-    path.write_text("name,study,objective,width,seed\na,shapes,cl,64,0\na,shapes,mim,64,0\n")
+    path.write_text("name,study,objective,width,images,seed\na,shapes,cl,64,9,0\na,shapes,mim,64,9,0\n")
     with pytest.raises(ValueError, match="lists a more than once"):
         read_queue(path)
     path.write_text("name,study\na,shapes\n")
