@@ -136,6 +136,17 @@ def test_names_too_many_for_a_panel_stand_below_the_figure(frame):
     assert (len(names), names[-2:]) == (len(objectives) + 2, ["CL: MoCo v3", "MIM: SimMIM"])
 
 
+def test_an_encoder_of_another_length_looks_like_the_usual_one_but_dashed(frame):
+    names = {"shapes.cl": "CL", "shapes.cl.n600000": "CL, 600,000 images"}
+    usual = frame[frame["objective"] == "CL"]
+    ax = plots.by_depth(pd.concat([usual.assign(model=name) for name in names]), "nmi")
+    assert ax.get_legend_handles_labels()[1] == list(names.values())
+    short, long = ax.get_lines()
+    assert short.get_color() == long.get_color()
+    assert (short.get_linestyle(), long.get_linestyle()) == ("-", "--")
+    assert (short.get_markerfacecolor(), long.get_markerfacecolor()) == (short.get_color(), "white")
+
+
 def test_a_panel_says_whether_its_numbers_are_stored(frame):
     assert "computed in this build" in plots.title(frame)
     assert "stored 2026-01-02" in plots.title(frame.assign(source="stored 2026-01-02"))

@@ -115,6 +115,10 @@ Markdown(
 )
 
 # %% [markdown]
+# The encoders here are trained briefly. What [more training](../components/behaviour.py) does to these curves is in the
+# chapter on behaviour.
+
+# %% [markdown]
 # ## What would refute it
 #
 # A contrastive encoder whose NMI in the last third of its blocks is not below that of a masked encoder of the same

@@ -154,7 +154,7 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     chosen = small("mae", steps=2)
     assert pretrain(chosen, "shapes", folder=tmp_path / "encoders")
     row = manifest(tmp_path / "encoders")["shapes.mae.w32.n16"]
-    assert (row["objective"], row["images_seen"]) == ("MIM", 16)
+    assert (row["objective"], row["images_seen"], row["device"]) == ("MIM", 16, "one CPU core")
     assert row["precision"] == str(fast_precision("cpu")).removeprefix("torch.")
     assert row["images_per_second"] > 0
     assert len(row["knn_by_depth"]["shape"]) == 3
