@@ -213,7 +213,7 @@ for row in sized.itertuples():
 
 # %%
 names = study("cifar10").trained("cl", "mim", vary=["images"])
-profile, probes = (table("cifar10", kind, names) for kind in ("profile", "probes"))
+profile, probes = (table("cifar10", kind, [*names, "cifar10.random"]) for kind in ("profile", "probes"))
 shown = {"attention_distance": profile, "nmi": profile, "linear": probes}
 axes = plots.panels([plots.title(frame) for frame in shown.values()])
 for ax, (metric, frame) in zip(axes, shown.items(), strict=True):
@@ -221,7 +221,7 @@ for ax, (metric, frame) in zip(axes, shown.items(), strict=True):
 plots.legend_below(axes)
 plots.show(
     axes,
-    "Attention distance, NMI and linear probe accuracy against depth for CL and MIM, each trained on two numbers of images.",
+    "Attention distance, NMI and linear probe accuracy against depth for CL and MIM, each trained on two numbers of images, and untrained.",
 )
 
 # %% tags=["hide-input"]
@@ -238,9 +238,10 @@ measured = {
     "tuned": by_label(table("cifar10", "fine_tuning", names).query("share == 1")),
 }
 words = ["validation loss", "late distance (px)", "late NMI", "linear probe, last layer", "fine-tuned"]
-pd.DataFrame(measured).set_axis(words, axis=1).round(3)
+pd.DataFrame(measured).set_axis(words, axis=1).dropna().round(3)  # the untrained one has no loss
 
 # %% tags=["remove-cell"]
+measured["last"] = by_label(at_end(profile[profile["head"] < 0], "nmi"))
 usual, longer = sorted({row["images"] for row in runs["recipe"]})
 glue("usual", usual, display=False)
 glue("longer", longer, display=False)
@@ -256,7 +257,8 @@ for length, suffix in {"usual": "", "longer": f", {longer:,} images"}.items():
 # {glue:text}`loss-MIM-longer:.3f`. In the last third of the blocks CL's attention reaches further than MIM's by
 # {glue:text}`distance-gap-usual:.2f` px after the short training and by
 # {glue:text}`distance-gap-longer:.2f` px after the long one, and its NMI differs from MIM's by
-# {glue:text}`NMI-gap-usual:.3f` and {glue:text}`NMI-gap-longer:.3f`. A linear probe of the last layer goes from
+# {glue:text}`NMI-gap-usual:.3f` and {glue:text}`NMI-gap-longer:.3f`; in the last block alone, by
+# {glue:text}`last-gap-usual:.3f` and {glue:text}`last-gap-longer:.3f`. A linear probe of the last layer goes from
 # {glue:text}`linear-CL-usual:.3f` to {glue:text}`linear-CL-longer:.3f` for CL and from {glue:text}`linear-MIM-usual:.3f` to
 # {glue:text}`linear-MIM-longer:.3f` for MIM, fine-tuning from {glue:text}`tuned-CL-usual:.3f` to
 # {glue:text}`tuned-CL-longer:.3f` and from {glue:text}`tuned-MIM-usual:.3f` to {glue:text}`tuned-MIM-longer:.3f`. These are
