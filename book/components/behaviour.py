@@ -259,9 +259,9 @@ for length, suffix in {"usual": "", "longer": f", {longer:,} images"}.items():
 # {glue:text}`distance-gap-longer:.2f` px after the long one, and its NMI differs from MIM's by
 # {glue:text}`NMI-gap-usual:.3f` and {glue:text}`NMI-gap-longer:.3f`; in the last block alone, by
 # {glue:text}`last-gap-usual:.3f` and {glue:text}`last-gap-longer:.3f`. A linear probe of the last layer goes from
-# {glue:text}`linear-CL-usual:.3f` to {glue:text}`linear-CL-longer:.3f` for CL and from {glue:text}`linear-MIM-usual:.3f` to
-# {glue:text}`linear-MIM-longer:.3f` for MIM, fine-tuning from {glue:text}`tuned-CL-usual:.3f` to
-# {glue:text}`tuned-CL-longer:.3f` and from {glue:text}`tuned-MIM-usual:.3f` to {glue:text}`tuned-MIM-longer:.3f`. These are
+# {glue:text}`linear-CL-usual:.2f` to {glue:text}`linear-CL-longer:.2f` for CL and from {glue:text}`linear-MIM-usual:.2f` to
+# {glue:text}`linear-MIM-longer:.2f` for MIM, fine-tuning from {glue:text}`tuned-CL-usual:.2f` to
+# {glue:text}`tuned-CL-longer:.2f` and from {glue:text}`tuned-MIM-usual:.2f` to {glue:text}`tuned-MIM-longer:.2f`. These are
 # single runs, and runs of one recipe differ too: in the first figure, compare the dots of one colour on `shapes`.
 
 # %% [markdown]
