@@ -318,4 +318,6 @@ def test_a_sample_of_the_stored_table_is_what_the_photographs_give(monkeypatch, 
     encoder = chosen.encoders(["cifar10.mim"])[0]
     computed = analyse(encoder, chosen.sample, ["nmi", "attention_distance"]).set_index(columns)["value"]
     kept = stored("cifar10", "metrics").query("model == 'cifar10.mim'").set_index(columns)["value"]
-    assert computed.to_numpy() == pytest.approx(kept[computed.index].to_numpy(), rel=1e-3, abs=1e-6)
+    # A GPU computes in bfloat16; on an H100 the largest difference was 1.7e-3.
+    tolerance = 1e-3 if encoder.device.type == "cpu" else 5e-3
+    assert computed.to_numpy() == pytest.approx(kept[computed.index].to_numpy(), rel=tolerance, abs=1e-6)

@@ -73,6 +73,7 @@ def pretrain(
     device: str = "cpu",
     stop_after: float | None = None,
     folder: Path | None = None,
+    precision: torch.dtype | None = None,
 ) -> bool:
     """Train a recipe on a study's training images; when done, put the encoder into `data/encoders`.
 
@@ -82,13 +83,14 @@ def pretrain(
         device: as torch names it.
         stop_after: seconds after which to stop cleanly; the same call resumes.
         folder: where the encoder goes, default `data/encoders`.
+        precision: as `Trainer` takes it.
 
     Returns:
         Whether training is finished.
     """
     name = trained_name(recipe, study)
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
-    trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device)
+    trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)
     if not trainer.done and not trainer.run(stop_after):
         return False
     if rank() > 0:

@@ -71,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda ... (default: a GPU when there is one)")
     parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of matrix products (default: bfloat16 where the device has units for it, else float32)",
+    )
+    parser.add_argument(
         "--nice", type=int, default=10, help="lower the process's priority by this much (default: 10)"
     )
     return parser
@@ -94,7 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = replace(chosen, images=options.images)
     wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with process_group(wanted) as device:
-        done = pretrain(chosen, options.study, device=device, stop_after=options.stop_after)
+        done = pretrain(
+            chosen,
+            options.study,
+            device=device,
+            stop_after=options.stop_after,
+            precision=options.precision and getattr(torch, options.precision),
+        )
         if rank() == 0:
             print("done" if done else f"stopped; the state is in {cache_dir() / 'pretrain'}")
     return 0

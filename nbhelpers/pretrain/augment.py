@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, normalize
 
 # Rows: luma and the two chroma axes of the YIQ colour space; hue is an angle in the plane of the last two.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -133,8 +133,11 @@ def orthogonal_colour(images: Tensor, generator: torch.Generator) -> Tensor:
     True
     """
     batch, device = len(images), images.device
-    gaussian = torch.randn(batch, 3, 3, device=device, generator=generator)
-    q, r = torch.linalg.qr(gaussian)
-    q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
+    # The QR factor of a Gaussian matrix by Gram-Schmidt: on a GPU a batched QR takes the matrices in turn.
+    one, two, three = torch.randn(batch, 3, 3, device=device, generator=generator).unbind(2)
+    one = normalize(one, dim=1)
+    two = normalize(two - (two * one).sum(1, keepdim=True) * one, dim=1)
+    normal = torch.linalg.cross(one, two, dim=1)
+    q = torch.stack([one, two, normal * (three * normal).sum(1, keepdim=True).sign()], dim=2)
     mean = images.mean((2, 3), keepdim=True)
     return mean + torch.einsum("bcd,bdhw->bchw", q, images - mean)

@@ -319,7 +319,8 @@ class Trainer:
             torch.save(state, temporary)
 
     def _resume(self) -> None:
-        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        # By way of the CPU: the optimiser reads its step counts there, and moves all else to the device.
+        state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         if state["recipe"] != self.recipe.as_dict():
             ours = self.recipe.as_dict()
             differ = sorted(

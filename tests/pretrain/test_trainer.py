@@ -258,6 +258,14 @@ def test_command_line_explains_itself_and_checks_durations(capsys):
     assert seconds("90s") == 90
 
 
+@pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
+def test_command_line_passes_the_precision_on(asked, monkeypatch):
+    seen = []
+    monkeypatch.setitem(main.__globals__, "pretrain", lambda *_, precision, **__: seen.append(precision))
+    assert main(["--nice", "0", "--objective", "cl", *(["--precision", asked] if asked else [])]) == 0
+    assert seen == [getattr(torch, asked) if asked else None]
+
+
 def test_the_queue_calls_its_models_what_training_calls_them():
     queue = read_queue(DATA / "queue.csv")
     for row in queue.itertuples():
