@@ -81,15 +81,25 @@ def test_only_the_model_computes_in_half_precision(monkeypatch):
     )
 
 
-def test_the_cache_is_used_and_knows_weights_images_and_metrics(monkeypatch):
+def test_the_cache_is_used_and_knows_weights_and_images(monkeypatch):
     first = analyse(tiny(), toy(), NAMES)
     monkeypatch.setattr(module, "feed", lambda *_: pytest.fail("computed again"))
     assert_frame_equal(analyse(tiny(), toy(), NAMES), first)
-    for changed in ((tiny(1), toy(), NAMES), (tiny(), toy(6), NAMES), (tiny(), toy(), NAMES[:1])):
+    for changed in ((tiny(1), toy(), NAMES), (tiny(), toy(6), NAMES)):
         with pytest.raises(pytest.fail.Exception, match="computed again"):
             analyse(*changed)
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         analyse(tiny(), toy(), NAMES, cache=False)
+
+
+def test_a_metric_in_the_cache_is_not_computed_again_beside_others(monkeypatch):
+    first = analyse(tiny(), toy(), NAMES[:1])
+    fed, feed = [], module.feed
+    monkeypatch.setattr(module, "feed", lambda *args: (fed.extend(args[2]), feed(*args)))
+    both = analyse(tiny(), toy(), NAMES[:2])
+    assert [type(accumulator) for accumulator in fed] == [METRICS[NAMES[1]]]
+    assert_frame_equal(both[both["metric"] == NAMES[0]], first, rtol=1e-14)
+    assert_frame_equal(both, analyse(tiny(), toy(), NAMES[:2], cache=False), rtol=1e-14)
 
 
 def test_the_cache_keeps_the_digits():

@@ -10,10 +10,11 @@ from pandas.testing import assert_frame_equal
 
 from nbhelpers import results
 from nbhelpers.analyse import analyse
+from nbhelpers.files import cache_dir
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.models import MaskedAutoencoder, mini_vit, store, wrap
 from nbhelpers.models.mae import describe
-from nbhelpers.results import StaleTableError, Table, published, stored, table, tables
+from nbhelpers.results import StaleTableError, Table, fill, published, stored, table, tables
 from nbhelpers.study import Study, study
 
 
@@ -54,6 +55,32 @@ def toy(tmp_path, monkeypatch):
     results._computed.cache_clear()
     yield Toy
     results._computed.cache_clear()
+
+
+def test_tables_find_what_was_filled_in_beforehand(toy, monkeypatch):
+    slow = replace(results.TABLES["small"], name="slow", slow=True)
+    for name, value in {"study": results.study, "TABLES": results.TABLES | {"slow": slow}}.items():
+        monkeypatch.setattr(fill, name, value)
+    waiting = list(fill.jobs(["toy"]))
+    assert waiting == [("toy", "small", "toy.cl"), ("toy", "small", "toy.mim")]
+    for job in waiting:
+        fill.measure(*job)
+    monkeypatch.setitem(analyse.__globals__, "feed", lambda *_: pytest.fail("computed again"))
+    assert set(table("toy", "small")["model"]) == {"toy.cl", "toy.mim"}
+    toy.lose()
+    assert not list(fill.jobs(["toy"]))
+
+
+def test_filling_in_leaves_out_a_table_without_images(toy, monkeypatch):
+    def lacking(_):
+        raise MissingDataError("the stimuli are not here")
+
+    tables = {"small": replace(results.TABLES["small"], images=lacking)}
+    for name, value in {"study": results.study, "TABLES": tables}.items():
+        monkeypatch.setattr(fill, name, value)
+    for job in fill.jobs(["toy"]):
+        fill.measure(*job)
+    assert not list(cache_dir().glob("analyses/*"))
 
 
 def test_a_stored_table_is_the_computed_one(toy):

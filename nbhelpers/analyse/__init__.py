@@ -42,8 +42,8 @@ def analyse(
         images: all of them are used; `images.subset(n)` draws fewer.
         metrics: names in `nbhelpers.metrics.METRICS`.
         batch_size: images per forward pass; the result does not depend on it.
-        cache: look the frame up in the cache folder and keep it there. The key covers weights, preprocessing,
-            images, metrics and the code that computes them.
+        cache: look each metric up in the cache folder and keep it there. The key covers weights,
+            preprocessing, images and the code that computes it.
 
     Returns:
         A tidy frame with the columns `study model objective seed metric depth head value low high images`,
@@ -53,17 +53,32 @@ def analyse(
     Raises:
         KeyError: for an unknown metric, with the nearest names.
     """
-    kinds = [METRICS[name] for name in metrics]
+    places = {
+        name: _place("analyses", encoder, [images], [name, code_version("metrics")]) for name in metrics
+    }
+    frames = {name: read_table(path) for name, path in places.items() if cache and path.exists()}
+    if missing := [name for name in metrics if name not in frames]:
+        accumulators = {name: METRICS[name].of(encoder).to(encoder.device) for name in missing}
+        feed(encoder, images, list(accumulators.values()), batch_size)
+        frames |= {name: accumulator.compute() for name, accumulator in accumulators.items()}
+        for name in missing if cache else ():
+            _keep(frames[name], places[name])
+    return identified(pd.concat([frames[name] for name in metrics], ignore_index=True), encoder, images)
 
-    def compute() -> pd.DataFrame:
-        accumulators = [kind.of(encoder).to(encoder.device) for kind in kinds]
-        feed(encoder, images, accumulators, batch_size)
-        return pd.concat([accumulator.compute() for accumulator in accumulators], ignore_index=True)
 
-    if not cache:
-        return identified(compute(), encoder, images)
-    key = [list(metrics), code_version("metrics")]
-    return identified(cached("analyses", encoder, [images], key, compute), encoder, images)
+def _place(kind: str, encoder: Encoder, images: Sequence[ImageSource], key: Sequence[object]) -> Path:
+    """Where in the cache folder a frame lies; arguments as of `cached`."""
+    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
+    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return cache_dir() / kind / f"{name}.csv"
+
+
+def _keep(frame: pd.DataFrame, place: Path) -> None:
+    if rank() == 0:
+        with atomic_path(place) as temporary:
+            frame.to_csv(temporary, index=False)
+    if world_size() > 1:
+        dist.barrier()  # a process that is ahead must find it too, or it would wait for the others' share
 
 
 def cached(
@@ -82,15 +97,11 @@ def cached(
         key: all else that the numbers depend on, code included (`code_version`), as JSON knows it.
         compute: makes the frame.
     """
-    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    path = cache_dir() / kind / f"{name}.csv"
-    if path.exists():
-        return read_table(path)
+    place = _place(kind, encoder, images, key)
+    if place.exists():
+        return read_table(place)
     frame = compute()
-    if rank() == 0:
-        with atomic_path(path) as temporary:
-            frame.to_csv(temporary, index=False)
+    _keep(frame, place)
     return frame
 
 

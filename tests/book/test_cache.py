@@ -102,6 +102,60 @@ def test_without_the_digest_a_changed_helper_goes_unnoticed(tmp_path: Path) -> N
     assert book.runs == 1
 
 
+MEETS = """\
+# %% [markdown]
+# # {one}
+
+# %%
+import time
+from pathlib import Path
+
+with open("../runs", "a") as runs:
+    runs.write("run ")
+Path("../{one}").touch()
+while not Path("../{other}").exists():
+    time.sleep(0.05)
+print(Path("../prepared").read_text())
+"""
+LISTS = """
+# %% [markdown]
+# ```{toctree}
+# second
+# ```
+"""
+AHEAD = """\
+extensions = ["myst_nb", "percent", "ahead"]
+ahead_command = ["-c", "from pathlib import Path; Path('prepared').write_text('prepared first')"]
+nb_execution_timeout = 60
+"""
+
+
+@pytest.fixture
+def meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScratchBook:
+    """A book of two chapters, each of which waits for the other one to have begun."""
+    book = ScratchBook(tmp_path, digest=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    book.write("book/conf.py", CONF + AHEAD)
+    book.write("book/chapter.py", MEETS.format(one="chapter", other="second") + LISTS)
+    book.write("book/second.py", MEETS.format(one="second", other="chapter"))
+    return book
+
+
+def test_chapters_are_executed_side_by_side_and_once(meeting: ScratchBook) -> None:
+    assert "prepared first" in meeting.build()
+    meeting.build()
+    assert meeting.runs == 2
+
+
+def test_a_chapter_that_fails_side_by_side_is_reported(meeting: ScratchBook, capfd) -> None:
+    meeting.write("book/second.py", MEETS.format(one="second", other="chapter") + "raise OSError('broken')\n")
+    site = meeting.root / "_build" / "html"
+    assert build_main(["-q", "-W", "-b", "html", str(meeting.root / "book"), str(site)]) != 0
+    assert "second.py:Executing notebook failed" in capfd.readouterr().err
+    assert meeting.runs == 3  # the one that failed a second time, to report it
+
+
 @pytest.fixture
 def percent(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(BOOK / "_ext")

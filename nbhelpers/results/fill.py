@@ -1,0 +1,57 @@
+"""`python -m nbhelpers.results.fill`: compute what the book's tables need, several encoders at once.
+
+A chapter looks at one encoder after the other, and small models keep few cores busy. What is computed here
+lies in the cache folder when the chapters ask for it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+
+from tqdm import tqdm
+
+from nbhelpers.images import MissingDataError
+from nbhelpers.results.tables import OWN, TABLES
+from nbhelpers.study import study
+
+MOST = 8  # processes, each of which holds a study's images
+
+
+def jobs(studies: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Study, table and encoder of all rows that a build computes, where a study's images are here."""
+    for chosen in map(study, studies):
+        if not chosen.missing:
+            for split in ("train", "val"):
+                chosen.images(split)  # made once, before many processes ask for it
+            for made in TABLES.values():
+                if made.belongs_to(chosen) and not made.slow:
+                    yield from ((chosen.name, made.name, model) for model in made.models(chosen))
+
+
+def measure(study_name: str, name: str, model: str) -> None:
+    """Measure an encoder for a table, if the table's images are here; its frames stay in the cache folder."""
+    chosen, made = study(study_name), TABLES[name]
+    with suppress(MissingDataError):
+        made.measure(*chosen.encoders([model]), made.images(chosen))
+
+
+def main() -> int:
+    """Fill the cache folder for the studies of the book whose images are here."""
+    processes = min(os.cpu_count() or 1, MOST)
+    # For the processes that are started here: small models on many cores are faster side by side.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    waiting = list(jobs(OWN))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        done = pool.map(measure, *zip(*waiting, strict=True))
+        for _ in tqdm(done, total=len(waiting), desc="tables", unit="encoder"):
+            pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
