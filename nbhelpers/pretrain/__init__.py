@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nbhelpers import images
-from nbhelpers.analyse import rank, world_size
+from nbhelpers.analyse import rank
 from nbhelpers.files import cache_dir
 from nbhelpers.models import save_encoder, wrap
 from nbhelpers.models.mini import WIDTH
@@ -58,15 +58,6 @@ def description(trainer: Trainer, study: str) -> dict[str, Any]:
     }
 
 
-def _device(device: str) -> str:
-    """What trains, in words; on a CPU every process has a core."""
-    processes = world_size()
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name()
-        return name if processes == 1 else f"{processes} x {name}"
-    return "one CPU core" if processes == 1 else f"{processes} CPU cores"
-
-
 def pretrain(
     recipe: Recipe,
     study: str,
@@ -102,7 +93,7 @@ def pretrain(
         "images_seen": recipe.steps * recipe.batch_size,
         "wall_time_s": round(trainer.wall_time),
         "images_per_second": round(median(entry["images_per_second"] for entry in trainer.rows), 1),
-        "device": _device(device),
+        "device": ", then ".join(trainer.devices),
         "precision": str(trainer.precision).removeprefix("torch."),
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }

@@ -83,6 +83,19 @@ def fast_precision(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def in_words(device: torch.device) -> str:
+    """What trains; on a CPU every process has a core.
+
+    >>> in_words(torch.device("cpu"))
+    'one CPU core'
+    """
+    processes = world_size()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return name if processes == 1 else f"{processes} x {name}"
+    return "one CPU core" if processes == 1 else f"{processes} CPU cores"
+
+
 class SinglePrecisionMuon(Muon):
     """timm's Muon with its Newton-Schulz iteration in float32.
 
@@ -125,8 +138,8 @@ class Trainer:
 
     Raises:
         MismatchedWeights: if `start` has another architecture.
-        ValueError: if the folder holds a run of another recipe, the images lack the labels that the
-            objective reads, or a batch cannot be shared out evenly among the processes.
+        ValueError: if the folder holds a run of another recipe or precision, the images lack the labels that
+            the objective reads, or a batch cannot be shared out evenly among the processes.
     """
 
     def __init__(
@@ -156,7 +169,7 @@ class Trainer:
             step_on_epochs=False,
             updates_per_epoch=recipe.steps,
         )
-        self.step, self.wall_time, self.rows = 0, 0.0, []
+        self.step, self.wall_time, self.rows, self.devices = 0, 0.0, [], []
         if self._checkpoint.exists():
             self._resume()
 
@@ -244,6 +257,8 @@ class Trainer:
         Raises:
             FloatingPointError: if the loss is not finite; the last good checkpoint stays.
         """
+        if self.devices[-1:] != [in_words(self.device)]:
+            self.devices.append(in_words(self.device))
         start = last_save = last_log = time.monotonic()
         before, losses = self.wall_time, []
         bar = tqdm(
@@ -309,6 +324,8 @@ class Trainer:
             return
         state = {
             "recipe": self.recipe.as_dict(),
+            "precision": self.precision,
+            "devices": self.devices,
             "step": self.step,
             "wall_time": self.wall_time,
             "rows": self.rows,
@@ -330,6 +347,13 @@ class Trainer:
                 f"{self._checkpoint} holds a run whose recipe differs in {', '.join(differ)}: "
                 "train in another folder, or delete this one to start again"
             )
-        self.step, self.wall_time, self.rows = state["step"], state["wall_time"], state["rows"]
+        if state["precision"] != self.precision:
+            ours, theirs = (str(p).removeprefix("torch.") for p in (self.precision, state["precision"]))
+            raise ValueError(
+                f"{self._checkpoint} holds a run in {theirs}, which would go on in {ours}: ask for {theirs} "
+                "(--precision), or delete it to start again"
+            )
+        for name in ("step", "wall_time", "rows", "devices"):
+            setattr(self, name, state[name])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])

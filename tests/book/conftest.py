@@ -40,7 +40,6 @@ PHONE = {"width": 390, "height": 844}
 
 CONTENT = """() => ({
   links: [...document.querySelectorAll("a[href]")].map(a => a.href),
-  ids: [...document.querySelectorAll("[id], a[name]")].map(e => e.id || e.name),
   images: [...document.querySelectorAll("main img")].map(i => ({
     src: i.getAttribute("src"),
     alt: i.getAttribute("alt") || "",
@@ -79,11 +78,14 @@ class Look:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `page_name` for each page, one that takes `chapter` for each chapter."""
-    if "page_name" in metafunc.fixturenames:
-        metafunc.parametrize("page_name", PAGES or ["index.html"])
-    if "chapter" in metafunc.fixturenames:
-        metafunc.parametrize("chapter", CHAPTERS)
+    """Run a test that takes `page_name` for each page, one that takes `chapter` for each chapter.
+
+    The tests of a page run in one process, so that it is opened once.
+    """
+    for name, pages in {"page_name": PAGES or ["index.html"], "chapter": CHAPTERS}.items():
+        if name in metafunc.fixturenames:
+            marked = [pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in pages]
+            metafunc.parametrize(name, marked)
 
 
 def chromium() -> str | None:

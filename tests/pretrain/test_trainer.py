@@ -160,7 +160,7 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     assert len(row["knn_by_depth"]["shape"]) == 3
     encoder = load(tmp_path / "encoders" / "shapes.mae.w32.n16.safetensors", device="cpu")
     assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 48, 4)
-    trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae.w32.n16", steps=2)
+    trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae.w32.n16", None, steps=2)
     for key, value in trained.objective.kept.state_dict().items():
         assert torch.equal(encoder.module.state_dict()[key], value.half().float()), key
 
@@ -177,6 +177,24 @@ def test_a_run_can_begin_with_a_trained_encoder(tmp_path):
     assert all(torch.equal(value, kept[key]) for key, value in start.module.state_dict().items())
     with pytest.raises(MismatchedWeights, match=r"patch_embed.proj.weight \(32, 3, 4, 4\) instead of \(48"):
         Trainer(small("mim", width=48), source(), source(16), tmp_path / "third", start=start)
+
+
+def test_a_run_knows_all_devices_it_was_trained_on(tmp_path):
+    first = trainer("mim", tmp_path)
+    first.run(stop_after=0.0)
+    assert first.devices == ["one CPU core"]
+    first.devices = ["a GPU"]
+    first.save()
+    second = trainer("mim", tmp_path)
+    for _ in range(2):
+        second.run(stop_after=0.0)
+    assert second.devices == ["a GPU", "one CPU core"]
+
+
+def test_a_run_in_another_precision_is_refused(tmp_path):
+    trainer("mim", tmp_path, torch.bfloat16).save()
+    with pytest.raises(ValueError, match="a run in bfloat16, which would go on in float32"):
+        trainer("mim", tmp_path)
 
 
 def test_the_folder_of_another_recipe_is_refused(tmp_path):
