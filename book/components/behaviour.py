@@ -207,62 +207,86 @@ for row in sized.itertuples():
 # %% [markdown]
 # ## Trained for longer
 #
-# The encoders of this book are trained far less than the paper's. For CIFAR-10, CL and MIM were trained a second time,
-# from the same random weights, on {glue:text}`longer:,.0f` images instead of {glue:text}`usual:,.0f`; the schedules of the
-# learning rate and of the momentum encoder stretch with them. What only a short training makes should fade.
+# The encoders of this book are trained far less than the paper's. CL and MIM were trained once more, on
+# {glue:text}`longer:,.0f` images instead of {glue:text}`usual:,.0f`; the schedules of the learning rate and of the momentum
+# encoder stretch with them. What only a short training makes should fade. Thin lines are further runs of the usual length.
 
 # %%
-names = study("cifar10").trained("cl", "mim", vary=["images"])
-profile, probes = (table("cifar10", kind, [*names, "cifar10.random"]) for kind in ("profile", "probes"))
-shown = {"attention_distance": profile, "nmi": profile, "linear": probes}
-axes = plots.panels([plots.title(frame) for frame in shown.values()])
-for ax, (metric, frame) in zip(axes, shown.items(), strict=True):
+lengths = {name: study(name).trained("cl", "mim", vary=["images"]) for name in STUDIES}
+shown = {}
+for name, encoders in lengths.items():
+    profile, probes = (table(name, kind, [*encoders, f"{name}.random"]) for kind in ("profile", "probes"))
+    probes = probes[probes["label"] == tuned[name]["label"].iloc[0]]
+    shown |= {(name, "attention_distance"): profile, (name, "nmi"): profile, (name, "linear"): probes}
+axes = plots.panels([plots.title(frame) for frame in shown.values()], columns=3)
+for ax, ((_, metric), frame) in zip(axes, shown.items(), strict=True):
     plots.by_depth(frame, metric, ax)
 plots.legend_below(axes)
 plots.show(
     axes,
-    "Attention distance, NMI and linear probe accuracy against depth for CL and MIM, each trained on two numbers of images, and untrained.",
+    "Attention distance, NMI and linear probe accuracy against depth for CL and MIM, each trained on two numbers of images, and untrained; a row per study.",
 )
 
 # %% tags=["hide-input"]
 import pandas as pd
 
-from nbhelpers.results import late
+from nbhelpers.results import last_third
 
-runs = pd.DataFrame([{"model": name} | about[name] for name in names])
-measured = {
-    "loss": by_label(runs.assign(value=runs["val_loss"])),
-    "distance": late(profile, "attention_distance"),
-    "NMI": late(profile, "nmi"),
-    "linear": by_label(at_end(probes, "linear")),
-    "tuned": by_label(table("cifar10", "fine_tuning", names).query("share == 1")),
-}
+encoders = [name for names in lengths.values() for name in names]
+layers = pd.concat([shown[name, "nmi"] for name in STUDIES]).query("head < 0")
+late = layers[layers.groupby("model")["depth"].transform(last_third)]
+late = late.groupby(["metric", "model"])["value"].mean()
+probed = pd.concat([at_end(shown[name, "linear"], "linear") for name in STUDIES])
+whole = pd.concat([table(name, "fine_tuning", lengths[name]) for name in STUDIES]).query("share == 1")
+measured = {"loss": pd.Series({name: about[name]["val_loss"] for name in encoders})}
+measured |= {"distance": late["attention_distance"], "NMI": late["nmi"]}
+measured |= {"linear": probed.set_index("model")["value"], "tuned": whole.set_index("model")["value"]}
+measured = pd.DataFrame(measured).loc[encoders]
 words = ["validation loss", "late distance (px)", "late NMI", "linear probe, last layer", "fine-tuned"]
-pd.DataFrame(measured).set_axis(words, axis=1).dropna().round(3)  # the untrained one has no loss
+measured.set_axis(words, axis=1).round(3)
 
 # %% tags=["remove-cell"]
-measured["last"] = by_label(at_end(profile[profile["head"] < 0], "nmi"))
-usual, longer = sorted({row["images"] for row in runs["recipe"]})
+recipes = [about[name]["recipe"] for name in encoders]
+usual, longer = sorted({recipe["images"] for recipe in recipes})
 glue("usual", usual, display=False)
 glue("longer", longer, display=False)
-for length, suffix in {"usual": "", "longer": f", {longer:,} images"}.items():
-    for what, values in measured.items():
-        cl, mim = (float(values[who + suffix]) for who in ("CL", "MIM"))
-        for key, value in {"CL": cl, "MIM": mim, "gap": cl - mim}.items():
-            glue(f"{what}-{key}-{length}", value, display=False)
+by = {key: [recipe[key] for recipe in recipes] for key in ("objective", "images", "seed")}
+by |= {"study": [about[name]["study"] for name in encoders]}
+runs = measured.assign(**by).set_index(list(by)).stack().unstack("objective")
+runs["gap"] = runs["cl"] - runs["mim"]
+for (images, name, what), rows in runs.groupby(level=["images", "study", -1]):
+    for who, values in rows.items():
+        for kind in ("mean", "min", "max"):
+            key = f"{name}-{what}-{who}-{'usual' if images == usual else 'longer'}-{kind}"
+            glue(key, float(getattr(values, kind)()), display=False)
 
 # %% [markdown]
-# With more training the validation loss of CL falls from {glue:text}`loss-CL-usual:.3f` to
-# {glue:text}`loss-CL-longer:.3f`, that of MIM from {glue:text}`loss-MIM-usual:.3f` to
-# {glue:text}`loss-MIM-longer:.3f`. In the last third of the blocks CL's attention reaches further than MIM's by
-# {glue:text}`distance-gap-usual:.2f` px after the short training and by
-# {glue:text}`distance-gap-longer:.2f` px after the long one, and its NMI differs from MIM's by
-# {glue:text}`NMI-gap-usual:.3f` and {glue:text}`NMI-gap-longer:.3f`; in the last block alone, by
-# {glue:text}`last-gap-usual:.3f` and {glue:text}`last-gap-longer:.3f`. A linear probe of the last layer goes from
-# {glue:text}`linear-CL-usual:.2f` to {glue:text}`linear-CL-longer:.2f` for CL and from {glue:text}`linear-MIM-usual:.2f` to
-# {glue:text}`linear-MIM-longer:.2f` for MIM, fine-tuning from {glue:text}`tuned-CL-usual:.2f` to
-# {glue:text}`tuned-CL-longer:.2f` and from {glue:text}`tuned-MIM-usual:.2f` to {glue:text}`tuned-MIM-longer:.2f`. These are
-# single runs, and runs of one recipe differ too: in the first figure, compare the dots of one colour on `shapes`.
+# On `shapes`, the longer training takes the validation loss from {glue:text}`shapes-loss-cl-usual-mean:.3f` to
+# {glue:text}`shapes-loss-cl-longer-mean:.3f` for CL and from {glue:text}`shapes-loss-mim-usual-mean:.3f` to
+# {glue:text}`shapes-loss-mim-longer-mean:.3f` for MIM; on CIFAR-10, from {glue:text}`cifar10-loss-cl-usual-mean:.3f` to
+# {glue:text}`cifar10-loss-cl-longer-mean:.3f` for CL and from {glue:text}`cifar10-loss-mim-usual-mean:.3f` to
+# {glue:text}`cifar10-loss-mim-longer-mean:.3f` for MIM. The first numbers are means over runs.
+#
+# In the last third of the blocks CL's attention reaches further than MIM's by
+# {glue:text}`shapes-distance-gap-usual-min:.1f` to {glue:text}`shapes-distance-gap-usual-max:.1f` px in the runs of
+# usual length on `shapes`, and by {glue:text}`shapes-distance-gap-longer-mean:.1f` px in the long one; on CIFAR-10, by
+# {glue:text}`cifar10-distance-gap-usual-min:.1f` to {glue:text}`cifar10-distance-gap-usual-max:.1f` px and by
+# {glue:text}`cifar10-distance-gap-longer-mean:.1f` px. Its NMI minus MIM's is {glue:text}`shapes-NMI-gap-usual-min:.3f`
+# to {glue:text}`shapes-NMI-gap-usual-max:.3f` in the former and {glue:text}`shapes-NMI-gap-longer-mean:.3f` in the
+# latter on `shapes`, {glue:text}`cifar10-NMI-gap-usual-min:.3f` to {glue:text}`cifar10-NMI-gap-usual-max:.3f` and
+# {glue:text}`cifar10-NMI-gap-longer-mean:.3f` on CIFAR-10.
+#
+# A linear probe of the last layer goes from {glue:text}`shapes-linear-cl-usual-mean:.2f` to
+# {glue:text}`shapes-linear-cl-longer-mean:.2f` for CL and from {glue:text}`shapes-linear-mim-usual-mean:.2f` to
+# {glue:text}`shapes-linear-mim-longer-mean:.2f` for MIM on `shapes`, from {glue:text}`cifar10-linear-cl-usual-mean:.2f`
+# to {glue:text}`cifar10-linear-cl-longer-mean:.2f` for CL and from {glue:text}`cifar10-linear-mim-usual-mean:.2f` to
+# {glue:text}`cifar10-linear-mim-longer-mean:.2f` for MIM on CIFAR-10; fine-tuning goes from
+# {glue:text}`shapes-tuned-cl-usual-mean:.2f` to {glue:text}`shapes-tuned-cl-longer-mean:.2f` for CL and from
+# {glue:text}`shapes-tuned-mim-usual-mean:.2f` to {glue:text}`shapes-tuned-mim-longer-mean:.2f` for MIM, and from
+# {glue:text}`cifar10-tuned-cl-usual-mean:.2f` to {glue:text}`cifar10-tuned-cl-longer-mean:.2f` for CL and from
+# {glue:text}`cifar10-tuned-mim-usual-mean:.2f` to {glue:text}`cifar10-tuned-mim-longer-mean:.2f` for MIM. The long
+# training is one run of each: a change that is no larger than the difference between the shorter runs says nothing
+# about length.
 
 # %% [markdown]
 # ## What would refute it

@@ -38,7 +38,6 @@ import pandas as pd
 from nbhelpers import plots, study
 from nbhelpers.models import manifest
 from nbhelpers.results import at_end, published, table
-from nbhelpers.study import label
 
 plots.style()
 models = {name: MODELS or study(name).trained("mim", "hybrid", "cl") for name in STUDIES}
@@ -144,33 +143,21 @@ plots.show(
 # %% [markdown]
 # ## What it costs
 #
-# A hybrid computes both losses for every image. Speed is that of one core, which other work shared at times; compare
-# encoders of one precision, since a core with units for bfloat16 trains faster in it.
+# A hybrid computes both losses for every image. Speed is that of the device named, which other work shared at times.
 
 # %%
 drawn = [model for names in models.values() for model in names]
-kinds = {"precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
+kinds = {"device": str, "precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
 costs = pd.DataFrame.from_dict(manifest(), orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
 shown = {"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"}
 costs.rename(columns=shown)
 
-# %% tags=["hide-input"]
-names = [f"{label(name, '')} on `{name.partition('.')[0]}`" for name in costs.index]
-means = costs.groupby([names, "precision"])["val_loss"].mean().unstack()
-Markdown(
-    "\n".join(
-        f"- {name}, mean validation loss over seeds: {row.float32:.3f} in float32, {row.bfloat16:.3f} in bfloat16."
-        for name, row in means.reindex(columns=["float32", "bfloat16"]).dropna().iterrows()
-    )
-)
-
 # %% [markdown]
-# Validation losses are sums of different terms, and can be compared between encoders of one objective only. Where an
-# objective was trained in both precisions, the list above has both losses. Seeds differ there too, and so do the views:
-# where a run was in bfloat16, they were drawn in it as well. Unless the two losses are the same, compare a hybrid with
-# parents of its own precision first; the table does not have such parents for every weight.
+# Validation losses are sums of different terms, and can be compared between encoders of one objective only. Runs in
+# bfloat16 drew their views in bfloat16 too: a hybrid of that precision and parents in float32 differ in more than the
+# objective.
 
 # %% [markdown]
 # ## What would refute it
