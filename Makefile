@@ -7,8 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SITE := book/_build/html
-# A process per core, each with one thread, and a page of the site in one of them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install book test chromium test-site lint format lab train results picture clean
@@ -35,7 +33,7 @@ book: $(INSTALLED)  ## execute every notebook and build the site into book/_buil
 	$(BIN)/jupyter-book build book -W --keep-going || { rm -rf book/_build/.doctrees; exit 1; }
 
 test: $(INSTALLED)  ## run all tests, doctests included
-	$(PYTEST) -m "not site"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not site"
 
 # As root on Debian a missing browser is installed; elsewhere the tests say what is missing.
 chromium:
@@ -44,7 +42,7 @@ chromium:
 	|| { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 test-site: book chromium  ## open the built site in headless Chromium and look at every page
-	$(PYTEST) -m site tests/book
+	$(BIN)/python -m pytest -m site tests/book
 
 lint: $(INSTALLED)  ## check style and the direction of imports
 	$(BIN)/ruff check

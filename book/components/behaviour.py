@@ -218,7 +218,7 @@ for name, encoders in lengths.items():
     profile, probes = (table(name, kind, [*encoders, f"{name}.random"]) for kind in ("profile", "probes"))
     probes = probes[probes["label"] == tuned[name]["label"].iloc[0]]
     shown |= {(name, "attention_distance"): profile, (name, "nmi"): profile, (name, "linear"): probes}
-axes = plots.panels([plots.title(frame) for frame in shown.values()], columns=3)
+axes = plots.panels([plots.title(frame) for frame in shown.values()], height=3.3, columns=3)
 for ax, ((_, metric), frame) in zip(axes, shown.items(), strict=True):
     plots.by_depth(frame, metric, ax)
 plots.legend_below(axes)
@@ -267,14 +267,14 @@ for (images, name, what), rows in runs.groupby(level=["images", "study", -1]):
 # {glue:text}`cifar10-loss-cl-longer-mean:.3f` for CL and from {glue:text}`cifar10-loss-mim-usual-mean:.3f` to
 # {glue:text}`cifar10-loss-mim-longer-mean:.3f` for MIM. The first numbers are means over runs.
 #
-# In the last third of the blocks CL's attention reaches further than MIM's by
-# {glue:text}`shapes-distance-gap-usual-min:.1f` to {glue:text}`shapes-distance-gap-usual-max:.1f` px in the runs of
-# usual length on `shapes`, and by {glue:text}`shapes-distance-gap-longer-mean:.1f` px in the long one; on CIFAR-10, by
-# {glue:text}`cifar10-distance-gap-usual-min:.1f` to {glue:text}`cifar10-distance-gap-usual-max:.1f` px and by
-# {glue:text}`cifar10-distance-gap-longer-mean:.1f` px. Its NMI minus MIM's is {glue:text}`shapes-NMI-gap-usual-min:.3f`
-# to {glue:text}`shapes-NMI-gap-usual-max:.3f` in the former and {glue:text}`shapes-NMI-gap-longer-mean:.3f` in the
-# latter on `shapes`, {glue:text}`cifar10-NMI-gap-usual-min:.3f` to {glue:text}`cifar10-NMI-gap-usual-max:.3f` and
-# {glue:text}`cifar10-NMI-gap-longer-mean:.3f` on CIFAR-10.
+# In the last third of the blocks CL's attention distance minus MIM's is
+# {glue:text}`shapes-distance-gap-usual-min:.1f` to {glue:text}`shapes-distance-gap-usual-max:.1f` px in the runs of usual
+# length on `shapes`, and {glue:text}`shapes-distance-gap-longer-mean:.1f` px in the long one; on CIFAR-10 it is
+# {glue:text}`cifar10-distance-gap-usual-min:.1f` to {glue:text}`cifar10-distance-gap-usual-max:.1f` px, and
+# {glue:text}`cifar10-distance-gap-longer-mean:.1f` px. CL's NMI minus MIM's is {glue:text}`shapes-NMI-gap-usual-min:.3f`
+# to {glue:text}`shapes-NMI-gap-usual-max:.3f`, and {glue:text}`shapes-NMI-gap-longer-mean:.3f`, on `shapes`;
+# {glue:text}`cifar10-NMI-gap-usual-min:.3f` to {glue:text}`cifar10-NMI-gap-usual-max:.3f`, and
+# {glue:text}`cifar10-NMI-gap-longer-mean:.3f`, on CIFAR-10.
 #
 # A linear probe of the last layer goes from {glue:text}`shapes-linear-cl-usual-mean:.2f` to
 # {glue:text}`shapes-linear-cl-longer-mean:.2f` for CL and from {glue:text}`shapes-linear-mim-usual-mean:.2f` to

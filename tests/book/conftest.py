@@ -78,14 +78,11 @@ class Look:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `page_name` for each page, one that takes `chapter` for each chapter.
-
-    The tests of a page run in one process, so that it is opened once.
-    """
-    for name, pages in {"page_name": PAGES or ["index.html"], "chapter": CHAPTERS}.items():
-        if name in metafunc.fixturenames:
-            marked = [pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in pages]
-            metafunc.parametrize(name, marked)
+    """Run a test that takes `page_name` for each page, one that takes `chapter` for each chapter."""
+    if "page_name" in metafunc.fixturenames:
+        metafunc.parametrize("page_name", PAGES or ["index.html"])
+    if "chapter" in metafunc.fixturenames:
+        metafunc.parametrize("chapter", CHAPTERS)
 
 
 def chromium() -> str | None:
