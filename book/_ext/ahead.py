@@ -1,7 +1,7 @@
 """Execute chapters side by side, before Sphinx reads them one after the other.
 
 myst-nb executes a notebook when Sphinx reads it, and Jupyter Book gives Sphinx one process. So what the
-execution cache lacks is executed here first, a notebook per core. One that fails is left for myst-nb, which
+execution cache lacks is executed here first, some notebooks at once. One that fails is left for myst-nb, which
 executes it again and reports the error.
 """
 
@@ -26,6 +26,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
+MOST = 4  # notebooks at once, each of which takes up to 2 GB
 
 
 def lacking(cache: JupyterCacheAbstract, env: BuildEnvironment, pages: list[str]) -> dict[str, NotebookNode]:
@@ -59,10 +60,12 @@ def threads(number: int) -> Iterator[None]:
 def execute(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
     """Put into the execution cache what it lacks, if that is more than one notebook."""
     settings, cores = env.mystnb_config, os.cpu_count() or 1
+    if settings.execution_mode != "cache":
+        return
     cache = get_cache(settings.execution_cache_path)
     notebooks = lacking(cache, env, pages)
-    workers = min(len(notebooks), cores)
-    if settings.execution_mode != "cache" or workers < 2:
+    workers = min(len(notebooks), cores, MOST)
+    if workers < 2:
         return
     if app.config.ahead_command:
         subprocess.run([sys.executable, *app.config.ahead_command], check=True)
