@@ -12,6 +12,7 @@ from pathlib import Path
 from nbhelpers import images as sources
 from nbhelpers.images import ImageSource, MissingDataError
 from nbhelpers.models import Encoder, load, manifest
+from nbhelpers.models.mini import WIDTH
 
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
 IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
@@ -84,17 +85,22 @@ class Study:
         """Names of the encoders that were trained for this study, all of them or those of some objectives.
 
         An objective is named as for training, such as "mae" or "hybrid-0.2"; "hybrid" means every lambda.
-        Encoders of another width than the book's usual one, such as "shapes.cl.w16", or that saw another
-        number of images, such as "shapes.cl.n600000", only come where `vary` has "width" or "images".
+        Encoders of another width than the book's usual one, or that saw another number of images, such as
+        "shapes.cl.w64.n600000", only come where `vary` has "width" or "images", or where there is no usual
+        one of their objective: then those come that are next to it, the widest and of these the longest
+        trained. `label` names what is unusual of them.
         """
         family = "cifar10" if self.name.startswith("folder:") else self.name
-        of = {name: _parts(name) for name, row in manifest().items() if row["study"] == family}
-        wanted = set(objectives)
-        return tuple(
-            name
-            for name, (key, unusual) in of.items()
-            if unusual.keys() <= set(vary) and (not wanted or {key, key.partition("-")[0]} & wanted)
-        )
+        of: dict[str, dict[str, dict[str, int]]] = {}
+        for name, row in manifest().items():
+            key, unusual = _parts(name)
+            if row["study"] == family and (not objectives or {key, key.partition("-")[0]} & {*objectives}):
+                of.setdefault(key, {})[name] = unusual
+        found = []
+        for names in of.values():
+            nearest = max(names.values(), key=_nearness)
+            found += [n for n, unusual in names.items() if unusual == nearest or unusual.keys() <= {*vary}]
+        return tuple(found)
 
     def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
         """One of its encoders per objective, or those named, ready to be looked at one by one."""
@@ -125,10 +131,29 @@ def label(model: str, objective: str) -> str:
     """
     if model.partition(".")[0] not in TITLES:
         return model
-    key, unusual = _parts(model.rpartition(":")[2] if ":" in model else model)
     words = {"width": "width {}", "images": "{:,} images"}
-    numbers = [words[what].format(number) for what, number in unusual.items()]
-    return ", ".join([NAMES.get(key, key.replace("-", " ")), *numbers])
+    unusual = _parts(_part(model))[1]
+    return ", ".join([kind(model), *(words[what].format(number) for what, number in unusual.items())])
+
+
+def kind(model: str) -> str:
+    """What figures call the objective of one of the book's own encoders, whatever its width and training.
+
+    >>> kind("cifar10.hybrid-0.2.n600000"), kind("shapes.mae.w64:decoder")
+    ('hybrid 0.2', "MAE's decoder")
+    """
+    key = _parts(_part(model))[0]
+    return NAMES.get(key, key.replace("-", " "))
+
+
+def _part(model: str) -> str:
+    """The decoder's name where there is one behind the encoder's."""
+    return model.rpartition(":")[2] if ":" in model else model
+
+
+def _nearness(unusual: dict[str, int]) -> tuple[float, float]:
+    """Order of encoders by how near they are to the usual width and number of images."""
+    return unusual.get("width", WIDTH), unusual.get("images", float("inf"))
 
 
 def first_seeds(models: Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-WIDTH = 64  # of the book's encoders; those of another width have it in their names
+WIDTH = 128  # of the book's encoders; those of another width have it in their names
 
 
 def standardise(images: Tensor) -> Tensor:

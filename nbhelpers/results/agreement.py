@@ -19,7 +19,7 @@ from nbhelpers.study import PAIR, Study, study
 COMPARED = 1_000  # images whose features are compared between encoders
 # The hybrid whose two gradients are followed: a tenth of the recipe's images, in batches half as large.
 OBJECTIVE = "hybrid-0.5"
-RUN = {"images": 25_600, "batch_size": 64}
+RUN = {"images": 25_600, "batch_size": 64, "width": 64, "heads": 4}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
 
 

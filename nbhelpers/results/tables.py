@@ -86,7 +86,6 @@ def _everything(study: Study, vary: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*study.trained(vary=vary), *study.models]))
 
 
-_every_length = partial(_everything, vary=["images"])
 _every_kind = partial(_everything, vary=VARIED)
 
 
@@ -254,7 +253,7 @@ TABLES: dict[str, Table] = {
             _sample,
             _profile,
             "metrics",
-            models=_every_length,
+            models=_every_kind,
         ),
         Table(
             "probes",

@@ -13,7 +13,8 @@ from nbhelpers.scorecard import evidence as read
 from nbhelpers.scorecard.evidence import Evidence, NotMeasured, Paper, Quantity
 from nbhelpers.scorecard.intervals import Interval, difference, largest, smallest
 
-NARROW = 16  # width of the narrowest encoders
+# Encoders of two widths that saw the same images.
+NARROW, WIDE = "width 16, 256,000 images", "width 64, 256,000 images"
 Effect = Callable[..., Interval]  # of the evidence and the claim's quantities
 
 
@@ -108,7 +109,10 @@ def _above_both_parents(evidence: Evidence, hybrid: str, comparisons: int, quant
     def make(parents: int) -> list[Interval]:
         these = {"comparisons": comparisons * parents}
         child = evidence.of(hybrid, quantity, **these)
-        return [difference(child, evidence.of(parent, quantity, **these)) for parent in read.PAIR]
+        return [
+            difference(child, evidence.of(evidence.beside(hybrid, parent), quantity, **these))
+            for parent in read.PAIR
+        ]
 
     return smallest(make)
 
@@ -118,9 +122,9 @@ def _hybrid_alone(evidence: Evidence, hybrid: str, comparisons: int, quantity: Q
 
 
 def gain_from_width(evidence: Evidence, quantity: Quantity) -> Interval:
-    """How much more MIM gains than CL from the narrowest width to the usual one."""
+    """How much more MIM gains than CL from the narrowest width to a wide one."""
     gains = {
-        who: difference(evidence.of(who, quantity), evidence.of(f"{who}, width {NARROW}", quantity))
+        who: difference(*(evidence.of(f"{who}, {width}", quantity) for width in (WIDE, NARROW)))
         for who in read.PAIR
     }
     return difference(gains["MIM"], gains["CL"])

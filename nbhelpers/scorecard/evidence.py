@@ -16,7 +16,7 @@ from nbhelpers.results import TABLES, NoTableError, StaleTableError, published, 
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
-from nbhelpers.study import VARIED, label, study
+from nbhelpers.study import VARIED, kind, label, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
@@ -192,9 +192,17 @@ class Measured(Evidence):
             decoders = (name + DECODER for name in self.study.trained("mae"))
             trained = self.study.trained(vary=VARIED)
             found = [name for name in (*trained, *decoders) if label(name, "") == who]
+            # Where there is none of the usual width and training, those that are next to it.
+            found = found or [name for name in (*self.study.trained(), *decoders) if kind(name) == who]
         if not found:
             raise NotMeasured(f"{who} was not trained")
         return found
+
+    def beside(self, who: str, other: str) -> str:
+        """The encoders of another objective with the same width and images, where there are any."""
+        alike = ", ".join([other, *who.split(", ")[1:]])
+        known = {label(name, "") for name in self.study.trained(vary=VARIED)}
+        return alike if alike in known else other
 
     def hybrids(self) -> list[str]:
         """Labels of the hybrids, such as "hybrid 0.2"."""
