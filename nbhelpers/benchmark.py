@@ -22,8 +22,8 @@ from timm.layers import set_fused_attn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbhelpers.analyse import feed
 from nbhelpers.images import ArraySource, shapes
+from nbhelpers.measure import feed
 from nbhelpers.metrics import METRICS, attention_distance, attention_entropy
 from nbhelpers.metrics import normalized_mutual_information as nmi
 from nbhelpers.models import Encoder, load

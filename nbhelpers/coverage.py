@@ -12,9 +12,9 @@ import pandas as pd
 import timm
 import torch
 
-from nbhelpers.analyse import analyse
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import ArraySource
+from nbhelpers.measure import analyse
 from nbhelpers.models import UnsupportedArchitecture, wrap
 
 PATH = DATA / "coverage.csv"

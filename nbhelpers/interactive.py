@@ -19,10 +19,10 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from nbhelpers.analyse import attention_maps
+from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import patch_distances
 from nbhelpers.models import Encoder
-from nbhelpers.study import label
+from nbhelpers.studies import label
 
 LIMIT = 2_000_000  # bytes of maps in one page; a third more in base64
 

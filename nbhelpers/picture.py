@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from nbhelpers import plots
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.results import stored
-from nbhelpers.study import study
+from nbhelpers.studies import study
 
 PATH = DATA.parent / "book" / "_static" / "collapse.svg"
 

@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from nbhelpers import plots
-from nbhelpers.analyse import analyse
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource
+from nbhelpers.measure import analyse
 from nbhelpers.metrics import METRICS, patch_distances
 from nbhelpers.models import Encoder
 from nbhelpers.results import COMPUTED

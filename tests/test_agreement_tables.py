@@ -12,7 +12,7 @@ from nbhelpers.models import load
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.agreement import gradient_agreement
 from nbhelpers.results import agreement
-from nbhelpers.study import Study, study
+from nbhelpers.studies import Study, study
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
-from nbhelpers.analyse import IDENTITY, analyse
 from nbhelpers.capture import capture
 from nbhelpers.images import ArraySource, folder
+from nbhelpers.measure import IDENTITY, analyse
 from nbhelpers.metrics import METRICS, AttentionMaps
 from nbhelpers.models import mini_vit, wrap
 
 # The package exports a function of the same name, which hides the module from attribute access.
-module = importlib.import_module("nbhelpers.analyse")
+module = importlib.import_module("nbhelpers.measure")
 NAMES = ["attention_distance", "nmi", "attention_entropy"]
 
 
@@ -140,7 +140,7 @@ def test_the_command_line_writes_a_page(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     for index in range(3):
         Image.new("RGB", (50, 40), (index, 90, 200)).save(tmp_path / "photos" / f"{index}.png")
-    command = importlib.import_module("nbhelpers.analyse.__main__")
+    command = importlib.import_module("nbhelpers.analyse")
     monkeypatch.setattr(command, "load", lambda name, device: tiny())
     images, out = str(tmp_path / "photos"), str(tmp_path / "out")
     assert command.main(["toy.cl", "--images", images, "--out", out, "--n-images", "2"]) == 0

@@ -13,10 +13,10 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.models import mini_vit, store
 from nbhelpers.results import TABLES, NoTableError, table, tables
 from nbhelpers.results.__main__ import main
-from nbhelpers.study import study
+from nbhelpers.studies import study
 
 # The package exports a function of the same name, which hides the module from attribute access.
-module = importlib.import_module("nbhelpers.study")
+module = importlib.import_module("nbhelpers.studies")
 CLASSES = {"n01440764": 20, "n02102040": 20, "n03000684": 8}
 ENCODERS = ("public.cl", "public.mim")
 MADE = {"metrics", "profile", "probes", "noise"}

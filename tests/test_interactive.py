@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from nbhelpers import interactive
-from nbhelpers.analyse import attention_maps
 from nbhelpers.interactive import Scene, query_maps
+from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import attention_distance, patch_distances
 from nbhelpers.models import mini_vit, wrap
 

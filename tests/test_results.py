@@ -9,13 +9,13 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from nbhelpers import results
-from nbhelpers.analyse import analyse
 from nbhelpers.files import cache_dir
 from nbhelpers.images import ArraySource, MissingDataError
+from nbhelpers.measure import analyse
 from nbhelpers.models import MaskedAutoencoder, mini_vit, store, wrap
 from nbhelpers.models.mae import describe
 from nbhelpers.results import StaleTableError, Table, fill, published, stored, table, tables
-from nbhelpers.study import Study, study
+from nbhelpers.studies import Study, study
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from nbhelpers.scorecard.intervals import (
     smallest,
 )
 from nbhelpers.scorecard.page import figures
-from nbhelpers.study import study
+from nbhelpers.studies import study
 
 BOOK = Path(__file__).parents[1] / "book"
 MODELS = ("cl", "mim", "mae", "hybrid-0.2", "hybrid-0.4")

@@ -5,7 +5,7 @@ from PIL import Image
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import CHECKPOINTS
-from nbhelpers.study import VARIED, study
+from nbhelpers.studies import VARIED, label, study
 
 
 def test_studies_have_titles_and_an_untrained_reference():
@@ -53,3 +53,13 @@ def test_chapters_draw_the_pair_and_others_by_their_objective(monkeypatch):
     assert chosen.trained("cl", "mim", vary=["width"]) == wide_and_narrow
     assert chosen.trained("mim", vary=["images"]) == ("shapes.mim", "shapes.mim.n600000")
     assert "shapes.cl.w16.n600000" in chosen.trained("cl", vary=VARIED)
+
+
+def test_the_nearest_stands_in_where_no_usual_encoder_was_trained(monkeypatch):
+    names = ["dino.w32.n9", "dino.w64.n5", "dino.w64.n7", "dino.w64.n7.s1", "mae.n5", "mim", "mim.n9"]
+    rows = {f"shapes.{name}": {"study": "shapes"} for name in names}
+    monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: rows)
+    chosen = study.__wrapped__("shapes")
+    nearest = ("shapes.dino.w64.n7", "shapes.dino.w64.n7.s1", "shapes.mae.n5", "shapes.mim")
+    assert chosen.trained() == nearest
+    assert label(nearest[0], "CL") == "DINO, width 64, 7 images"

@@ -35,7 +35,7 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 from nbhelpers import load, plots
 from nbhelpers.metrics import patch_distances
 from nbhelpers.results import table
-from nbhelpers.study import label
+from nbhelpers.studies import label
 
 plots.style()
 frames = [table(study, "metrics", MODELS) for study in STUDIES]

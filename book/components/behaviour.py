@@ -171,7 +171,7 @@ plots.show(
 
 # %% tags=["hide-input"]
 from nbhelpers.models import manifest
-from nbhelpers.study import first_seeds
+from nbhelpers.studies import first_seeds
 
 about = manifest()
 names = first_seeds(study("shapes").trained("cl", "mim", vary=["width"]))

@@ -37,7 +37,7 @@ SEED = 0  # which 18 images, and where t-SNE starts
 # %%
 from nbhelpers import plots, study
 from nbhelpers.images import photographs
-from nbhelpers.study import label
+from nbhelpers.studies import label
 
 plots.style()
 depths = (1, 2, 4, 6, 7, 8)

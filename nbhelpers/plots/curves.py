@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from nbhelpers.plots.figure import LABELS, STYLES, legend_below, look_of, panels, title
 from nbhelpers.results import published
-from nbhelpers.study import first_seeds, label
+from nbhelpers.studies import first_seeds, label
 
 SHORT_LEGEND = 4  # as many names find room inside a panel
 

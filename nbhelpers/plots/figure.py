@@ -15,7 +15,7 @@ from matplotlib.legend import Legend
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from nbhelpers.results import COMPUTED
-from nbhelpers.study import TITLES, label
+from nbhelpers.studies import TITLES, label
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
 # Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.

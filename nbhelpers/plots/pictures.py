@@ -15,12 +15,12 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from nbhelpers.analyse import attention_maps
 from nbhelpers.capture import capture
+from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import common_update_share, patch_tokens, token_pca
 from nbhelpers.models import Encoder
 from nbhelpers.plots.figure import look_of
-from nbhelpers.study import label
+from nbhelpers.studies import label
 
 
 def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from nbhelpers import images
-from nbhelpers.analyse import rank
 from nbhelpers.files import cache_dir
 from nbhelpers.models import save_encoder, wrap
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, family, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
+from nbhelpers.ranks import rank
 
 __all__ = ["RECIPES", "Recipe", "Trainer", "description", "pretrain", "recipe", "trained_name"]
 

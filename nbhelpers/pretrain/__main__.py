@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import torch
 
-from nbhelpers.analyse import rank
 from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import pretrain
 from nbhelpers.pretrain.distributed import process_group
 from nbhelpers.pretrain.queue import work_off
 from nbhelpers.pretrain.recipes import recipe
+from nbhelpers.ranks import rank
 
 
 def seconds(text: str) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from nbhelpers.analyse import rank, world_size
 from nbhelpers.pretrain.objective import full_precision
+from nbhelpers.ranks import rank, world_size
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from nbhelpers.analyse import rank
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.distributed import BatchNorm, gathered
 from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
+from nbhelpers.ranks import rank
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> Tensor:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nbhelpers.analyse import rank, world_size
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ImageSource
 from nbhelpers.models import Encoder, without_decoder
@@ -31,6 +30,7 @@ from nbhelpers.models.weights import load_strictly
 from nbhelpers.pretrain.distributed import mean_over_ranks, share
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.recipes import Recipe, build
+from nbhelpers.ranks import rank, world_size
 
 COLUMNS = ("step", "images", "loss", "val_loss", "learning_rate", "images_per_second", "wall_time_s")
 VALIDATION_IMAGES = 1024

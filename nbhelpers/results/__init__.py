@@ -14,14 +14,14 @@ import pandas as pd
 import timm
 import torch
 
-from nbhelpers.analyse import code_version, read_table
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
+from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import CHECKPOINTS, load, manifest
 from nbhelpers.results.published import against_published, difference_to_published, published, published_maps
 from nbhelpers.results.summary import at_end, by_label, early, highest, last_third, late, peak
 from nbhelpers.results.tables import TABLES, Table
-from nbhelpers.study import Study, study
+from nbhelpers.studies import Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -73,7 +73,7 @@ def table(study_name: str, name: str, models: Sequence[str] | None = None) -> pd
     A slow table is always the stored one.
 
     Args:
-        study_name: see `nbhelpers.study`.
+        study_name: see `nbhelpers.studies`.
         name: one of `TABLES`.
         models: encoders by name; default the study's own.
 

@@ -7,7 +7,7 @@ import sys
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import TABLES, NoTableError, store
-from nbhelpers.study import TITLES, study
+from nbhelpers.studies import TITLES, study
 
 
 def main(arguments: list[str] | None = None) -> int:

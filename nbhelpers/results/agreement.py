@@ -7,14 +7,14 @@ from functools import partial
 
 import pandas as pd
 
-from nbhelpers.analyse import cached, code_version, identified
 from nbhelpers.images import ImageSource
+from nbhelpers.measure import cached, code_version, identified
 from nbhelpers.models import Encoder, load
 from nbhelpers.pretrain import recipe
 from nbhelpers.pretrain.agreement import gradient_agreement
 from nbhelpers.probes import cka_by_depth
 from nbhelpers.probes.rows import identity
-from nbhelpers.study import PAIR, Study, study
+from nbhelpers.studies import PAIR, Study, study
 
 COMPARED = 1_000  # images whose features are compared between encoders
 # The hybrid whose two gradients are followed: a tenth of the recipe's images, in batches half as large.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.results.tables import OWN, TABLES
-from nbhelpers.study import study
+from nbhelpers.studies import study
 
 MOST = 8  # processes, each of which holds a study's images
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nbhelpers.study import label
+from nbhelpers.studies import label
 
 
 def _labels(frame: pd.DataFrame) -> list[str]:

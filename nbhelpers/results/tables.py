@@ -9,9 +9,9 @@ from functools import partial
 import pandas as pd
 import torch
 
-from nbhelpers.analyse import analyse, cached, code_version, identified
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.shapes import retextured
+from nbhelpers.measure import analyse, cached, code_version, identified
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of
 from nbhelpers.probes import (
@@ -26,7 +26,7 @@ from nbhelpers.probes import (
 )
 from nbhelpers.probes.shape_bias import agreeing
 from nbhelpers.results import agreement
-from nbhelpers.study import PAIR, VARIED, Study
+from nbhelpers.studies import PAIR, VARIED, Study
 
 # How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -59,7 +59,7 @@ class Table:
         about: what is in it.
         images: the images of a study that it is computed from, by role.
         measure: the tidy frame of one encoder and those images.
-        code: which code makes its numbers, a key of `nbhelpers.analyse.CODE`.
+        code: which code makes its numbers, a key of `nbhelpers.measure.CODE`.
         models: encoders of a study whose rows are stored.
         studies: those that have this table; None: all.
         why: what keeps the others from having it.

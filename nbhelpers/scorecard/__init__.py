@@ -30,7 +30,7 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
     """Every claim on every study, from the tables that the chapters' figures are drawn from.
 
     Args:
-        studies: names of studies, see `nbhelpers.study`.
+        studies: names of studies, see `nbhelpers.studies`.
         claims: default all of them.
 
     Returns:

@@ -16,7 +16,7 @@ from nbhelpers.results import TABLES, NoTableError, StaleTableError, published, 
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
-from nbhelpers.study import VARIED, kind, label, study
+from nbhelpers.studies import VARIED, kind, label, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"

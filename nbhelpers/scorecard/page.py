@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 
-from nbhelpers.study import TITLES
+from nbhelpers.studies import TITLES
 
 NOT_MEASURED = "not measured"
 # A sign, a word and a class for the style sheet: nothing is said by colour alone.

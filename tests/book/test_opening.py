@@ -104,7 +104,7 @@ def test_needs_follow_from_the_names_in_the_code(opening, code: str, expected: l
 
 
 def test_every_study_is_explained(opening) -> None:
-    from nbhelpers.study import TITLES
+    from nbhelpers.studies import TITLES
 
     assert set(opening.IMAGES) == set(TITLES)
 

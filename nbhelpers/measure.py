@@ -19,6 +19,7 @@ from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
 from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric
 from nbhelpers.models import Encoder
+from nbhelpers.ranks import rank, world_size
 
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
@@ -156,16 +157,6 @@ def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
     return torch.stack(kept)
 
 
-def rank() -> int:
-    """Number of this process among those that share the work, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """Number of processes that share the work."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
     """The frame with the columns that say what was measured, `study model objective seed`, in front."""
     name = images.name if ":" in images.name else images.name.split("/")[0]
@@ -175,7 +166,7 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
 
 # What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
 CODE = {
-    "metrics": ("analyse/__init__.py", "metrics/*.py"),
+    "metrics": ("measure.py", "metrics/*.py"),
     "probes": ("probes/*.py", "images/filters.py"),
     "pretrain": ("pretrain/*.py", "models/mini.py"),
 }
@@ -184,7 +175,7 @@ CODE = {
 @lru_cache
 def code_version(kind: str) -> str:
     """Hash of the code that turns weights and images into a frame, by the keys of `CODE`."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parent
     files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()
     for path in sorted([package / "capture.py", package / "models" / "encoder.py", *files]):

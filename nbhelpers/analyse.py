@@ -7,7 +7,7 @@ import sys
 
 from nbhelpers.models import load
 from nbhelpers.report import report
-from nbhelpers.study import study
+from nbhelpers.studies import study
 
 
 def parser() -> argparse.ArgumentParser:

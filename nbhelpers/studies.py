@@ -91,16 +91,16 @@ class Study:
         trained. `label` names what is unusual of them.
         """
         family = "cifar10" if self.name.startswith("folder:") else self.name
-        of: dict[str, dict[str, dict[str, int]]] = {}
-        for name, row in manifest().items():
-            key, unusual = _parts(name)
-            if row["study"] == family and (not objectives or {key, key.partition("-")[0]} & {*objectives}):
-                of.setdefault(key, {})[name] = unusual
-        found = []
-        for names in of.values():
-            nearest = max(names.values(), key=_nearness)
-            found += [n for n, unusual in names.items() if unusual == nearest or unusual.keys() <= {*vary}]
-        return tuple(found)
+        of = {name: _parts(name) for name, row in manifest().items() if row["study"] == family}
+        nearest: dict[str, dict[str, int]] = {}
+        for key, unusual in of.values():
+            nearest[key] = max(nearest.get(key, unusual), unusual, key=_nearness)
+        return tuple(
+            name
+            for name, (key, unusual) in of.items()
+            if (unusual == nearest[key] or unusual.keys() <= {*vary})
+            and (not objectives or {key, key.partition("-")[0]} & {*objectives})
+        )
 
     def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
         """One of its encoders per objective, or those named, ready to be looked at one by one."""
