@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 
-from nbhelpers.scorecard.claims import CLAIMS, Claim
+from nbhelpers.scorecard.claims import CLAIMS, PUBLISHED, Claim
 from nbhelpers.scorecard.evidence import Evidence, Measured, NotMeasured, Paper
 from nbhelpers.scorecard.intervals import Interval
-from nbhelpers.scorecard.page import NOT_MEASURED, html_table
+from nbhelpers.scorecard.page import NOT_MEASURED, fragments, html_table, sentences
 
-__all__ = ["CLAIMS", "Claim", "rows", "scorecard", "verdict"]
+__all__ = ["CLAIMS", "Claim", "result", "rows", "scorecard", "verdict", "verdict_words"]
+
+COLUMNS = (
+    *("number", "claim", "measure", "chapter", "study", "effect", "low", "high", "unit", "seeds"),
+    *("published", "published_unit", "source", "verdict", "note"),
+)
+OWN_MODELS = "The scorecard is about the studies' own models: set `MODELS = None`."
 
 
 def verdict(effect: Interval) -> str:
@@ -38,50 +44,65 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
         seeds published published_unit source verdict note`. `low` and `high` bound the 95 % interval of
         `effect`, over images and, with more than one of the `seeds`, over them too. `published` is the
         paper's own value. Where the verdict is "not measured", `note` says what is missing; else it names
-        the encoder that was chosen from several.
+        the encoder that was chosen from several, and widths and images where the encoders differ in them.
     """
     measured = {name: Measured(name) for name in studies}
-    lines = []
-    for claim in claims:
-        known = {
-            "number": claim.number,
-            "claim": claim.words,
-            "measure": claim.measure,
-            "chapter": claim.chapter,
-            "unit": claim.unit,
-        } | _published(claim)
-        lines += [known | {"study": name} | _line(claim, evidence) for name, evidence in measured.items()]
-    columns = ["number", "claim", "measure", "chapter", "study", "effect", "low", "high", "unit", "seeds"]
-    columns += ["published", "published_unit", "source", "verdict", "note"]
-    return pd.DataFrame(lines, columns=columns)
+    lines = [
+        {key: getattr(claim, key) for key in ("number", "claim", "measure", "chapter", "unit")}
+        | _published(claim)
+        | {"study": name}
+        | _line(claim, evidence)
+        for claim in claims
+        for name, evidence in measured.items()
+    ]
+    return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
 def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
     """What one study says of a claim."""
-    evidence.seeds.clear()
     try:
-        effect = claim.effect(evidence, *claim.quantities)
+        effect = claim.measured(evidence)
     except NotMeasured as error:
         return {"verdict": NOT_MEASURED, "note": str(error)}
-    numbers = {"effect": effect.value, "low": effect.low, "high": effect.high}
-    return numbers | {"seeds": min(evidence.seeds), "verdict": verdict(effect), "note": effect.name}
+    return {
+        "effect": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        "seeds": min(evidence.seeds[label] for label in effect.whose),
+        "verdict": verdict(effect),
+        "note": _note(effect.whose, chosen=claim.effect == "best_hybrid"),
+    }
+
+
+def _note(whose: Sequence[str], chosen: bool) -> str:
+    """The encoder that was chosen, which comes first, and what sets the encoders apart beside the objective.
+
+    >>> _note(("MIM", "MAE, 512,000 images"), chosen=False)
+    'MIM: usual width and images; MAE: 512,000 images'
+    """
+    settings: dict[str, list[str]] = {}
+    for label in whose:
+        kind, _, setting = label.partition(", ")
+        settings.setdefault(setting or "usual width and images", []).append(kind)
+    apart = [f"{' and '.join(kinds)}: {setting}" for setting, kinds in settings.items()]
+    return "; ".join([*whose[:chosen], *(apart if len(apart) > 1 else [])])
 
 
 def _published(claim: Claim) -> dict[str, object]:
     """The paper's own value of the effect, if there is one."""
     paper = Paper()
     try:
-        if claim.published:
-            value = claim.published.effect(paper)
+        if claim.number in PUBLISHED:
+            unit, number = PUBLISHED[claim.number]
+            value = number(paper)
         else:
-            value = claim.effect(paper, *claim.quantities).value
+            unit, value = claim.unit, claim.measured(paper).value
     except NotMeasured:
         return {"source": ""}
-    unit = claim.published.unit if claim.published and claim.published.unit else claim.unit
     return {"published": value, "published_unit": unit, "source": "; ".join(paper.sources)}
 
 
-def rows(chapter: str, studies: Sequence[str], models: Sequence[str] | None = None) -> HTML:
+def rows(chapter: str, studies: Sequence[str], models: Sequence[str] | None = None) -> HTML | Markdown:
     """The claims of a chapter, or of a whole part of the book, as a table to show.
 
     Args:
@@ -98,5 +119,37 @@ def rows(chapter: str, studies: Sequence[str], models: Sequence[str] | None = No
             f"no claim belongs to {chapter!r}; chapters with one: {sorted({c.chapter for c in CLAIMS})}"
         )
     if models is not None:
-        return HTML("<p>The scorecard is about the studies' own models: set <code>MODELS = None</code>.</p>")
+        return Markdown(OWN_MODELS)
     return HTML(html_table(scorecard(studies, chosen), links="/" not in chapter))
+
+
+def result(numbers: Sequence[str], studies: Sequence[str], models: Sequence[str] | None = None) -> Markdown:
+    """Claims with their verdicts, effects and intervals in words: a paragraph each, a sentence per study.
+
+    Args:
+        numbers: of claims, such as `["2", "3"]`.
+        studies: names of studies.
+        models: as of `rows`.
+
+    Raises:
+        KeyError: for a number that no claim has.
+    """
+    if models is not None:
+        return Markdown(OWN_MODELS)
+    return Markdown(sentences(scorecard(studies, _numbered(numbers))))
+
+
+def verdict_words(number: str, studies: Sequence[str]) -> Markdown:
+    """A claim's verdicts as part of a sentence: "shows on shapes (generated), is undecided on ...".
+
+    Raises:
+        KeyError: for a number that no claim has.
+    """
+    return Markdown(fragments(scorecard(studies, _numbered([number]))))
+
+
+def _numbered(numbers: Sequence[str]) -> list[Claim]:
+    claims = {claim.number: claim for claim in CLAIMS}
+    if unknown := [number for number in numbers if number not in claims]:
+        raise KeyError(f"no claim has the number {', '.join(unknown)}; there are {', '.join(claims)}")
+    return [claims[number] for number in numbers]

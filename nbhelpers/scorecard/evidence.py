@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import effective_rank
+from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, published, table
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
@@ -33,21 +35,29 @@ class NotMeasured(LookupError):
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number of an encoder.
+    """One number of an encoder: rows of a result table, and what becomes of them.
 
     Attributes:
-        table: the result table that holds it.
-        metric: which rows of the table.
+        table: the result table.
+        metric: which of its rows.
         read: what becomes of them.
-        scale: that the number is multiplied by.
-        label: which rows, where there are labels; None: those of the shape, or of the class of a photograph.
+        columns: values that further columns must have.
     """
 
     table: str
     metric: str
     read: Reading
-    scale: float = 1
-    label: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Quantity:
+        """`TABLE METRIC READING [COLUMN=VALUE ...]`, the reading one of `READINGS`.
+
+        >>> Quantity.parse("tokens miou last label=mask").columns
+        (('label', 'mask'),)
+        """
+        table, metric, reading, *columns = text.split()
+        return cls(table, metric, READINGS[reading], tuple(tuple(each.split("=")) for each in columns))
 
 
 def _by_depth(rows: pd.DataFrame) -> list[Interval]:
@@ -103,8 +113,7 @@ def highest_less_last(rows: pd.DataFrame) -> Interval:
 
 def under_high_noise(rows: pd.DataFrame) -> Interval:
     """At the last block, mean over the rings of noise above two thirds of Nyquist."""
-    rings = (rows["change"] == "noise") & (rows["parameter"] > HIGH)
-    return last(rows[rings])
+    return last(rows[rows["parameter"] > HIGH])
 
 
 def of_all_labels(rows: pd.DataFrame) -> Interval:
@@ -145,16 +154,36 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
     return average(ranks)
 
 
+READINGS: dict[str, Reading] = {
+    reading.__name__: reading
+    for reading in (
+        late,
+        overall,
+        last,
+        early_less_late,
+        taken_by_late,
+        highest_less_last,
+        under_high_noise,
+        of_all_labels,
+        peak,
+        late_effective_rank,
+    )
+}
+
+
 class Evidence(ABC):
-    """Numbers of encoders, by label as in legends; remembers the seeds and the sources that were used."""
+    """Numbers of encoders by label, as in legends.
+
+    Attributes:
+        seeds: how many encoders there were of each label that was asked for.
+    """
 
     def __init__(self) -> None:
-        self.seeds: set[int] = set()
-        self.sources: dict[str, None] = {}  # in the order of use
+        self.seeds: dict[str, int] = {}
 
     @abstractmethod
     def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
-        """The rows of the quantity's metric, a frame per encoder of that label.
+        """The rows of the quantity, a frame per encoder of that label.
 
         Raises:
             NotMeasured: where there are none.
@@ -164,15 +193,19 @@ class Evidence(ABC):
     def hybrids(self) -> list[str]:
         """Labels of the hybrids."""
 
-    def of(self, who: str, *quantities: Quantity, comparisons: int = 1) -> Interval:
+    def found(self, who: str) -> str:
+        """Label of the encoders that stand for those asked for."""
+        return who
+
+    def of(self, who: str, quantities: Sequence[Quantity], comparisons: int = 1) -> Interval:
         """The first quantity of the encoders of a label, less the second if there is one, over seeds."""
         curves = [self.curves(who, quantity) for quantity in quantities]
-        self.seeds.add(len(curves[0]))
         values = []
         for encoder in zip(*curves, strict=True):
-            read = [q.scale * q.read(rows) for q, rows in zip(quantities, encoder, strict=True)]
+            read = [quantity.read(rows) for quantity, rows in zip(quantities, encoder, strict=True)]
             values.append(read[0] if len(read) == 1 else difference(*read, same_encoder=True))
-        return over_seeds(values, comparisons)
+        self.seeds[self.found(who)] = len(values)
+        return replace(over_seeds(values, comparisons), whose=(self.found(who),))
 
 
 class Measured(Evidence):
@@ -189,14 +222,45 @@ class Measured(Evidence):
             public = CHECKPOINT_OF.get(PAPER.get(who, ""), ())
             found = [name for name in public if name in self.study.models]
         else:
-            decoders = (name + DECODER for name in self.study.trained("mae"))
-            trained = self.study.trained(vary=VARIED)
-            found = [name for name in (*trained, *decoders) if label(name, "") == who]
+            decoders = [name + DECODER for name in self.study.trained("mae")]
+            trained = [*self.study.trained(vary=VARIED), *decoders]
+            found = [name for name in trained if label(name, "") == who]
             # Where there is none of the usual width and training, those that are next to it.
             found = found or [name for name in (*self.study.trained(), *decoders) if kind(name) == who]
         if not found:
             raise NotMeasured(f"{who} was not trained")
         return found
+
+    def found(self, who: str) -> str:
+        """Label of the encoders that stand for those asked for: it says width and images if unusual."""
+        return label(self._encoders(who)[0], "")
+
+    def _settings(self, objective: str) -> dict[str, tuple[str, int]]:
+        """Number of images and width by the end that they give to the label of an objective."""
+        settings = {}
+        for name in self.study.trained(vary=VARIED):
+            if kind(name) == objective:
+                setting = label(name, "").removeprefix(objective)
+                width = re.search(r"width (\d+)", setting)
+                images = re.search(r"[\d,]+ images", setting)
+                settings[setting] = (images[0] if images else "", int(width[1]) if width else WIDTH)
+        return settings
+
+    def widths(self, *objectives: str) -> tuple[str, str]:
+        """Ends of the labels of the narrowest and the widest encoders that all saw the same images.
+
+        Raises:
+            NotMeasured: if the objectives have no two widths in common.
+        """
+        common = set.intersection(*({*self._settings(each).items()} for each in objectives))
+        by_images: dict[str, list[tuple[int, str]]] = {}
+        for setting, (images, width) in common:
+            by_images.setdefault(images, []).append((width, setting))
+        ranges = [(max(each)[0] / min(each)[0], min(each), max(each)) for each in by_images.values()]
+        ratio, narrow, wide = max(ranges, default=(1, (0, ""), (0, "")))
+        if ratio == 1:
+            raise NotMeasured(f"{' and '.join(objectives)} of two widths were not trained on as many images")
+        return narrow[1], wide[1]
 
     def beside(self, who: str, other: str) -> str:
         """The encoders of another objective with the same width and images, where there are any."""
@@ -210,7 +274,7 @@ class Measured(Evidence):
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
         """A table with these encoders; the pair's own is asked for as chapters ask for it."""
-        as_drawn = who in PAIR and not TABLES[name].slow
+        as_drawn = who in PAIR and name in TABLES and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:
             try:
@@ -224,7 +288,7 @@ class Measured(Evidence):
         return self._frames[name, models]
 
     def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
-        """The rows of the quantity's metric, a frame per seed; those that stand for whole layers."""
+        """The rows of the quantity, a frame per seed; those that stand for whole layers."""
         encoders = self._encoders(who)
         # Models beside the pair have the metrics that all are compared by, in a table of its own.
         name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
@@ -232,9 +296,9 @@ class Measured(Evidence):
         rows = rows[rows["metric"] == quantity.metric]
         if "head" in rows:
             rows = rows[~(rows["head"] >= 0)]
-        if "label" in rows:
-            own = "shape" if self.study.name == "shapes" else "class"
-            rows = rows[rows["label"] == (quantity.label or own)]
+        own = {"label": "shape" if self.study.name == "shapes" else "class"} if "label" in rows else {}
+        for column, value in (own | dict(quantity.columns)).items():
+            rows = rows[rows[column] == value]
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
             raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")
@@ -242,7 +306,15 @@ class Measured(Evidence):
 
 
 class Paper(Evidence):
-    """The paper's own curves; the error of reading them off takes the place of the interval."""
+    """The paper's own curves; the error of reading them off takes the place of the interval.
+
+    Attributes:
+        sources: where the numbers that were used were published, in the order of use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: dict[str, None] = {}
 
     def hybrids(self) -> list[str]:
         """The one hybrid whose curves were published."""
@@ -252,25 +324,21 @@ class Paper(Evidence):
         """The published curve of the metric."""
         whose = who.removesuffix("'s decoder")
         part = "encoder" if whose == who else "decoder"
-        rows = self.rows(metric=quantity.metric, model=PAPER[whose], part=part)
-        rows = rows[rows["depth"].notna()]
+        rows = self._rows(True, metric=quantity.metric, model=PAPER[whose], part=part)
         if rows.empty:
             raise NotMeasured(f"no published {quantity.metric} of {who}")
-        self._cite(rows)
         return [rows.assign(low=rows["value"] - rows["error"], high=rows["value"] + rows["error"])]
-
-    def rows(self, **columns: str) -> pd.DataFrame:
-        """The published rows that have these values in these columns."""
-        rows = published()
-        for column, value in columns.items():
-            rows = rows[rows[column] == value]
-        return rows
 
     def number(self, metric: str, model: str, setting: str, size: str = "ViT-B/16") -> float:
         """A published number that belongs to no depth."""
-        rows = self.rows(metric=metric, model=model, setting=setting, size=size)
-        self._cite(rows)
+        rows = self._rows(False, metric=metric, model=model, setting=setting, size=size)
         return float(rows["value"].item())
 
-    def _cite(self, rows: pd.DataFrame) -> None:
+    def _rows(self, by_depth: bool, **columns: str) -> pd.DataFrame:
+        """The published rows of curves, or of single numbers, that have these values in these columns."""
+        rows = published()
+        rows = rows[rows["depth"].notna() == by_depth]
+        for column, value in columns.items():
+            rows = rows[rows[column] == value]
         self.sources |= dict.fromkeys(rows["source"])
+        return rows

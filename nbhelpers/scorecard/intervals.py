@@ -31,20 +31,21 @@ TAIL = 0.025  # outside a 95 % interval, on either side
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval; `name` says whose it is where one of several was chosen.
+    """A value with its 95 % interval; `whose` holds the labels of the encoders that it rests on.
 
     >>> 100 * Interval(0.5, 0.25, 1.0)
-    Interval(value=50.0, low=25.0, high=100.0, name='')
+    Interval(value=50.0, low=25.0, high=100.0, whose=())
     """
 
     value: float
     low: float
     high: float
-    name: str = ""
+    whose: tuple[str, ...] = ()
 
     def __rmul__(self, scale: float) -> Interval:
-        """The same in units of which there are `scale` to the old one."""
-        return replace(self, value=scale * self.value, low=scale * self.low, high=scale * self.high)
+        """The same times a number."""
+        low, high = sorted((scale * self.low, scale * self.high))
+        return replace(self, value=scale * self.value, low=low, high=high)
 
 
 def combined(terms: Sequence[tuple[float, Interval]], same_encoder: bool) -> Interval:
@@ -52,23 +53,23 @@ def combined(terms: Sequence[tuple[float, Interval]], same_encoder: bool) -> Int
 
     >>> parts = [(1, Interval(5, 2, 8)), (-1, Interval(1, -3, 5))]
     >>> combined(parts, same_encoder=True)
-    Interval(value=4, low=-3.0, high=11.0, name='')
+    Interval(value=4, low=-3.0, high=11.0, whose=())
     >>> combined(parts, same_encoder=False)
-    Interval(value=4, low=-1.0, high=9.0, name='')
+    Interval(value=4, low=-1.0, high=9.0, whose=())
     """
-    value = sum(weight * part.value for weight, part in terms)
-    ends = [sorted((weight * part.low, weight * part.high)) for weight, part in terms]
-    middles = [weight * part.value for weight, part in terms]
-    margins = np.abs([[m - low, high - m] for m, (low, high) in zip(middles, ends, strict=True)])
+    parts = [weight * part for weight, part in terms]
+    value = sum(part.value for part in parts)
+    margins = np.array([[part.value - part.low, part.high - part.value] for part in parts])
     below, above = margins.sum(0) if same_encoder else np.sqrt((margins**2).sum(0))
-    return Interval(value, float(value - below), float(value + above))
+    whose = tuple(dict.fromkeys(name for part in parts for name in part.whose))
+    return Interval(value, float(value - below), float(value + above), whose)
 
 
 def average(parts: Sequence[Interval]) -> Interval:
     """Mean of what one encoder, or the encoders of one objective, have on the same images.
 
     >>> average([Interval(1, 0, 2), Interval(3, 1, 5)])
-    Interval(value=2.0, low=0.5, high=3.5, name='')
+    Interval(value=2.0, low=0.5, high=3.5, whose=())
     """
     return combined([(1 / len(parts), part) for part in parts], same_encoder=True)
 
@@ -117,7 +118,7 @@ def largest(make: Made) -> Interval:
     """The largest of several contrasts: its lower bound pays for the choice, its upper bound need not.
 
     >>> largest(lambda comparisons: [Interval(1, 1 - comparisons, 2), Interval(0, -1, 4)])
-    Interval(value=1, low=-1, high=4, name='')
+    Interval(value=1, low=-1, high=4, whose=())
     """
     plain = make(1)
     wide, best = make(len(plain)), max(plain, key=lambda part: part.value)
@@ -128,8 +129,6 @@ def smallest(make: Made) -> Interval:
     """The smallest of several contrasts: its upper bound pays for the choice, its lower bound need not.
 
     >>> smallest(lambda comparisons: [Interval(1, 0, 1 + comparisons), Interval(2, -1, 4)])
-    Interval(value=1, low=-1, high=3, name='')
+    Interval(value=1, low=-1, high=3, whose=())
     """
-    plain = make(1)
-    wide, worst = make(len(plain)), min(plain, key=lambda part: part.value)
-    return replace(worst, low=min(part.low for part in plain), high=min(part.high for part in wide))
+    return -1 * largest(lambda comparisons: [-1 * part for part in make(comparisons)])

@@ -1,4 +1,4 @@
-"""The scorecard as a table of a page."""
+"""The scorecard as a table or as sentences of a page."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ MARKS = {
     "does not show": ("✗", "fails"),
     "undecided": ("?", "open"),
     NOT_MEASURED: ("–", "absent"),
+}
+WORDS = {verdict: verdict for verdict in MARKS} | {
+    "undecided": "is undecided",
+    NOT_MEASURED: "is not measured",
 }
 PAPER = "Park et al. 2023, arXiv 2305.00729, "
 
@@ -36,6 +40,10 @@ def figures(value: float, *ends: float) -> list[str]:
     digits = [number for number in (size / 10, width) if number > 0]
     decimals = max(0, 1 - math.floor(math.log10(max(digits)))) if digits else 0
     return [f"{number:.{decimals}f}".replace("-", "−") for number in (value, *ends)]
+
+
+def _name(study: str) -> str:
+    return TITLES.get(study, study)
 
 
 def _small(text: str) -> str:
@@ -74,7 +82,7 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
     The links are those of the site, from its front page.
     """
     studies = list(dict.fromkeys(card["study"]))
-    names = ["claim", *(TITLES.get(study, study) for study in studies), "the paper"]
+    names = ["claim", *map(_name, studies), "the paper"]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = []
     for number, lines in card.groupby("number", sort=False):
@@ -87,3 +95,29 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
         body.append(f"<tr>{claim}{cells}{_paper(first)}</tr>")
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<table class="dataframe scorecard">{table}</table>'
+
+
+def _effect(row: pd.Series) -> str:
+    """Effect, unit and interval, for prose."""
+    value, low, high = figures(row["effect"], row["low"], row["high"])
+    return f"{value} {row['unit']} [{low}, {high}]".replace("  ", " ")
+
+
+def sentences(card: pd.DataFrame) -> str:
+    """Markdown: a paragraph per claim, a sentence in it per study with effect and interval."""
+    paragraphs = []
+    for number, lines in card.groupby("number", sort=False):
+        first = lines.iloc[0]
+        said = [f"**{number}. {first['claim']}** ({first['measure']})."]
+        for _, row in lines.iterrows():
+            detail = row["note"] if row["verdict"] == NOT_MEASURED else _effect(row)
+            said.append(f"On {_name(row['study'])} this {WORDS[row['verdict']]}: {detail}.")
+        paragraphs.append(" ".join(said))
+    return "\n\n".join(paragraphs)
+
+
+def fragments(card: pd.DataFrame) -> str:
+    """Markdown: the verdict on one claim in each study, as part of a sentence."""
+    reasons = [f": {row.note}" if row.verdict == NOT_MEASURED else "" for row in card.itertuples()]
+    said = zip(card["verdict"].map(WORDS), card["study"].map(_name), reasons, strict=True)
+    return ", ".join(f"{words} on {name}{reason}" for words, name, reason in said)
