@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from nbhelpers.scorecard.claims import CLAIMS, PUBLISHED, Claim
-from nbhelpers.scorecard.evidence import Evidence, Measured, NotMeasured, Paper
+from nbhelpers.scorecard.claims import CLAIMS, Claim
+from nbhelpers.scorecard.evidence import Evidence, NotMeasured
 from nbhelpers.scorecard.intervals import Interval
 from nbhelpers.scorecard.page import NOT_MEASURED, fragments, html_table, sentences
 
@@ -46,12 +46,9 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
         paper's own value. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.
     """
-    measured = {name: Measured(name) for name in studies}
+    measured = {name: Evidence(name) for name in studies}
     lines = [
-        {key: getattr(claim, key) for key in ("number", "claim", "measure", "chapter", "unit")}
-        | _published(claim)
-        | {"study": name}
-        | _line(claim, evidence)
+        vars(claim) | {"published": float(claim.published or "nan"), "study": name} | _line(claim, evidence)
         for claim in claims
         for name, evidence in measured.items()
     ]
@@ -70,7 +67,7 @@ def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
         "high": effect.high,
         "seeds": min(evidence.seeds[label] for label in effect.whose),
         "verdict": verdict(effect),
-        "note": _note(effect.whose, chosen=claim.effect == "best_hybrid"),
+        "note": _note(effect.whose, chosen=claim.contrast == "best_hybrid"),
     }
 
 
@@ -86,20 +83,6 @@ def _note(whose: Sequence[str], chosen: bool) -> str:
         settings.setdefault(setting or "usual width and images", []).append(kind)
     apart = [f"{' and '.join(kinds)}: {setting}" for setting, kinds in settings.items()]
     return "; ".join([*whose[:chosen], *(apart if len(apart) > 1 else [])])
-
-
-def _published(claim: Claim) -> dict[str, object]:
-    """The paper's own value of the effect, if there is one."""
-    paper = Paper()
-    try:
-        if claim.number in PUBLISHED:
-            unit, number = PUBLISHED[claim.number]
-            value = number(paper)
-        else:
-            unit, value = claim.unit, claim.measured(paper).value
-    except NotMeasured:
-        return {"source": ""}
-    return {"published": value, "published_unit": unit, "source": "; ".join(paper.sources)}
 
 
 def rows(chapter: str, studies: Sequence[str], models: Sequence[str] | None = None) -> HTML | Markdown:

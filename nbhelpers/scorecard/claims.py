@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nbhelpers.files import DATA
-from nbhelpers.scorecard.evidence import PAIR, Evidence, NotMeasured, Paper, Quantity, at
+from nbhelpers.scorecard.evidence import PAIR, Evidence, NotMeasured, Quantity, at
 from nbhelpers.scorecard.intervals import Interval, difference, largest, smallest
 
 
@@ -25,11 +25,14 @@ class Claim:
         measure: the effect, in words.
         chapter: where it is looked at.
         unit: of the effect; "points" are hundredths of what the table holds.
-        effect: one of `EFFECTS`; empty: `more` less `less`.
+        contrast: one of `CONTRASTS`; empty: `more` less `less`.
         more: label of the encoders that should have more of the quantity.
         less: label of those that should have less; empty: the quantity of `more` itself.
         quantity: as `Quantity.parse` reads it.
         minus: a second quantity, subtracted from the first of the same encoder; or empty.
+        published: the paper's own value of the effect, from `data/published.csv`; or empty.
+        published_unit: its unit, which may be another one.
+        source: where it was published.
     """
 
     number: str
@@ -37,11 +40,14 @@ class Claim:
     measure: str
     chapter: str
     unit: str
-    effect: str
+    contrast: str
     more: str
     less: str
     quantity: str
     minus: str
+    published: str
+    published_unit: str
+    source: str
 
     def measured(self, evidence: Evidence) -> Interval:
         """The effect in some evidence, in the claim's unit.
@@ -50,7 +56,7 @@ class Claim:
             NotMeasured: an encoder, a table or a metric is not there.
         """
         quantities = [Quantity.parse(text) for text in (self.quantity, self.minus) if text]
-        effect = EFFECTS[self.effect](evidence, self, quantities)
+        effect = CONTRASTS[self.contrast](evidence, self, quantities)
         return 100 * effect if self.unit == "points" else effect
 
 
@@ -66,9 +72,8 @@ def _smallest_over_depths(evidence: Evidence, claim: Claim, quantities: list[Qua
 
     def at_each(comparisons: int) -> list[Interval]:
         here = [[replace(quantity, read=at(depth)) for quantity in quantities] for depth in depths]
-        return [
-            difference(*(evidence.of(who, q, comparisons) for who in (claim.more, claim.less))) for q in here
-        ]
+        pairs = [[evidence.of(who, q, comparisons) for who in (claim.more, claim.less)] for q in here]
+        return [difference(*pair) for pair in pairs]
 
     return smallest(at_each)
 
@@ -90,13 +95,11 @@ def _best_hybrid(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -
         if not claim.less:
             return evidence.of(hybrid, quantities, comparisons)
 
-        def leads(parents: int) -> list[Interval]:
-            each = comparisons * parents
+        def leads(number: int) -> list[Interval]:
+            each = comparisons * number
             own = evidence.of(hybrid, quantities, each)
-            return [
-                difference(own, evidence.of(evidence.beside(hybrid, parent), quantities, each))
-                for parent in PAIR
-            ]
+            parents = [evidence.beside(hybrid, parent) for parent in PAIR]
+            return [difference(own, evidence.of(parent, quantities, each)) for parent in parents]
 
         return smallest(leads)
 
@@ -112,7 +115,7 @@ def _best_hybrid(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -
     return largest(lambda comparisons: [of(hybrid, comparisons) for hybrid in measured])
 
 
-EFFECTS: dict[str, Callable[[Evidence, Claim, list[Quantity]], Interval]] = {
+CONTRASTS: dict[str, Callable[[Evidence, Claim, list[Quantity]], Interval]] = {
     "": _difference,
     "smallest_over_depths": _smallest_over_depths,
     "gain_from_width": _gain_from_width,
@@ -120,39 +123,5 @@ EFFECTS: dict[str, Callable[[Evidence, Claim, list[Quantity]], Interval]] = {
 }
 
 
-def _fine_tuned_less_linear(paper: Paper, model: str) -> float:
-    return paper.number("finetune", model, "figure 1a") - paper.number("linear", model, "last layer")
-
-
-def _wide_less_narrow(paper: Paper, model: str) -> float:
-    setting = "figure 1b, 100 epochs by the authors"
-    wide, narrow = (paper.number("finetune", model, setting, size) for size in ("ViT-B/16", "ViT-Ti/16"))
-    return wide - narrow
-
-
-def _hybrid_less_parent(paper: Paper, metric: str) -> float:
-    hybrids = [paper.number(metric, "SimMIM+MoCo", f"lambda={share}") for share in (0.2, 0.4, 0.6)]
-    parents = [paper.number(metric, *who) for who in (("SimMIM", "lambda=0.0"), ("MoCo v3", "lambda=1.0"))]
-    return max(hybrids) - max(parents)
-
-
-def _lead(number: Callable[[Paper, str], float], paper: Paper) -> float:
-    return number(paper, "SimMIM") - number(paper, "MoCo v3")
-
-
-# What the paper publishes in another form than a curve: unit, and value in the unit of published.csv.
-PUBLISHED: dict[str, tuple[str, Callable[[Paper], float]]] = {
-    "14b": ("box AP", lambda p: p.number("box_ap", "MAE", "COCO") - p.number("box_ap", "MoCo v3", "COCO")),
-    "14c": ("points", lambda paper: 100 * _lead(_fine_tuned_less_linear, paper)),
-    "14d": ("points", lambda paper: 100 * _lead(_wide_less_narrow, paper)),
-    "15a": ("points", lambda paper: 100 * _hybrid_less_parent(paper, "linear")),
-    "15b": ("points", lambda paper: 100 * _hybrid_less_parent(paper, "finetune")),
-}
-
-
-def _read() -> tuple[Claim, ...]:
-    with (DATA / "claims.csv").open(encoding="utf-8", newline="") as lines:
-        return tuple(Claim(**row) for row in csv.DictReader(lines))
-
-
-CLAIMS = _read()
+with (DATA / "claims.csv").open(encoding="utf-8", newline="") as _lines:
+    CLAIMS = tuple(Claim(**row) for row in csv.DictReader(_lines))

@@ -1,9 +1,8 @@
-"""What a claim rests on: one number per encoder, read off a result table or off the published curves."""
+"""What a claim rests on: one number per encoder, read off a result table."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ import torch
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import effective_rank
 from nbhelpers.models.mini import WIDTH
-from nbhelpers.results import TABLES, NoTableError, StaleTableError, published, table
+from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
@@ -25,6 +24,12 @@ DECODER = ":decoder"
 DRAWS = 2_000  # of a parametric bootstrap
 HIGH = 2 / 3  # of Nyquist: where the noise counts as high-frequency, as the last third of blocks as late
 PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "hybrid": "SimMIM+MoCo"}  # the paper's encoders
+
+REASONS = {
+    MissingDataError: "no table {name} of {who}",
+    StaleTableError: "the table {name} is of other weights",
+    NoTableError: "no table {name} in this study",
+}
 
 Reading = Callable[[pd.DataFrame], Interval]  # of one encoder's rows
 
@@ -154,67 +159,38 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
     return average(ranks)
 
 
-READINGS: dict[str, Reading] = {
-    reading.__name__: reading
-    for reading in (
-        late,
-        overall,
-        last,
-        early_less_late,
-        taken_by_late,
-        highest_less_last,
-        under_high_noise,
-        of_all_labels,
-        peak,
-        late_effective_rank,
-    )
-}
+CURVE_READINGS = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
+OTHER_READINGS = (under_high_noise, of_all_labels, late_effective_rank)
+READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVE_READINGS, *OTHER_READINGS)}
 
 
-class Evidence(ABC):
-    """Numbers of encoders by label, as in legends.
+class Evidence:
+    """The result tables of a study, read by the labels that encoders have in legends.
 
     Attributes:
+        study: whose tables.
         seeds: how many encoders there were of each label that was asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.study = study(name)
         self.seeds: dict[str, int] = {}
-
-    @abstractmethod
-    def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
-        """The rows of the quantity, a frame per encoder of that label.
-
-        Raises:
-            NotMeasured: where there are none.
-        """
-
-    @abstractmethod
-    def hybrids(self) -> list[str]:
-        """Labels of the hybrids."""
-
-    def found(self, who: str) -> str:
-        """Label of the encoders that stand for those asked for."""
-        return who
+        self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
 
     def of(self, who: str, quantities: Sequence[Quantity], comparisons: int = 1) -> Interval:
-        """The first quantity of the encoders of a label, less the second if there is one, over seeds."""
+        """The first quantity of the encoders of a label, less the second if there is one, over seeds.
+
+        Raises:
+            NotMeasured: an encoder, a table or a metric is not there.
+        """
         curves = [self.curves(who, quantity) for quantity in quantities]
         values = []
         for encoder in zip(*curves, strict=True):
             read = [quantity.read(rows) for quantity, rows in zip(quantities, encoder, strict=True)]
             values.append(read[0] if len(read) == 1 else difference(*read, same_encoder=True))
-        self.seeds[self.found(who)] = len(values)
-        return replace(over_seeds(values, comparisons), whose=(self.found(who),))
-
-
-class Measured(Evidence):
-    """The result tables of a study."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.study = study(name)
-        self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
+        found = label(self._encoders(who)[0], "")  # says width and images where they are unusual
+        self.seeds[found] = len(values)
+        return replace(over_seeds(values, comparisons), whose=(found,))
 
     def _encoders(self, who: str) -> list[str]:
         """Names of the encoders, or decoders, of that label."""
@@ -231,36 +207,23 @@ class Measured(Evidence):
             raise NotMeasured(f"{who} was not trained")
         return found
 
-    def found(self, who: str) -> str:
-        """Label of the encoders that stand for those asked for: it says width and images if unusual."""
-        return label(self._encoders(who)[0], "")
-
-    def _settings(self, objective: str) -> dict[str, tuple[str, int]]:
-        """Number of images and width by the end that they give to the label of an objective."""
-        settings = {}
-        for name in self.study.trained(vary=VARIED):
-            if kind(name) == objective:
-                setting = label(name, "").removeprefix(objective)
-                width = re.search(r"width (\d+)", setting)
-                images = re.search(r"[\d,]+ images", setting)
-                settings[setting] = (images[0] if images else "", int(width[1]) if width else WIDTH)
-        return settings
-
     def widths(self, *objectives: str) -> tuple[str, str]:
         """Ends of the labels of the narrowest and the widest encoders that all saw the same images.
 
         Raises:
             NotMeasured: if the objectives have no two widths in common.
         """
-        common = set.intersection(*({*self._settings(each).items()} for each in objectives))
-        by_images: dict[str, list[tuple[int, str]]] = {}
-        for setting, (images, width) in common:
-            by_images.setdefault(images, []).append((width, setting))
-        ranges = [(max(each)[0] / min(each)[0], min(each), max(each)) for each in by_images.values()]
-        ratio, narrow, wide = max(ranges, default=(1, (0, ""), (0, "")))
-        if ratio == 1:
-            raise NotMeasured(f"{' and '.join(objectives)} of two widths were not trained on as many images")
-        return narrow[1], wide[1]
+        trained = self.study.trained(vary=VARIED)
+        ends = [{label(n, "").removeprefix(o) for n in trained if kind(n) == o} for o in objectives]
+        by_images: dict[str, dict[int, str]] = {}
+        for end in sorted(set.intersection(*ends)):  # such as ", width 16, 256,000 images"
+            width = re.match(r", width (\d+)", end)
+            images = end.removeprefix(width[0]) if width else end
+            by_images.setdefault(images, {})[int(width[1]) if width else WIDTH] = end
+        widths = max(by_images.values(), key=lambda each: max(each) / min(each), default={})
+        if len(widths) < 2:
+            raise NotMeasured(f"no two widths of {' and '.join(objectives)} saw the same images")
+        return widths[min(widths)], widths[max(widths)]
 
     def beside(self, who: str, other: str) -> str:
         """The encoders of another objective with the same width and images, where there are any."""
@@ -279,12 +242,8 @@ class Measured(Evidence):
         if (name, models) not in self._frames:
             try:
                 self._frames[name, models] = table(self.study.name, name, models)
-            except MissingDataError as error:
-                raise NotMeasured(f"no table {name} of {who}") from error
-            except StaleTableError as error:
-                raise NotMeasured(f"the table {name} is of other weights") from error
-            except NoTableError as error:
-                raise NotMeasured(f"no table {name} in this study") from error
+            except tuple(REASONS) as error:
+                raise NotMeasured(REASONS[type(error)].format(name=name, who=who)) from error
         return self._frames[name, models]
 
     def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
@@ -303,42 +262,3 @@ class Measured(Evidence):
         if any(frame.empty for frame in found):
             raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")
         return found
-
-
-class Paper(Evidence):
-    """The paper's own curves; the error of reading them off takes the place of the interval.
-
-    Attributes:
-        sources: where the numbers that were used were published, in the order of use.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sources: dict[str, None] = {}
-
-    def hybrids(self) -> list[str]:
-        """The one hybrid whose curves were published."""
-        return ["hybrid"]
-
-    def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
-        """The published curve of the metric."""
-        whose = who.removesuffix("'s decoder")
-        part = "encoder" if whose == who else "decoder"
-        rows = self._rows(True, metric=quantity.metric, model=PAPER[whose], part=part)
-        if rows.empty:
-            raise NotMeasured(f"no published {quantity.metric} of {who}")
-        return [rows.assign(low=rows["value"] - rows["error"], high=rows["value"] + rows["error"])]
-
-    def number(self, metric: str, model: str, setting: str, size: str = "ViT-B/16") -> float:
-        """A published number that belongs to no depth."""
-        rows = self._rows(False, metric=metric, model=model, setting=setting, size=size)
-        return float(rows["value"].item())
-
-    def _rows(self, by_depth: bool, **columns: str) -> pd.DataFrame:
-        """The published rows of curves, or of single numbers, that have these values in these columns."""
-        rows = published()
-        rows = rows[rows["depth"].notna() == by_depth]
-        for column, value in columns.items():
-            rows = rows[rows[column] == value]
-        self.sources |= dict.fromkeys(rows["source"])
-        return rows
