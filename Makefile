@@ -64,7 +64,7 @@ results: $(INSTALLED)  ## refresh the stored tables of STUDY in data/
 	$(BIN)/python -m nbhelpers.results --study $(STUDY)
 
 picture: $(INSTALLED)  ## draw the figure of README.md from the stored tables
-	$(BIN)/python -m nbhelpers.picture
+	$(BIN)/python book/_static/picture.py
 
 clean:  ## remove the built site and tool caches; keeps .venv and .cache (data sets, training runs)
 	rm -rf book/_build .pytest_cache .ruff_cache .import_linter_cache *.egg-info

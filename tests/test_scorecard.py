@@ -18,9 +18,9 @@ from nbhelpers import scorecard
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import effective_rank
 from nbhelpers.probes.rows import wilson
-from nbhelpers.results import NoTableError, StaleTableError
+from nbhelpers.results import NoTableError, StaleTableError, published
 from nbhelpers.scorecard import CLAIMS, evidence
-from nbhelpers.scorecard.evidence import highest_less_last, late_effective_rank, peak
+from nbhelpers.scorecard.evidence import Quantity, highest_less_last, late_effective_rank, peak
 from nbhelpers.scorecard.intervals import (
     Interval,
     average,
@@ -136,7 +136,7 @@ def test_the_papers_own_encoders_are_those_of_imagenet(monkeypatch):
         "no hybrid was trained",
     ]
     assert asked == [("imagenet", "metrics", None)]
-    assert evidence.Measured("imagenet")._encoders("CL") == ["mocov3.vit_base_patch16_224"]
+    assert evidence.Evidence("imagenet")._encoders("CL") == ["mocov3.vit_base_patch16_224"]
 
 
 def test_late_is_the_last_third_and_margins_add_as_they_should(toy):
@@ -218,7 +218,7 @@ def test_behaviour(toy):
     assert effect("14a") == [30.0] * 3
     assert effect("14b") == [10.0] * 3
     assert effect("14c") == [35.0, 35 - 2**0.5, 35 + 2**0.5]
-    assert line("14d")["note"] == "CL, width 16 was not trained"
+    assert line("14d")["note"] == "no two widths of MIM and CL saw the same images"
 
 
 def test_the_gain_from_width_is_from_the_narrowest_to_the_usual(toy):
@@ -337,10 +337,7 @@ def test_effective_rank_over_images_has_an_interval_that_holds():
 
 
 def test_the_papers_own_values():
-    card = scorecard.scorecard(["shapes"], CLAIMS[:0])
-    assert card.empty
-    papers = {claim.number: scorecard._published(claim) for claim in CLAIMS}
-    values = {number: paper["published"] for number, paper in papers.items() if "published" in paper}
+    values = {claim.number: float(claim.published) for claim in CLAIMS if claim.published}
     assert values == pytest.approx(
         {
             "1": np.mean([62.4, 50.4, 41.2, 47.1]) * -1 + np.mean([95.7, 101.2, 109.7, 113.6]),
@@ -348,6 +345,7 @@ def test_the_papers_own_values():
             "3": 0.317 - 0.011,
             "9a": 2.508 - 2.308,
             "9b": -2.038 + np.mean([2.057, 2.128, 2.116, 2.308]),
+            "9c": np.mean([2.057, 2.128, 2.116, 2.308]) * -1 + np.mean([2.404, 2.389, 2.4, 2.508]),
             "12": 12 - 8,
             "13a": values["9b"] - (-2.266 + np.mean([2.234, 2.167, 2.141, 2.51])),
             "13b": np.mean([0.512, 0.622, 0.361, 0.53, 0.449, 0.639, 0.516, 0.466])
@@ -361,8 +359,66 @@ def test_the_papers_own_values():
             "15c": np.mean([0.118, 0.175, 0.145, 0.177]) - np.mean([0.193, 0.171, 0.124, 0.099]),
         }
     )
-    assert papers["14b"]["published_unit"] == "box AP"
-    assert all(papers[number]["source"] for number in values)
+    assert all(bool(claim.source) == bool(claim.published) for claim in CLAIMS)
+
+
+PAPER = {"CL": ("MoCo v3", "encoder"), "MIM": ("SimMIM", "encoder"), "MAE": ("MAE", "encoder")}
+OTHER_FORM = ("14b", "14c", "14d", "15a", "15b")  # than a curve: held by the test above alone
+PAPER |= {"MAE's decoder": ("MAE", "decoder"), "hybrid": ("SimMIM+MoCo", "encoder")}
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        c
+        for c in CLAIMS
+        if c.published and c.contrast != "smallest_over_depths" and c.number not in OTHER_FORM
+    ],
+    ids=lambda claim: claim.number,
+)
+def test_the_papers_own_values_are_read_off_its_curves_as_ours_are(claim):
+    quantity = Quantity.parse(claim.quantity)
+
+    def read(who: str) -> float:
+        rows, (model, part) = published(), PAPER[who]
+        chosen = (rows["metric"] == quantity.metric) & (rows["model"] == model) & (rows["part"] == part)
+        return quantity.read(rows[chosen & rows["depth"].notna()].assign(low=0.0, high=0.0)).value
+
+    effect = read(claim.more) - (read(claim.less) if claim.less else 0)
+    assert effect * (100 if claim.unit == "points" else 1) == pytest.approx(float(claim.published), abs=1e-9)
+
+
+def test_probes_that_read_more_and_probes_that_are_trained(toy):
+    toy["probes"] = pd.concat(
+        [
+            probes(cl=0.7, mim=0.4),
+            *(curve("knn", m, [0.9, v], label="shape") for m, v in {"cl": 0.6, "mim": 0.1}.items()),
+        ]
+    )
+    toy["tokens"] = pd.concat(
+        curve("attentive", m, [0.9, v], label="shape") for m, v in {"cl": 0.75, "mim": 0.8}.items()
+    )
+    assert effect("14e") == [35.0] * 3
+    assert effect("14f") == [20.0] * 3
+
+
+def test_a_row_says_when_encoders_saw_other_numbers_of_images(toy):
+    del toy["trained"]["shapes.mae"]
+    toy["trained"]["shapes.mae.n512000"] = {"study": "shapes"}
+    toy["metrics"] = curve("delta_log_amplitude", "mim", [-1, -1, -2, -4])
+    toy["profile"] = curve("delta_log_amplitude", "mae.n512000", [-1, -1, -1, -1.5])
+    assert line("13a")["note"] == "MIM: usual width and images; MAE: 512,000 images"
+
+
+def test_results_and_refutations_say_what_the_row_says(toy):
+    toy["metrics"] = pd.concat([curve("nmi", "cl", [0.1, 0.5], 0.01), curve("nmi", "mim", [0.1, 0.2], 0.01)])
+    words = scorecard.verdict_words("2", ["shapes", "cifar10"]).data
+    assert words.startswith("does not show on shapes") and "is not measured on CIFAR-10" in words
+    text = scorecard.result(["2", "3"], ["shapes", "cifar10"]).data
+    assert "this does not show: −0.300 [−0.314, −0.286]" in text and text.count("**") == 4
+    assert max(len(re.findall(r"\d+\.\d+", said)) for said in re.split(r"\. ", text)) <= 3
+    with pytest.raises(KeyError, match="99"):
+        scorecard.result(["99"], ["shapes"])
 
 
 def test_a_table_to_read(toy):

@@ -3,19 +3,16 @@
 `make picture` draws it.
 """
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from nbhelpers import plots
-from nbhelpers.files import DATA, atomic_path
-from nbhelpers.results import stored
+from nbhelpers.files import atomic_path
+from nbhelpers.results import published, stored
 from nbhelpers.studies import study
 
-PATH = DATA.parent / "book" / "_static" / "collapse.svg"
+PATH = Path(__file__).with_name("collapse.svg")
 
 
 def draw(path: Path) -> None:
@@ -25,17 +22,10 @@ def draw(path: Path) -> None:
     frame = frame[frame["model"].isin(study("cifar10").models)]
     # In a README a picture has no fonts: letters are drawn as paths. No date: the same table, the same file.
     with plt.rc_context({"svg.fonttype": "path"}), atomic_path(path) as temporary:
-        ours, published = plots.beside_published([frame], "nmi", heads=True)
-        published.set_ylabel("")
-        ours.figure.savefig(temporary, format="svg", metadata={"Date": None})
-        plt.close(ours.figure)
-
-
-def main() -> int:
-    """Draw it where the README looks for it."""
-    draw(PATH)
-    return 0
+        axes = plots.beside_published([frame], "nmi", published(), heads=True)
+        axes[0].figure.savefig(temporary, format="svg", metadata={"Date": None})
+        plt.close(axes[0].figure)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    draw(PATH)
