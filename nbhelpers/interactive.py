@@ -40,7 +40,7 @@ class Scene(NamedTuple):
     encoders: Sequence[Encoder]
 
 
-def query_maps(scenes: Sequence[Scene]) -> HTML:
+def explore(scenes: Sequence[Scene]) -> HTML:
     """Attention maps of the query patch that the reader picks, by click or by arrow keys, a panel per model.
 
     Depth, head (or the mean over heads) and image are chosen beside it. Each map is drawn on its own scale,
@@ -83,7 +83,7 @@ def query_maps(scenes: Sequence[Scene]) -> HTML:
 
 def _check(scenes: Sequence[Scene]) -> None:
     if not scenes:
-        raise ValueError("query_maps needs at least one scene")
+        raise ValueError("explore needs at least one scene")
     for scene in scenes:
         if scene.image.dtype != torch.uint8 or scene.image.ndim != 4 or len(scene.image) != 1:
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from nbhelpers import interactive
-from nbhelpers.interactive import Scene, query_maps
+from nbhelpers.interactive import Scene, explore
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import attention_distance, patch_distances
 from nbhelpers.models import mini_vit, wrap
@@ -42,7 +42,7 @@ def array(text, dtype, *shape):
 
 
 def test_the_page_holds_the_maps_to_within_quantisation(encoder, image):
-    (scene,) = content(query_maps([Scene("noise", image, [encoder])]))["scenes"]
+    (scene,) = content(explore([Scene("noise", image, [encoder])]))["scenes"]
     (model,) = scene["models"]
     attention = attention_maps(encoder, image)[:, 0]  # L H N N
     shape = (model["depth"], model["heads"], 64)
@@ -55,7 +55,7 @@ def test_the_page_holds_the_maps_to_within_quantisation(encoder, image):
 
 
 def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, image):
-    (scene,) = content(query_maps([Scene("noise", image, [encoder])]))["scenes"]
+    (scene,) = content(explore([Scene("noise", image, [encoder])]))["scenes"]
     (model,) = scene["models"]
     distances = array(model["distances"], "<f4", model["depth"], model["heads"], 64)
     expected = attention_distance(attention_maps(encoder, image)[:, 0], encoder.grid, encoder.patch_size)
@@ -66,7 +66,7 @@ def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, imag
 
 
 def test_the_image_is_shown_as_it_is(encoder, image):
-    (scene,) = content(query_maps([Scene("noise", image, [encoder])]))["scenes"]
+    (scene,) = content(explore([Scene("noise", image, [encoder])]))["scenes"]
     head, data = scene["image"].split(",")
     assert head == "data:image/png;base64"
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
@@ -74,7 +74,7 @@ def test_the_image_is_shown_as_it_is(encoder, image):
 
 
 def test_without_scripts_a_sentence_is_left_and_a_title_ends_nothing(encoder, image):
-    page = query_maps([Scene("</script><b>", image, [encoder])])
+    page = explore([Scene("</script><b>", image, [encoder])])
     visible = re.sub(r"<(script|style).*?</\1>", "", page.data, flags=re.DOTALL)
     assert re.sub(r"<.*?>", "", visible).strip() == interactive.FALLBACK
     assert content(page)["scenes"][0]["title"] == "</script><b>"
@@ -83,10 +83,10 @@ def test_without_scripts_a_sentence_is_left_and_a_title_ends_nothing(encoder, im
 
 def test_what_is_too_large_for_a_page_is_left_out_and_named(encoder, image, monkeypatch):
     scenes = [Scene(f"noise {i}", image, [encoder]) for i in range(3)]
-    assert content(query_maps(scenes))["note"] == ""
+    assert content(explore(scenes))["note"] == ""
 
     monkeypatch.setattr(interactive, "LIMIT", 2 * 2 * 64**2)  # two images without single heads
-    shown = content(query_maps(scenes))
+    shown = content(explore(scenes))
     assert [scene["title"] for scene in shown["scenes"]] == ["noise 0", "noise 1"]
     assert "Means over heads of 2 of the 3 images only" in shown["note"]
     model = shown["scenes"][0]["models"][0]
@@ -95,13 +95,13 @@ def test_what_is_too_large_for_a_page_is_left_out_and_named(encoder, image, monk
     torch.testing.assert_close(array(model["peaks"], "<f4", 2, 64), mean.amax(-1))
 
     monkeypatch.setattr(interactive, "LIMIT", 1)  # the first image always stays
-    assert len(content(query_maps(scenes))["scenes"]) == 1
+    assert len(content(explore(scenes))["scenes"]) == 1
 
 
 def test_bad_input_is_named(encoder, image):
     with pytest.raises(ValueError, match="at least one scene"):
-        query_maps([])
+        explore([])
     with pytest.raises(ValueError, match=r"noise: expected one image, uint8 \(1 C H W\), got .*float32"):
-        query_maps([Scene("noise", image.float(), [encoder])])
+        explore([Scene("noise", image.float(), [encoder])])
     with pytest.raises(ValueError, match="noise: no encoder"):
-        query_maps([Scene("noise", image, [])])
+        explore([Scene("noise", image, [])])

@@ -1,5 +1,9 @@
 """Plots return axes that hold the frame's numbers; figures need alternative texts."""
 
+import base64
+import io
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,6 +14,7 @@ from nbhelpers import plots
 from nbhelpers.capture import capture
 from nbhelpers.metrics import patch_tokens, token_pca
 from nbhelpers.models import mini_vit, wrap
+from nbhelpers.results import published
 
 
 @pytest.fixture
@@ -40,15 +45,16 @@ def test_by_depth_draws_the_means_of_each_model(frame):
     assert lines["CL"].get_color() == plots.STYLES["CL"]["color"]
     dots = sum(len(c.get_offsets()) for c in ax.collections if hasattr(c, "get_offsets"))
     assert dots >= 12
-    assert any(text.get_text() == "chance" for text in ax.texts)
+    assert {"CL", "MIM", "single heads", "chance"} == {*ax.get_legend_handles_labels()[1]}
+    assert ax.get_ylim()[0] < 0 and ax.get_ylim()[1] > 1  # the bounds of NMI, whatever is drawn
 
 
 def test_further_seeds_are_drawn_without_a_second_legend_entry(frame):
     again = frame.assign(model=frame["model"] + ".s1", seed=1)
     ax = plots.by_depth(pd.concat([frame, again]), "nmi")
     labels = [line.get_label() for line in ax.get_lines() if not line.get_label().startswith("_")]
-    assert labels == ["CL", "MIM"]
-    assert len(ax.get_lines()) == 4
+    assert labels == ["CL", "MIM", "other seeds"]
+    assert len(ax.get_lines()) == 4 + 1
 
 
 def test_a_later_seed_alone_is_named_and_has_its_panel(frame):
@@ -65,16 +71,51 @@ def test_a_decoder_follows_its_encoder(frame):
         "shapes.mim": [1, 3],
         "shapes.mim:decoder": [4, 6],
     }
-    lines = plots.published_by_depth("nmi", models=("MAE",), decoder=True).containers
+    lines = plots.published_by_depth(published(), "nmi", models=("MAE",), decoder=True).containers
     assert [len(line[0].get_xdata()) for line in lines] == [12, 8]
 
 
 def test_models_of_one_objective_look_different():
-    looks = [plots.look_of(f"shapes.{name}", "MIM") for name in ("mim", "mae", "mae:decoder")]
+    looks = [plots.line_style(f"shapes.{name}", "MIM") for name in ("mim", "mae", "mae:decoder")]
     assert looks[0] == plots.STYLES["MIM"]
     assert len({str(look) for look in looks}) == 3
-    assert plots.look_of("shapes.hybrid-0.2", "hybrid") == plots.STYLES["hybrid"]
-    assert plots.look_of("deit_tiny", "unknown") == plots.OTHER
+    assert plots.line_style("shapes.hybrid-0.2", "hybrid") == plots.STYLES["hybrid"]
+
+
+def test_any_number_of_models_can_be_told_apart():
+    public = [("mocov3", "CL"), ("dino", "CL"), ("simmim", "MIM"), ("mae", "MIM")]
+    models = [(f"{name}.vit_base_patch16_224", objective) for name, objective in public]
+    looks = plots.line_styles(models)
+    assert [looks[name]["color"] for name, _ in models] == [
+        plots.STYLES[like]["color"] for like in ("CL", "DINO", "MIM", "MAE")
+    ]
+    models += [(f"{i}.vit_small_patch16_224.dino", "CL") for i in range(20)] + [("shapes.cl", "CL")]
+    looks = plots.line_styles(models)
+    strangers = [looks[name] for name, _ in models if "small" in name]
+    assert len({look["color"] for look in strangers}) == 20
+    assert not {look["color"] for look in strangers} & {look["color"] for look in plots.STYLES.values()}
+    assert plots.line_style("one.vit", "MIM") == plots.STYLES["MIM"]  # alone, it may look like ours
+
+
+def test_two_encoders_of_one_name_are_no_zig_zag_line(frame):
+    with pytest.raises(ValueError, match=r"shapes\.(cl|mim) .*two encoders"):
+        plots.by_depth(pd.concat([frame, frame.assign(value=0.5)]), "nmi")
+    labelled = pd.concat([frame.assign(label=name) for name in ("shape", "texture")])
+    with pytest.raises(ValueError, match="choose one label"):
+        plots.by_depth(labelled, "nmi")
+
+
+def test_an_undefined_value_is_a_gap_with_a_note(frame):
+    frame.loc[(frame["depth"] == 2) & (frame["model"] == "shapes.cl"), "value"] = np.nan
+    ax = plots.by_depth(frame, "nmi")
+    assert np.isnan(ax.get_lines()[0].get_ydata()).tolist() == [False, True, False]
+    assert [text.get_text() for text in ax.texts] == ["undefined: shapes.cl at 2"]
+
+
+def test_a_download_holds_the_numbers(frame):
+    address = re.search(r'href="data:text/csv;base64,([^"]+)"', plots.download(frame, "nmi").data)[1]
+    again = pd.read_csv(io.BytesIO(base64.b64decode(address)))
+    pd.testing.assert_frame_equal(again, frame, check_dtype=False)
 
 
 def test_trade_off_draws_a_point_per_model(frame):
@@ -109,31 +150,28 @@ def test_a_missing_metric_is_answered_with_those_there(frame):
 
 
 def test_published_curves_are_marked_as_such():
-    ax = plots.published_by_depth("nmi")
+    ax = plots.published_by_depth(published(), "nmi")
     assert "published" in ax.get_title()
     assert len(ax.containers) == 2
     with pytest.raises(ValueError, match="no published curve"):
-        plots.published_by_depth("attention_entropy")
+        plots.published_by_depth(published(), "attention_entropy")
 
 
 def test_studies_stand_beside_the_published_curves(frame):
     lines = [(0.5, "ours"), (0.7, "theirs")]
-    ours, theirs = plots.beside_published([frame], "nmi", ("SimMIM",), lines)
+    ours, theirs = plots.beside_published([frame], "nmi", published(), ("SimMIM",), lines)
     assert ours.get_title() == plots.title(frame)
-    assert [text.get_text() for text in ours.get_legend().get_texts()] == ["CL", "MIM"]
-    assert [text.get_text() for text in theirs.get_legend().get_texts()] == ["MIM: SimMIM"]
-    assert [ax.texts[0].get_text() for ax in (ours, theirs)] == ["ours", "theirs"]
+    (legend,) = ours.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["CL", "MIM", "ours", "theirs", "MIM: SimMIM"]
     assert ours.get_ylim() == theirs.get_ylim()
 
 
-def test_names_too_many_for_a_panel_stand_below_the_figure(frame):
-    objectives = ("cl", "mim", "mae", "dino", "supervised")
-    many = pd.concat([frame[frame["objective"] == "CL"].assign(model=f"shapes.{o}") for o in objectives])
-    axes = plots.beside_published([many], "nmi")
-    assert axes[0].get_legend() is None
-    assert axes[1].get_legend() is None
-    names = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
-    assert (len(names), names[-2:]) == (len(objectives) + 2, ["CL: MoCo v3", "MIM: SimMIM"])
+def test_a_legend_stands_in_the_cell_without_a_panel(frame):
+    axes = plots.beside_published([frame, frame], "nmi", published())
+    assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 1]
+    assert not axes[0].figure.legends
+    names = [text.get_text() for text in axes[0].figure.axes[-1].get_legend().get_texts()]
+    assert names == ["CL", "MIM", "CL: MoCo v3", "MIM: SimMIM"]
 
 
 def test_an_encoder_of_another_length_looks_like_the_usual_one_but_dashed(frame):
@@ -184,7 +222,7 @@ def test_panels_wrap_into_rows():
     assert [ax.get_title() for ax in axes] == ["a", "b", "c"]
     rows = [ax.get_subplotspec().rowspan.start for ax in axes]
     assert rows == [0, 0, 1]
-    assert len(axes[0].figure.axes) == 3
+    assert [ax.get_title() for ax in axes[0].figure.axes if ax.axison] == ["a", "b", "c"]
 
 
 def test_spectra_draw_a_line_per_depth_of_one_model(frame):
@@ -202,10 +240,11 @@ def test_token_steps_show_where_each_token_was_and_is():
     torch.manual_seed(0)
     encoder = wrap(mini_vit(width=16, depth=2, heads=2), mean=(0.5,) * 3, std=(0.5,) * 3)
     image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
-    figure = plots.token_steps(image, [encoder], depths=(1, 2))
     steps = []
     with capture(encoder, on_stream=lambda record: steps.append(patch_tokens(record)[0])):
         encoder.forward(image)
+    pairs = list(zip(steps[0::2], steps[1::2], strict=False))
+    figure = plots.token_steps({"mine": pairs}, (0.5, 1), {"mine": "#000000"})
     for ax, before, after in zip(figure.axes, steps[0::2], steps[1::2], strict=False):
         lines, dots = ax.collections
         pca = token_pca(before, after, components=2)
@@ -214,7 +253,23 @@ def test_token_steps_show_where_each_token_was_and_is():
         np.testing.assert_allclose(end, pca.after)
         np.testing.assert_allclose(dots.get_offsets(), pca.after)
         share = (64 * (after - before).mean(0).square().sum() / (after - before).square().sum()).item()
-        assert float(ax.get_xlabel()) == pytest.approx(share, abs=0.006)
+        assert float(ax.get_xlabel().removeprefix("common: ")) == pytest.approx(share, abs=0.006)
+
+
+def test_maps_lie_over_the_image_at_each_models_own_depth():
+    maps = {"small": torch.rand(2, 3, 4, 4), "large": torch.rand(12, 12, 16, 16)}
+    image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    figure = plots.query_maps(image, maps, [(0.1, 0.6), (0.9, 0.9)], (0.5, 1))
+    assert len(figure.axes) == 4 * 3
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["", "depth 1", "depth 2"]
+    assert [ax.get_title() for ax in figure.axes[6:9]] == ["", "depth 6", "depth 12"]
+    shown = figure.axes[8].get_images()[1].get_array()
+    assert torch.equal(torch.as_tensor(shown), maps["large"][11, :, 2].mean(0).view(4, 4))
+    heads = plots.head_maps(image, maps, (0.1, 0.6), 1)
+    titles = [ax.get_title() for ax in heads.axes if ax.axison]
+    assert titles[:2] == ["small, depth 2", "head 0"] and titles[-1] == "head 11"
+    with pytest.raises(ValueError, match="as the model sees it"):
+        plots.query_maps(image[..., :20], {"small": torch.rand(1, 1, 4, 4)}, [(0, 0)], [1])
 
 
 def test_a_token_map_has_a_colour_per_group():

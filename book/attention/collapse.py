@@ -37,11 +37,11 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 
 # %%
 from nbhelpers import plots, study
-from nbhelpers.results import table
+from nbhelpers.results import published, table
 
 plots.style()
 frames = [table(name, "metrics", MODELS) for name in STUDIES]
-axes = plots.beside_published(frames, "nmi", heads=True)
+axes = plots.beside_published(frames, "nmi", published(), heads=True)
 plots.show(
     axes, "NMI of query and key against depth, a line per model and a dot per head; one panel per study."
 )
@@ -99,7 +99,7 @@ plots.show(
 kinds = ["cl", "dino", "mim", "mae", "supervised"]
 others = [table(name, "profile", MODELS or study(name).trained(*kinds)) for name in STUDIES]
 others = [frame[~frame["model"].str.endswith(":decoder")] for frame in others]
-axes = plots.beside_published(others, "nmi", models=("MoCo v3", "DINO", "SimMIM", "MAE"))
+axes = plots.beside_published(others, "nmi", published(), models=("MoCo v3", "DINO", "SimMIM", "MAE"))
 plots.show(axes, "NMI of query and key against depth, a line per objective; one panel per study.")
 
 # %% tags=["hide-input"]

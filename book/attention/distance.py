@@ -34,7 +34,7 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 # %%
 from nbhelpers import load, plots
 from nbhelpers.metrics import patch_distances
-from nbhelpers.results import table
+from nbhelpers.results import published, table
 from nbhelpers.studies import label
 
 plots.style()
@@ -45,7 +45,12 @@ encoders = [load(frame["model"].iloc[0]) for frame in frames]
 grids = [*((encoder.grid, encoder.patch_size) for encoder in encoders), ((14, 14), 16)]  # ViT-B/16 last
 uniform = [float(patch_distances(*grid).mean()) for grid in grids]
 axes = plots.beside_published(
-    frames, "attention_distance", references=[(px, "uniform") for px in uniform], heads=True, sharey=False
+    frames,
+    "attention_distance",
+    published(),
+    references=[(px, "uniform") for px in uniform],
+    heads=True,
+    sharey=False,
 )
 plots.show(
     axes, "Attention distance in pixels against depth, a line per model and a dot per head, uniform dashed."
@@ -85,7 +90,7 @@ for ax, frame in zip(axes, frames, strict=True):
         index=["model", "objective", "depth", "head"], columns="metric", values="value"
     )
     for (model, objective), dots in heads.groupby(["model", "objective"], sort=False):
-        look = plots.look_of(model, objective) | {"linestyle": "none"}
+        look = plots.line_style(model, objective) | {"linestyle": "none"}
         name = label(model, objective)
         ax.plot(dots["attention_entropy"], dots["attention_distance"], label=name, alpha=0.6, **look)
     ax.set(xlabel=plots.LABELS["attention_entropy"], ylabel=plots.LABELS["attention_distance"])

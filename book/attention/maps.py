@@ -24,21 +24,29 @@
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
 IMAGE = 7  # which generated test image
-QUERIES = [(1, 1), (4, 4)]  # row and column of the two query patches
+QUERIES = [(0.2, 0.2), (0.55, 0.55)]  # places of the two queries: shares of the image's height and width
 
 # %% [markdown]
 # ## Two queries on one image
 #
-# Maps are averaged over heads; the query patch is outlined. The scale is that of each map, from nothing to its
-# maximum. First a generated image:
+# Maps are averaged over heads and lie over the image; the query patch is outlined. The scale is that of each map, from
+# nothing to its maximum. First a generated image:
 
 # %%
 from nbhelpers import plots, study
 from nbhelpers.images import photographs
+from nbhelpers.measure import attention_maps
+from nbhelpers.studies import label
+
+
+def maps(encoders, image):
+    return {label(e.name, e.objective): attention_maps(e, image)[:, 0] for e in encoders}
+
 
 plots.style()
+DEPTHS = (1 / 8, 3 / 8, 5 / 8, 1)  # as shares of each model's own
 generated = study("shapes").images("test").batch([IMAGE])
-figure = plots.query_maps(generated, study("shapes").encoders(MODELS), QUERIES, depths=(1, 3, 5, 8))
+figure = plots.query_maps(generated, maps(study("shapes").encoders(MODELS), generated), QUERIES, DEPTHS)
 plots.show(figure, "Attention maps of two query patches at four depths, a row per model and query.")
 
 # %% [markdown]
@@ -46,7 +54,7 @@ plots.show(figure, "Attention maps of two query patches at four depths, a row pe
 
 # %%
 photograph = photographs(32).batch([0])
-figure = plots.query_maps(photograph, study("cifar10").encoders(MODELS), QUERIES, depths=(1, 3, 5, 8))
+figure = plots.query_maps(photograph, maps(study("cifar10").encoders(MODELS), photograph), QUERIES, DEPTHS)
 plots.show(figure, "Attention maps of two query patches of a photograph at four depths, per model and query.")
 
 # %% [markdown]
@@ -57,7 +65,7 @@ plots.show(figure, "Attention maps of two query patches of a photograph at four 
 
 # %%
 encoders = study("cifar10").encoders(MODELS)
-figure = plots.head_maps(photograph, encoders, QUERIES[1], depth=encoders[0].depth - 1)
+figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=7 / 8)
 plots.show(
     figure, "Attention maps of one query patch in every head of the last but one block, a row per model."
 )
@@ -67,8 +75,7 @@ plots.show(
 #
 # Click a patch of the image, or move the outlined query with the arrow keys once it has the focus. Each map is drawn
 # on its own scale. The number below it is the attention distance of this one query, beside that of uniform
-# attention: from a corner, every map reaches further than from the middle. Rows, columns and heads are counted from
-# 0, as in `QUERIES`.
+# attention: from a corner, every map reaches further than from the middle. Rows, columns and heads are counted from 0.
 
 # %%
 from nbhelpers import interactive
@@ -83,7 +90,7 @@ for number in (0, 2, 4):
     encoders = study("cifar10").encoders(MODELS or ["cifar10.cl", "cifar10.mim"])
     title = f"photograph, {pictures.classes['class'][number]}"
     scenes.append(interactive.Scene(title, pictures.batch([number]), encoders))
-interactive.query_maps(scenes)
+interactive.explore(scenes)
 
 # %% [markdown]
 # ## How similar are the maps of different queries?

@@ -186,7 +186,7 @@ axes = plots.panels([plots.title(sized), "published: ImageNet"])
 lines = sized.assign(model="shapes." + sized["objective"].str.lower())
 plots.by_parameter(lines, "fine_tuning", "width", axes[0]).set_xticks(sorted(set(sized["parameter"])))
 for model, rows in sizes.groupby("model"):
-    look = plots.look_of(model, rows["objective"].iloc[0])
+    look = plots.line_style(model, rows["objective"].iloc[0])
     axes[1].plot(rows["size"], rows["value"], label=f"{rows['objective'].iloc[0]}: {model}", **look)
 for ax in axes:
     ax.legend()

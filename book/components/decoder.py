@@ -61,11 +61,11 @@ plots.show(
 # Depth counts on from the encoder into the decoder, whose blocks are drawn dotted. The panel on the right is published.
 
 # %%
-from nbhelpers.results import table
+from nbhelpers.results import published, table
 
 frames = [table(name, "profile", models) for name, models in names.items()]
 continued = [plots.behind_encoder(frame) for frame in frames]
-axes = plots.beside_published(continued, "nmi", models=("SimMIM", "MAE"), decoder=True)
+axes = plots.beside_published(continued, "nmi", published(), models=("SimMIM", "MAE"), decoder=True)
 plots.show(
     axes,
     "NMI of query and key against depth for SimMIM, MAE's encoder and MAE's decoder, with published curves.",
@@ -74,7 +74,7 @@ plots.show(
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import at_end, by_label, highest, published
+from nbhelpers.results import at_end, by_label, highest
 
 for name, frame in zip(STUDIES, frames, strict=True):
     rows = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
@@ -99,7 +99,9 @@ for part, value in rows.groupby("part")["value"].mean().items():
 # constant part. The first dot of the decoder is its input, after the encoder's tokens were brought to its width.
 
 # %%
-axes = plots.beside_published(continued, "delta_log_amplitude", models=("SimMIM", "MAE"), decoder=True)
+axes = plots.beside_published(
+    continued, "delta_log_amplitude", published(), models=("SimMIM", "MAE"), decoder=True
+)
 plots.show(
     axes, "Relative log amplitude of high frequencies against depth for SimMIM, MAE's encoder and decoder."
 )

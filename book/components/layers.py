@@ -35,7 +35,7 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 
 # %% tags=["hide-input"]
 from nbhelpers import plots, study
-from nbhelpers.results import table
+from nbhelpers.results import published, table
 
 plots.style()
 kinds = ["cl", "dino", "mim", "mae", "supervised"]
@@ -51,7 +51,7 @@ chance = {"shapes": (0.1, "chance"), "cifar10": (0.1, "chance")}
 axes = plots.panels([*titles, "published"], columns=2, sharey=True)
 for ax, ((s, _), rows) in zip(axes, panels.items(), strict=False):
     plots.by_depth(rows, "linear", ax, reference=chance.get(s))
-plots.published_by_depth("linear", axes[-1], models=("MoCo v3", "SimMIM", "MAE"))
+plots.published_by_depth(published(), "linear", axes[-1], models=("MoCo v3", "SimMIM", "MAE"))
 plots.legend_below(axes[:-1])
 axes[-1].legend()
 plots.show(axes, "Accuracy of a linear probe against depth, a line per model; a panel per label and study.")
@@ -59,7 +59,7 @@ plots.show(axes, "Accuracy of a linear probe against depth, a line per model; a 
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import against_published, by_label, highest, peak, published
+from nbhelpers.results import against_published, by_label, highest, peak
 
 for (s, label), rows in panels.items():
     for who, depth in peak(rows, "linear").items():

@@ -113,7 +113,7 @@ Markdown(
 # %%
 frames = [table(name, "profile", models[name]) for name in STUDIES]
 PUBLISHED = ("MoCo v3", "SimMIM", "SimMIM+MoCo")
-axes = plots.beside_published(frames, "nmi", PUBLISHED)
+axes = plots.beside_published(frames, "nmi", published(), PUBLISHED)
 plots.show(axes, "NMI of query and key against depth for the hybrid and its two parents; a panel per study.")
 
 # %% tags=["hide-input"]
@@ -131,7 +131,7 @@ Markdown(
 # ## Frequencies
 
 # %%
-axes = plots.beside_published(frames, "delta_log_amplitude", PUBLISHED)
+axes = plots.beside_published(frames, "delta_log_amplitude", published(), PUBLISHED)
 plots.show(
     axes, "Relative log amplitude of high frequencies against depth for the hybrid and its two parents."
 )

@@ -39,17 +39,17 @@ MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224
 
 # %%
 from nbhelpers import plots
-from nbhelpers.results import table
+from nbhelpers.results import published, table
 
 plots.style()
 frames = [table(study, "metrics", MODELS) for study in STUDIES]
-axes = plots.beside_published(frames, "delta_log_amplitude")
+axes = plots.beside_published(frames, "delta_log_amplitude", published())
 plots.show(axes, "Δ log amplitude near Nyquist against depth, a line per model; one panel per study.")
 
 # %% tags=["remove-cell"]
 from myst_nb import glue
 
-from nbhelpers.results import against_published, late, published
+from nbhelpers.results import against_published, late
 
 rows = published().query("metric == 'delta_log_amplitude' and model in ['MoCo v3', 'SimMIM']")
 theirs = rows.pivot(index="depth", columns="objective", values="value")

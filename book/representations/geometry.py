@@ -36,20 +36,38 @@ SEED = 0  # which 18 images, and where t-SNE starts
 
 # %%
 from nbhelpers import plots, study
+from nbhelpers.capture import capture
 from nbhelpers.images import photographs
+from nbhelpers.metrics import patch_tokens
 from nbhelpers.studies import label
 
+
+def token_steps(encoders, image):
+    """Tokens before and after each self-attention, drawn."""
+    steps, colours = {}, {}
+    for encoder in encoders:
+        places = []  # the residual stream: block 0, after attention 1, block 1, after attention 2, ...
+        with capture(
+            encoder, on_stream=lambda record, kept=places: kept.append(patch_tokens(record)[0].cpu())
+        ):
+            encoder.forward(image)
+        name = label(encoder.name, encoder.objective)
+        steps[name] = list(zip(places[0::2], places[1::2], strict=False))
+        colours[name] = plots.line_style(encoder.name, encoder.objective)["color"]
+    return plots.token_steps(steps, DEPTHS, colours)
+
+
 plots.style()
-depths = (1, 2, 4, 6, 7, 8)
+DEPTHS = (1 / 8, 2 / 8, 4 / 8, 6 / 8, 7 / 8, 1)  # as shares of each model's own
 generated = study("shapes").images("test").batch([IMAGE])
-figure = plots.token_steps(generated, study("shapes").encoders(MODELS), depths)
+figure = token_steps(study("shapes").encoders(MODELS), generated)
 plots.show(figure, "Tokens of a generated image before and after self-attention, a row per model.")
 
 # %% [markdown]
 # Then a photograph, which comes with scikit-image, shown to the encoders trained on CIFAR-10:
 
 # %%
-figure = plots.token_steps(photographs(32).batch([0]), study("cifar10").encoders(MODELS), depths)
+figure = token_steps(study("cifar10").encoders(MODELS), photographs(32).batch([0]))
 plots.show(figure, "Tokens of a photograph before and after self-attention, a row per model.")
 
 # %% [markdown]

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.plots.figure import LABELS, STYLES, legend_below, look_of, panels, title
-from nbhelpers.results import published
+from nbhelpers.plots.figure import LABELS, PUBLISHED, SPANS, STYLES, legend_below, line_styles, panels, title
 from nbhelpers.studies import first_seeds, label
 
-SHORT_LEGEND = 4  # as many names find room inside a panel
+GREY = "#555555"
+DEPTHS = "crest"  # seaborn's colour map, light to dark
 
 
 def by_depth(
@@ -33,11 +35,11 @@ def by_depth(
         reference: a horizontal line and its name, such as chance or uniform attention.
 
     Raises:
-        ValueError: if the frame has no rows of the metric, naming those it has.
+        ValueError: the frame has no rows of the metric, or several at a depth of one model.
     """
     ax = _lines(frame, metric, "depth", ax, heads, reference)
     ax.set_xlabel("depth")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
@@ -81,31 +83,54 @@ def _lines(
             f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
         )
     whole = rows[rows["head"] < 0] if "head" in rows else rows
+    _one_value_each(whole, column)
     firsts = first_seeds(whole["model"].unique())
+    looks = line_styles(zip(whole["model"], whole["objective"], strict=True))
     for (model, objective), line in whole.groupby(["model", "objective"], sort=False):
-        line = line.sort_values(column)
-        look = look_of(model, objective)
-        first = model in firsts
+        line, look, first = line.sort_values(column), looks[model], model in firsts
         name = label(model, objective) if first else None
         ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)
         ax.fill_between(line[column], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
         if heads:
             dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
             ax.scatter(dots[column], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
-    if reference:
-        _reference_line(ax, *reference)
-    ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+    if whole["model"].nunique() > len(firsts):
+        ax.plot([], [], color=GREY, lw=0.8, label="other seeds")
+    if heads:
+        ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label="single heads")
+    _axis(ax, metric, reference)
+    if not (gaps := whole[whole["value"].isna()]).empty:
+        where = sorted({f"{row.model} at {getattr(row, column):g}" for row in gaps.itertuples()})
+        ax.text(0.02, 0.02, f"undefined: {', '.join(where)}", transform=ax.transAxes, fontsize=7, color=GREY)
     return ax
 
 
-def _reference_line(ax: Axes, value: float, name: str) -> None:
-    """A dashed horizontal line with its name under the right end."""
-    ax.axhline(value, color="#555555", lw=1, ls=(0, (4, 2)))
-    place = {"xytext": (0, -2), "textcoords": "offset points", "ha": "right", "va": "top"}
-    ax.annotate(name, (1, value), xycoords=("axes fraction", "data"), fontsize=8, color="#555555", **place)
+def _one_value_each(rows: pd.DataFrame, column: str) -> None:
+    """Refuse rows that would become one zig-zag line."""
+    twice = rows[rows.duplicated(["model", column], keep=False)]
+    if twice.empty:
+        return
+    of = ("label", "change", "parameter", "share", "rank", "frequency", "query", "other", "place")
+    vary = [each for each in of if each in twice and each != column and twice[each].nunique() > 1]
+    why = f"choose one {' and '.join(vary)}" if vary else "two encoders share the name: give each its own"
+    raise ValueError(f"{twice['model'].iloc[0]} has several values at one {column}; {why}")
+
+
+def _axis(ax: Axes, metric: str, reference: tuple[float, str] | None) -> None:
+    """Reference line with its name in the legend, the metric's name, and an axis that covers its span."""
+    if reference:
+        ax.axhline(reference[0], color=GREY, lw=1, ls=(0, (4, 2)), label=reference[1], zorder=1)
+    ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+    if metric in SPANS:
+        low, high = SPANS[metric]
+        seen = [end for axes in ax.get_shared_y_axes().get_siblings(ax) for end in axes.dataLim.intervaly]
+        seen = [end for end in seen if np.isfinite(end)]
+        low, high = min([low, *seen]), max([high, *seen])
+        ax.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
 
 
 def published_by_depth(
+    published: pd.DataFrame,
     metric: str,
     ax: Axes | None = None,
     models: Sequence[str] = ("MoCo v3", "SimMIM"),
@@ -114,41 +139,42 @@ def published_by_depth(
 ) -> Axes:
     """The published curves of ViT-B/16 for a metric, digitised; bars are the digitising error.
 
-    With `decoder`, that of MAE follows its encoder on the axis of depth.
+    Args:
+        published: rows of `nbhelpers.results.published`.
+        metric: which rows to draw.
+        ax: where; default the current axes.
+        models: whose curves.
+        reference: a horizontal line and its name.
+        decoder: whether that of MAE follows its encoder on the axis of depth.
 
     Raises:
         ValueError: if nothing was published for the metric.
     """
     ax = ax or plt.gca()
-    rows = published()
-    rows = rows[(rows["metric"] == metric) & rows["depth"].notna()]
+    rows = published[(published["metric"] == metric) & published["depth"].notna()]
     encoders = rows[rows["part"] == "encoder"]
     if encoders.empty:
         raise ValueError(f"no published curve of {metric!r}")
+    curves = {}
     for model in models:
-        line = encoders[encoders["model"] == model].sort_values("depth")
-        objective = line["objective"].iloc[0]
-        look = STYLES.get(model, STYLES[objective])
-        name = f"{objective}: {model}"
-        ax.errorbar(
-            line["depth"], line["value"], line["error"], label=name, lw=1.2, capsize=1.5, mfc="white", **look
-        )
+        line = encoders[encoders["model"] == model]
+        curves[f"{line['objective'].iloc[0]}: {model}"] = line, STYLES[PUBLISHED[model]]
     if decoder:
-        behind = rows[rows["part"] == "decoder"].sort_values("depth")
-        look = STYLES["MAE's decoder"] | {"label": "MAE's decoder"}
-        ax.errorbar(
-            behind["depth"], behind["value"], behind["error"], lw=1.2, capsize=1.5, mfc="white", **look
-        )
-    if reference:
-        _reference_line(ax, *reference)
-    ax.set(xlabel="depth", ylabel=LABELS.get(metric, metric), title="published: ViT-B/16, ImageNet")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+        curves["MAE's decoder"] = rows[rows["part"] == "decoder"], STYLES["MAE's decoder"]
+    for name, (line, look) in curves.items():
+        line = line.sort_values("depth")
+        bars = {"lw": 1.2, "capsize": 1.5, "mfc": "white", "label": name}
+        ax.errorbar(line["depth"], line["value"], line["error"], **bars, **look)
+    _axis(ax, metric, reference)
+    ax.set(xlabel="depth", title="published: ViT-B/16, ImageNet")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
 def beside_published(
     frames: Sequence[pd.DataFrame],
     metric: str,
+    published: pd.DataFrame,
     models: Sequence[str] = ("MoCo v3", "SimMIM"),
     references: Sequence[tuple[float, str]] | None = None,
     heads: bool = False,
@@ -160,6 +186,7 @@ def beside_published(
     Args:
         frames: each of one study.
         metric: which rows to draw.
+        published: rows of `nbhelpers.results.published`.
         models: whose published curves.
         references: a horizontal line for each panel, the published one included.
         heads: as in `by_depth`.
@@ -170,12 +197,8 @@ def beside_published(
     lines = references or [None] * len(axes)
     for ax, frame, line in zip(axes, frames, lines, strict=False):
         by_depth(frame, metric, ax, heads, line)
-    published_by_depth(metric, axes[-1], models, lines[-1], decoder)
-    if len(axes[0].get_legend_handles_labels()[1]) > SHORT_LEGEND:
-        legend_below(axes)
-    else:
-        axes[0].legend()
-        axes[-1].legend()
+    published_by_depth(published, metric, axes[-1], models, lines[-1], decoder)
+    legend_below(axes)
     return axes
 
 
@@ -193,6 +216,7 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
     if both.empty:
         raise ValueError(f"no model is in both frames: {list(x['model'])} and {list(y['model'])}")
     firsts = first_seeds(both["model"])
+    looks = line_styles(zip(both["model"], both["objective"], strict=True))
     for row in both.itertuples():
         bars = [
             [[value - low], [high - value]]
@@ -201,7 +225,7 @@ def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes
                 (row.value_y, row.low_y, row.high_y),
             )
         ]
-        look = look_of(row.model, row.objective) | {"linestyle": "none"}
+        look = looks[row.model] | {"linestyle": "none"}
         name = label(row.model, row.objective) if row.model in firsts else None
         ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=name, lw=1, **look)
     ax.set(xlabel=names[0], ylabel=names[1])
@@ -233,7 +257,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
     rows = frame[frame["metric"] == metric]
     x = "frequency" if metric.startswith("fourier") else "rank"
-    colours = plt.get_cmap("crest")
+    colours = sns.color_palette(DEPTHS, as_cmap=True)
     for depth, line in rows.groupby("depth"):
         ax.plot(line[x], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
     ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=LABELS[metric])
@@ -242,5 +266,6 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
 
 def depth_bar(axes: Sequence[Axes], depths: int) -> None:
     """Beside the axes, the colours that `spectra` gives to the depths 0..`depths`."""
-    colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), "crest")
-    np.ravel(axes)[0].figure.colorbar(colours, ax=axes, label="depth", aspect=40, pad=0.01)
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), sns.color_palette(DEPTHS, as_cmap=True))
+    place = {"label": "depth", "aspect": 40, "pad": 0.01, "ticks": MaxNLocator(6, integer=True)}
+    np.ravel(axes)[0].figure.colorbar(colours, ax=axes, **place)

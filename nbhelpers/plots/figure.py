@@ -1,20 +1,24 @@
-"""How figures look and how they come to the page: style, panels, legend, alternative text."""
+"""How figures look and how they come to the page: style, panels, legend, numbers to download."""
 
 from __future__ import annotations
 
+import base64
+import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import DisplayHandle, display
+import seaborn as sns
+from IPython.display import HTML, DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from nbhelpers.results import COMPUTED
+from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.studies import TITLES, label
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
@@ -34,12 +38,15 @@ STYLES: dict[str, dict] = {
     "random": {"color": "#777777", "marker": "x", "linestyle": ":"},
 }
 
-OTHER = {"color": "#222222", "marker": "v", "linestyle": "--"}
+# Published models look like ours of the same objective, and so do their public checkpoints.
+PUBLISHED = {"MoCo v3": "CL", "DINO": "DINO", "SimMIM": "MIM", "MAE": "MAE", "SimMIM+MoCo": "hybrid"}
+PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag in tags}
+MARKERS = "v*X8<>dpHDos^"  # of models that are neither
 
 LABELS = {
-    "attention_distance": "attention distance (px)",
+    "attention_distance": "attention distance (pixels)",
     "nmi": "normalised mutual information",
-    "attention_entropy": "attention entropy / log N",
+    "attention_entropy": "attention entropy / its maximum",
     "head_cosine": "cosine between heads",
     "across_attention_cosine": "cosine across attention",
     "across_block_cosine": "cosine across block",
@@ -56,12 +63,35 @@ LABELS = {
     "delta_log_amplitude": "Δ log amplitude",
     "fourier_radial": "Δ log amplitude",
     "linear": "linear probe accuracy",
-    "knn": "k-NN accuracy",
+    "knn": "nearest-neighbour accuracy",
     "attentive": "attentive probe accuracy",
-    "miou": "mean IoU",
+    "miou": "mean intersection over union",
     "fine_tuning": "fine-tuned accuracy",
     "drop": "drop of accuracy",
     "covered": "covered trials",
+}
+
+
+SPARE = "spare"  # label of a cell of the figure without a panel
+
+# What an axis covers at least: the bounds of bounded metrics, else a span in which rounding is not seen.
+SHARES = ("nmi", "attention_entropy", "head_cosine", "across_attention_cosine", "across_block_cosine")
+SHARES += (
+    "attention_token_cosine",
+    "token_cosine",
+    "query_cosine",
+    "common_update_share",
+    "prefix_attention",
+)
+SHARES += ("linear", "knn", "attentive", "miou", "fine_tuning", "accuracy", "covered", "shape_bias", "cka")
+SPANS = dict.fromkeys(SHARES, (0.0, 1.0)) | {
+    "attention_distance": (0.0, 1.0),
+    "token_effective_rank": (0.0, 1.0),
+    "token_norm": (0.0, 1.0),
+    "token_norm_peak": (0.0, 2.0),
+    "outlier_tokens": (0.0, 0.1),
+    "delta_log_amplitude": (-1.0, 0.0),
+    "drop": (0.0, 0.1),
 }
 
 
@@ -119,28 +149,34 @@ def live(
 
 
 def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:
-    """Axes under their titles, in one row or in rows of `columns`; `options` go to `plt.subplots`.
+    """Axes under their titles, one or two in a row unless `columns` says otherwise.
 
-    `height` is that of a row, in inches; the axes come in a flat array, row by row.
+    `height` is that of a row, in inches; `options` go to `plt.subplots`. The axes come in a flat array, row
+    by row. A cell that is left over has room for a legend, see `legend_below`.
     """
-    columns = columns or len(titles)
+    columns = columns or min(2, len(titles))
     rows = -(-len(titles) // columns)
-    width = 7.2 if columns < 3 else 9.6
-    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * height), squeeze=False, **options)
+    size = (7.2 if columns < 3 else 9.6, rows * height)
+    axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)[1]
     for ax in axes.flat[len(titles) :]:
-        figure.delaxes(ax)
+        ax.axis("off")
+        ax.set_label(SPARE)
+        for above in axes[:-1, -1]:
+            above.tick_params(labelbottom=True)
     for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(title)
     return axes.ravel()[: len(titles)]
 
 
 def legend_below(axes: Sequence[Axes]) -> Legend:
-    """One legend under the whole figure, each name once: for more lines than fit beside those of a panel."""
-    axes = np.ravel(axes)
-    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    """One legend of the whole figure, each name once: in a cell without a panel, else below the panels."""
+    figure = np.ravel(axes)[0].figure
+    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in np.ravel(axes)]
     handles = {name: handle for pair in pairs for handle, name in pair}
-    place = {"loc": "outside lower center", "ncols": min(len(handles), 6)}
-    return axes[0].figure.legend(handles.values(), handles.keys(), **place)
+    if spare := [ax for ax in figure.axes if ax.get_label() == SPARE]:
+        return spare[0].legend(handles.values(), handles.keys(), loc="center")
+    place = {"loc": "outside lower center", "ncols": min(len(handles), 4)}
+    return figure.legend(handles.values(), handles.keys(), **place)
 
 
 def note(ax: Axes, text: str) -> Axes:
@@ -151,14 +187,52 @@ def note(ax: Axes, text: str) -> Axes:
     return ax
 
 
-def look_of(model: str, objective: str) -> dict:
-    """Colour, marker and line of a model: those of its label, of its objective, or of everything else.
+def line_style(model: str, objective: str) -> dict:
+    """Colour, marker and line of one model; of several in one figure, `line_styles` makes them distinct."""
+    return line_styles([(model, objective)])[model]
 
-    One of another width or length looks as the usual one, with a dashed line and hollow markers.
+
+def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
+    """Colour, marker and line of the models (name, objective) of a figure, however many there are.
+
+    The book's own encoders and the paper's public checkpoints look as in every figure; of another width or
+    length they are dashed, with hollow markers. The first other model of an objective looks like ours of it
+    if none such is there; all further ones have a colour and a marker of their own.
+
+    >>> styles = line_styles([("cifar10.cl", "CL"), ("one.dino", "CL"), ("two.dino", "CL")])
+    >>> len({style["color"] for style in styles.values()})
+    3
     """
-    name, _, unusual = label(model, objective).partition(", ")
-    look = STYLES.get(name, STYLES.get(objective, OTHER))
-    return look | {"linestyle": "--", "mfc": "white"} if unusual else look
+    models = dict(models)
+    styles, others = {}, []
+    for model, objective in models.items():
+        name, _, unusual = label(model, objective).partition(", ")
+        own = model.partition(".")[0] in TITLES
+        look = STYLES.get(PUBLIC.get(model, name), STYLES.get(objective) if own else None)
+        if look:
+            styles[model] = look | ({"linestyle": "--", "mfc": "white"} if own and unusual else {})
+        else:
+            others.append(model)
+    palette = sns.husl_palette(max(len(others), 1), h=0.05, s=0.7, l=0.45).as_hex()
+    for i, model in enumerate(others):
+        usual = STYLES.get(models[model])
+        if usual and usual["color"] not in {look["color"] for look in styles.values()}:
+            styles[model] = usual
+        else:
+            styles[model] = {"color": palette[i], "marker": MARKERS[i % len(MARKERS)], "linestyle": "--"}
+    return {model: styles[model] for model in models}
+
+
+def download(frame: pd.DataFrame, name: str) -> HTML:
+    """A link to the numbers behind a figure as a CSV file, which lies in the page itself.
+
+    >>> "data:text/csv;base64,YSxiCjEsMgo=" in download(pd.DataFrame({"a": [1], "b": [2]}), "nmi").data
+    True
+    """
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    address = f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
+    file = html.escape(f"{name.removesuffix('.csv')}.csv")
+    return HTML(f'<a href="{address}" download="{file}">Numbers of this figure ({file})</a>')
 
 
 def title(frame: pd.DataFrame) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,12 +15,10 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from nbhelpers.capture import capture
-from nbhelpers.measure import attention_maps
-from nbhelpers.metrics import common_update_share, patch_tokens, token_pca
-from nbhelpers.models import Encoder
-from nbhelpers.plots.figure import look_of
-from nbhelpers.studies import label
+from nbhelpers.metrics import common_update_share, token_pca
+
+Place = tuple[float, float]  # shares of an image's height and width, from its upper left corner
+HEADS_A_ROW = 6
 
 
 def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:
@@ -49,86 +47,121 @@ def grid_labels(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> Axes:
     return ax
 
 
-def _picture(ax: Axes, image: Tensor) -> None:
-    ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+def _grid(tokens: int, image: Tensor) -> tuple[int, int]:
+    """Rows and columns of the patches of an image (`C H W`) as the model sees it."""
+    height, width = image.shape[-2:]
+    rows = round((tokens * height / width) ** 0.5)
+    if rows * (tokens // rows) != tokens:
+        raise ValueError(
+            f"{tokens} patches do not tile {height} x {width} px: give the image as the model sees it"
+        )
+    return rows, tokens // rows
+
+
+def _picture(ax: Axes, image: Tensor, **options) -> None:
+    height, width = image.shape[-2:]
+    ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", extent=(0, width, height, 0), **options)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
 
 
-def _map(ax: Axes, values: Tensor, query: tuple[int, int]) -> None:
-    """One query's map `rows columns` on its own scale, the query patch outlined."""
-    ax.imshow(values.numpy(), cmap="inferno", vmin=0, interpolation="nearest")
-    ax.add_patch(Rectangle((query[1] - 0.5, query[0] - 0.5), 1, 1, fill=False, edgecolor="#56B4E9", lw=1.5))
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
+def _outline(ax: Axes, image: Tensor, grid: tuple[int, int], query: Place) -> int:
+    """Outline the patch at a place of the image; returns the number of its token."""
+    (height, width), (rows, columns) = image.shape[-2:], grid
+    row, column = (min(int(share * n), n - 1) for share, n in zip(query, grid, strict=True))
+    corner, size = (column * width / columns, row * height / rows), (width / columns, height / rows)
+    ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6))
+    return row * columns + column
 
 
-def _marked(ax: Axes, encoder: Encoder, image: Tensor, query: tuple[int, int]) -> None:
-    """The image as the encoder is shown it, with the outline of a query patch."""
-    _picture(ax, image)
-    height, width = (s / g for s, g in zip(image.shape[-2:], encoder.grid, strict=True))
-    corner = (query[1] * width - 0.5, query[0] * height - 0.5)
-    ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#56B4E9", lw=1.8))
+def _over(ax: Axes, image: Tensor, values: Tensor, grid: tuple[int, int]) -> None:
+    """A map `N` on its own scale over the image in grey."""
+    _picture(ax, image.float().mean(0, keepdim=True).expand(3, -1, -1).to(torch.uint8))
+    height, width = image.shape[-2:]
+    place = {"extent": (0, width, height, 0), "interpolation": "nearest", "vmin": 0, "alpha": 0.65}
+    ax.imshow(values.reshape(grid).numpy(), cmap="inferno", **place)
 
 
 def query_maps(
-    image: Tensor, encoders: Sequence[Encoder], queries: Sequence[tuple[int, int]], depths: Sequence[int]
+    image: Tensor, maps: Mapping[str, Tensor], queries: Sequence[Place], depths: Sequence[float]
 ) -> Figure:
-    """Attention maps, averaged over heads, of query patches (row, column) of one image (uint8 `1 C H W`).
+    """Attention maps, averaged over heads, of queries on one image, drawn over it; a row per model and query.
 
-    A row per encoder and query, a column per depth; the image with the query outlined comes first.
+    Args:
+        image: uint8 `1 C H W`, as the models see it.
+        maps: attention among the patches, `L H N N`, by what the model is called.
+        queries: places in the image, as shares of its height and width from the upper left corner.
+        depths: shares of each model's depth, a column each; 1 is its last block.
     """
-    rows = [(encoder, query) for encoder in encoders for query in queries]
+    rows = [(name, query) for name in maps for query in queries]
     shape = (len(rows), 1 + len(depths))
-    figure, axes = plt.subplots(*shape, figsize=(1.15 * shape[1], 1.2 * shape[0]), squeeze=False)
-    maps = {encoder.name: attention_maps(encoder, image)[:, 0].mean(1) for encoder in encoders}
-    for line, (encoder, query) in zip(axes, rows, strict=True):
-        _marked(line[0], encoder, image[0], query)
-        line[0].set_ylabel(label(encoder.name, encoder.objective))
-        for ax, depth in zip(line[1:], depths, strict=True):
-            row = maps[encoder.name][depth - 1, query[0] * encoder.grid[1] + query[1]]
-            _map(ax, row.view(encoder.grid), query)
-    for ax, depth in zip(axes[0, 1:], depths, strict=True):
-        ax.set_title(f"depth {depth}")
+    figure, axes = plt.subplots(*shape, figsize=(1.44 * shape[1], 1.6 * shape[0]), squeeze=False)
+    for line, (name, query) in zip(axes, rows, strict=True):
+        grid = _grid(maps[name].shape[-1], image[0])
+        _picture(line[0], image[0])
+        token = _outline(line[0], image[0], grid, query)
+        line[0].set_ylabel(name)
+        for ax, depth in zip(line[1:], _blocks(depths, len(maps[name])), strict=True):
+            _over(ax, image[0], maps[name][depth - 1, :, token].mean(0), grid)
+            _outline(ax, image[0], grid, query)
+            ax.set_title(f"depth {depth}")
     return figure
 
 
-def head_maps(image: Tensor, encoders: Sequence[Encoder], query: tuple[int, int], depth: int) -> Figure:
-    """Maps of one query patch in every head of a block, a row per encoder; image uint8 `1 C H W`."""
-    heads = max(encoder.heads for encoder in encoders)
-    shape = (len(encoders), 1 + heads)
-    figure, axes = plt.subplots(*shape, figsize=(1.15 * shape[1], 1.2 * shape[0]), squeeze=False)
-    for line, encoder in zip(axes, encoders, strict=True):
-        _marked(line[0], encoder, image[0], query)
-        line[0].set_ylabel(label(encoder.name, encoder.objective))
-        maps = attention_maps(encoder, image)[depth - 1, 0, :, query[0] * encoder.grid[1] + query[1]]
-        for ax, values in zip(line[1:], maps, strict=False):
-            _map(ax, values.view(encoder.grid), query)
-    for head, ax in enumerate(axes[0, 1:]):
-        ax.set_title(f"head {head}")
-    return figure
+def _blocks(depths: Sequence[float], blocks: int) -> list[int]:
+    """The depths that are nearest to shares of a model's depth.
 
-
-def token_steps(image: Tensor, encoders: Sequence[Encoder], depths: Sequence[int]) -> Figure:
-    """What self-attention does to the tokens of one image (uint8 `1 C H W`), in their first two components.
-
-    A row per encoder, a column per depth: a line per token from where it was to a dot where it is
-    afterwards. Below each panel, the share of the tokens' movement that is common to all of them.
+    >>> _blocks([0, 0.25, 1], 12)
+    [1, 3, 12]
     """
-    shape = (len(encoders), len(depths))
-    figure, axes = plt.subplots(*shape, figsize=(1.6 * shape[1], 1.75 * shape[0]), squeeze=False)
-    for line, encoder in zip(axes, encoders, strict=True):
-        places: list[Tensor] = []
-        with capture(
-            encoder, on_stream=lambda record, kept=places: kept.append(patch_tokens(record)[0].cpu())
-        ):
-            encoder.forward(image)
-        for ax, depth in zip(line, depths, strict=True):
-            before, after = places[2 * depth - 2 : 2 * depth]  # block d - 1, +sa d
-            _steps(ax, before, after, look_of(encoder.name, encoder.objective)["color"])
-        line[0].set_ylabel(label(encoder.name, encoder.objective))
-    for ax, depth in zip(axes[0], depths, strict=True):
-        ax.set_title(f"depth {depth}")
+    return [max(1, round(share * blocks)) for share in depths]
+
+
+def head_maps(image: Tensor, maps: Mapping[str, Tensor], query: Place, depth: float) -> Figure:
+    """Maps of one query in every head of a block, drawn over the image; arguments as of `query_maps`."""
+    columns = min(HEADS_A_ROW, 1 + max(attention.shape[1] for attention in maps.values()))
+    cells: list[tuple[str, tuple[int, int], Tensor | None] | None] = []
+    for name, attention in maps.items():
+        grid, (block,) = _grid(attention.shape[-1], image[0]), _blocks([depth], len(attention))
+        cells.append((f"{name}, depth {block}", grid, None))
+        cells += [(f"head {head}", grid, each) for head, each in enumerate(attention[block - 1])]
+        cells += [None] * (-len(cells) % columns)  # the next model begins a row
+    rows = -(-len(cells) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.2, 1.6 * rows), squeeze=False)
+    for ax, cell in zip(axes.flat, cells, strict=True):
+        if cell is None:
+            ax.axis("off")
+            continue
+        title, grid, values = cell
+        _picture(ax, image[0])
+        token = _outline(ax, image[0], grid, query)
+        if values is not None:
+            _over(ax, image[0], values[token], grid)
+            _outline(ax, image[0], grid, query)
+        ax.set_title(title, fontsize=8)
+    return figure
+
+
+def token_steps(
+    steps: Mapping[str, Sequence[tuple[Tensor, Tensor]]], depths: Sequence[float], colours: Mapping[str, str]
+) -> Figure:
+    """What self-attention does to the tokens of one image, in their first two components; a row per model.
+
+    A line per token leads from where it was to a dot where it is afterwards. Below each panel stands the
+    share of the tokens' movement that is common to all of them.
+
+    Args:
+        steps: tokens `N D` before and after the self-attention of each block, by what the model is called.
+        depths: shares of each model's depth, a column each.
+        colours: of each model.
+    """
+    shape = (len(steps), len(depths))
+    figure, axes = plt.subplots(*shape, figsize=(7.2, 1.9 * shape[0]), squeeze=False)
+    for line, (name, blocks) in zip(axes, steps.items(), strict=True):
+        for ax, depth in zip(line, _blocks(depths, len(blocks)), strict=True):
+            _steps(ax, *blocks[depth - 1], colours[name])
+            ax.set_title(f"depth {depth}")
+        line[0].set_ylabel(name)
     return figure
 
 
@@ -138,7 +171,7 @@ def _steps(ax: Axes, before: Tensor, after: Tensor, color: str) -> None:
     ax.add_collection(LineCollection(torch.stack([pca.before, pca.after], 1).numpy(), color=color, lw=0.5))
     ax.scatter(*pca.after.T.numpy(), s=5, color=color, lw=0)
     share = common_update_share(before[None], after[None]).item()
-    ax.set(xticks=[], yticks=[], xlabel=f"{share:.2f}", aspect="equal", adjustable="datalim")
+    ax.set(xticks=[], yticks=[], xlabel=f"common: {share:.2f}", aspect="equal", adjustable="datalim")
 
 
 def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: bool = True) -> Axes:
