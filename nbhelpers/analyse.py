@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nbhelpers.models import load
 from nbhelpers.report import report
-from nbhelpers.studies import study
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,11 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; prints the page's path."""
     options = parser().parse_args(arguments)
     name = options.images if options.images in ("shapes", "cifar10") else f"folder:{options.images}"
-    images = study(name).images("test")
-    if options.n_images:
-        images = images.subset(min(options.n_images, len(images)), seed=options.seed)
-    encoders = [load(model, device=options.device) for model in options.models]
-    print(report(encoders, images, options.out, options.batch_size))
+    options_of_chapter = {"seed": options.seed, "batch_size": options.batch_size, "device": options.device}
+    print(report(options.models, name, options.out, options.n_images, **options_of_chapter))
     return 0
 
 

@@ -1,38 +1,42 @@
-"""The report of a reader's own model: tables, figures with texts, one page; for a folder of pictures."""
+"""The report of a reader's own models: the chapter on them, run for a file and a folder of pictures."""
 
 import pandas as pd
 import pytest
-import timm
 import torch
+from PIL import Image
 
-from nbhelpers.images import ArraySource
+from nbhelpers import report as module
 from nbhelpers.metrics import METRICS
-from nbhelpers.models import wrap
-from nbhelpers.report import DRAWINGS, report
+from nbhelpers.report import report
 
 
 @pytest.fixture
-def images():
-    pixels = torch.randint(256, (5, 3, 40, 48), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return ArraySource("toy/<all>", pixels, {}, {})
+def pictures(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        pixels = torch.randint(256, (40, 48, 3), generator=generator).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path / "pictures"
 
 
-@pytest.fixture
-def encoder():
-    torch.manual_seed(0)
-    module = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=(48, 64), embed_dim=48)
-    return wrap(module, name="mine", objective="unknown")
-
-
-def test_a_report_has_every_figure_and_the_numbers_behind_it(encoder, images, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_report_has_every_figure_and_the_numbers_behind_it(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
-    page = report([encoder], images, tmp_path / "out").read_text()
+    page = report(["shapes.cl", "shapes.cl"], f"folder:{pictures}", tmp_path / "out", n_images=4)
     frame = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(frame["metric"]) == set(METRICS)
-    for drawing in DRAWINGS:
-        figure = tmp_path / "out" / f"{drawing.metric}.svg"
-        assert "<svg" in figure.read_text()
-        assert f'<img src="{figure.name}" alt="' in page
-    assert "3 x 4" in page  # the patch grid that was read
-    assert "toy/&lt;all&gt;" in page
-    assert "mine" in (tmp_path / "out" / "nmi.svg").read_text()  # the legend names the model
+    assert frame["model"].nunique() == 2  # one name twice is made two
+    assert frame["images"].max() == 4
+    text = page.read_text()
+    figures = sorted(path.name for path in (tmp_path / "out").glob("*.svg"))
+    assert len(figures) >= 13 and text.count('src="data:image/svg+xml') == len(figures)
+    assert 'alt="delta_log_amplitude' not in text and 'alt="delta log amplitude against depth' in text
+    assert "No description" not in text
+    assert "attention-maps" in text and "8 x 8" in text
+
+
+def test_without_a_checkout_it_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "CHAPTER", tmp_path / "own_model.py")
+    with pytest.raises(FileNotFoundError, match=r"own_model\.py.*checkout"):
+        report(["shapes.cl"], "shapes", tmp_path)

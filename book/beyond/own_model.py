@@ -15,59 +15,175 @@
 # normalisation, rotary positions and position bias, so no code of the model has to change.
 
 # %% tags=["parameters"]
-MODEL = "cifar10.mim"  # a timm name, "hf-hub:...", a .safetensors file, or "random:" and an architecture
-BESIDE = "cifar10.cl"  # another one to compare with
+MODELS = [
+    "cifar10.mim",
+    "cifar10.cl",
+]  # timm names, "hf-hub:...", .safetensors files, or "random:" and an architecture
 IMAGES = "shapes"  # a study, or "folder:/path/to/images"
-N_IMAGES = 500
+N_IMAGES = 500  # None: all
+SEED = 0
+BATCH_SIZE = 64
+DEVICE = None  # "cpu", "cuda"; None: a GPU when there is one
+OUT = None  # a folder for metrics.csv
 
 # %% [markdown]
-# ## What was read off the model
+# ## What was read off the models
 #
 # Prefix tokens, patch grid and preprocessing come from the model. If a row of this table is not what you expect,
 # no figure further down can be trusted.
 
 # %%
-from nbhelpers import load, study
-from nbhelpers.report import layout
+from dataclasses import replace
+from pathlib import Path
 
-encoders = [load(MODEL), load(BESIDE)]
-images = study(IMAGES).images("test").subset(N_IMAGES, seed=0)
-layout(encoders).style.hide(axis="index").format(precision=2)
-
-# %% [markdown]
-# ## Every figure at once
-#
-# One pass over the images per model measures everything; depth 0 is the embedding. `DRAWINGS` holds a caption for
-# each.
-
-# %%
 import pandas as pd
 
-from nbhelpers import analyse, plots
-from nbhelpers.metrics import METRICS
-from nbhelpers.report import DRAWINGS
+from nbhelpers import analyse, interactive, load, plots, study
+from nbhelpers.capture import capture
+from nbhelpers.measure import attention_maps
+from nbhelpers.metrics import METRICS, patch_distances, patch_tokens
+from nbhelpers.results import COMPUTED
+from nbhelpers.studies import label
 
 plots.style()
-frame = pd.concat([analyse(encoder, images, list(METRICS)) for encoder in encoders])
-axes = plots.panels([drawing.metric.replace("_", " ") for drawing in DRAWINGS], columns=2)
-for ax, drawing in zip(axes, DRAWINGS, strict=True):
-    drawing.draw(frame, drawing.metric, ax)
-plots.show(axes, "Twelve metrics of attention and residual stream against depth, a line per model.")
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-nmi = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
-last = nmi[nmi["depth"] == nmi.groupby("model")["depth"].transform("max")].set_index("model")["value"]
-glue("model", MODEL, display=False)
-glue("beside", BESIDE, display=False)
-glue("last-model", float(last[MODEL]), display=False)
-glue("last-beside", float(last[BESIDE]), display=False)
+encoders = [load(model, device=DEVICE) for model in MODELS]
+for i, encoder in enumerate(encoders):
+    if encoder.name in {other.name for other in encoders[:i]}:  # two checkpoints of one model
+        encoders[i] = replace(encoder, name=f"{encoder.name} ({i + 1})")
+names = [label(encoder.name, encoder.objective) for encoder in encoders]
+images = study(IMAGES).images("test")
+if N_IMAGES:
+    images = images.subset(min(N_IMAGES, len(images)), seed=SEED)
+uniform = [float(patch_distances(encoder.grid, encoder.patch_size).mean()) for encoder in encoders]
+rows = [
+    (
+        encoder.name,
+        encoder.depth,
+        encoder.width,
+        encoder.heads,
+        encoder.prefix,
+        "{} x {}".format(*encoder.grid),
+        distance,
+    )
+    for encoder, distance in zip(encoders, uniform, strict=True)
+]
+columns = ["model", "blocks", "width", "heads", "prefix tokens", "patch grid", "uniform distance (px)"]
+pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
 
 # %% [markdown]
-# In the last block, the NMI of {glue:text}`model` is {glue:text}`last-model:.3f`, that of {glue:text}`beside`
-# {glue:text}`last-beside:.3f`.
+# ## Attention maps
 #
+# The first of the images, as each model sees it, and the maps of three queries over it: means over heads, each on its
+# own scale. Depths are shares of each model's own.
+
+# %%
+pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
+maps = {
+    name: attention_maps(e, image)[:, 0] for name, e, image in zip(names, encoders, pictures, strict=True)
+}
+queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]
+for name, image in zip(names, pictures, strict=True):
+    figure = plots.query_maps(image, {name: maps[name]}, queries, (1 / 8, 3 / 8, 5 / 8, 1))
+    plots.show(figure, f"Attention maps of three queries at four depths of {name}, drawn over the image.")
+
+# %% [markdown]
+# Click any patch, or move the query by the arrow keys:
+
+# %%
+interactive.explore([interactive.Scene("first image", pictures[0], encoders)])
+
+# %% [markdown]
+# ## Curves
+#
+# One pass over the images per model measures everything. Lines are means over heads and images with the 95 % interval
+# over images, dots single heads; depth 0 is the embedding.
+
+# %%
+frame = pd.concat(
+    [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders], ignore_index=True
+)
+frame = frame.assign(source=COMPUTED)
+if OUT:
+    frame.to_csv(Path(OUT) / "metrics.csv", index=False)
+
+
+def curves(metrics, lines, heads=False):
+    """Panels of some metrics, with reference lines by metric."""
+    axes = plots.panels([""] * len(metrics))
+    for ax, metric in zip(axes, metrics, strict=True):
+        first, *others = lines.get(metric, [None])
+        plots.by_depth(frame, metric, ax, heads=heads, reference=first)
+        for value, name in others:
+            ax.axhline(value, color="#555555", lw=1, ls=(0, (4, 2)), label=name)
+    plots.legend_below(axes)
+    plots.show(
+        axes, f"{', '.join(metric.replace('_', ' ') for metric in metrics)} against depth, a line per model."
+    )
+
+
+distances = {round(px, 2): (px, f"uniform attention, {px:.1f} pixels") for px in uniform}
+curves(["attention_distance"], {"attention_distance": list(distances.values())}, heads=True)
+
+# %% [markdown]
+# How far attention reaches, in pixels of the model's input. Next: NMI is 0 where all queries have the same map, entropy 1
+# where attention is uniform, and the cosine between the maps of different queries 1 where all are the same.
+
+# %%
+same = {"attention_entropy": [(1, "uniform attention")], "query_cosine": [(1, "same map for all queries")]}
+curves(["nmi", "attention_entropy"], same, heads=True)
+curves(["query_cosine", "head_cosine"], same)
+
+# %% [markdown]
+# How alike the tokens of an image are, and their updates by attention; how little attention and whole blocks turn them:
+
+# %%
+curves(["token_cosine", "attention_token_cosine", "across_attention_cosine", "across_block_cosine"], {})
+
+# %% [markdown]
+# What attention does to the tokens of the first image, in their first two components; then the share of that movement
+# that all tokens have in common, against $1/N$, that of independent ones.
+
+# %%
+steps, colours = {}, {}
+looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
+for name, encoder, image in zip(names, encoders, pictures, strict=True):
+    places = []  # the residual stream: block 0, after attention 1, block 1, after attention 2, ...
+    with capture(encoder, on_stream=lambda record, kept=places: kept.append(patch_tokens(record)[0].cpu())):
+        encoder.forward(image)
+    steps[name] = list(zip(places[0::2], places[1::2], strict=False))
+    colours[name] = looks[encoder.name]["color"]
+figure = plots.token_steps(steps, (1 / 8, 3 / 8, 5 / 8, 1), colours)
+plots.show(figure, "Tokens of an image before and after self-attention, a row per model.")
+independent = {encoder.grid: 1 / (encoder.grid[0] * encoder.grid[1]) for encoder in encoders}
+shares = [(share, f"independent, {rows} x {columns}") for (rows, columns), share in independent.items()]
+curves(["common_update_share", "token_effective_rank"], {"common_update_share": shares})
+
+# %% [markdown]
+# Spectra of the tokens of an image and of the images, and the amplitude of frequencies, a line per depth:
+
+# %%
+for metric in ("token_spectrum", "image_spectrum", "fourier_radial"):
+    models, _ = plots.per_model([frame])
+    axes = plots.panels(names, sharey=True)
+    for ax, rows in zip(axes, models, strict=True):
+        plots.spectra(rows, metric, ax)
+    plots.depth_bar(axes, max(encoder.depth for encoder in encoders))
+    plots.show(axes, f"{metric.replace('_', ' ')}, a panel per model and a line per depth.")
+curves(["delta_log_amplitude"], {})
+
+# %% [markdown]
+# Sinks: the norm of patch tokens, the largest of an image against the mean, and the attention that they pay to prefix
+# tokens.
+
+# %%
+prefix = {
+    e.prefix / e.tokens: (e.prefix / e.tokens, f"uniform, {e.prefix} of {e.tokens} tokens") for e in encoders
+}
+sinks = {"token_norm_peak": [(1, "all tokens alike")], "prefix_attention": list(prefix.values())}
+curves(["token_norm", "token_norm_peak", "outlier_tokens", "prefix_attention"], sinks)
+plots.download(frame, "metrics")
+
+# %% [markdown] tags=["site"]
 # ## From a shell
 #
 # The same, as a folder with a page, its figures and the numbers behind them:
@@ -76,13 +192,13 @@ glue("last-beside", float(last[BESIDE]), display=False)
 # python -m nbhelpers.analyse vit_small_patch16_224.dino --images /path/to/images --out report
 # ```
 
-# %% [markdown]
+# %% [markdown] tags=["site"]
 # ## A module that nobody registered
 #
 # A model of your own needs a description of its tokens where it carries none: how many stand before the patches,
 # and how the patches are arranged. The rest is the same.
 
-# %%
+# %% tags=["site"]
 import timm
 
 from nbhelpers.models import wrap
@@ -92,7 +208,7 @@ encoder = wrap(mine, prefix=1, grid=(4, 6), patch_size=16, mean=(0.5,) * 3, std=
 ax = plots.by_depth(analyse(encoder, images.subset(16), ["nmi"]), "nmi", heads=True)
 plots.show(ax, "NMI against depth of an untrained module on a grid of four by six patches, a dot per head.")
 
-# %% [markdown]
+# %% [markdown] tags=["site"]
 # Its weights are random, so its attention is nearly uniform and its NMI nearly 0: what an untrained model looks like
 # in every figure of this book.
 #
@@ -102,7 +218,7 @@ plots.show(ax, "NMI against depth of an untrained module on a grid of four by si
 # channels (XCiT) have no $N \times N$ map over one grid. They are refused by name, with the reason, rather than
 # measured wrongly.
 
-# %%
+# %% tags=["site"]
 from nbhelpers.models import UnsupportedArchitecture
 
 try:
@@ -110,26 +226,26 @@ try:
 except UnsupportedArchitecture as reason:
     print(reason)
 
-# %% [markdown]
+# %% [markdown] tags=["site"]
 # One small model of every family of timm's ViTs was run with random weights (`python -m nbhelpers.coverage`). These
 # can be analysed, as can their relatives of other sizes:
 
-# %%
+# %% tags=["site"]
 from nbhelpers.coverage import PATH
 
 families = pd.read_csv(PATH).convert_dtypes()
 families[families["outcome"] == "analysed"].drop(columns=["outcome", "reason"]).style.hide(axis="index")
 
-# %% [markdown]
+# %% [markdown] tags=["site"]
 # And these are refused, with the reason:
 
-# %%
+# %% tags=["site"]
 refused = families[families["outcome"] == "refused"]
 refused[["family", "reason"]].style.hide(axis="index")
 
-# %% [markdown]
+# %% [markdown] tags=["site"]
 # ## Try it yourself
 #
-# 1. Set `MODEL` to a name that `timm` knows, such as `"vit_base_patch16_224.mae"`.
+# 1. Set `MODELS` to names that `timm` knows, such as `"vit_base_patch16_224.mae"`.
 # 2. Set `IMAGES` to a folder of your own photographs.
 # 3. Fine-tune a model and put it beside the one you started from: which figures move most?
