@@ -58,9 +58,9 @@ def _grid(tokens: int, image: Tensor) -> tuple[int, int]:
     return rows, tokens // rows
 
 
-def _picture(ax: Axes, image: Tensor, **options) -> None:
+def _picture(ax: Axes, image: Tensor) -> None:
     height, width = image.shape[-2:]
-    ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", extent=(0, width, height, 0), **options)
+    ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", extent=(0, width, height, 0))
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
 
