@@ -136,13 +136,13 @@ def test_images_of_mixed_sizes_are_resized_one_by_one(tmp_path):
     assert (frame["images"] == 2).all()
 
 
-def test_the_command_line_writes_a_page(tmp_path, monkeypatch, capsys):
-    (tmp_path / "photos").mkdir()
-    for index in range(3):
-        Image.new("RGB", (50, 40), (index, 90, 200)).save(tmp_path / "photos" / f"{index}.png")
-    command = importlib.import_module("nbhelpers.analyse")
-    monkeypatch.setattr(command, "load", lambda name, device: tiny())
-    images, out = str(tmp_path / "photos"), str(tmp_path / "out")
-    assert command.main(["toy.cl", "--images", images, "--out", out, "--n-images", "2"]) == 0
-    assert (tmp_path / "out" / "index.html").exists()
-    assert "index.html" in capsys.readouterr().out
+def test_the_command_line_hands_everything_to_the_report(monkeypatch, capsys):
+    command, asked = importlib.import_module("nbhelpers.analyse"), []
+    monkeypatch.setattr(command, "report", lambda *given, **options: asked.append((given, options)) or "page")
+    assert (
+        command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"]) == 0
+    )
+    given, options = asked[0]
+    assert given == (["toy.cl"], "folder:photos", "out", 2)
+    assert options == {"seed": 1, "batch_size": 64, "device": None}
+    assert "page" in capsys.readouterr().out
