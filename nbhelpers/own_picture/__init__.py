@@ -1,0 +1,132 @@
+"""Encoders that look at a reader's own picture, in the reader's browser: the page and its weights.
+
+Script and style are part of the HTML, as in the interactive maps. Weights are scripts beside the page, since
+a page that was opened from a disk may load scripts but not data.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from nbhelpers.files import atomic_path
+from nbhelpers.models import Encoder
+from nbhelpers.models.mini import StandardisedPatchEmbed, mini_vit
+from nbhelpers.plots.figure import look_of
+from nbhelpers.studies import label
+
+FALLBACK = (
+    "Here encoders of this book look at a picture of yours: their attention maps at every depth and in every "
+    "head, and how alike they see its parts. It needs a browser with scripts enabled."
+)
+SUFFIX = ".mjs"  # a script to browsers and servers, but Jupyter Book loads each .js of _static on every page
+CURVES = ("nmi", "attention_distance")
+
+
+class Group(NamedTuple):
+    """Encoders of one study and the book's curves: the rows of `CURVES` by model, depth and head."""
+
+    title: str
+    encoders: Sequence[Encoder]
+    frame: pd.DataFrame
+
+
+class Picture(NamedTuple):
+    """A picture that is offered, uint8 `C S S`, and the number of the group that looks at it."""
+
+    title: str
+    image: Tensor
+    group: int = 0
+
+
+def weights(encoder: Encoder) -> str:
+    """The script that hands an encoder to the page: sizes, preprocessing, half-precision weights in base64.
+
+    Raises:
+        ValueError: the encoder is not a `mini_vit`, the only architecture that the page can compute.
+    """
+    state = encoder.module.state_dict()
+    sizes = (encoder.width, encoder.depth, encoder.heads, encoder.image_size[0], encoder.patch_size[0])
+    plain = mini_vit(*sizes).state_dict()
+    if {key: value.shape for key, value in state.items()} != {key: v.shape for key, v in plain.items()}:
+        raise ValueError(f"{encoder.name} is no mini_vit; the page computes the book's own encoders alone")
+    content = dict(zip(("width", "depth", "heads", "size", "patch"), sizes, strict=True)) | {
+        "name": encoder.name,
+        "mean": encoder.mean,
+        "std": encoder.std,
+        "standardised": isinstance(encoder.module.patch_embed, StandardisedPatchEmbed),
+        "eps": encoder.module.norm.eps,
+        "tensors": [[key, value.numel()] for key, value in state.items()],
+        "data": _base64(np.concatenate([value.cpu().numpy().ravel() for value in state.values()]), "<f2"),
+    }
+    return f"ownPicture.receive({json.dumps(content)});\n"
+
+
+def page(groups: Sequence[Group], pictures: Sequence[Picture], folder: str | Path) -> HTML:
+    """The page's interactive part; weights are written into `folder`, which is relative to the page.
+
+    Args:
+        groups: encoders that look at a picture together; the first takes the reader's own.
+        pictures: what is offered beside the reader's own.
+        folder: where the page finds the weights; it must exist.
+    """
+    for encoder in (encoder for group in groups for encoder in group.encoders):
+        with atomic_path(Path(folder) / f"{encoder.name}{SUFFIX}") as temporary:
+            temporary.write_text(weights(encoder))
+    content = {
+        "colours": _base64(np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255), "u1"),
+        "groups": [
+            {"title": group.title, "models": [_model(encoder, group, folder) for encoder in group.encoders]}
+            for group in groups
+        ],
+        "pictures": [picture._asdict() | {"image": _png(picture.image)} for picture in pictures],
+    }
+    data = json.dumps(content).replace("<", "\\u003c")  # nothing in it may end the script element
+    here = files("nbhelpers") / "own_picture"
+    style, core, script = ((here / name).read_text("utf-8") for name in ("page.css", "core.js", "page.js"))
+    return HTML(
+        f'<style>{style}</style>\n<div class="own-picture"><p>{FALLBACK}</p>'
+        f'<script type="application/json">{data}</script>'
+        f'<script type="text/plain">{core}</script></div>\n<script>{script}</script>'
+    )
+
+
+def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:
+    """What the page knows of an encoder before its weights; curves are `1+H L`, the mean over heads first."""
+    rows = group.frame[group.frame["model"] == encoder.name]
+    curves = {metric: rows[rows["metric"] == metric] for metric in CURVES}
+    return {
+        "name": encoder.name,
+        "label": label(encoder.name, encoder.objective),
+        "colour": look_of(encoder.name, encoder.objective)["color"],
+        "file": f"{folder}/{encoder.name}{SUFFIX}",
+        "bytes": (Path(folder) / f"{encoder.name}{SUFFIX}").stat().st_size,
+        "images": int(curves["nmi"]["images"].iloc[0]),
+        "curves": {
+            metric: part.pivot(index="head", columns="depth", values="value").to_numpy().tolist()
+            for metric, part in curves.items()
+        },
+    }
+
+
+def _base64(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _png(image: Tensor) -> str:
+    """An image (uint8 `C H W`) as an address that holds its content."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
