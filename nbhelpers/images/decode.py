@@ -51,21 +51,25 @@ def flaw(data: bytes) -> str | None:
     return None
 
 
+# First bytes of what a file that should be an image or an archive often is instead.
+DISGUISES = {
+    b"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
+    b"<!doctype html": "an HTML page, as a failed download leaves it",
+    b"<html": "an HTML page, as a failed download leaves it",
+    b"pk\x03\x04": "a zip archive (unpack it and name the folder)",
+}
+
+
 def disguise(start: bytes) -> str | None:
-    """What a file that should be an image or an archive often is instead, by its first bytes.
+    """What a file that cannot be read is instead of an image or an archive, by its first bytes.
 
     >>> disguise(b"<!DOCTYPE html><html>")
     'an HTML page, as a failed download leaves it'
     """
     if not start:
         return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer instead of the file (git lfs pull fetches it)"
-    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, as a failed download leaves it"
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip archive (unpack it and name the folder)"
-    return None
+    start = start[:64].lstrip().lower()
+    return next((kind for first, kind in DISGUISES.items() if start.startswith(first)), None)
 
 
 def resize(image: Image.Image, size: Size | None = None) -> Tensor:

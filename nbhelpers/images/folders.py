@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import PIL
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir, sha256
-from nbhelpers.images.decode import DECODER, FORMATS, SUFFIXES, RefusedError, Size, decode, disguise, flaw
+from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, decode, disguise, flaw
 from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
@@ -224,16 +223,26 @@ def unpacked(path: Path) -> Path:
     """
     if path.is_dir():
         return path
-    with _open_tar(path) as archive:
-        target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
-        if not target.exists():
-            with atomic_path(target) as temporary:
-                temporary.mkdir()
-                for member in tqdm(archive, f"unpacking {path.name}", disable=None):
-                    if member.isfile():
-                        _unpack(archive, member, temporary)
-                _check_end(archive)
-    return target
+    if not path.is_file():
+        raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
+    try:
+        with tarfile.open(path) as archive:
+            target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
+            if not target.exists():
+                with atomic_path(target) as temporary:
+                    _unpack(archive, temporary)
+            return target
+    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not of gzip or bzip2
+            raise
+        with path.open("rb") as file:
+            kind = disguise(file.read(64))
+        if path.suffix.lower() in SUFFIXES:
+            kind = kind or "a single image (name the folder that it lies in)"
+        kind = kind or f"not a complete tar archive: {error}"
+        raise ValueError(
+            f"{printable(path)} is {kind}; images are read from a folder or a tar archive"
+        ) from error
 
 
 def read_file(path: str | Path) -> bytes:
@@ -312,52 +321,22 @@ def _split(path: Path) -> tuple[Path, str]:
     raise MissingDataError(f"there is no folder or tar archive {printable(path)}")
 
 
-@contextmanager
-def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar archive; whatever else it is becomes a ValueError that says what."""
-    if not path.is_file():
-        raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the system, not of gzip or bzip2
-            raise
-        with path.open("rb") as file:
-            kind = disguise(file.read(1024))
-        if kind is None and _is_image(path):
-            kind = "a single image (name the folder that it lies in)"
-        raise ValueError(
-            f"{printable(path)} is {kind or f'not a complete tar archive: {error}'}; "
-            "images are read from a folder or a tar archive"
-        ) from error
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        Image.open(path, formats=FORMATS).close()
-    except Exception:  # Pillow's plug-ins raise almost any type on broken bytes
-        return False
-    return True
-
-
-def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    """Write one regular file of an archive under its name below `target`."""
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{archive.name} names a file outside of it: {printable(member.name)}")
-    try:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        with (target / name).open("wb") as file:
-            shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        raise ValueError(
-            f"{archive.name} names a file and a folder alike: {printable(member.name)}"
-        ) from error
-
-
-def _check_end(archive: tarfile.TarFile) -> None:
-    """Whether the records read are all there are: tarfile takes a damaged record for the end."""
+def _unpack(archive: tarfile.TarFile, target: Path) -> None:
+    """Write the regular files of an archive below `target`, and see that it is whole."""
+    target.mkdir()
+    for member in tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None):
+        name = PurePosixPath(member.name)
+        if not member.isfile():
+            continue
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{archive.name} names a file outside of it: {printable(name)}")
+        try:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with (target / name).open("wb") as file:
+                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise ValueError(f"{archive.name} names a file and a folder alike: {printable(name)}") from error
+    # tarfile takes a damaged record for the end, which is a block of zeros.
     archive.fileobj.seek(archive.offset)
     end = archive.fileobj.read(tarfile.BLOCKSIZE)
     while archive.fileobj.read(1 << 20):

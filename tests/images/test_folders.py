@@ -309,11 +309,11 @@ def test_empty_and_missing_folders(tmp_path, pets):
         (red(), "single image"),
         (red("JPEG"), "single image"),
         (b"", "empty"),
-        (b"something else", "tar archive"),
+        (b"something else", "complete tar archive"),
     ],
 )
 def test_other_things_than_a_folder_each_get_their_error(tmp_path, content, named):
-    path = tmp_path / "pets"
+    path = tmp_path / ("pet.PNG" if named == "single image" else "pets.tar")
     path.write_bytes(content)
     with pytest.raises(ValueError, match=named) as caught:
         folder(path)
