@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
+TEMPORARY = ".tmp-"  # how names of unfinished files start; .gitignore has it too
 
 
 def cache_dir() -> Path:
-    """Folder for what can be made again: `$NBHELPERS_CACHE`, else `.cache/` in the checkout."""
-    folder = Path(os.environ.get("NBHELPERS_CACHE", ROOT / ".cache"))
-    folder.mkdir(parents=True, exist_ok=True)
+    """Folder for what can be made again: `$NBHELPERS_CACHE`, else `.cache/` in the checkout.
+
+    Raises:
+        OSError: the folder cannot be made; names it and the reason.
+    """
+    folder = Path(os.environ.get("NBHELPERS_CACHE") or ROOT / ".cache").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror} (cache folder; NBHELPERS_CACHE names another)"
+        raise OSError(error.errno, reason, str(folder)) from error
     return folder
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there on success, delete it on failure.
+    """Yield a temporary path for a file or folder; move it to `path` on success, delete it on failure.
 
-    A reader of `path` sees the old content or the new content, never a part of it.
+    A reader of `path` sees the old content or the new content, never a part of it. A folder is never
+    replaced: where another process made it first, that one stays. What killed processes left unfinished
+    beside `path` is removed.
 
-    >>> import tempfile
+    Raises:
+        OSError: the disk is full, read-only or the like; names `path` and the reason.
+
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
     >>> with atomic_path(target) as temporary:
     ...     _ = temporary.write_text("whole")
@@ -34,20 +50,72 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        workplace, lock = _workplace(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        temporary = workplace / path.name
         yield temporary
+        _move(temporary, path)
+    except Exception as error:
+        _raise_if_full(workplace, path, error)
+        raise
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+        lock.close()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the workplaces of processes that were killed: those whose lock nobody holds."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError), (left / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+
+
+def _workplace(parent: Path) -> tuple[Path, TextIO]:
+    """A new folder for an unfinished file, and the lock that says its process is alive."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+        with suppress(FileNotFoundError):
+            lock = (folder / "lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / "lock").exists():
+                return folder, lock
+            lock.close()
+        # Another process took the folder for a leftover before it was locked: once more.
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder its name, with its bytes on the disk before."""
+    if not temporary.is_dir():
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide the file from other users
+        temporary.chmod(0o666 & ~umask)  # safetensors writes 0600, which hides the file from other users
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return
+    os.sync()
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def _raise_if_full(workplace: Path, path: Path, error: Exception) -> None:
+    """Writers name a full disk in their own words, if at all: try to write, and raise what that raises."""
+    try:
+        with (workplace / "probe").open("wb") as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as reason:
+        raise OSError(reason.errno, reason.strerror, str(path)) from error
 
 
 def sha256(path: str | Path) -> str:

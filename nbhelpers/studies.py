@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from nbhelpers import images as sources
@@ -61,11 +61,12 @@ class Study:
         """Whether training, validation and test images are apart; else probes cut what there is in three."""
         return self.name in ("shapes", "cifar10")
 
-    @cached_property
+    @property
     def sample(self) -> ImageSource:
         """The test images that the book's figures are averaged over: the same for every model.
 
-        Of photographs without splits, classes take turns, so that few images are of many classes.
+        Drawn anew each time, since files may have been added to a folder. Of photographs without splits,
+        classes take turns, so that few images are of many classes.
         """
         images = self.images("test")
         return images.subset(

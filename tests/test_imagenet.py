@@ -100,8 +100,20 @@ def test_photographs_are_cut_in_three_class_by_class(photographs, monkeypatch):
     images = tables._drawn(study("imagenet"), 14)
     shares = {role: part.labels["class"].bincount().tolist() for role, part in images.items()}
     assert shares == {"train": [5, 5, 4], "validation": [2, 2, 1], "test": [8, 8, 3]}
-    files = [file.name for part in images.values() for file in part.files]
+    files = [file.path for part in images.values() for file in part.files]
     assert len(set(files)) == len(files)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "folder"])
+def test_the_sample_follows_files_that_come_and_go(photographs, name):
+    root = photographs / "val"
+    chosen = study(f"folder:{root}" if name == "folder" else name)
+    before = chosen.sample
+    kept = (root / "n03000684" / "00.JPEG").rename(photographs / "00.JPEG")
+    assert len(chosen.sample) == len(before) - 1
+    assert chosen.sample.fingerprint != before.fingerprint
+    kept.rename(root / "n03000684" / "00.JPEG")
+    assert chosen.sample.fingerprint == before.fingerprint
 
 
 def test_the_reader_can_limit_the_images_of_a_class(photographs, monkeypatch):

@@ -2,7 +2,8 @@
 
 from nbhelpers.images.cue_conflict import cue_conflict, cue_conflict_cifar10
 from nbhelpers.images.filters import frequency_noise, high_pass, low_pass, patch_shuffle, ring_mask
-from nbhelpers.images.photos import cifar10, folder, photographs
+from nbhelpers.images.folders import folder
+from nbhelpers.images.photos import cifar10, photographs
 from nbhelpers.images.shapes import shapes
 from nbhelpers.images.source import ArraySource, ImageSource, MissingDataError
 

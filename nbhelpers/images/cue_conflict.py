@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from nbhelpers.images.archive import Size, decode, read_images
+from nbhelpers.images.decode import Size, decode
+from nbhelpers.images.folders import find_images, unpacked, warn_of
 from nbhelpers.images.source import ArraySource, MissingDataError
 
 CUE_CLASSES = (
@@ -43,8 +44,11 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
         ValueError: the folder holds other files, or a file cannot be decoded.
     """
     path = _find()
+    root = unpacked(path)
+    names, left_out = find_images(root)
+    warn_of(path, left_out)
     images, shapes, textures = [], [], []
-    for name, data in sorted(read_images(path)):
+    for name in names:
         match = _NAME.fullmatch(PurePosixPath(name).stem)
         if match is None or not set(match.groups()) <= set(CUE_CLASSES):
             raise ValueError(
@@ -54,7 +58,7 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
         if match["shape"] == match["texture"]:
             continue
         try:
-            images.append(decode(data, size))
+            images.append(decode((root / name).read_bytes(), size))
         except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
             raise ValueError(f"{path}: {name} cannot be decoded: {error}") from error
         shapes.append(CUE_CLASSES.index(match["shape"]))

@@ -1,4 +1,4 @@
-"""Photographs: CIFAR-10, any folder or archive of images, and the few that scikit-image carries."""
+"""Photographs: CIFAR-10, and the few that scikit-image carries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,20 +19,16 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
-from nbhelpers.files import atomic_path, cache_dir
-from nbhelpers.images.archive import (
-    SUFFIXES,
-    FileSource,
-    ImageFile,
-    Size,
-    decode,
-    is_sound,
-    list_images,
-    read_images,
-    resize,
-    stamp,
+from nbhelpers.files import atomic_path, cache_dir, sha256
+from nbhelpers.images.decode import DECODER, Size, decode, resize
+from nbhelpers.images.folders import find_images, printable, unpacked
+from nbhelpers.images.source import (
+    ArraySource,
+    MissingDataError,
+    channel_statistics,
+    content_fingerprint,
+    take_turns,
 )
-from nbhelpers.images.source import ArraySource, MissingDataError, channel_statistics, content_fingerprint
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Images of each class in the official parts.
@@ -41,8 +36,6 @@ CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}
 SPLITS = ("train", "val", "test")
 VALIDATION_SEED = 0
 VALIDATION_SHARE = 0.1
-# In the cache file's name: raise it when what is stored changes.
-_CACHE_VERSION = 1
 
 # In scikit-image's wheel (no download), free of rights: public domain or CC0.
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
@@ -67,7 +60,7 @@ def cifar10(split: str = "test", download: bool = False) -> ArraySource:
     if split not in SPLITS:
         raise ValueError(f"CIFAR-10 has no split {split!r}; it has {', '.join(SPLITS)}")
     path = _find_cifar10(download)
-    cached = cache_dir() / "images" / f"cifar10-{stamp(path)}-{_CACHE_VERSION}.safetensors"
+    cached = cache_dir() / "images" / f"cifar10-{DECODER}-{_content(path)}.safetensors"
     if not cached.exists():
         _write_cifar10(path, cached)
     with safe_open(cached, "pt") as file:
@@ -82,79 +75,6 @@ def cifar10(split: str = "test", download: bool = False) -> ArraySource:
             fingerprint=about["fingerprint"][split],
             origin=about["origin"],
         )
-
-
-def folder(
-    path: str | Path, size: Size | None = None, per_class: int | None = None, seed: int = 0
-) -> FileSource:
-    """The images of a folder or tar archive laid out as `CLASS/FILE`, decoded when asked for.
-
-    A set inside an archive or a folder is named by the longer path: `imagenette2.tgz/imagenette2/val`. Images
-    that lie in one folder without sub-folders form one class, named after it. Every file is decoded once to
-    see that it is whole, and the outcome is remembered; damaged ones are skipped with a warning that names
-    them.
-
-    Args:
-        path: a folder, a tar archive (any compression that Python reads), or a folder inside an archive.
-        size: resize to cover this many pixels (one number, or rows and columns) and crop at the centre;
-            None leaves every image as it is.
-        per_class: draw this many images of every class instead of taking all; only these are decoded.
-        seed: what `per_class` draws with.
-
-    Raises:
-        MissingDataError: nothing is at `path`.
-        ValueError: no images, several sets side by side, a class without enough sound images, or an archive
-            that is broken.
-    """
-    archive, inner = _split_archive(Path(path).expanduser())
-    groups = _by_class(archive, inner, list_images(archive))
-    if per_class is not None and per_class < 1:
-        raise ValueError(f"per_class must be at least 1, got {per_class}")
-    generator = torch.Generator().manual_seed(seed)
-    kept, numbers, skipped = [], [], []
-    expected = sum(len(files) if per_class is None else per_class for files in groups.values())
-    key = stamp(archive)
-    with (
-        _soundness(key) as sound,
-        tqdm(total=expected, desc=f"checking {path}", disable=expected < 2000) as bar,
-    ):
-        for number, (title, files) in enumerate(groups.items()):
-            if per_class is not None:
-                files = [files[i] for i in torch.randperm(len(files), generator=generator).tolist()]
-            taken = 0
-            for file in files:
-                if taken == per_class:
-                    break
-                if file.name not in sound:
-                    sound[file.name] = is_sound(file.read())
-                if sound[file.name]:
-                    kept.append(file)
-                    numbers.append(number)
-                    taken += 1
-                    bar.update()
-                else:
-                    skipped.append(file.name)
-            if taken < (per_class or 1):
-                raise ValueError(
-                    f"{path}: class {title!r} has {taken} images that can be decoded "
-                    f"(damaged: {_some(skipped)}); needed {per_class or 1}"
-                )
-    if skipped:
-        warnings.warn(
-            f"{path}: skipped {len(skipped)} of {len(skipped) + len(kept)} images that cannot be decoded: "
-            f"{_some(skipped)}",
-            stacklevel=2,
-        )
-    chosen = "\n".join([key, str(size), *(file.name for file in kept)])
-    return FileSource(
-        f"folder:{path}",
-        kept,
-        {"class": torch.tensor(numbers)},
-        {"class": tuple(groups)},
-        fingerprint=hashlib.sha256(chosen.encode()).hexdigest(),
-        origin=archive.name,
-        size=size,
-    )
 
 
 def photographs(size: Size = 224) -> ArraySource:
@@ -225,6 +145,16 @@ def _network_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def _content(path: Path) -> str:
+    """SHA-256 of an archive, or of names and contents of the files in a folder that CIFAR-10 is made of."""
+    if path.is_file():
+        return sha256(path)
+    torchvision = path.name == CIFAR10.base_folder
+    names = sorted(os.listdir(path)) if torchvision else find_images(path)[0]
+    lines = [f"{printable(name)} {sha256(path / name)}" for name in names]
+    return hashlib.sha256("\n".join([path.name, *lines]).encode(errors="surrogateescape")).hexdigest()
+
+
 def _write_cifar10(path: Path, cached: Path) -> None:
     """Decode CIFAR-10 at `path`, split it, and write the cache file."""
     if path.name == CIFAR10.base_folder:
@@ -233,7 +163,7 @@ def _write_cifar10(path: Path, cached: Path) -> None:
         origin, official = _read_image_files(path)
     parts = dict(zip(("train", "val"), _hold_out(*official["train"]), strict=True))
     parts["test"] = _take_turns(*official["test"])
-    mean, std = channel_statistics(parts["train"][0])
+    mean, std = channel_statistics([parts["train"][0]])
     about = {
         "origin": origin,
         "mean": mean,
@@ -266,11 +196,12 @@ def _read_image_files(path: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]
     """Origin, then official `train` and `test` images and labels from `{train,test}/CLASS/FILE`, by name."""
     found: dict[str, list] = {part: [] for part in CIFAR10_PER_CLASS}
     kinds = set()
-    for name, data in tqdm(read_images(path), "decoding CIFAR-10", 60_000, disable=None):
+    root = unpacked(path)
+    for name in tqdm(find_images(root)[0], "decoding CIFAR-10", disable=None):
         parts = PurePosixPath(name).parts[-3:]
         if len(parts) == 3 and parts[0] in found and parts[1] in CIFAR10_CLASSES:
             try:
-                image = decode(data)
+                image = decode((root / name).read_bytes())
             except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
                 raise ValueError(f"{path}: {name} cannot be decoded: {error}") from error
             if image.shape != (3, 32, 32):
@@ -308,61 +239,5 @@ def _hold_out(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _take_turns(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Reorder so that classes take turns: first of every class, second of every class, ..."""
-    turn = torch.empty_like(labels)
-    for number in labels.unique():
-        members = labels == number
-        turn[members] = torch.arange(int(members.sum()))
-    order = torch.argsort(turn * len(CIFAR10_CLASSES) + labels)
+    order = torch.argsort(take_turns(labels) * len(CIFAR10_CLASSES) + labels)
     return images[order], labels[order]
-
-
-def _split_archive(path: Path) -> tuple[Path, str]:
-    """A path that may lead into an archive as (folder or archive, path inside it)."""
-    for candidate in (path, *path.parents):
-        if candidate.is_dir() and candidate != path:
-            break
-        if candidate.exists():
-            return candidate, path.relative_to(candidate).as_posix().removeprefix(".")
-    raise MissingDataError(f"there is no folder or tar archive {path}")
-
-
-def _by_class(archive: Path, inner: str, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
-    """The files under `inner` grouped by the folder each lies in; all those folders must lie side by side."""
-    if inner:
-        files = [file for file in files if file.name.startswith(f"{inner}/")]
-    if not files:
-        raise ValueError(f"no images in {archive / inner}; looked for files ending in {', '.join(SUFFIXES)}")
-    parents = {PurePosixPath(file.name).parent for file in files}
-    sets = {(len(parent.parts), parent.parent) for parent in parents}
-    if len(sets) > 1:
-        examples = ", ".join(
-            str(archive / parent) for parent in sorted(parents)[:: max(1, len(parents) // 4)]
-        )
-        raise ValueError(
-            f"{archive / inner}: images must lie in CLASS/FILE, all classes side by side, but they lie in "
-            f"{examples} ...; name one set's folder"
-        )
-    groups: dict[str, list[ImageFile]] = {}
-    for file in files:
-        groups.setdefault(PurePosixPath(file.name).parent.name or archive.name, []).append(file)
-    return dict(sorted(groups.items()))
-
-
-@contextmanager
-def _soundness(key: str) -> Iterator[dict[str, bool]]:
-    """Which files of an archive are known to decode; what is added is remembered in the cache folder."""
-    path = cache_dir() / "images" / f"sound-{key}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    before = len(known)
-    try:
-        yield known
-    finally:  # also when interrupted: checking a large folder takes minutes
-        if len(known) > before:
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(known))
-
-
-def _some(names: list[str], most: int = 20) -> str:
-    """The first names of a list and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

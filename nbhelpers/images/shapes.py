@@ -24,17 +24,9 @@ SENSOR_NOISE = 0.02
 BLOCK = 250
 SHAPES = ("disc", "triangle", "square", "star", "cross", "ring", "crescent", "bar", "gear", "heart")
 TEXTURES = (
-    "stripes",
-    "checks",
-    "dots",
-    "zigzag",
-    "rings",
-    "1/f noise",
-    "white noise",
-    "bricks",
-    "crosshatch",
-    "plain",
-)
+    "stripes", "checks", "dots", "zigzag", "rings",
+    "1/f noise", "white noise", "bricks", "crosshatch", "plain",
+)  # fmt: skip
 SPLITS = {"train": 100_000, "val": 5_000, "test": 10_000}
 _SEEDS = {"train": 1, "val": 2, "test": 3}
 # Mean and standard deviation of the training split, per channel, on the scale 0..1.
@@ -124,7 +116,7 @@ def texture_field(u: Tensor, v: Tensor, texture: str, generator: torch.Generator
     elif texture == "rings":
         wave = torch.sin(2 * math.pi * torch.hypot(u, v))
     elif texture == "1/f noise":
-        return _standardised(pink_noise(*u.shape, exponent=1.0, generator=generator))
+        return (0.5 + 0.25 * pink_noise(*u.shape, exponent=1.0, generator=generator)).clamp(0, 1)
     elif texture == "white noise":
         pixels = torch.rand(u.shape[0], 1, SIZE, SIZE, generator=generator)
         return interpolate(pixels, size=u.shape[-2:], mode="nearest")[:, 0]
@@ -161,10 +153,6 @@ def pink_noise(batch: int, height: int, width: int, exponent: float, generator: 
     return field / field.std((1, 2), keepdim=True)
 
 
-def _standardised(field: Tensor) -> Tensor:
-    return (0.5 + 0.25 * field).clamp(0, 1)
-
-
 def generate_block(split: str, block: int) -> dict[str, Tensor]:
     """The images of one block: `image` uint8 B 3 32 32, `shape` and `texture` int64 B, `mask` bool B 32 32.
 
@@ -185,22 +173,12 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
     y, x = (t - c for t, c in zip(torch.meshgrid(ticks, ticks, indexing="ij"), centre.unbind(1), strict=True))
     u, v = _rotate(x, y, angle)
     u, v = u / (radius * aspect.sqrt()), v / (radius / aspect.sqrt())
-    s, t = _rotate(x, y, angle + turn)
-    s, t = s / wavelength, t / wavelength
-    # Rings are centred on the object; every other pattern starts anywhere.
-    free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
-    s, t = s + free * phase[:, 0], t + free * phase[:, 1]
-
-    coverage, pattern = torch.empty(BLOCK, side, side), torch.empty(BLOCK, side, side)
+    coverage = torch.empty(BLOCK, side, side)
     for index, name in enumerate(SHAPES):
         chosen = shape == index
         distance = shape_distance(u[chosen], v[chosen], name) * radius[chosen] * SUPERSAMPLING
         coverage[chosen] = (0.5 - distance).clamp(0, 1)
-    for index, name in enumerate(TEXTURES):
-        chosen = texture == index
-        if chosen.any():
-            pattern[chosen] = texture_field(s[chosen], t[chosen], name, generator)
-
+    pattern = _patterns(x, y, angle + turn, wavelength, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * pattern[:, None]
     field = pink_noise(3 * BLOCK, SIZE, SIZE, exponent=1.2, generator=generator).view(BLOCK, 3, SIZE, SIZE)
@@ -214,6 +192,28 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
         "texture": texture,
         "mask": covered[:, 0] >= 0.5,
     }
+
+
+def _patterns(
+    x: Tensor,
+    y: Tensor,
+    angle: Tensor,
+    wavelength: Tensor,
+    phase: Tensor,
+    texture: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Every image's texture at points `B H W` given in pixels from the object's centre."""
+    s, t = (axis / wavelength for axis in _rotate(x, y, angle))
+    # Rings are centred on the object; every other pattern starts anywhere.
+    free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
+    s, t = s + free * phase[:, 0], t + free * phase[:, 1]
+    pattern = torch.empty_like(s)
+    for index, name in enumerate(TEXTURES):
+        chosen = texture == index
+        if chosen.any():
+            pattern[chosen] = texture_field(s[chosen], t[chosen], name, generator)
+    return pattern
 
 
 def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> ArraySource:
@@ -243,14 +243,7 @@ def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> Arra
     ticks = (torch.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - SIZE / 2
     y, x = (grid - _centre(source.masks, grid) for grid in torch.meshgrid(ticks, ticks, indexing="ij"))
     wavelength, phase = uniform(4.5, 7, 1, 1), uniform(0, 1, 2, 1, 1)
-    s, t = (axis / wavelength for axis in _rotate(x, y, uniform(-0.6, 0.6, 1, 1)))
-    free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
-    s, t = s + free * phase[:, 0], t + free * phase[:, 1]
-    pattern = torch.empty_like(s)
-    for index, name in enumerate(TEXTURES):
-        chosen = texture == index
-        if chosen.any():
-            pattern[chosen] = texture_field(s[chosen], t[chosen], name, generator)
+    pattern = _patterns(x, y, uniform(-0.6, 0.6, 1, 1), wavelength, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * avg_pool2d(pattern[:, None], SUPERSAMPLING)
     paint = paint + SENSOR_NOISE * torch.randn(paint.shape, generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,11 +76,7 @@ class ImageSource(Dataset):
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if label is not None:
-            drawn = self.labels[label][order]
-            turn = torch.empty_like(drawn)
-            for number in drawn.unique():
-                turn[drawn == number] = torch.arange(int((drawn == number).sum()))
-            order = order[turn.argsort(stable=True)]
+            order = order[take_turns(self.labels[label][order]).argsort(stable=True)]
         return self.select(order[:n])
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> ImageSource:
@@ -172,7 +168,7 @@ class ArraySource(ImageSource):
         self.classes = {label: tuple(names) for label, names in classes.items()}
         self.masks = masks
         if mean is None or std is None:
-            content_mean, content_std = channel_statistics(images)
+            content_mean, content_std = channel_statistics([images])
             mean, std = mean or content_mean, std or content_std
         self.mean, self.std = mean, std
         self.fingerprint = fingerprint or content_fingerprint(images, *self.labels.values())
@@ -204,24 +200,36 @@ class ArraySource(ImageSource):
         )
 
 
-def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of each colour channel over all pixels, `uint8 N 3 H W` scaled to 0..1.
+def channel_statistics(batches: Iterable[Tensor]) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of each colour channel over all pixels, scaled to 0..1.
 
-    Exact: computed in float64 from the histogram of the 256 values.
+    Exact: computed in float64 from the histogram of the 256 values of all `uint8 B 3 H W`.
 
     >>> half_white = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
-    >>> channel_statistics(half_white)
+    >>> channel_statistics([half_white])
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """
+    counts = torch.zeros(3, 256, dtype=torch.long)
+    for images in batches:
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)])
     values = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).double()
-        share /= share.sum()
-        mean = (share * values).sum()
-        means.append(float(mean))
-        stds.append(float((share * (values - mean) ** 2).sum().sqrt()))
-    return tuple(means), tuple(stds)
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    means = (shares * values).sum(1, keepdim=True)
+    variances = (shares * (values - means) ** 2).sum(1)
+    return tuple(means.flatten().tolist()), tuple(variances.sqrt().tolist())
+
+
+def take_turns(labels: Tensor) -> Tensor:
+    """How many earlier entries have the same label, `N -> N`: sorted by it, classes take turns.
+
+    >>> take_turns(torch.tensor([5, 5, 7, 5])).tolist()
+    [0, 1, 0, 2]
+    """
+    turn = torch.empty_like(labels)
+    for number in labels.unique():
+        members = labels == number
+        turn[members] = torch.arange(int(members.sum()))
+    return turn
 
 
 def content_fingerprint(*tensors: Tensor) -> str:

@@ -1,11 +1,10 @@
-"""CIFAR-10 from every place it may come from, folders of images, and scikit-image's photographs."""
+"""CIFAR-10 from every place it may come from, and scikit-image's photographs."""
 
 import os
 import pickle
 import socket
 import tarfile
 import urllib.error
-import warnings
 from hashlib import md5
 from importlib.metadata import files as package_files
 
@@ -13,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from nbhelpers.images import cifar10, folder, photographs
+from nbhelpers.images import cifar10, photographs
 from nbhelpers.images.photos import CIFAR10_CLASSES, PHOTOGRAPHS
 from nbhelpers.images.source import MissingDataError
 
@@ -155,24 +153,28 @@ def test_named_place_comes_before_a_torchvision_copy(tmp_path, monkeypatch):
 def test_damaged_torchvision_copy(tmp_path, monkeypatch):
     batches = tiny_torchvision(tmp_path / "data", monkeypatch)
     (batches / "data_batch_1").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="incomplete or fails torchvision's checksums"):
+    with pytest.raises(ValueError, match="cifar-10-batches-py"):
         cifar10("train")
 
 
-def test_decoded_once_and_again_when_the_archive_changes(tmp_path, monkeypatch):
-    root = tiny_cifar10(tmp_path / "cifar10")
-    path = as_tar(root, tmp_path / "photos.tar")
+@pytest.mark.parametrize("packed", [False, True])
+def test_decoded_once_and_again_when_the_content_changes(tmp_path, monkeypatch, packed):
+    root = tiny_cifar10(tmp_path / "cifar10", ".bmp")
+    path = as_tar(root, tmp_path / "photos.tar") if packed else root
     monkeypatch.setenv("NBHELPERS_CIFAR10", str(path))
     before = cifar10("test").fingerprint
-    cached = list((tmp_path / "cache" / "images").iterdir())
     with monkeypatch.context() as patch:
         patch.setattr("nbhelpers.images.photos.decode", None)
         assert cifar10("test").fingerprint == before
-    Image.new("RGB", (32, 32)).save(root / "test" / "cat" / "0000.png")
-    as_tar(root, path)
-    os.utime(path, (1, 1))
+    status = path.stat()
+    changed = root / "test" / "cat" / "0000.bmp"
+    Image.new("RGB", (32, 32)).save(changed)
+    if packed:
+        as_tar(root, path)
+    for file in (changed, path):  # sizes are the same anyway
+        os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
     assert cifar10("test").fingerprint != before
-    assert len(cached) == 1 and len(list((tmp_path / "cache" / "images").iterdir())) == 2
 
 
 def test_missing_names_the_three_ways_and_touches_no_network(no_network, tmp_path, monkeypatch):
@@ -206,7 +208,7 @@ def test_failed_download_says_what_else_to_do(monkeypatch):
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match="no split 'valid'; it has train, val, test"):
+    with pytest.raises(ValueError, match="'valid'"):
         cifar10("valid")
 
 
@@ -214,160 +216,15 @@ def test_incomplete_or_wrong_copies_are_named(tmp_path, monkeypatch):
     root = tiny_cifar10(tmp_path / "cifar10")
     monkeypatch.setenv("NBHELPERS_CIFAR10", str(root))
     (root / "test" / "cat" / "0000.png").rename(tmp_path / "spare.png")
-    with pytest.raises(ValueError, match=r"test should hold 2 images of every class .* cat 1"):
+    with pytest.raises(ValueError, match="cat 1"):
         cifar10("test")
     target = root / "test" / "cat" / "0000.png"
     target.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"test/cat/0000\.png cannot be decoded"):
+    with pytest.raises(ValueError, match=r"test/cat/0000\.png"):
         cifar10("test")
     Image.new("RGB", (64, 32)).save(target)
-    with pytest.raises(ValueError, match=r"test/cat/0000\.png is not 32 x 32 but 32 x 64"):
+    with pytest.raises(ValueError, match=r"test/cat/0000\.png.*32 x 64"):
         cifar10("test")
-
-
-def make_folder(root, layout):
-    for name, size in layout.items():
-        target = root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shade = sum(name.encode()) % 200
-        Image.new("RGB", size, (shade, 100, 50)).save(target)
-    return root
-
-
-LAYOUT = {f"{title}/{i}.png": (10 + i, 8) for title in ("dog", "cat") for i in range(4)}
-
-
-def test_folder_labels_from_sub_folders(tmp_path):
-    source = folder(make_folder(tmp_path / "pets", LAYOUT))
-    assert source.name == f"folder:{tmp_path / 'pets'}" and source.origin == "pets"
-    assert source.classes == {"class": ("cat", "dog")}
-    assert (
-        source.labels["class"].tolist() == [0] * 4 + [1] * 4 and source.labels["class"].dtype == torch.int64
-    )
-    assert source[2].shape == (3, 8, 12) and source[2][:, 0, 0].tolist() == [sum(b"cat/2.png") % 200, 100, 50]
-    with pytest.raises(ValueError, match="share one size"):
-        source.batch([0, 1])
-
-
-def test_folder_at_one_size(tmp_path):
-    source = folder(make_folder(tmp_path / "pets", LAYOUT), size=(4, 6))
-    assert source.batch(torch.tensor([0, 7])).shape == (2, 3, 4, 6)
-    assert source.balanced(2).labels["class"].tolist() == [0, 1, 0, 1]
-    chosen = source.select([6, 0])
-    assert chosen.labels["class"].tolist() == [1, 0] and torch.equal(chosen[1], source[0])
-    assert chosen.mean == source.mean and chosen.std == source.std
-    assert source.mean[1:] == pytest.approx((100 / 255, 50 / 255))
-
-
-def test_folder_in_worker_processes(tmp_path):
-    source = folder(make_folder(tmp_path / "pets", LAYOUT), size=8)
-    loaded = torch.cat(list(DataLoader(source, batch_size=3, num_workers=1)))
-    assert torch.equal(loaded, source.batch(range(8)))
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_folder_in_an_archive(tmp_path, mode):
-    make_folder(tmp_path / "sets" / "train", LAYOUT)
-    make_folder(tmp_path / "sets" / "val", {name: (9, 9) for name in LAYOUT})
-    path = as_tar(tmp_path / "sets", tmp_path / "sets.tar", mode)
-    source = folder(path / "sets" / "val")
-    assert len(source) == 8 and source.classes == {"class": ("cat", "dog")} and source[0].shape == (3, 9, 9)
-    for whole in (path, tmp_path / "sets"):
-        with pytest.raises(ValueError, match=r"all classes side by side.*train/cat.*name one set's folder"):
-            folder(whole)
-
-
-def test_flat_folder_is_one_class(tmp_path):
-    source = folder(make_folder(tmp_path / "holiday", {"1.png": (8, 8), "2.png": (8, 8)}))
-    assert source.classes == {"class": ("holiday",)} and source.labels["class"].tolist() == [0, 0]
-    make_folder(tmp_path / "holiday", {"beach/3.png": (8, 8)})
-    with pytest.raises(ValueError, match="all classes side by side"):
-        folder(tmp_path / "holiday")
-
-
-def test_damaged_files_are_named_counted_and_skipped(tmp_path, monkeypatch):
-    root = make_folder(tmp_path / "pets", LAYOUT)
-    whole = (root / "cat" / "1.png").read_bytes()
-    (root / "cat" / "1.png").write_bytes(whole[:40])
-    (root / "dog" / "0.png").write_bytes(b"")
-    with pytest.warns(
-        UserWarning, match=r"skipped 2 of 8 images that cannot be decoded: cat/1\.png, dog/0\.png"
-    ):
-        source = folder(root)
-    assert len(source) == 6 and source.labels["class"].tolist() == [0] * 3 + [1] * 3
-    # The outcome is remembered, and still told.
-    monkeypatch.setattr("nbhelpers.images.photos.is_sound", None)
-    with pytest.warns(UserWarning, match="skipped 2 of 8"):
-        assert folder(root).fingerprint == source.fingerprint
-
-
-def test_a_mended_file_is_seen(tmp_path):
-    root = make_folder(tmp_path / "pets", LAYOUT)
-    whole = (root / "cat" / "1.png").read_bytes()
-    (root / "cat" / "1.png").write_bytes(whole[:40])
-    with pytest.warns(UserWarning, match="skipped 1"):
-        folder(root)
-    (root / "cat" / "1.png").write_bytes(whole)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(folder(root)) == 8
-
-
-def test_per_class_draws_by_seed_and_replaces_damaged_files(tmp_path):
-    root = make_folder(
-        tmp_path / "pets", {f"{t}/{i:02d}.png": (8, 8) for t in ("cat", "dog") for i in range(20)}
-    )
-    source = folder(root, per_class=5, seed=1)
-    names = [file.name for file in source.files]
-    assert source.labels["class"].tolist() == [0] * 5 + [1] * 5 and len(set(names)) == 10
-    assert names == [file.name for file in folder(root, per_class=5, seed=1).files]
-    assert names != [file.name for file in folder(root, per_class=5, seed=2).files]
-    (root / names[0]).write_bytes(b"")
-    with pytest.warns(UserWarning, match="skipped 1 of 11"):
-        replaced = folder(root, per_class=5, seed=1)
-    assert [file.name for file in replaced.files][:4] == names[1:5] and len(replaced) == 10
-    with pytest.raises(ValueError, match="'cat' has 19 images"):
-        folder(root, per_class=20)
-    with pytest.raises(ValueError, match="per_class must be at least 1"):
-        folder(root, per_class=0)
-
-
-def test_folder_fingerprint_follows_files_size_and_choice(tmp_path):
-    root = make_folder(tmp_path / "pets", LAYOUT)
-    prints = [
-        folder(root).fingerprint,
-        folder(root, size=8).fingerprint,
-        folder(root, per_class=2).fingerprint,
-    ]
-    assert folder(root).fingerprint == prints[0]
-    os.utime(root / "cat" / "1.png", (1, 1))
-    prints.append(folder(root).fingerprint)
-    assert len(set(prints)) == 4
-
-
-def test_empty_missing_and_unreadable_folders(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"no images in .*empty; looked for files ending in \.jpg"):
-        folder(tmp_path / "empty")
-    with pytest.raises(MissingDataError, match=r"no folder or tar archive .*nowhere"):
-        folder(tmp_path / "nowhere" / "deeper")
-    path = as_tar(make_folder(tmp_path / "pets", LAYOUT), tmp_path / "pets.tar")
-    with pytest.raises(ValueError, match=r"no images in .*pets\.tar/birds"):
-        folder(path / "birds")
-    (tmp_path / "pets" / "bird").mkdir()
-    (tmp_path / "pets" / "bird" / "1.png").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"class 'bird' has 0 images that can be decoded \(damaged: bird/1\.png\)"
-    ):
-        folder(tmp_path / "pets")
-
-
-def test_a_file_that_vanishes_later_is_named(tmp_path):
-    source = folder(make_folder(tmp_path / "pets", LAYOUT))
-    (tmp_path / "pets" / "cat" / "0.png").unlink()
-    with pytest.raises(ValueError, match=r"cat/0\.png cannot be decoded any more"):
-        source[0]
 
 
 def test_photographs_at_any_size_without_network(no_network):

@@ -37,7 +37,7 @@ def test_statistics_equal_numpy_in_float64():
 
 
 def test_statistics_of_a_constant():
-    mean, std = channel_statistics(torch.full((2, 3, 2, 2), 51, dtype=torch.uint8))
+    mean, std = channel_statistics([torch.full((2, 3, 2, 2), 51, dtype=torch.uint8)])
     assert mean == pytest.approx((0.2,) * 3) and std == pytest.approx((0.0,) * 3)
 
 

@@ -1,0 +1,364 @@
+"""Image files in a folder or a tar archive: finding, unpacking, checking them, and a source made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import PIL
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nbhelpers.files import atomic_path, cache_dir, sha256
+from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, decode, disguise, flaw
+from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics
+
+STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
+MOST_BYTES = 1 << 30  # of an image file
+
+
+class ImageFile(NamedTuple):
+    """An image file and the SHA-256 of the bytes that were checked."""
+
+    path: str
+    sha256: str
+
+
+class FileSource(ImageSource):
+    """A source that decodes its image files when they are asked for; the images may differ in size.
+
+    `mean` and `std` are over all pixels of up to 256 images drawn at random. A file that changed since the
+    source was opened is an error, so that `fingerprint` tells what is seen.
+    """
+
+    masks = None
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ImageFile],
+        labels: Mapping[str, Tensor],
+        classes: Mapping[str, Sequence[str]],
+        origin: str,
+        size: Size | None = None,
+        whole: FileSource | None = None,
+    ) -> None:
+        """Take the listed files; `whole` is what they were selected from: its statistics stay."""
+        self.name = name
+        self.files = tuple(files)
+        self.labels = dict(labels)
+        self.classes = {label: tuple(names) for label, names in classes.items()}
+        self.origin = origin
+        self.size = size
+        self._whole = whole or self
+        seen = [
+            DECODER,
+            size,
+            [file.sha256 for file in files],
+            [values.tolist() for values in labels.values()],
+        ]
+        self.fingerprint = hashlib.sha256(repr(seen).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index` as `uint8 C H W`."""
+        path, digest = self.files[index]
+        try:
+            data = read_file(path)
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ValueError("its content changed since the source was opened")
+            return decode(data, self.size)
+        except MemoryError:  # says nothing about the file
+            raise
+        except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
+            raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
+
+    def select(self, indices: Sequence[int] | Tensor) -> FileSource:
+        """The images at `indices`, in that order; labels follow, name, mean and std stay."""
+        indices = torch.as_tensor(indices, dtype=torch.long)
+        files = [self.files[i] for i in indices.tolist()]
+        labels = {label: values[indices] for label, values in self.labels.items()}
+        return FileSource(self.name, files, labels, self.classes, self.origin, self.size, self._whole)
+
+    @property
+    def mean(self) -> Triple:
+        """Mean of each colour channel, images scaled to 0..1."""
+        return self._whole._statistics[0]
+
+    @property
+    def std(self) -> Triple:
+        """Standard deviation of each colour channel over pixels, images scaled to 0..1."""
+        return self._whole._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[Triple, Triple]:
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return channel_statistics(self[i][None] for i in order[:STATISTICS_IMAGES].tolist())
+
+
+def folder(
+    path: str | Path, size: Size | None = None, per_class: int | None = None, seed: int = 0
+) -> FileSource:
+    """The images of a folder or tar archive laid out as `CLASS/FILE`, decoded when asked for.
+
+    A set inside an archive or a folder is named by the longer path: `imagenette2.tgz/imagenette2/val`. Images
+    that lie in one folder without sub-folders form one class, named after it. Every file is read, and decoded
+    once to see that it is whole; what cannot be read is left out with a warning that names and counts it.
+
+    Args:
+        path: a folder, a tar archive (any compression that Python reads), or a folder inside an archive.
+        size: resize to cover this many pixels (one number, or rows and columns) and crop at the centre;
+            None leaves every image as it is.
+        per_class: draw this many images of every class instead of taking all; only these are read.
+        seed: what `per_class` draws with.
+
+    Raises:
+        MissingDataError: nothing is at `path`.
+        ValueError: no images, several sets side by side, a class without enough sound images, or something
+            that is neither a folder nor a complete tar archive.
+    """
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
+    path = Path(path).expanduser()
+    container, inner = _split(path)
+    root = unpacked(container) / inner
+    found, left_out = find_images(root)
+    groups = _by_class(path, found, left_out)
+    generator = torch.Generator().manual_seed(seed)
+    files, numbers = [], []
+    expected = len(found) if per_class is None else per_class * len(groups)
+    with _known_sound() as sound, tqdm(total=expected, desc=f"checking {path.name}", disable=None) as bar:
+        for number, (title, names) in enumerate(groups.items()):
+            if per_class is not None:
+                names = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+            taken = 0
+            for name in names:
+                if taken == per_class:
+                    break
+                try:
+                    file = _checked(os.path.join(root, name), sound)
+                except (OSError, RefusedError) as error:
+                    left_out[name] = str(error)
+                    continue
+                files.append(file)
+                numbers.append(number)
+                taken += 1
+                bar.update()
+            if taken < (per_class or 1):
+                raise ValueError(
+                    f"{printable(path)}: class {printable(title)!r} has {taken} images that can be read, "
+                    f"needed {per_class or 1}; left out: {summary(left_out)}"
+                )
+    warn_of(path, left_out)
+    return FileSource(
+        f"folder:{printable(path)}",
+        files,
+        {"class": torch.tensor(numbers)},
+        {"class": [printable(title) for title in groups]},
+        printable(container.name),
+        size,
+    )
+
+
+def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
+    """Sorted names below a folder of its image files, and why others are left out, by name.
+
+    Every real folder is entered once, links to folders last, so that loops end. Hidden names are passed over.
+    """
+    found, left_out = [], {}
+    entered = set()
+    folders, links = [""], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = (root / folder).stat()
+            if (status.st_dev, status.st_ino) in entered:
+                left_out[folder] = "a link to a folder that is read already"
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            entries = list(os.scandir(root / folder))
+        except OSError as error:
+            left_out[folder] = error.strerror
+            continue
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            name = os.path.join(folder, entry.name)
+            suffix = os.path.splitext(entry.name)[1].lower()
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(name)
+                elif not entry.is_file():
+                    left_out[name] = "a link to nothing" if entry.is_symlink() else "no regular file"
+                elif suffix not in SUFFIXES:
+                    left_out[name] = f"{suffix or 'without suffix'}, which is not read"
+                else:
+                    found.append(name)
+            except OSError as error:
+                left_out[name] = error.strerror
+        links.sort()
+    return sorted(found), left_out
+
+
+def unpacked(path: Path) -> Path:
+    """A folder as it is, or the folder in the cache into which a tar archive is unpacked once.
+
+    Only regular files are unpacked, and none outside the folder.
+
+    Raises:
+        ValueError: something else, a broken archive, or one that names files outside of it.
+    """
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
+    try:
+        with tarfile.open(path) as archive:
+            target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
+            if not target.exists():
+                with atomic_path(target) as temporary:
+                    _unpack(archive, temporary)
+            return target
+    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not of gzip or bzip2
+            raise
+        with path.open("rb") as file:
+            kind = disguise(file.read(64))
+        if path.suffix.lower() in SUFFIXES:
+            kind = kind or "a single image (name the folder that it lies in)"
+        kind = kind or f"not a complete tar archive: {error}"
+        raise ValueError(
+            f"{printable(path)} is {kind}; images are read from a folder or a tar archive"
+        ) from error
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of an image file."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise RefusedError(f"too large: more than {MOST_BYTES >> 30} GiB")
+        return file.read()
+
+
+def printable(name: str | Path) -> str:
+    r"""A name of any bytes as text; those that are no UTF-8 become escapes.
+
+    >>> printable("caf\udce9")
+    'caf\\xe9'
+    """
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def warn_of(path: Path, left_out: Mapping[str, str]) -> None:
+    """Name and count what was left out, if anything."""
+    if left_out:
+        warnings.warn(f"{printable(path)}: left out {summary(left_out)}", stacklevel=3)
+
+
+def summary(left_out: Mapping[str, str], most: int = 5) -> str:
+    """What was left out, by reason, each with its number and the first names.
+
+    >>> summary({"a/1.heic": ".heic, which is not read", "a/2.heic": ".heic, which is not read"}, most=1)
+    '2 (.heic, which is not read): a/1.heic ...'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(printable(name))
+    return "; ".join(
+        f"{len(names)} ({reason}): {', '.join(sorted(names)[:most])}{' ...' * (len(names) > most)}"
+        for reason, names in sorted(by_reason.items())
+    )
+
+
+def _checked(path: str, sound: set[str]) -> ImageFile:
+    """An image file, if it can be read; `sound` holds the SHA-256 of those that are known to be."""
+    data = read_file(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest not in sound:
+        if reason := flaw(data):
+            raise RefusedError(reason)
+        sound.add(digest)
+    return ImageFile(path, digest)
+
+
+@contextmanager
+def _known_sound() -> Iterator[set[str]]:
+    """SHA-256 of files that are known to decode; what is added is remembered in the cache folder."""
+    path = cache_dir() / "images" / f"sound-{DECODER}-{PIL.__version__}.txt"
+    known = set(path.read_text().split()) if path.exists() else set()
+    before = len(known)
+    try:
+        yield known
+    finally:  # also when interrupted: checking a large folder takes minutes
+        if len(known) > before:
+            try:
+                with atomic_path(path) as temporary:
+                    temporary.write_text("\n".join(sorted(known)))
+            except OSError as error:
+                warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """A path that may lead into an archive as (folder or archive, path inside it)."""
+    for candidate in (path, *path.parents):
+        if candidate.is_dir() and candidate != path:
+            break
+        if candidate.exists():
+            return candidate, path.relative_to(candidate).as_posix()
+    raise MissingDataError(f"there is no folder or tar archive {printable(path)}")
+
+
+def _unpack(archive: tarfile.TarFile, target: Path) -> None:
+    """Write the regular files of an archive below `target`, and see that it is whole."""
+    target.mkdir()
+    for member in tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None):
+        name = PurePosixPath(member.name)
+        if not member.isfile():
+            continue
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{archive.name} names a file outside of it: {printable(name)}")
+        try:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with (target / name).open("wb") as file:
+                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise ValueError(f"{archive.name} names a file and a folder alike: {printable(name)}") from error
+    # tarfile takes a damaged record for the end, which is a block of zeros.
+    archive.fileobj.seek(archive.offset)
+    end = archive.fileobj.read(tarfile.BLOCKSIZE)
+    while archive.fileobj.read(1 << 20):
+        pass  # up to the checksum of a compressed archive
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("a damaged record, or cut off")
+
+
+def _by_class(path: Path, names: Iterable[str], left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names grouped by the folder each lies in; all those folders must lie side by side."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(os.path.dirname(name), []).append(name)
+    if not groups:
+        also = f"; left out {summary(left_out)}" if left_out else ""
+        raise ValueError(
+            f"no images in {printable(path)}{also}; looked for files ending in {', '.join(SUFFIXES)}"
+        )
+    if len({(os.path.dirname(parent), parent == "") for parent in groups}) > 1:
+        examples = sorted(groups)[:: max(1, len(groups) // 4)]
+        raise ValueError(
+            f"{printable(path)}: images must lie in CLASS/FILE, all classes side by side, but they lie in "
+            f"{', '.join(printable(path / parent) for parent in examples)} ...; name one set's folder"
+        )
+    return {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}

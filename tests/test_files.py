@@ -1,0 +1,148 @@
+"""Files are whole or not there, errors name the path, and nothing is left of killed processes."""
+
+import multiprocessing
+import os
+import resource
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nbhelpers.files import ROOT, TEMPORARY, atomic_path, cache_dir
+
+
+def test_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NBHELPERS_CACHE", "~/somewhere/else")
+    assert cache_dir() == tmp_path / "somewhere" / "else" and cache_dir().is_dir()
+    monkeypatch.setattr("nbhelpers.files.ROOT", tmp_path)
+    for set_empty in (True, False):
+        monkeypatch.setenv("NBHELPERS_CACHE", "") if set_empty else monkeypatch.delenv("NBHELPERS_CACHE")
+        assert cache_dir() == tmp_path / ".cache"
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside"])
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / place))
+    with pytest.raises(OSError, match="NBHELPERS_CACHE") as caught:
+        cache_dir()
+    assert caught.value.filename == str(tmp_path / place)
+
+
+def test_old_or_new_content_and_nothing_else(tmp_path):
+    target = tmp_path / "folder" / "a.txt"
+    for content in ("old", "new"):
+        with atomic_path(target) as temporary:
+            temporary.write_text(content)
+            assert temporary.suffix == ".txt"
+    with pytest.raises(KeyError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert target.read_text() == "new" and os.listdir(target.parent) == ["a.txt"]
+
+
+def test_others_may_read_what_a_private_writer_wrote(tmp_path):
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.touch(mode=0o600)
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_folder_that_another_process_made_first_stays(tmp_path):
+    with atomic_path(tmp_path / "made") as slow:
+        slow.mkdir()
+        (slow / "slow").touch()
+        with atomic_path(tmp_path / "made") as fast:
+            fast.mkdir()
+            (fast / "fast").touch()
+    assert os.listdir(tmp_path) == ["made"] and os.listdir(tmp_path / "made") == ["fast"]
+
+
+FORK = multiprocessing.get_context("fork")  # a new interpreter would import torch once more
+DATA = torch.zeros(100_000)
+WRITERS = {
+    "torch": lambda path: torch.save(DATA, path),
+    "safetensors": lambda path: save_file({"a": DATA}, path),
+    "text": lambda path: path.write_text("x" * 100_000),
+}
+
+
+def _write_on_full_disk(path, writer, answers):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # stands for the disk's end
+    try:
+        with atomic_path(path) as temporary:
+            WRITERS[writer](temporary)
+    except OSError as error:
+        answers.put((error.strerror, error.filename))
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_names_path_and_reason_whatever_the_writer_says(tmp_path, writer):
+    answers = FORK.Queue()
+    FORK.Process(target=_write_on_full_disk, args=(tmp_path / "a.bin", writer, answers)).start()
+    assert answers.get(timeout=60) == ("File too large", str(tmp_path / "a.bin"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / "file" / "a.txt"):
+        pass
+    assert caught.value.filename == str(tmp_path / "file" / "a.txt")
+
+
+def _write_for_ever(path, answers):
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        answers.put("writing")
+        time.sleep(100)
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_live_ones_stay(tmp_path):
+    answers = FORK.Queue()
+    killed, alive = (
+        FORK.Process(target=_write_for_ever, args=(tmp_path / name, answers)) for name in ("a.txt", "b.txt")
+    )
+    try:
+        for process in (killed, alive):
+            process.start()
+            answers.get(timeout=60)
+        killed.kill()
+        killed.join()
+        assert len(os.listdir(tmp_path)) == 2
+        with atomic_path(tmp_path / "c.txt") as temporary:
+            temporary.write_text("whole")
+        left = list(tmp_path.glob(f"{TEMPORARY}*/*.txt"))
+        assert [place.name for place in left] == ["b.txt"]
+        assert len(os.listdir(tmp_path)) == 2
+    finally:
+        for process in (killed, alive):
+            process.kill()
+
+
+def test_git_ignores_unfinished_files():
+    assert f"{TEMPORARY}*" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_many_writers_at_once(tmp_path):
+    target, seen = tmp_path / "a.txt", set()
+    contents = [letter * 100_000 for letter in "abcd"]
+
+    def write(content):
+        for _ in range(10):
+            with atomic_path(target) as temporary:
+                temporary.write_text(content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if target.exists():
+            seen.add(target.read_text())
+        time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert seen and seen <= set(contents) and os.listdir(tmp_path) == ["a.txt"]
