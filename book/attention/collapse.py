@@ -170,7 +170,7 @@ pd.DataFrame(rows).T.round(3)
 
 # %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised"]
-others, absent = gather(STUDIES, ["nmi"], MODELS, N_IMAGES, SEED, objectives=KINDS)
+others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same.", "name": "fig-kinds"}}
 axes = plots.panels(
@@ -185,7 +185,16 @@ axes[-1].set_ylim(0, 1)
 plots.legend_below(axes);
 
 # %% tags=["hide-input"]
-pd.DataFrame({name: late(frame, "nmi") for name, frame in others.items()}).round(3)
+rows = {
+    (name, metric.replace("_", " ")): late(frame, metric)
+    for name, frame in others.items()
+    for metric in METRICS
+}
+pd.DataFrame(rows).round(3)
+
+# %% [markdown]
+# Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says
+# nothing about collapse.
 
 # %% [markdown]
 # ## What would refute it
@@ -213,7 +222,7 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Small random weights give nearly equal logits: entropy near 1, and with flat maps an NMI near 0.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.Series({metric: late(tiny["shapes"], metric) for metric in METRICS}).explode()
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(3)
 
 # %% [markdown]
 # 2. **One by one, or together?** Do the heads of a block collapse together? Compare the largest with the smallest NMI
