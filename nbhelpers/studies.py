@@ -104,9 +104,7 @@ class Study:
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
         """One of its encoders per objective, or those named or given, ready to be looked at one by one."""
-        return [
-            model if isinstance(model, Encoder) else load(model) for model in models or self.examples
-        ]
+        return [model if isinstance(model, Encoder) else load(model) for model in models or self.examples]
 
     @property
     def examples(self) -> tuple[str, ...]:

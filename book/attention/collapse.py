@@ -94,6 +94,7 @@ with capture(encoder, on_attention=blocks.append):
 b = blocks[-2]
 A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
 
+
 # %%
 def H(p):
     return torch.special.entr(p).sum(-1)  # entr(p) = -p log p, and 0 at p = 0
@@ -114,17 +115,14 @@ pd.DataFrame(NMI.mean(0)[None].cpu().numpy(), index=["NMI"]).rename_axis(columns
 # blocks have become one map.
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error.", "name": "fig-nmi"}}
-axes = plots.panels(
-    [*map(plots.title, frames.values()), *missing, "published"], columns=2, sharey=True
-)
+axes = plots.panels([*map(plots.title, frames.values()), *missing, "published"], columns=2, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "nmi", ax, heads=True)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth("nmi", axes[-1])
 axes[-1].set_ylim(0, 1)
-plots.legend_below(axes);
-
+legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 plots.download(pd.concat(frames.values()), "nmi")
 
@@ -143,8 +141,7 @@ for ax, frame in zip(axes, frames.values(), strict=False):
     ax.set_ylim(0, 1.05)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
-plots.legend_below(axes);
-
+legend = plots.legend_below(axes)
 # %% [markdown]
 # A curve that is low in the first figure and clearly below the dashed line in the second has collapsed: it selects, and
 # selects the same for all. A curve at the dashed line has not collapsed. It has never begun to select, and that is
@@ -163,7 +160,7 @@ pd.DataFrame(rows).T.round(3)
 # %% [markdown]
 # ## One method, or a kind of method?
 #
-# {term}`MoCo v3` draws one image away from all others. DINO does not, but it too asks for one representation of two
+# MoCo v3 draws one image away from all others. DINO does not, but it too asks for one representation of two
 # views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, has
 # one answer per image, and is given it. If collapse comes with *one answer per image*, DINO and supervision should fall
 # with CL, and MAE should stay with MIM.
@@ -173,17 +170,14 @@ KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same.", "name": "fig-kinds"}}
-axes = plots.panels(
-    [*map(plots.title, others.values()), *absent, "published"], columns=2, sharey=True
-)
+axes = plots.panels([*map(plots.title, others.values()), *absent, "published"], columns=2, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
     plots.by_depth(frame, "nmi", ax)
 for ax, reason in zip(axes[len(others) :], absent.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth("nmi", axes[-1], models=["MoCo v3", "DINO", "SimMIM", "MAE"])
 axes[-1].set_ylim(0, 1)
-plots.legend_below(axes);
-
+legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 rows = {
     (name, metric.replace("_", " ")): late(frame, metric)

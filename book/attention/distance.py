@@ -127,8 +127,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
 plots.published_by_depth("attention_distance", axes[-1]).axhline(published, **line)
 for ax in axes:
     ax.set_ylim(bottom=0)
-plots.legend_below(axes);
-
+legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 plots.download(pd.concat(frames.values()), "attention_distance")
 
@@ -162,8 +161,7 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     ax.set(xlabel="attention entropy", ylabel="attention distance (px)", xlim=(0, 1.02))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
-plots.legend_below(axes);
-
+legend = plots.legend_below(axes)
 # %% [markdown]
 # ## What would refute it
 #

@@ -103,6 +103,7 @@ LISTS = """
 # ```
 """
 
+
 @pytest.fixture
 def meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScratchBook:
     """A book of two chapters, each of which waits for the other one to have begun."""
