@@ -18,18 +18,37 @@ help:  ## list what can be made
 	@echo "  TORCH_INDEX=address     index that torch comes from when .venv is made, as the CPU index"
 	@echo "  STUDY=cifar10           the study whose tables make results refreshes ($(STUDY))"
 
-# Satisfied requirements stay as they are, so an environment that is already filled is taken over.
+# A Python that is named, and is not the one in .venv, replaces it.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(BIN)/python -V 2>&1),$(shell "$(PYTHON)" -V 2>&1))
+REPLACED := yes
+.PHONY: $(INSTALLED)
+endif
+endif
+
+# An environment that works is taken over: satisfied requirements stay as they are. One that was not finished
+# (no pip) or has too old a Python is made anew.
 $(INSTALLED): requirements.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@[ -z "$(REPLACED)" ] && $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	|| { "$(PYTHON)" -c 'import sys; sys.exit("this project needs Python 3.10 or newer, and $(PYTHON) is " + \
+	sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)' \
+	&& "$(PYTHON)" -m venv --clear $(VENV); }
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) torch torchvision)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
 install: $(INSTALLED)  ## make the environment in .venv
 
+# The tables of all chapters, several encoders at once: a chapter by itself would take one after the other.
+TABLES := book/_build/.tables
+$(TABLES): $(INSTALLED) $(shell find nbhelpers data -type f ! -name '.*' ! -name '*.pyc')
+	$(BIN)/python -m nbhelpers.results.fill
+	mkdir -p $(@D)
+	touch $@
+
 # Sphinx reports a page's warnings only when it reads the page: after a failure every page is read anew.
 # Executed notebooks are kept in book/_build/.jupyter_cache either way.
-book: $(INSTALLED)  ## execute every notebook and build the site into book/_build/html
+book: $(TABLES)  ## execute every notebook and build the site into book/_build/html
 	$(BIN)/jupyter-book build book -W --keep-going || { rm -rf book/_build/.doctrees; exit 1; }
 
 test: $(INSTALLED)  ## run all tests, doctests included
@@ -55,7 +74,7 @@ format: $(INSTALLED)  ## mend what make lint can mend by itself
 
 # The settings in .jupyter open a chapter as a notebook on a double click.
 lab: $(INSTALLED)  ## open the chapters as notebooks in JupyterLab
-	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 train: $(INSTALLED)  ## train the encoders of data/queue.csv that are not there yet
 	$(BIN)/python -m nbhelpers.pretrain --queue data/queue.csv

@@ -103,9 +103,9 @@ class Study:
             and (not objectives or {key, key.partition("-")[0]} & {*objectives})
         )
 
-    def encoders(self, models: Sequence[str] | None = None) -> list[Encoder]:
-        """One of its encoders per objective, or those named, ready to be looked at one by one."""
-        return [load(name) for name in models or self.examples]
+    def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
+        """One of its encoders per objective, or those named or given, ready to be looked at one by one."""
+        return [model if isinstance(model, Encoder) else load(model) for model in models or self.examples]
 
     @property
     def examples(self) -> tuple[str, ...]:

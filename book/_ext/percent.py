@@ -1,21 +1,28 @@
-"""Read py:percent chapters so that the execution cache notices changed code and data.
+"""Execute py:percent chapters side by side, and again when code or data have changed.
 
-jupyter-cache looks a notebook up by the text of its code cells. A chapter's outputs depend on the helper
-package and on data files as well, so their digest goes into each notebook as a hidden first code cell. It
-reaches the reader through `nb_custom_formats`, whose change also makes Sphinx read every page again.
+The execution cache looks a notebook up by its code cells alone. Outputs depend on the helper package and on
+data files as well, so the cache lies in a folder named by their digest. A new folder's name is a changed
+setting of myst-nb, which makes Sphinx read every page again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jupytext
-from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell
+from jupyter_cache import get_cache
+from jupyter_cache.executors.basic import ExecutionWorkerLocalSerial, ProcessData
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+LOGGER = logging.getLogger(__name__)
+MAX_WORKERS = 4  # each notebook takes up to 2 GB
+READER = {"type": "plugin", "name": "jupytext"}
 
 
 def digest(folder: Path, patterns: list[str]) -> str:
@@ -35,24 +42,39 @@ def digest(folder: Path, patterns: list[str]) -> str:
     return state.hexdigest()
 
 
-def read(text: str, depends_on: str) -> NotebookNode:
-    """Turn py:percent text into a notebook that carries the digest of what its outputs depend on."""
-    notebook = jupytext.reads(text, fmt="py:percent")
-    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), None)
-    if first is not None:
-        marker = new_code_cell(f"# depends on {depends_on}", metadata={"tags": ["remove-cell"]})
-        notebook.cells.insert(first, marker)
-    return notebook
+def choose_cache(app: Sphinx, config: Config) -> None:
+    """Set the reader of chapters and the cache folder of this code and data; outputs of others go."""
+    cache = Path(app.outdir).parent / ".jupyter_cache" / digest(Path(app.srcdir), config.percent_watch)[:16]
+    for old in cache.parent.glob("*"):
+        if old.is_dir() and old != cache:
+            shutil.rmtree(old)
+    config.nb_execution_cache_path = str(cache)
+    config.nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 
 
-def hand_over_digest(app: Sphinx, config: Config) -> None:
-    """Pass the digest to `read`."""
-    value = digest(Path(app.srcdir), config.percent_watch)
-    config.nb_custom_formats = {".py": ["percent.read", {"depends_on": value}]}
+def execute(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
+    """Execute what the cache lacks, several at once; myst-nb would take one page after the other.
+
+    A notebook that fails is left to myst-nb, which executes it again and reports the error.
+    """
+    settings, cores = env.mystnb_config, os.cpu_count() or 1
+    chapters = [path for path in map(str, map(env.doc2path, pages)) if path.endswith(".py")]
+    if settings.execution_mode != "cache" or not chapters:
+        return
+    cache = get_cache(settings.execution_cache_path)
+    for path in chapters:
+        cache.add_nb_to_project(path, read_data=READER)
+    waiting = cache.list_unexecuted(filter_uris=chapters)
+    if workers := min(len(waiting), cores, MAX_WORKERS):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+        jobs = [ProcessData(row.pk, row.uri, cache, settings.execution_timeout, False) for row in waiting]
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(ExecutionWorkerLocalSerial(LOGGER), jobs))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_config_value("percent_watch", [], "", list)
-    app.connect("config-inited", hand_over_digest, priority=400)  # before myst-nb reads the setting
+    app.connect("config-inited", choose_cache, priority=400)  # before myst-nb reads the settings
+    app.connect("env-before-read-docs", execute)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

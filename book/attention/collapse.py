@@ -7,134 +7,210 @@
 # %% [markdown]
 # # Attention collapse
 #
-# **Claim.** In the later layers of a contrastive encoder, all query tokens attend to nearly the same place: the
-# map no longer depends on where the query is. {cite:t}`park2023what` call this *attention collapse* and measure
-# it by the mutual information of query and key, which is low for CL and high for MIM.
+# **Claim.** In the late blocks of a contrastive encoder all query tokens attend to nearly the same places: the map no
+# longer depends on where the query is {cite:p}`park2023what`.
 #
-# Let $A_{qk}$ be the attention of query token $q$ to key token $k$ among the $N$ patch tokens, with rows that sum
-# to one. Queries are equally likely, $p(q) = 1/N$, so a key is attended with $p(k) = \sum_q A_{qk} / N$, and
+# Ask a patch of sky and a patch of wing where they look. In an early block each looks around itself. In a late block
+# of a contrastive encoder both may look at the bird, and the map of the one can stand for the map of the other.
+# The paper calls this *attention collapse* and measures it by how much the query tells about the key.
+#
+# Let $A_{qk}$ be the attention of query $q$ to key $k$ among the $N$ patch tokens; rows sum to one. Draw a query at
+# random, $p(q) = 1/N$. Then a key is attended with $p(k) = \frac{1}{N} \sum_q A_{qk}$, and knowing the query removes
 #
 # $$
-# \mathrm{NMI} = \frac{I(q; k)}{\sqrt{H(q)\,H(k)}}, \qquad
-# I(q; k) = \sum_{q,k} \frac{A_{qk}}{N} \log \frac{A_{qk}}{p(k)} .
+# I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q\cdot}), \qquad H(p) = -\sum_i p_i \log p_i
 # $$ (eq-nmi)
 #
-# {term}`NMI` is 0 when every query has the same map, whatever that map is, and 1 when every query attends to one
-# key of its own. A map that is flat and a map that singles out one object both give 0; the
-# **attention entropy** $-\sum_k A_{qk} \log A_{qk} / \log N$, averaged over queries, tells them apart: it is 1 only for
-# the flat one.
+# of the uncertainty about the key. Relative to the two entropies this is the *normalised mutual information*
+#
+# $$
+# \mathrm{NMI} = \frac{I(q; k)}{\sqrt{H(q)\,H(k)}}, \qquad H(q) = \log N .
+# $$
+#
+# {term}`NMI` is 0 if all queries share one map, and 1 if each query attends to one key of its own.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
 
-# %% [markdown]
-# ## Mutual information by depth
-#
-# One pass over the same images for every model gives both quantities, per image, layer and head. Lines are means
-# over heads with the 95 % interval over images, dots are single heads. The panel on the right is the paper's own
-# curve for encoders of twelve blocks.
+# %% tags=["hide-input"]
+import math
 
-# %%
-from nbhelpers import plots, study
-from nbhelpers.results import published, table
+import pandas as pd
+import torch
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.results import gather, late, published
 
 plots.style()
-frames = [table(name, "metrics", MODELS) for name in STUDIES]
-axes = plots.beside_published(frames, "nmi", published(), heads=True)
-plots.show(
-    axes, "NMI of query and key against depth, a line per model and a dot per head; one panel per study."
-)
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import against_published, late, peak
-
-for name, frame in zip(STUDIES, frames, strict=True):
-    for objective, value in late(frame, "nmi").items():
-        glue(f"{name}-{objective}", value, display=False)
-    for objective, depth in peak(frame, "nmi").items():
-        glue(f"{name}-{objective}-peak", depth, display=False)
-    for objective, value in late(frame, "attention_entropy").items():
-        glue(f"{name}-{objective}-entropy", value, display=False)
-glue("published", against_published(frames, "nmi"), display=False)
+METRICS = ["nmi", "attention_entropy"]
+frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 
 # %% [markdown]
-# Averaged over the last third of the blocks, NMI is {glue:text}`shapes-CL:.3f` for CL and {glue:text}`shapes-MIM:.3f`
-# for MIM on `shapes`, {glue:text}`cifar10-CL:.3f` and {glue:text}`cifar10-MIM:.3f` on CIFAR-10. CL's NMI is highest
-# at block {glue:text}`shapes-CL-peak` on `shapes` and at block {glue:text}`cifar10-CL-peak` on CIFAR-10.
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["2", "3"], STUDIES, MODELS)
+
+# %% [markdown]
+# ## The quantity
 #
-# {glue:text}`published`
+# Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
+# softmax over the patch tokens gives $A$, and {eq}`eq-nmi` is four lines.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.metrics import normalized_mutual_information, patch_attention
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+blocks = []
+with capture(encoder, on_attention=blocks.append):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+b = blocks[-2]
+A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
+
+
+# %%
+def H(p):
+    return torch.special.entr(p).sum(-1)  # entr(p) = -p log p, and 0 at p = 0
+
+
+N = A.shape[-1]
+p_k = A.mean(-2)  # B H N: mean over queries
+I = H(p_k) - H(A).mean(-1)
+NMI = I / (math.log(N) * H(p_k)).sqrt()  # B H
+
+assert_close(NMI, normalized_mutual_information(A), atol=1e-4, rtol=1e-4)
+pd.DataFrame(NMI.mean(0)[None].cpu().numpy(), index=["NMI"]).rename_axis(columns="head").round(3)
+
+# %% [markdown]
+# ## NMI by depth
+#
+# The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
+# blocks have become one map.
+
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error.", "name": "fig-nmi"}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing, "published"], columns=2, sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "nmi", ax, heads=True)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
+    plots.note(ax, reason)
+plots.published_by_depth(published(), "nmi", axes[-1])
+axes[-1].set_ylim(0, 1)
+legend = plots.legend_below(axes)
+# %% tags=["hide-input"]
+plots.download(pd.concat(frames.values()), "nmi")
 
 # %% [markdown]
 # ## Flat, or the same object for all?
 #
-# A low NMI has two causes, and entropy separates them. The dashed line is uniform attention.
+# Two quite different heads have an NMI of 0. One looks at the same object from everywhere; the other looks everywhere
+# and selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it
+# is 1 for the flat map alone.
 
-# %%
-axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
-for ax, frame in zip(axes, frames, strict=True):
-    plots.by_depth(frame, "attention_entropy", ax, heads=True, reference=(1, "uniform attention"))
-axes[0].legend()
-plots.show(
-    axes, "Attention entropy against depth, a line per model and a dot per head; uniform attention is at 1."
-)
-
+# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention.", "name": "fig-entropy"}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], columns=2, sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "attention_entropy", ax, heads=True)
+    ax.axhline(1, color="#555555", lw=1, ls="--", label="uniform attention")
+    ax.set_ylim(0, 1.05)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
 # %% [markdown]
-# In the last third of the blocks, CL's entropy is {glue:text}`shapes-CL-entropy:.3f` on `shapes` and
-# {glue:text}`cifar10-CL-entropy:.3f` on CIFAR-10, MIM's {glue:text}`shapes-MIM-entropy:.3f` and
-# {glue:text}`cifar10-MIM-entropy:.3f`. Attention that is selective and yet the same for all queries lies low in
-# both figures; attention that has stopped selecting lies low in the first and at the dashed line here. The random
-# initialisation is of the second kind.
+# A curve that is low in the first figure and clearly below the dashed line in the second has collapsed: it selects, and
+# selects the same for all. A curve at the dashed line has not collapsed. It has never begun to select, and that is
+# where an untrained encoder lies at every depth.
+#
+# In numbers, averaged over the last third of the blocks:
+
+# %% tags=["hide-input"]
+rows = {
+    (name, metric.replace("_", " ")): late(frame, metric)
+    for name, frame in frames.items()
+    for metric in METRICS
+}
+pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # ## One method, or a kind of method?
 #
-# DINO has neither negatives nor InfoNCE, but it too asks for one representation of two views. {term}`MAE` hides patches as
-# SimMIM does, but its encoder never sees a mask token. Supervised training has one answer per image
-# as well, and is given it.
-
-# %%
-kinds = ["cl", "dino", "mim", "mae", "supervised"]
-others = [table(name, "profile", MODELS or study(name).trained(*kinds)) for name in STUDIES]
-others = [frame[~frame["model"].str.endswith(":decoder")] for frame in others]
-axes = plots.beside_published(others, "nmi", published(), models=("MoCo v3", "DINO", "SimMIM", "MAE"))
-plots.show(axes, "NMI of query and key against depth, a line per objective; one panel per study.")
+# MoCo v3 draws one image away from all others. DINO does not, but it too asks for one representation of two
+# views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, has
+# one answer per image, and is given it. If collapse comes with *one answer per image*, DINO and supervision should fall
+# with CL, and MAE should stay with MIM.
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+KINDS = ["cl", "dino", "mim", "mae", "supervised"]
+others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
 
-Markdown(
-    "\n".join(
-        f"- `{name}`, NMI in the last third of the blocks: "
-        + ", ".join(f"{who} {value:.3f}" for who, value in late(frame, "nmi").items())
-        + "."
-        for name, frame in zip(STUDIES, others, strict=True)
-    )
-)
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same.", "name": "fig-kinds"}}
+axes = plots.panels([*map(plots.title, others.values()), *absent, "published"], columns=2, sharey=True)
+for ax, frame in zip(axes, others.values(), strict=False):
+    plots.by_depth(frame, "nmi", ax)
+for ax, reason in zip(axes[len(others) :], absent.values(), strict=False):
+    plots.note(ax, reason)
+plots.published_by_depth(published(), "nmi", axes[-1], models=["MoCo v3", "DINO", "SimMIM", "MAE"])
+axes[-1].set_ylim(0, 1)
+legend = plots.legend_below(axes)
+# %% tags=["hide-input"]
+rows = {
+    (name, metric.replace("_", " ")): late(frame, metric)
+    for name, frame in others.items()
+    for metric in METRICS
+}
+pd.DataFrame(rows).round(3)
 
 # %% [markdown]
-# The encoders here are trained briefly. What [more training](../components/behaviour.py) does to these curves is in the
-# chapter on behaviour.
+# Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says
+# nothing about collapse.
 
 # %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose NMI in the last third of its blocks is not below that of a masked encoder of the same
-# architecture, trained on the same images; or a low NMI that comes with an entropy of 1, since then nothing has
-# collapsed: the layer does not select at all.
-#
-# What the [scorecard](../index.py) says:
+# A contrastive encoder whose late NMI is not below that of a masked encoder of the same architecture, trained on the
+# same images; or one whose NMI does not fall again after its peak. Both are rows of the [scorecard](../index.py), which
+# also gave the result above:
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["hide-input"]
 scorecard.rows("attention/collapse", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Draw `"attention_distance"` instead of `"nmi"`, and see whether the two orders of models agree.
-# 3. Compare heads: which block has the widest spread of dots, and does it differ between CL and MIM?
+# - NMI asks whether *where I am* matters for *where I look*. At 0 the answer is no.
+# - A low NMI alone is no collapse. Read it beside the entropy, and beside an untrained encoder.
+# - A collapsed map still says *what* in the image matters, which is enough to tell images apart. It no longer says
+#   anything about *this* patch, which is what dense prediction needs.
+#
+# ## Exercises
+#
+# 1. **Another model.** Which NMI and which entropy do you expect of an untrained ViT with twelve blocks, at 224 px? Check
+#    with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Small random weights give nearly equal logits: entropy near 1, and with flat maps an NMI near 0.
+tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(3)
+
+# %% [markdown]
+# 2. **One by one, or together?** Do the heads of a block collapse together? Compare the largest with the smallest NMI
+#    among the heads of each block.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+heads = pd.concat(frames.values()).query("metric == 'nmi' and head >= 0")
+spread = heads.groupby(["model", "depth"], sort=False)["value"].agg(["min", "max"])
+spread.unstack("model").round(2)
+
+# %% [markdown]
+# 3. **A map that is neither.** Write down an attention matrix of four tokens with an NMI of 0 and an entropy of ½, and
+#    check both with `nbhelpers.metrics`.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+from nbhelpers.metrics import attention_entropy
+
+same = torch.tensor([0.5, 0.5, 0, 0]).expand(1, 1, 4, 4)  # all queries share two of four keys
+normalized_mutual_information(same), attention_entropy(same)

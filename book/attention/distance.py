@@ -7,116 +7,177 @@
 # %% [markdown]
 # # Attention distance
 #
-# **Claim.** Contrastive encoders look further: their self-attention reaches over a longer distance than that of
-# masked image models, above all in the later layers {cite:p}`park2023what`.
+# **Claim.** Contrastive encoders look further: their self-attention reaches over a longer distance than that of masked
+# image models, above all in the late blocks {cite:p}`park2023what`.
 #
-# The **attention distance** of a head is the distance in pixels between a query patch and the patches it attends
-# to, weighted by attention and averaged over the $N$ queries:
+# A convolution sees as far as its kernel. A Vision Transformer may look across the whole image from its first block on;
+# how far it does look is learnt. To fill in a hidden patch, its neighbours are the best guide. To tell one image from
+# all others, no single neighbourhood is enough.
+#
+# The *attention distance* of a head is the distance in pixels between a query patch and the patches it attends to,
+# weighted by attention and averaged over the $N$ queries:
 #
 # $$
-# D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, \lVert x_q - x_k \rVert ,
+# D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, d_{qk}, \qquad d_{qk} = \lVert x_q - x_k \rVert ,
 # $$ (eq-distance)
 #
-# with $x$ the centres of the patches and $A$ the attention among patch tokens alone, rows summing to one. It plays
-# the role of the receptive field's size in a convolutional network. Attention that is the same everywhere has a
-# distance too: 116.49 px on a grid of 14 x 14 patches of 16 px. A curve is readable only beside that line.
+# with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
+# same everywhere has a distance too: the mean of $d$ over all pairs, 116.49 px on a grid of 14 x 14 patches of 16 px. A
+# curve can be read only beside that line.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.metrics import patch_distances
+from nbhelpers.results import gather, late, published
+from nbhelpers.studies import label
+
+plots.style()
+METRICS = ["attention_distance", "attention_entropy"]
+frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+
+# %% [markdown]
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["1"], STUDIES, MODELS)
+
+# %% [markdown]
+# ## The quantity
+#
+# Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
+# softmax over the patch tokens gives $A$, and {eq}`eq-distance` is the last line of the second cell.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.metrics import attention_distance, patch_attention
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+blocks = []
+with capture(encoder, on_attention=blocks.append):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+b = blocks[-2]
+A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
+
+# %%
+(rows, columns), (height, width) = b.grid, b.patch_size
+places = torch.arange(rows) * height, torch.arange(columns) * width
+x = torch.cartesian_prod(*places).to(A)  # N 2: centres of the patches, px
+d = (x[:, None] - x[None]).norm(dim=-1)  # N N
+D = (A * d).sum(-1).mean(-1)  # B H, px
+
+assert_close(D, attention_distance(A, b.grid, b.patch_size), atol=1e-3, rtol=1e-4)
+line = {"this block": D.mean().item(), "uniform attention": d.mean().item()}
+pd.DataFrame(line, index=["D, px"]).round(2)
 
 # %% [markdown]
 # ## Distance by depth
 #
-# Lines are means over heads with the 95 % interval over images, dots are single heads. The dashed lines are uniform
-# attention: computed from the patch grid, so they differ between our encoders and ViT-B/16.
+# The same over all images, for every block and head. The dashed line is the distance of uniform attention on the grid of
+# the models in the panel, so pixels compare within a panel and not between panels.
 
-# %%
-from nbhelpers import load, plots
-from nbhelpers.metrics import patch_distances
-from nbhelpers.results import published, table
-from nbhelpers.studies import label
+# %% tags=["hide-input"]
+uniform = {}
+for name in frames:
+    grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
+    uniform[name] = [float(patch_distances(*grid).mean()) for grid in sorted(grids)]
+published = float(patch_distances((14, 14), 16).mean())  # of ViT-B/16
+line = {"color": "#555555", "lw": 1, "ls": "--", "label": "uniform attention"}
 
-plots.style()
-frames = [table(study, "metrics", MODELS) for study in STUDIES]
-
-# %%
-encoders = [load(frame["model"].iloc[0]) for frame in frames]
-grids = [*((encoder.grid, encoder.patch_size) for encoder in encoders), ((14, 14), 16)]  # ViT-B/16 last
-uniform = [float(patch_distances(*grid).mean()) for grid in grids]
-axes = plots.beside_published(
-    frames,
-    "attention_distance",
-    published(),
-    references=[(px, "uniform") for px in uniform],
-    heads=True,
-    sharey=False,
-)
-plots.show(
-    axes, "Attention distance in pixels against depth, a line per model and a dot per head, uniform dashed."
-)
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import against_published, late
-
-for study, frame in zip(STUDIES, frames, strict=True):
-    for objective, value in late(frame, "attention_distance").items():
-        glue(f"{study}-{objective}", value, display=False)
-glue("uniform", uniform[0], display=False)
-glue("published", against_published(frames, "attention_distance"), display=False)
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds the published curves, in which MoCo v3 rises to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: uniform attention. Last panel: ViT-B/16 on ImageNet, read off the output of the paper's code (MoCo v3) and of a third party's run of it with the official weights (SimMIM), with bars for the reading error.", "name": "fig-distance"}}
+titles = [*map(plots.title, frames.values()), *missing, "published"]
+axes = plots.panels(titles, columns=2)
+for ax, (name, frame) in zip(axes, frames.items(), strict=False):
+    plots.by_depth(frame, "attention_distance", ax, heads=True)
+    for px in uniform[name]:
+        ax.axhline(px, **line)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
+    plots.note(ax, reason)
+plots.published_by_depth(published(), "attention_distance", axes[-1]).axhline(published, **line)
+for ax in axes:
+    ax.set_ylim(bottom=0)
+legend = plots.legend_below(axes)
+# %% tags=["hide-input"]
+plots.download(pd.concat(frames.values()), "attention_distance")
 
 # %% [markdown]
-# In the last third of the blocks the distance is {glue:text}`shapes-CL:.1f` px for CL and
-# {glue:text}`shapes-MIM:.1f` px for MIM on `shapes`, {glue:text}`cifar10-CL:.1f` and {glue:text}`cifar10-MIM:.1f` px
-# on CIFAR-10; uniform attention on this grid has {glue:text}`uniform:.2f` px, and an untrained encoder
-# {glue:text}`shapes-random:.1f` px.
-#
-# The published curves are MoCo v3 and SimMIM, ViT-B/16, read off the output of the paper's own code (MoCo v3) and
-# of a third party's run of the same code with the official weights (SimMIM); bars are the reading error.
-# {glue:text}`published`
+# Averaged over the last third of the blocks, in pixels:
+
+# %% tags=["hide-input"]
+far = {name: late(frame, "attention_distance") for name, frame in frames.items()}
+for name in far:
+    far[name]["uniform attention"] = max(uniform[name])
+pd.DataFrame(far).T.round(1)
 
 # %% [markdown]
 # ## Near, far, or not looking at all?
 #
-# A distance close to the dashed line can mean an attention map that follows a large object, and it can mean a map
-# that is flat. The two are told apart by the entropy of each head: a head that selects lies left of 1.
+# A distance at the dashed line can mean a map that follows a large object, and it can mean a map that is flat. The
+# **attention entropy** of a head tells them apart: it is 1 for the flat map alone
+# ([Attention collapse](collapse.py) has its formula).
 
-# %%
-axes = plots.panels([plots.title(frame) for frame in frames])
-for ax, frame in zip(axes, frames, strict=True):
-    heads = frame[frame["head"] >= 0].pivot(
-        index=["model", "objective", "depth", "head"], columns="metric", values="value"
-    )
-    for (model, objective), dots in heads.groupby(["model", "objective"], sort=False):
-        look = plots.line_style(model, objective) | {"linestyle": "none"}
-        name = label(model, objective)
-        ax.plot(dots["attention_entropy"], dots["attention_distance"], label=name, alpha=0.6, **look)
-    ax.set(xlabel=plots.LABELS["attention_entropy"], ylabel=plots.LABELS["attention_distance"])
-axes[0].legend()
-plots.show(axes, "Attention distance against attention entropy: one dot per head of every block.")
-
-# %% [markdown]
-# Heads in the upper left look far and select; heads in the upper right are close to uniform, and their distance is
-# that of the grid, not of anything in the image.
-
+# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image.", "name": "fig-distance-entropy"}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], columns=2)
+for ax, (name, frame) in zip(axes, frames.items(), strict=False):
+    heads = frame[frame["head"] >= 0]
+    keys = ["model", "objective", "depth", "head"]
+    dots = heads.pivot(index=keys, columns="metric", values="value")
+    for who, points in dots.groupby(["model", "objective"], sort=False):
+        look = plots.line_style(*who) | {"linestyle": "none", "alpha": 0.6}
+        ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(*who), **look)
+    for px in uniform[name]:
+        ax.axhline(px, **line)
+    ax.set(xlabel="attention entropy", ylabel="attention distance (px)", xlim=(0, 1.02))
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
 # %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose distance in the last third of its blocks is not above that of a masked encoder of the
-# same architecture, trained on the same images, by more than the interval over images.
-#
-# What the [scorecard](../index.py) says:
+# A contrastive encoder whose distance in the last third of its blocks is not above that of a masked encoder of the same
+# architecture, trained on the same images, by more than the interval over images and seeds. This is a row of the
+# [scorecard](../index.py), which also gave the result above:
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["hide-input"]
 scorecard.rows("attention/distance", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Which head looks furthest, and at which depth? Sort the rows of `frame` with `head >= 0`.
-# 3. Compute the distance of the class token's attention from `nbhelpers.capture`, which records every token.
+# - Attention distance plays the part of the receptive field, and is learnt block by block.
+# - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
+# - Far *and* selective is what the claim needs. That is the upper left of the second figure.
+#
+# ## Exercises
+#
+# 1. **Another model.** Where do you expect an untrained ViT with twelve blocks, at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Small random weights give nearly uniform attention: about 116.49 px on 14 x 14 patches.
+tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(2)
+
+# %% [markdown]
+# 2. **Specialists.** Which three heads of each model look furthest, and at which depth?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+heads = pd.concat(frames.values()).query("metric == 'attention_distance' and head >= 0")
+furthest = heads.sort_values("value", ascending=False).groupby("model").head(3)
+furthest[["model", "depth", "head", "value"]].sort_values(["model", "depth"]).round(1)
+
+# %% [markdown]
+# 3. **A neighbour only.** Which distance has a head that attends to the patch on the right alone? Build its $A$ and check.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+right = torch.eye(4).roll(1, dims=1).expand(1, 1, 4, 4)  # patch 4 looks back at patch 1
+attention_distance(right, grid=(1, 4), patch_size=16)  # (16 + 16 + 16 + 48) / 4 = 24

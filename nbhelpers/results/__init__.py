@@ -18,6 +18,7 @@ from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import CHECKPOINTS, load, manifest
+from nbhelpers.results.gather import gather
 from nbhelpers.results.published import against_published, difference_to_published, published, published_maps
 from nbhelpers.results.summary import at_end, by_label, early, highest, last_third, late, peak
 from nbhelpers.results.tables import TABLES, Table
@@ -36,6 +37,7 @@ __all__ = [
     "at_end",
     "by_label",
     "early",
+    "gather",
     "highest",
     "difference_to_published",
     "last_third",
