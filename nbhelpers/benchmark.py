@@ -2,7 +2,8 @@
 
 `python -m nbhelpers.benchmark analysis` sets the one-pass analysis beside the bare forward of the same model;
 `python -m nbhelpers.benchmark memory` does so for peak memory, of a large input, for one image and for more;
-`python -m nbhelpers.benchmark training` sets training steps beside the machine's measured matrix product.
+`python -m nbhelpers.benchmark training` sets training steps beside the measured matrix product and the eager
+step; with `--until-knn 0.5` it also trains until that k-NN accuracy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,14 +24,15 @@ from timm.layers import set_fused_attn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbhelpers.images import ArraySource, shapes
+from nbhelpers.images import ArraySource, cifar10, shapes
 from nbhelpers.measure import feed
 from nbhelpers.metrics import METRICS, attention_distance, attention_entropy
 from nbhelpers.metrics import normalized_mutual_information as nmi
 from nbhelpers.models import Encoder, load
-from nbhelpers.pretrain import Trainer
-from nbhelpers.pretrain.recipes import STUDIES, family
-from nbhelpers.pretrain.trainer import fast_precision
+from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain.recipes import BATCH_SIZES
+from nbhelpers.pretrain.trainer import device_name, fast_precision
+from nbhelpers.probes.knn import knn_by_depth
 
 ATTENTION = ("attention_distance", "nmi", "attention_entropy")
 
@@ -81,9 +84,13 @@ def _prepared(name: str, batch: int) -> tuple[Encoder, Tensor]:
     return encoder, images.to(torch.uint8)
 
 
-def _synchronise(device: torch.device) -> None:
+def _seconds(device: torch.device, run: Callable[[], object]) -> float:
+    """How long something takes, the device's part included."""
+    start = time.perf_counter()
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _peak_memory(way: str, name: str, batch: int) -> float:
@@ -123,11 +130,7 @@ def analysis(name: str, batch: int, rounds: int) -> None:
     best = dict.fromkeys(WAYS, float("inf"))
     for _ in range(rounds):
         for way, run in WAYS.items():
-            _synchronise(encoder.device)
-            start = time.perf_counter()
-            run(encoder, images)
-            _synchronise(encoder.device)
-            best[way] = min(best[way], time.perf_counter() - start)
+            best[way] = min(best[way], _seconds(encoder.device, partial(run, encoder, images)))
     print(f"{name}, batch {batch}, {encoder.tokens} tokens, {encoder.device}")
     for way, seconds in best.items():
         ratio = seconds / best["bare forward"]
@@ -152,40 +155,60 @@ def memory(name: str, batch: int) -> None:
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Best of five products of 2048 x 2048 matrices, in FLOP/s."""
-    one = torch.randn(2048, 2048, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        one @ one
-        _synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+    """Best of ten products of square matrices, in FLOP/s."""
+    size = 8192 if device.type == "cuda" else 2048
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / min(_seconds(device, lambda: one @ one) for _ in range(10))
 
 
-def training(steps: int) -> None:
-    """Print images/s of each objective's recipe and the share of the matrix-product peak that it reaches."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _steps_per_second(trainer: Trainer, rounds: int, steps: int) -> float:
+    """Best of some rounds of training steps, after one that is not timed."""
+    advance = lambda: list(trainer.steps(trainer.step + steps))  # noqa: E731
+    advance()
+    return steps / min(_seconds(trainer.device, advance) for _ in range(rounds))
+
+
+def training(device: torch.device, batch: int | None, rounds: int) -> None:
+    """Print speed and share of the matrix-product peak of each objective's step, beside the eager step."""
     dtype = fast_precision(device)
     peak = _matmul_peak(device, dtype)
-    print(f"{device}, {torch.get_num_threads()} threads: matrix product {peak / 1e9:.0f} GFLOP/s in {dtype}")
-    images = shapes("val")
-    one_each = {family(objective): recipe for objective, recipe in reversed(STUDIES["shapes"].items())}
-    for recipe in reversed(one_each.values()):
-        chosen = replace(recipe, images=(steps + 2) * recipe.batch_size)
+    print(f"{device_name(device)}: matrix product {peak / 1e12:.2f} TFLOP/s in {dtype}")
+    images, steps = shapes("val"), 20 if device.type == "cuda" else 1
+    for objective in ("cl", "mim", "hybrid-0.2", "mae", "supervised", "dino"):
+        size = batch or BATCH_SIZES[device.type]
+        chosen = replace(recipe("shapes", objective), images=(rounds + 2) * steps * size, batch_size=size)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(chosen, images, images, Path(folder), device)
+            eager = Trainer(chosen, images, images, Path(folder), device, captured=False)
             with FlopCounterMode(display=False) as counter:
-                next(trainer.steps(1))
-            best = float("inf")
-            for step in range(2, steps + 2):
-                start = time.perf_counter()
-                next(trainer.steps(step))
-                _synchronise(device)
-                best = min(best, time.perf_counter() - start)
-        speed, share = chosen.batch_size / best, counter.get_total_flops() / best / peak
-        name = recipe.objective
-        print(f"  {name:12s} {speed:8.0f} images/s   {100 * share:4.0f} % of the matrix-product peak")
+                next(eager.steps())
+            work, speed = counter.get_total_flops(), _steps_per_second(eager, rounds, steps)
+            line = f"eager {speed * size:8.0f} images/s"
+            if device.type == "cuda":
+                speed = _steps_per_second(
+                    Trainer(chosen, images, images, Path(folder), device), rounds, steps
+                )
+                line = f"captured {speed * size:8.0f} images/s, {line}"
+        share = 100 * speed * work / peak
+        print(f"  {objective:12s} {speed * work / 1e12:7.3f} TFLOP/s {share:4.0f} % of the peak   {line}")
+
+
+def until_knn(accuracy: float, device: torch.device, batch: int | None) -> None:
+    """Print the seconds of training until contrastive learning on CIFAR-10 reaches a k-NN accuracy."""
+    train, val = cifar10("train"), cifar10("val")
+    chosen = replace(recipe("cifar10", "cl"), batch_size=batch or BATCH_SIZES[device.type])
+    neighbours, asked = train.subset(10_000), val.subset(2_000)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, seconds = Trainer(chosen, train, val, Path(folder), device), 0.0
+        for step in range(chosen.steps // 50, chosen.steps + 1, chosen.steps // 50):
+            seconds += _seconds(device, lambda step=step: list(trainer.steps(step)))
+            encoder = trainer.encoder()
+            reached = knn_by_depth(encoder, neighbours, asked, "class", [encoder.depth])["value"].item()
+            print(
+                f"  {step * chosen.batch_size:9d} pairs {seconds:7.1f} s   k-NN {100 * reached:.1f} %",
+                flush=True,
+            )
+            if reached >= accuracy:
+                break
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,13 +222,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds, or training steps, to take the best of"
     )
+    parser.add_argument("--batch-size", type=int, help="for training (default: that of the device)")
+    parser.add_argument(
+        "--until-knn",
+        type=float,
+        metavar="SHARE",
+        help="for training: also time CL on CIFAR-10 until 0.5, ...",
+    )
     options = parser.parse_args(arguments)
     if options.what == "analysis":
         analysis(options.model or "random:vit_base_patch16_224", options.batch, options.rounds)
     elif options.what == "memory":
         memory(options.model or "random:vit_base_patch14_dinov2", options.batch)
     else:
-        training(options.rounds)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        training(device, options.batch_size, options.rounds)
+        if options.until_knn:
+            until_knn(options.until_knn, device, options.batch_size)
     return 0
 
 

@@ -143,6 +143,13 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         restore()
 
 
+def remove_leftovers(*paths: Path) -> None:
+    """Delete the temporary files of runs that were killed while they wrote these files; rank 0 alone does."""
+    for path in paths if rank() == 0 else ():
+        for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+            leftover.unlink(missing_ok=True)
+
+
 class Trainer:
     """Trains one recipe on one source of images, in a folder that holds its log and its checkpoint.
 
@@ -188,11 +195,7 @@ class Trainer:
         self.order = self._order(0)
         self.step, self.wall_time, self.rows, self.devices = 0, 0.0, [], []
         self._epoch, self._graph = 0, None
-        if rank() == 0:
-            for path in (
-                path for name in (".checkpoint-*.pt", ".log-*.csv") for path in self.folder.glob(name)
-            ):
-                path.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        remove_leftovers(self._checkpoint, self.folder / "log.csv")
         if self._checkpoint.exists():
             self._resume()
 
@@ -275,7 +278,7 @@ class Trainer:
         return float(mean_over_ranks(torch.stack(losses).mean()))
 
     def body(self) -> None:
-        """One step, in tensors alone: no host synchronisation, no Python number that differs between steps."""
+        """One step in tensors alone: no host synchronisation, no Python number that differs between steps."""
         steps, parameters = self.recipe.steps, list(self.objective.parameters())
         self.rate.copy_(learning_rate(self.recipe, self.count.double() / steps))
         rows = self.order.index_select(0, (self.count % len(self.order)).view(1)).flatten()

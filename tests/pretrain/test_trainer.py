@@ -1,6 +1,10 @@
 """The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -9,7 +13,7 @@ import torch
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
-from nbhelpers.pretrain import Trainer, pretrain, recipe
+from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
 from nbhelpers.pretrain.__main__ import main, seconds
 from nbhelpers.pretrain.queue import read_queue
 from nbhelpers.pretrain.recipes import CLASSES, LABELS, RECIPES, STUDIES, family
@@ -146,6 +150,49 @@ def test_stop_after_saves_and_the_next_run_finishes(tmp_path):
     assert trainer("mim", tmp_path).done
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_the_next_run_goes_on(number, tmp_path):
+    whole = torch.stack(list(trainer("mim", tmp_path / "whole").steps()))
+    handler = signal.getsignal(number)
+    run = trainer("mim", tmp_path / "part")
+    assert not run.run(at=[3], call=lambda _encoder, _step: signal.raise_signal(number))
+    assert signal.getsignal(number) is handler
+    again = trainer("mim", tmp_path / "part")
+    assert again.step == 4
+    assert torch.equal(torch.stack(list(again.steps())), whole[4:])
+
+
+def test_temporary_files_of_killed_runs_are_removed(tmp_path):
+    leftovers = [tmp_path / name for name in (".checkpoint-k3x.pt", ".log-a_b.csv")]
+    for path in (*leftovers, tmp_path / "output.txt"):
+        path.write_text("half")
+    trainer("mim", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["output.txt"]
+
+
+def test_a_run_hands_its_encoder_over_at_the_steps_asked_for(tmp_path):
+    seen = {}
+    run = trainer("mim", tmp_path)
+    assert run.run(at=[0, 4, 10], call=lambda encoder, step: seen.update({step: encoder.module.state_dict()}))
+    assert list(seen) == [0, 4, 10]
+    fresh = trainer("mim", tmp_path / "other")
+    for step, kept in seen.items():
+        list(fresh.steps(until=step))
+        now = fresh.objective.encoder.state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in now.items())
+    assert all(p.requires_grad for p in run.objective.encoder.blocks.parameters())
+
+
+def test_moments_are_log_spaced_from_16000_images_to_the_end():
+    chosen = recipe("cifar10", "cl")
+    steps = moments(chosen)
+    assert len(steps) == 10
+    assert (steps[0] - 1) * chosen.batch_size < 16_000 <= steps[0] * chosen.batch_size
+    assert steps[-1] == chosen.steps
+    ratios = [later / earlier for earlier, later in pairwise(steps)]
+    assert ratios == pytest.approx([ratios[0]] * 9, rel=0.02)
+
+
 def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(pretrain.__globals__, "SOURCES", {"shapes": lambda split: source()})
@@ -159,7 +206,7 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     assert row["images_per_second"] > 0
     assert len(row["knn_by_depth"]["shape"]) == 3
     encoder = load(tmp_path / "encoders" / "shapes.mae.w32.n16.safetensors", device="cpu")
-    assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 48, 4)
+    assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 96, 4)
     trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae.w32.n16", None, steps=2)
     for key, value in trained.objective.saved.state_dict().items():
         assert torch.equal(encoder.module.state_dict()[key], value.half().float()), key
@@ -290,6 +337,58 @@ def test_the_queue_begins_with_the_pairs_and_ends_with_the_widths():
     assert queue[4:6] == ["cifar10.hybrid-0.2", "shapes.hybrid-0.2"]
     assert queue[-1] == "shapes.cl.w32"
     assert not any(".n" in name for name in queue)
+
+
+def test_a_model_that_fails_is_reported_and_the_queue_goes_on(monkeypatch, capsys):
+    started = []
+
+    def train(chosen, study, *_, **__):
+        started.append(chosen.objective)
+        if chosen.objective == "mim":
+            raise FloatingPointError("not finite at step 3")
+        return chosen.objective != "mae"  # stopped by time or signal
+
+    monkeypatch.setattr(queue, "pretrain", train)
+    models = {name: ("shapes", small(name)) for name in ("cl", "mim", "supervised", "mae", "dino")}
+    assert queue.one_by_one(models, "cuda", None, None) == 1
+    assert started == ["cl", "mim", "supervised", "mae"]
+    assert "mim failed: not finite at step 3" in capsys.readouterr().out
+
+
+def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, capsys):
+    started = []
+
+    def start(name, study, chosen, *_):
+        started.append(name)
+        code = {"bad": "raise SystemExit(1)", "long": "import time; time.sleep(600)"}.get(name, "")
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    monkeypatch.setattr(queue, "_start", start)
+    models = {name: ("shapes", small("cl")) for name in ("good", "bad", "other")}
+    assert queue.side_by_side(models, 2, None, None) == 1
+    assert started == ["good", "bad", "other"]
+    assert "bad: failed, see" in capsys.readouterr().out
+    monkeypatch.setattr(queue.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert (
+        queue.side_by_side({name: ("shapes", small("cl")) for name in ("long", "next")}, 1, None, None) == 0
+    )
+    assert started[3:] == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--queue", "missing.csv"], "missing.csv"),
+        (["--objective", "cl", "--device", "tpu9"], "tpu9"),
+        (["--objective", "cl", "--images", "0"], "'0'"),
+        (["--objective", "cl", "--minutes", "soon"], "soonm"),
+    ],
+)
+def test_command_line_names_bad_input_without_a_traceback(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--nice", "0", *arguments])
+    assert stopped.value.code in (1, 2)
+    assert named in capsys.readouterr().err
 
 
 def test_queue_file_is_checked(tmp_path):
