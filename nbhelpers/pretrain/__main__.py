@@ -110,6 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.nice(options.nice)
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.empty(1, device=device)
+        options.batch_size = options.batch_size or BATCH_SIZES[torch.device(device).type]
+        options.precision = options.precision and getattr(torch, options.precision)
         return _queue(options, device) if options.queue else _single(options, device)
     except KeyboardInterrupt:
         line.exit(130, "stopped; the same command goes on\n")
@@ -117,25 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
         line.exit(1, f"{line.prog}: {error.args[0] if isinstance(error, KeyError) else error}\n")
 
 
-def _batch_size(options: argparse.Namespace, device: str) -> int:
-    return options.batch_size or BATCH_SIZES["cuda" if device.startswith("cuda") else "cpu"]
-
-
-def _precision(options: argparse.Namespace) -> torch.dtype | None:
-    return options.precision and getattr(torch, options.precision)
-
-
 def _queue(options: argparse.Namespace, device: str) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError("a queue trains one model after the other; torchrun trains one on several devices")
-    size = _batch_size(options, device)
-    models = {
-        name: (study, replace(chosen, batch_size=size))
-        for name, (study, chosen) in waiting(options.queue).items()
-    }
+    models = waiting(options.queue, options.batch_size)
     print(f"{len(models)} models to train", flush=True)
     if device.startswith("cuda"):
-        return int(one_by_one(models, device, options.stop_after, _precision(options)) > 0)
+        return int(one_by_one(models, device, options.stop_after, options.precision) > 0)
     workers = options.workers or os.cpu_count() or 1
     return int(side_by_side(models, workers, options.stop_after, options.precision) > 0)
 
@@ -145,11 +135,11 @@ def _single(options: argparse.Namespace, device: str) -> int:
     chosen = replace(
         chosen.of_width(options.width or chosen.width),
         images=options.images or chosen.images,
-        batch_size=_batch_size(options, device),
+        batch_size=options.batch_size,
         seed=options.seed,
     )
     with process_group(device) as own:
-        done = pretrain(chosen, options.study, own, options.stop_after, precision=_precision(options))
+        done = pretrain(chosen, options.study, own, options.stop_after, precision=options.precision)
         if rank() == 0:
             print("done" if done else f"stopped; the same command goes on ({cache_dir() / 'pretrain'})")
     return 0

@@ -43,10 +43,10 @@ def read_queue(path: str | Path) -> Models:
     return models
 
 
-def waiting(path: str | Path) -> Models:
-    """What the queue lists and `data/encoders` lacks."""
-    shipped = set(available())
-    return {name: model for name, model in read_queue(path).items() if name not in shipped}
+def waiting(path: str | Path, batch_size: int) -> Models:
+    """What the queue lists and `data/encoders` lacks, to be trained in batches of a size."""
+    shipped, models = set(available()), read_queue(path).items()
+    return {n: (study, replace(r, batch_size=batch_size)) for n, (study, r) in models if n not in shipped}
 
 
 def one_by_one(models: Models, device: str, stop_after: float | None, precision: torch.dtype | None) -> int:
@@ -63,7 +63,9 @@ def one_by_one(models: Models, device: str, stop_after: float | None, precision:
     return failed
 
 
-def side_by_side(models: Models, workers: int, stop_after: float | None, precision: str | None) -> int:
+def side_by_side(
+    models: Models, workers: int, stop_after: float | None, precision: torch.dtype | None
+) -> int:
     """Train them on a CPU, `workers` at a time with a core each; how many failed.
 
     What each prints is in the cache folder's `pretrain/NAME/output.txt`.
@@ -98,11 +100,14 @@ def _output(name: str) -> Path:
 
 
 def _start(
-    name: str, study: str, chosen: Recipe, stop_after: float | None, precision: str | None
+    name: str, study: str, chosen: Recipe, stop_after: float | None, precision: torch.dtype | None
 ) -> subprocess.Popen:
     options = {"study": study, "objective": chosen.objective, "device": "cpu", "nice": 0}
     options |= {key: getattr(chosen, key) for key in ("width", "images", "seed")}
-    options |= {"batch-size": chosen.batch_size, "precision": precision}
+    options |= {
+        "batch-size": chosen.batch_size,
+        "precision": precision and str(precision).removeprefix("torch."),
+    }
     options |= {"stop-after": None if stop_after is None else f"{stop_after:.0f}s"}
     command = [sys.executable, "-m", "nbhelpers.pretrain"]
     command += [f"--{key}={value}" for key, value in options.items() if value is not None]

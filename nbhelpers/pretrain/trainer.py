@@ -13,7 +13,6 @@ nothing is captured, and rank 0 alone writes.
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import signal
 import threading
@@ -22,7 +21,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -39,7 +40,6 @@ from nbhelpers.pretrain.optimizer import Optimizer
 from nbhelpers.pretrain.recipes import LABELS, Recipe, build, family
 from nbhelpers.ranks import rank, world_size
 
-COLUMNS = ("step", "images", "loss", "val_loss", "learning_rate", "images_per_second", "wall_time_s")
 VALIDATION_IMAGES = 1024
 # Far from every training step's number, so that validation never shares a random stream with a step.
 _VALIDATION_STREAM = 2**31
@@ -419,18 +419,15 @@ class Trainer:
         self.rows.append(row)
         if rank() > 0:
             return
-        with atomic_path(self.folder / "log.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        with atomic_path(self.folder / "log.csv") as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
     def save(self) -> None:
         """Write the whole state to the folder, atomically; rank 0 alone does."""
         if rank() > 0:
             return
         state = {
-            "recipe": self.recipe.as_dict(),
-            "precision": self.precision,
+            "settings": self._settings(),
             "devices": self.devices,
             "step": self.step,
             "wall_time": self.wall_time,
@@ -441,25 +438,18 @@ class Trainer:
         with atomic_path(self._checkpoint) as temporary:
             torch.save(state, temporary)
 
+    def _settings(self) -> dict[str, Any]:
+        """What a run cannot change on the way."""
+        return self.recipe.as_dict() | {"precision": str(self.precision).removeprefix("torch.")}
+
     def _resume(self) -> None:
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        if state["recipe"] != self.recipe.as_dict():
-            ours = self.recipe.as_dict()
-            differ = sorted(
-                k for k in ours.keys() | state["recipe"].keys() if ours.get(k) != state["recipe"].get(k)
-            )
+        ours, theirs = self._settings(), state.get("settings", {})
+        if differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             raise ValueError(
-                f"{self._checkpoint} holds a run whose recipe differs in {', '.join(differ)}: "
-                "train in another folder, or delete this one to start again"
+                f"{self._checkpoint} holds a run that differs in {', '.join(differ)}: "
+                "ask for the same, train in another folder, or delete it to start again"
             )
-        if state["precision"] != self.precision:
-            ours, theirs = (str(p).removeprefix("torch.") for p in (self.precision, state["precision"]))
-            raise ValueError(
-                f"{self._checkpoint} holds a run in {theirs}, which would go on in {ours}: ask for {theirs} "
-                "(--precision), or delete it to start again"
-            )
-        if state["optimizer"].keys() != self.optimizer.state.keys():
-            raise ValueError(f"{self._checkpoint} is of an older version; delete it to start again")
         for name in ("step", "wall_time", "rows", "devices"):
             setattr(self, name, state[name])
         self.count.fill_(self.step)
