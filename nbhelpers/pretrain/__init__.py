@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from nbhelpers import images
-from nbhelpers.files import DATA, cache_dir
+from nbhelpers.files import cache_dir
 from nbhelpers.models import Encoder, save_encoder
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.recipes import LABELS, RECIPES, STUDIES, Recipe, family, moments, recipe
-from nbhelpers.pretrain.trainer import Trainer, remove_leftovers
+from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
 from nbhelpers.ranks import rank
 
@@ -87,7 +87,6 @@ def pretrain(
         Whether training is finished.
     """
     name = trained_name(recipe, study)
-    remove_leftovers((folder or DATA / "encoders") / f"{name}.safetensors")
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)
     if not trainer.done and not trainer.run(stop_after, at=at, call=call):

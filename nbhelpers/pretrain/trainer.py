@@ -143,13 +143,6 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def remove_leftovers(*paths: Path) -> None:
-    """Delete the temporary files of runs that were killed while they wrote these files; rank 0 alone does."""
-    for path in paths if rank() == 0 else ():
-        for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-            leftover.unlink(missing_ok=True)
-
-
 class Trainer:
     """Trains one recipe on one source of images, in a folder that holds its log and its checkpoint.
 
@@ -195,7 +188,6 @@ class Trainer:
         self.order = self._order(0)
         self.step, self.wall_time, self.rows, self.devices = 0, 0.0, [], []
         self._epoch, self._graph = 0, None
-        remove_leftovers(self._checkpoint, self.folder / "log.csv")
         if self._checkpoint.exists():
             self._resume()
 

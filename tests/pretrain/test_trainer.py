@@ -164,14 +164,6 @@ def test_a_signal_ends_the_step_saves_and_the_next_run_goes_on(number, tmp_path)
     assert torch.equal(torch.stack(list(again.steps())), whole[4:])
 
 
-def test_temporary_files_of_killed_runs_are_removed(tmp_path):
-    leftovers = [tmp_path / name for name in (".checkpoint-k3x.pt", ".log-a_b.csv")]
-    for path in (*leftovers, tmp_path / "output.txt"):
-        path.write_text("half")
-    trainer("mim", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["output.txt"]
-
-
 def test_a_run_hands_its_encoder_over_at_the_steps_asked_for(tmp_path):
     seen = {}
     run = trainer("mim", tmp_path)
