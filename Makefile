@@ -16,6 +16,7 @@ help:  ## list what can be made
 	@echo
 	@echo "  PYTHON=python3.12       the Python that .venv is made with ($(PYTHON))"
 	@echo "  TORCH_INDEX=address     index that torch comes from when .venv is made, as the CPU index"
+	@echo "  MINUTES=90              when make train stops, to go on the next time"
 	@echo "  STUDY=cifar10           the study whose tables make results refreshes ($(STUDY))"
 
 # A Python that is named, and is not the one in .venv, replaces it.
@@ -77,7 +78,7 @@ lab: $(INSTALLED)  ## open the chapters as notebooks in JupyterLab
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 train: $(INSTALLED)  ## train the encoders of data/queue.csv that are not there yet
-	$(BIN)/python -m nbhelpers.pretrain --queue data/queue.csv
+	$(BIN)/python -m nbhelpers.pretrain --queue data/queue.csv $(if $(MINUTES),--minutes $(MINUTES))
 
 results: $(INSTALLED)  ## refresh the stored tables of STUDY in data/
 	$(BIN)/python -m nbhelpers.results --study $(STUDY)

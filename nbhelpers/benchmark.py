@@ -1,20 +1,22 @@
-"""Benchmarks that print ratios to a reference measured in the same run: analysis, memory and training.
+"""Benchmarks that print ratios to a reference measured in the same run: analysis and training.
 
-`python -m nbhelpers.benchmark analysis` sets the one-pass analysis beside the bare forward of the same model;
-`python -m nbhelpers.benchmark memory` does so for peak memory, of a large input, for one image and for more;
-`python -m nbhelpers.benchmark training` sets training steps beside the machine's measured matrix product.
+`python -m nbhelpers.benchmark analysis` sets time and peak memory of the one-pass analysis beside the bare
+forward of the same model; `training` sets training steps beside the measured matrix product and the eager
+step, and with `--until-knn 0.5` trains until that k-NN accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,28 +24,22 @@ from timm.layers import set_fused_attn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbhelpers.images import ArraySource, shapes
+from nbhelpers.images import ArraySource, cifar10, shapes
 from nbhelpers.measure import feed
 from nbhelpers.metrics import METRICS, attention_distance, attention_entropy
 from nbhelpers.metrics import normalized_mutual_information as nmi
 from nbhelpers.models import Encoder, load
-from nbhelpers.pretrain import Trainer
-from nbhelpers.pretrain.recipes import STUDIES, family
-from nbhelpers.pretrain.trainer import fast_precision
+from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain.recipes import BATCH_SIZES
+from nbhelpers.pretrain.trainer import device_name, fast_precision
+from nbhelpers.probes.knn import knn_by_depth
 
 ATTENTION = ("attention_distance", "nmi", "attention_entropy")
 
 
-def _bare(encoder: Encoder, images: Tensor) -> None:
-    encoder.forward(images)
-
-
-def _analysed(names: tuple[str, ...]) -> Callable[[Encoder, Tensor], None]:
-    def run(encoder: Encoder, images: Tensor) -> None:
-        source = ArraySource("benchmark", images, {}, {})
-        feed(encoder, source, [METRICS[name].of(encoder).to(encoder.device) for name in names], len(images))
-
-    return run
+def _analysed(names: Iterable[str], encoder: Encoder, images: Tensor) -> None:
+    metrics = [METRICS[name].of(encoder).to(encoder.device) for name in names]
+    feed(encoder, ArraySource("benchmark", images, {}, {}), metrics, len(images))
 
 
 def _stored(encoder: Encoder, images: Tensor) -> None:
@@ -65,10 +61,10 @@ def _stored(encoder: Encoder, images: Tensor) -> None:
         attention_entropy(patches)
 
 
-WAYS: dict[str, Callable[[Encoder, Tensor], None]] = {
-    "bare forward": _bare,
-    "attention metrics": _analysed(ATTENTION),
-    "all metrics": _analysed(tuple(METRICS)),
+WAYS: dict[str, Callable[[Encoder, Tensor], object]] = {
+    "bare forward": lambda encoder, images: encoder.forward(images),
+    "attention metrics": partial(_analysed, ATTENTION),
+    "all metrics": partial(_analysed, tuple(METRICS)),
     "unfused, maps stored": _stored,
 }
 
@@ -81,9 +77,20 @@ def _prepared(name: str, batch: int) -> tuple[Encoder, Tensor]:
     return encoder, images.to(torch.uint8)
 
 
-def _synchronise(device: torch.device) -> None:
+def _seconds(device: torch.device, run: Callable[[], object]) -> float:
+    """How long something takes, the device's part included."""
+    start = time.perf_counter()
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _resident_peak(encoder: Encoder) -> float:
+    """MiB of this process's peak of memory, on the device of the encoder."""
+    if encoder.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def _peak_memory(way: str, name: str, batch: int) -> float:
@@ -91,25 +98,15 @@ def _peak_memory(way: str, name: str, batch: int) -> float:
     encoder, images = _prepared(name, batch)
     if encoder.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        WAYS[way](encoder, images)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again at what is resident now
-    before = _resident_peak()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again at what is resident now
+    before = _resident_peak(encoder)
     WAYS[way](encoder, images)
-    return _resident_peak() - before
-
-
-def _resident_peak() -> float:
-    """This process's peak of resident memory, in MiB."""
-    (line,) = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    ]
-    return int(line.split()[1]) / 1024
+    return _resident_peak(encoder) - before
 
 
 def _peak(way: str, name: str, batch: int) -> float:
-    """MiB that a way needs on top of the loaded model, measured in a process of its own."""
+    """The same, measured in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_peak_memory, way, name, batch).result()
 
@@ -123,89 +120,89 @@ def analysis(name: str, batch: int, rounds: int) -> None:
     best = dict.fromkeys(WAYS, float("inf"))
     for _ in range(rounds):
         for way, run in WAYS.items():
-            _synchronise(encoder.device)
-            start = time.perf_counter()
-            run(encoder, images)
-            _synchronise(encoder.device)
-            best[way] = min(best[way], time.perf_counter() - start)
-    print(f"{name}, batch {batch}, {encoder.tokens} tokens, {encoder.device}")
+            best[way] = min(best[way], _seconds(encoder.device, partial(run, encoder, images)))
+    print(f"{name}, batch {batch}, {encoder.tokens} tokens, {encoder.device}; MiB for a batch, for one image")
     for way, seconds in best.items():
-        ratio = seconds / best["bare forward"]
-        print(
-            f"  {way:22s} {ratio:5.2f} x {1000 * seconds / batch:8.1f} ms/image "
-            f"{_peak(way, name, batch):7.0f} MiB at the peak"
-        )
-
-
-def memory(name: str, batch: int) -> None:
-    """Print the peak memory of each way that keeps no map beside the bare forward: one image, and a batch.
-
-    What a way takes beyond the bare forward is to be the same for both.
-    """
-    print(f"{name}: MiB at the peak on top of the loaded model, and beyond the bare forward")
-    for images in (1, batch):
-        bare = _peak("bare forward", name, images)
-        print(f"  {'bare forward':22s} batch {images} {bare:7.0f}")
-        for way in ("attention metrics", "all metrics"):
-            peak = _peak(way, name, images)
-            print(f"  {way:22s} batch {images} {peak:7.0f} {peak - bare:+7.0f}")
+        ratio, each = seconds / best["bare forward"], 1000 * seconds / batch
+        peaks = " ".join(f"{_peak(way, name, size):7.0f}" for size in (batch, 1))
+        print(f"  {way:22s} {ratio:5.2f} x {each:8.1f} ms/image {peaks} MiB at the peak")
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Best of five products of 2048 x 2048 matrices, in FLOP/s."""
-    one = torch.randn(2048, 2048, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        one @ one
-        _synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+    """Best of ten products of square matrices, in FLOP/s."""
+    size = 8192 if device.type == "cuda" else 2048
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / min(_seconds(device, lambda: one @ one) for _ in range(10))
 
 
-def training(steps: int) -> None:
-    """Print images/s of each objective's recipe and the share of the matrix-product peak that it reaches."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _steps_per_second(trainer: Trainer, rounds: int, steps: int) -> float:
+    """Best of some rounds of training steps, after one that is not timed."""
+    advance = lambda: list(trainer.steps(trainer.step + steps))  # noqa: E731
+    advance()
+    return steps / min(_seconds(trainer.device, advance) for _ in range(rounds))
+
+
+def training(device: torch.device, batch: int, rounds: int) -> None:
+    """Print speed and share of the matrix-product peak of each objective's step, beside the eager step."""
     dtype = fast_precision(device)
     peak = _matmul_peak(device, dtype)
-    print(f"{device}, {torch.get_num_threads()} threads: matrix product {peak / 1e9:.0f} GFLOP/s in {dtype}")
-    images = shapes("val")
-    one_each = {family(objective): recipe for objective, recipe in reversed(STUDIES["shapes"].items())}
-    for recipe in reversed(one_each.values()):
-        chosen = replace(recipe, images=(steps + 2) * recipe.batch_size)
+    print(f"{device_name(device)}: matrix product {peak / 1e12:.2f} TFLOP/s in {dtype}")
+    images, steps = shapes("val"), 20 if device.type == "cuda" else 1
+    for objective in ("cl", "mim", "hybrid-0.2", "mae", "supervised", "dino"):
+        chosen = replace(recipe("shapes", objective), images=(rounds + 2) * steps * batch, batch_size=batch)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(chosen, images, images, Path(folder), device)
+            eager = Trainer(chosen, images, images, Path(folder), device, captured=False)
             with FlopCounterMode(display=False) as counter:
-                next(trainer.steps(1))
-            best = float("inf")
-            for step in range(2, steps + 2):
-                start = time.perf_counter()
-                next(trainer.steps(step))
-                _synchronise(device)
-                best = min(best, time.perf_counter() - start)
-        speed, share = chosen.batch_size / best, counter.get_total_flops() / best / peak
-        name = recipe.objective
-        print(f"  {name:12s} {speed:8.0f} images/s   {100 * share:4.0f} % of the matrix-product peak")
+                next(eager.steps())
+            work, speed = counter.get_total_flops(), _steps_per_second(eager, rounds, steps)
+            line = f"eager {speed * batch:8.0f} images/s"
+            if device.type == "cuda":
+                speed = _steps_per_second(
+                    Trainer(chosen, images, images, Path(folder), device), rounds, steps
+                )
+                line = f"captured {speed * batch:8.0f} images/s, {line}"
+        share = 100 * speed * work / peak
+        print(f"  {objective:12s} {speed * work / 1e12:7.3f} TFLOP/s {share:4.0f} % of the peak   {line}")
+
+
+def until_knn(accuracy: float, device: torch.device, batch: int) -> None:
+    """Print the seconds of training until contrastive learning on CIFAR-10 reaches a k-NN accuracy."""
+    train, val = cifar10("train"), cifar10("val")
+    chosen = replace(recipe("cifar10", "cl"), batch_size=batch)
+    neighbours, asked = train.subset(10_000), val.subset(2_000)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, seconds = Trainer(chosen, train, val, Path(folder), device), 0.0
+        for step in range(chosen.steps // 50, chosen.steps + 1, chosen.steps // 50):
+            seconds += _seconds(device, lambda step=step: list(trainer.steps(step)))
+            encoder = trainer.encoder()
+            reached = knn_by_depth(encoder, neighbours, asked, "class", [encoder.depth])["value"].item()
+            print(
+                f"  {step * chosen.batch_size:9d} pairs {seconds:7.1f} s   k-NN {100 * reached:.1f} %",
+                flush=True,
+            )
+            if reached >= accuracy:
+                break
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m nbhelpers.benchmark", description=__doc__)
-    parser.add_argument("what", choices=("analysis", "memory", "training"))
+    parser.add_argument("what", choices=("analysis", "training"))
+    parser.add_argument("--model", default="random:vit_base_patch16_224", help="of the analysis (ViT-B/16)")
+    parser.add_argument("--batch-size", type=int, help="default: 4, or the trainer's on this device")
+    parser.add_argument("--rounds", type=int, default=3, help="to take the best of (default: 3)")
     parser.add_argument(
-        "--model", help="for analysis (default: ViT-B/16) or memory (default: ViT-B/14 at 518 px)"
-    )
-    parser.add_argument("--batch", type=int, default=4, help="for analysis and memory (default: 4)")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="rounds, or training steps, to take the best of"
+        "--until-knn", type=float, metavar="SHARE", help="also train until CL reaches it: 0.5"
     )
     options = parser.parse_args(arguments)
     if options.what == "analysis":
-        analysis(options.model or "random:vit_base_patch16_224", options.batch, options.rounds)
-    elif options.what == "memory":
-        memory(options.model or "random:vit_base_patch14_dinov2", options.batch)
-    else:
-        training(options.rounds)
+        analysis(options.model, options.batch_size or 4, options.rounds)
+        return 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = options.batch_size or BATCH_SIZES[device.type]
+    training(device, batch, options.rounds)
+    if options.until_knn:
+        until_knn(options.until_knn, device, batch)
     return 0
 
 

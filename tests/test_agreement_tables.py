@@ -10,7 +10,7 @@ from nbhelpers import results
 from nbhelpers.images import ArraySource
 from nbhelpers.models import load
 from nbhelpers.pretrain import Trainer, recipe
-from nbhelpers.pretrain.agreement import gradient_agreement
+from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.results import agreement
 from nbhelpers.studies import Study, study
 
@@ -60,7 +60,7 @@ def test_the_stored_gradients_are_those_of_the_initialisation():
     chosen = study("shapes")
     run = replace(recipe("shapes", agreement.OBJECTIVE), **agreement.RUN)
     sources = agreement.splits(chosen).values()
-    computed = gradient_agreement(run, *sources, steps=[0], batches=agreement.BATCHES)
+    computed = gradient_alignment(run, *sources, steps=[0], batches=agreement.BATCHES)
     kept = results.stored("shapes", "gradients").query("step == 0")
     # Class tokens of a fresh encoder hardly differ, and the heads' batch norm magnifies what rounding adds to
     # them: between two kinds of CPU, cosines with CL's gradient, near 0, differ by up to 2e-4.

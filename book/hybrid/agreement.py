@@ -285,11 +285,11 @@ plots.show(axes, "Linear CKA between all depths of two encoders: MIM and CL, and
 # %%
 from dataclasses import replace
 
-from nbhelpers.pretrain.agreement import gradient_agreement
+from nbhelpers.pretrain.alignment import gradient_alignment
 
 run = replace(recipe("shapes", "hybrid-0.5"), images=25_600, batch_size=64)
 shapes = study("shapes")
-now = gradient_agreement(run, shapes.images("train"), shapes.images("val"), steps=[0], batches=BATCHES)
+now = gradient_alignment(run, shapes.images("train"), shapes.images("val"), steps=[0], batches=BATCHES)
 now = now[now["metric"] == "cosine"]
 Markdown(
     f"The cosine at the beginning, on {BATCHES} batches, lies between {now['value'].min():+.3f} and "

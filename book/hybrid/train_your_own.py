@@ -82,7 +82,7 @@ from nbhelpers.pretrain import description
 
 trainer = Trainer(chosen, train, val, place, start=start)
 about = description(trainer, name)
-before = load(save_encoder(trainer.objective.kept, "before", about, place))
+before = load(save_encoder(trainer.objective.saved, "before", about, place))
 loss_before = trainer.validation_loss()
 
 # %%
@@ -116,7 +116,7 @@ for loss in trainer.steps():
 # %%
 from nbhelpers import analyse
 
-after = load(save_encoder(trainer.objective.kept, "yours", about, place))
+after = load(save_encoder(trainer.objective.saved, "yours", about, place))
 finished = MODELS or study(name).trained(OBJECTIVE)[:1]
 before = replace(before, objective=start.objective if start else "random")
 encoders = [before, replace(after, objective="unknown"), *map(load, finished)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,33 +12,34 @@ import torch
 
 from nbhelpers import images
 from nbhelpers.files import cache_dir
-from nbhelpers.models import save_encoder, wrap
+from nbhelpers.models import Encoder, save_encoder
 from nbhelpers.models.mini import WIDTH
-from nbhelpers.pretrain.recipes import LABELS, RECIPES, Recipe, family, recipe
+from nbhelpers.pretrain.recipes import LABELS, RECIPES, STUDIES, Recipe, family, moments, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
 from nbhelpers.ranks import rank
 
-__all__ = ["RECIPES", "Recipe", "Trainer", "description", "pretrain", "recipe", "trained_name"]
+__all__ = ["RECIPES", "Recipe", "Trainer", "description", "moments", "pretrain", "recipe", "trained_name"]
 
-SOURCES = {"shapes": images.shapes, "cifar10": images.cifar10}
+# Kept from one model of a queue to the next.
+SOURCES = {"shapes": cache(images.shapes), "cifar10": cache(images.cifar10)}
 KNN_TRAIN, KNN_TEST = 10_000, 2_000
 
 
 def trained_name(recipe: Recipe, study: str) -> str:
-    """What the encoder is called: "shapes.cl"; its width, images and seed where they are not the usual ones.
+    """What the encoder is called: "shapes.cl"; width, images and seed where they are not the study's usual.
 
     >>> trained_name(recipe("shapes", "cl"), "shapes")
     'shapes.cl'
     >>> from dataclasses import replace
-    >>> trained_name(replace(recipe("shapes", "cl").of_width(16), seed=1), "shapes")
-    'shapes.cl.w16.s1'
+    >>> trained_name(replace(recipe("shapes", "cl").of_width(64), seed=1), "shapes")
+    'shapes.cl.w64.s1'
     >>> trained_name(replace(recipe("shapes", "cl"), images=600_000), "shapes")
     'shapes.cl.n600000'
     """
     differs = {
         f".w{recipe.width}": recipe.width != WIDTH,
-        f".n{recipe.images}": recipe.images != Recipe.images,
+        f".n{recipe.images}": recipe.images != STUDIES[study]["cl"].images,
         f".s{recipe.seed}": recipe.seed != 0,
     }
     return f"{study}.{recipe.objective}" + "".join(part for part, unusual in differs.items() if unusual)
@@ -65,6 +68,8 @@ def pretrain(
     stop_after: float | None = None,
     folder: Path | None = None,
     precision: torch.dtype | None = None,
+    at: Collection[int] = (),
+    call: Callable[[Encoder, int], None] | None = None,
 ) -> bool:
     """Train a recipe on a study's training images; when done, put the encoder into `data/encoders`.
 
@@ -72,9 +77,11 @@ def pretrain(
         recipe: see `nbhelpers.pretrain.recipe`.
         study: "shapes" or "cifar10".
         device: as torch names it.
-        stop_after: seconds after which to stop cleanly; the same call resumes.
+        stop_after: seconds after which to stop cleanly, as Ctrl-C and SIGTERM do; the same call resumes.
         folder: where the encoder goes, default `data/encoders`.
         precision: as `Trainer` takes it.
+        at: after which steps to call `call` with the encoder, as `Trainer.run` takes it.
+        call: what measures it.
 
     Returns:
         Whether training is finished.
@@ -82,11 +89,10 @@ def pretrain(
     name = trained_name(recipe, study)
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)
-    if not trainer.done and not trainer.run(stop_after):
+    if not trainer.done and not trainer.run(stop_after, at=at, call=call):
         return False
     if rank() > 0:
         return True
-    kept, encoder = trainer.objective.kept.cpu(), trainer.objective.encoder
     row = description(trainer, study) | {
         "recipe": recipe.as_dict(),
         "training_images": {"name": train.name, "origin": train.origin, "fingerprint": train.fingerprint},
@@ -97,10 +103,9 @@ def pretrain(
         "precision": str(trainer.precision).removeprefix("torch."),
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }
-    read = wrap(encoder, mean=row["mean"], std=row["std"], name=name, objective=row["objective"])
-    knn = knn_by_depth(read, train.subset(KNN_TRAIN), val.subset(KNN_TEST), list(train.labels))
+    knn = knn_by_depth(trainer.encoder(), train.subset(KNN_TRAIN), val.subset(KNN_TEST), list(train.labels))
     row["knn_by_depth"] = {
         label: [round(value, 4) for value in rows["value"]] for label, rows in knn.groupby("label")
     }
-    save_encoder(kept, name, row, folder)
+    save_encoder(trainer.objective.saved, name, row, folder)
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ import torch
 from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import pretrain
 from nbhelpers.pretrain.distributed import process_group
-from nbhelpers.pretrain.queue import work_off
-from nbhelpers.pretrain.recipes import recipe
+from nbhelpers.pretrain.queue import one_by_one, side_by_side, waiting
+from nbhelpers.pretrain.recipes import BATCH_SIZES, recipe
 from nbhelpers.ranks import rank
 
 
@@ -28,6 +29,17 @@ def seconds(text: str) -> float:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 8m or 1.5h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def positive(text: str) -> int:
+    """A whole number above 0.
+
+    >>> positive("8")
+    8
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,9 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="cl (MoCo v3), mim (SimMIM), mae, supervised, dino, or hybrid-LAMBDA such as hybrid-0.2: "
         "(1 - LAMBDA) x mim + LAMBDA x cl",
     )
-    what.add_argument(
-        "--queue", metavar="FILE", help="CSV of models to train, several at once; finished ones are skipped"
-    )
+    what.add_argument("--queue", metavar="FILE", help="CSV of models to train; finished ones are skipped")
     parser.add_argument(
         "--study",
         choices=("shapes", "cifar10"),
@@ -57,17 +67,28 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="seed of initialisation and data order (default: 0)"
     )
     parser.add_argument(
-        "--width", type=int, help="of the encoder, a multiple of a head's channels (default: the recipe's)"
+        "--width",
+        type=positive,
+        help="of the encoder, a multiple of a head's channels (default: the recipe's)",
     )
-    parser.add_argument("--images", type=int, help="images to see, instead of the recipe's number")
+    parser.add_argument("--images", type=positive, help="images to see, instead of the recipe's number")
     parser.add_argument(
+        "--batch-size",
+        type=positive,
+        help="images of a step (default: {cpu} on a CPU, {cuda} on a GPU)".format(**BATCH_SIZES),
+    )
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument(
         "--stop-after",
         type=seconds,
         metavar="TIME",
         help="stop cleanly after 90s, 8m, 1.5h ... and resume next time",
     )
+    limit.add_argument(
+        "--minutes", type=lambda text: seconds(f"{text}m"), dest="stop_after", help="the same in minutes"
+    )
     parser.add_argument(
-        "--workers", type=int, help="runs of a queue side by side (default: one per core, four on a GPU)"
+        "--workers", type=positive, help="runs of a queue side by side on a CPU (default: one per core)"
     )
     parser.add_argument("--device", help="cpu, cuda ... (default: a GPU when there is one)")
     parser.add_argument(
@@ -85,31 +106,45 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when nothing failed."""
     line = parser()
     options = line.parse_args(arguments)
-    os.nice(options.nice)
-    if options.queue:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            line.error("a queue trains models side by side; torchrun trains one model on several devices")
-        return 1 if work_off(options.queue, options.stop_after, options.workers) else 0
     try:
-        chosen = replace(recipe(options.study, options.objective), seed=options.seed)
-        chosen = chosen.of_width(options.width or chosen.width)
-    except (KeyError, ValueError) as error:
-        line.error(error.args[0])
-    if options.images:
-        chosen = replace(chosen, images=options.images)
-    wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with process_group(wanted) as device:
-        done = pretrain(
-            chosen,
-            options.study,
-            device=device,
-            stop_after=options.stop_after,
-            precision=options.precision and getattr(torch, options.precision),
-        )
+        os.nice(options.nice)
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+        options.batch_size = options.batch_size or BATCH_SIZES[torch.device(device).type]
+        options.precision = options.precision and getattr(torch, options.precision)
+        return _queue(options, device) if options.queue else _single(options, device)
+    except KeyboardInterrupt:
+        line.exit(130, "stopped; the same command goes on\n")
+    except (ArithmeticError, AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
+        line.exit(1, f"{line.prog}: {error.args[0] if isinstance(error, KeyError) else error}\n")
+
+
+def _queue(options: argparse.Namespace, device: str) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError("a queue trains one model after the other; torchrun trains one on several devices")
+    models = waiting(options.queue, options.batch_size)
+    print(f"{len(models)} models to train", flush=True)
+    if device.startswith("cuda"):
+        return int(one_by_one(models, device, options.stop_after, options.precision) > 0)
+    workers = options.workers or os.cpu_count() or 1
+    return int(side_by_side(models, workers, options.stop_after, options.precision) > 0)
+
+
+def _single(options: argparse.Namespace, device: str) -> int:
+    chosen = recipe(options.study, options.objective)
+    chosen = replace(
+        chosen.of_width(options.width or chosen.width),
+        images=options.images or chosen.images,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    with process_group(device) as own:
+        done = pretrain(chosen, options.study, own, options.stop_after, precision=options.precision)
         if rank() == 0:
-            print("done" if done else f"stopped; the state is in {cache_dir() / 'pretrain'}")
+            print("done" if done else f"stopped; the same command goes on ({cache_dir() / 'pretrain'})")
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after the steps, which handle it
     sys.exit(main())

@@ -12,6 +12,17 @@ from torch.nn.functional import affine_grid, grid_sample, normalize
 
 # Rows: luma and the two chroma axes of the YIQ colour space; hue is an angle in the plane of the last two.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_LUMA = _YIQ[0].tolist()
+# An image's colours keep their luma while chroma is scaled by s and turned by t: the matrix K + s cos(t) C +
+# s sin(t) S. Python numbers, since a constant tensor would have to be copied to the device.
+_KEPT, _SCALED, _TURNED = (
+    (torch.linalg.inv(_YIQ) @ torch.tensor(chroma) @ _YIQ).flatten().tolist()
+    for chroma in (
+        [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+        [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        [[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]],
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -101,22 +112,11 @@ def colour_jitter(
     brightness, contrast, saturation = (1 + on * uniform(-s, s) for s in strength[:3])
     turn = 2 * math.pi * on * uniform(-strength[3], strength[3])
     saturation = saturation * (uniform(0, 1) >= grey_probability)
-    cos, sin, zero, one = torch.cos(turn), torch.sin(turn), torch.zeros_like(turn), torch.ones_like(turn)
-    chroma = [
-        one,
-        zero,
-        zero,
-        zero,
-        saturation * cos,
-        -saturation * sin,
-        zero,
-        saturation * sin,
-        saturation * cos,
-    ]
-    yiq = _YIQ.to(device)
-    matrix = torch.linalg.inv(yiq) @ torch.stack(chroma, 1).view(batch, 3, 3) @ yiq
+    cos, sin = saturation * torch.cos(turn), saturation * torch.sin(turn)
+    entries = [k + c * cos + s * sin for k, c, s in zip(_KEPT, _SCALED, _TURNED, strict=True)]
+    matrix = torch.stack(entries, 1).view(batch, 3, 3)
     gain = (brightness * contrast).view(-1, 1, 1)
-    luma = torch.einsum("c,bchw->b", yiq[0], images) / images[0, 0].numel()
+    luma = sum(w * mean for w, mean in zip(_LUMA, images.mean((2, 3)).unbind(1), strict=True))
     offset = (brightness * (1 - contrast) * luma).view(-1, 1, 1, 1)
     return (torch.einsum("bcd,bdhw->bchw", gain * matrix, images) + offset).clamp(0, 1)
 

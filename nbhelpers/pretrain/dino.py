@@ -15,7 +15,7 @@ from torch.nn.functional import linear, log_softmax, normalize, softmax
 
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
-from nbhelpers.pretrain.moco import cosine_momentum, follow
+from nbhelpers.pretrain.moco import cosine_momentum, ema_update
 from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
 
 
@@ -139,8 +139,8 @@ class DINO(Objective):
             for student, teacher in zip(students, teachers[::-1], strict=True)
         )
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: Tensor) -> None:
         """Move the teacher towards the student."""
         momentum = cosine_momentum(self.momentum, progress)
-        follow(self.teacher_encoder, self.encoder, momentum)
-        follow(self.teacher_head, self.head, momentum)
+        ema_update(self.teacher_encoder, self.encoder, momentum)
+        ema_update(self.teacher_head, self.head, momentum)

@@ -7,7 +7,7 @@ is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,6 +84,16 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     tensor(3.)
     """
     return value if world_size() == 1 else _Sum.apply(value) / world_size()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every parameter the mean of its gradients over processes."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    means = mean_over_ranks(torch.cat([g.flatten() for g in gradients])).split([g.numel() for g in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -104,7 +104,7 @@ class Hybrid(Objective):
         """Weighted sum of the two losses of what `views` drew."""
         return combine(*self.terms(*views), self.weight)
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: Tensor) -> None:
         """Move MoCo's momentum encoder."""
         if self.cl is not None:
             self.cl.after_step(progress)

@@ -59,10 +59,11 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         keep: indices `B K` of the visible patches, K < N; H holds the others.
 
     Returns:
-        A scalar in squared units of the target: 1 - 1/D for predicting the mean of normalised patches.
+        A scalar in squared units of the target: 1 - 1/D for predicting the mean of normalised patches; NaN if
+        nothing is hidden.
 
     Raises:
-        ValueError: if nothing is hidden, or shapes differ.
+        ValueError: if shapes differ.
 
     Source: MAE, section 3.
 
@@ -75,8 +76,6 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         raise ValueError(f"need prediction and target B N D and keep B K; got {shapes}")
     error = (full_precision(prediction) - full_precision(target)).square().mean(-1)
     hidden = torch.ones_like(error).scatter(1, keep, 0.0)
-    if not hidden.any():
-        raise ValueError("no patch is hidden, so the loss is undefined")
     return (error * hidden).sum() / hidden.sum()
 
 
@@ -146,7 +145,7 @@ class MAE(Objective):
         self.autoencoder = MaskedAutoencoder(encoder, **decoder)
 
     @property
-    def kept(self) -> MaskedAutoencoder:
+    def saved(self) -> MaskedAutoencoder:
         """Encoder and decoder."""
         return self.autoencoder
 

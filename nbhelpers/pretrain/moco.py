@@ -54,19 +54,24 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> 
     return 2 * temperature * cross_entropy(logits, positive)
 
 
-def cosine_momentum(base: float, progress: float) -> float:
+def cosine_momentum(base: float, progress: Tensor) -> Tensor:
     """Momentum that rises from `base` to 1 on half a cosine: 1 - (1 - base) (cos(pi progress) + 1) / 2.
 
-    >>> cosine_momentum(0.9, 0.0), cosine_momentum(0.9, 0.5), cosine_momentum(0.9, 1.0)
-    (0.9, 0.95, 1.0)
+    >>> cosine_momentum(0.9, torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.9000, 0.9500, 1.0000])
     """
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+    return 1 - (1 - base) * (torch.cos(math.pi * progress) + 1) / 2
 
 
 @torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """Exponential moving average: every weight of `slow` becomes momentum x slow + (1 - momentum) x fast."""
-    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
+def ema_update(slow: nn.Module, fast: nn.Module, momentum: Tensor) -> None:
+    """Exponential moving average: every weight of `slow` becomes momentum x slow + (1 - momentum) x fast.
+
+    The momentum is a scalar tensor; `_foreach_lerp_` would fix it as a number in a captured step.
+    """
+    ours = list(slow.parameters())
+    torch._foreach_mul_(ours, momentum.float())
+    torch._foreach_add_(ours, torch._foreach_mul(list(fast.parameters()), (1 - momentum).float()))
 
 
 def head(sizes: list[int]) -> nn.Sequential:
@@ -83,6 +88,7 @@ class MoCo(Objective):
     """Queries from encoder, projector and predictor; keys from the momentum encoder and its projector.
 
     The patch embedding stays at its random initialisation (MoCo v3, section 5: it makes training stable).
+    `hidden` is the width of the heads' hidden layers, by default eight times the encoder's.
     """
 
     def __init__(
@@ -93,11 +99,12 @@ class MoCo(Objective):
         augmentation: Augmentation,
         temperature: float = 0.2,
         momentum: float = 0.99,
-        hidden: int = 256,
+        hidden: int | None = None,
         dim: int = 128,
     ) -> None:
         super().__init__(encoder, mean, std)
         self.augmentation, self.temperature, self.momentum = augmentation, temperature, momentum
+        hidden = hidden or 8 * encoder.embed_dim
         self.projector = head([encoder.embed_dim, hidden, hidden, dim])
         self.predictor = head([dim, hidden, dim])
         encoder.patch_embed.requires_grad_(False)
@@ -124,8 +131,8 @@ class MoCo(Objective):
             queries[1], keys[0], self.temperature, first
         )
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: Tensor) -> None:
         """Move the momentum encoder and projector towards their trained twins."""
         momentum = cosine_momentum(self.momentum, progress)
-        follow(self.momentum_encoder, self.encoder, momentum)
-        follow(self.momentum_projector, self.projector, momentum)
+        ema_update(self.momentum_encoder, self.encoder, momentum)
+        ema_update(self.momentum_projector, self.projector, momentum)

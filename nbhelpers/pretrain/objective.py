@@ -34,7 +34,9 @@ def without_autocast(x: Tensor) -> torch.autocast:
 class Objective(nn.Module):
     """An encoder with what its training needs beside it; `forward` gives the loss of a batch.
 
-    An objective says in `views` what is drawn at random and in `loss` what is computed from it.
+    An objective says in `views` what is drawn at random and in `loss` what is computed from it. On a GPU all
+    of it is captured once and replayed: nothing may ask for a tensor's value, move a constant to the device,
+    or depend on Python numbers that change from step to step.
 
     Attributes:
         encoder: the Vision Transformer that is trained.
@@ -52,7 +54,7 @@ class Objective(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     @property
-    def kept(self) -> nn.Module:
+    def saved(self) -> nn.Module:
         """What goes to disk when training ends: the encoder, with its decoder where a chapter looks at it."""
         return self.encoder
 
@@ -79,5 +81,5 @@ class Objective(nn.Module):
             views = self.views(images, generator)
         return self.loss(*views, *labels)
 
-    def after_step(self, progress: float) -> None:
-        """What happens after each optimiser step; `progress` is the share of training done, 0..1."""
+    def after_step(self, progress: Tensor) -> None:
+        """What follows each optimiser step; `progress`, a scalar, is the share of training done, 0..1."""

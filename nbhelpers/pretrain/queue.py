@@ -1,4 +1,4 @@
-"""Work off a list of models to train: several at once, each resumable, finished ones skipped."""
+"""Work off a list of models to train, each resumable, finished ones skipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,60 +15,107 @@ import torch
 
 from nbhelpers.files import cache_dir
 from nbhelpers.models import available
+from nbhelpers.pretrain import Recipe, pretrain, recipe, trained_name
+from nbhelpers.pretrain.trainer import stop_signals
 
-COLUMNS = ("name", "study", "objective", "width", "images", "seed")
+COLUMNS = ("study", "objective", "width", "images", "seed")
+Models = Mapping[str, tuple[str, Recipe]]  # study and recipe by the encoder's name
 
 
-def read_queue(path: str | Path) -> pd.DataFrame:
-    """The queue file: a CSV with one model a row, in the order of their turn.
+def read_queue(path: str | Path) -> Models:
+    """The models of a queue file, a CSV, in the order of their turn.
 
     Raises:
-        ValueError: if a column is missing or a name occurs twice.
+        ValueError: if a column is missing, or a model occurs twice or cannot be.
+        KeyError: for a recipe that is not there.
     """
     queue = pd.read_csv(path)
     if tuple(queue.columns) != COLUMNS:
         raise ValueError(f"{path} needs the columns {', '.join(COLUMNS)}; it has {', '.join(queue.columns)}")
-    twice = sorted(queue["name"][queue["name"].duplicated()])
-    if twice:
-        raise ValueError(f"{path} lists {', '.join(twice)} more than once")
-    return queue
+    models = {}
+    for row in queue.itertuples():
+        chosen = recipe(row.study, row.objective).of_width(row.width)
+        chosen = replace(chosen, images=row.images, seed=row.seed)
+        name = trained_name(chosen, row.study)
+        if name in models:
+            raise ValueError(f"{path} lists {name} more than once")
+        models[name] = row.study, chosen
+    return models
 
 
-def work_off(path: str | Path, stop_after: float | None = None, workers: int | None = None) -> int:
-    """Train what the queue lists and the manifest lacks, `workers` at a time, `stop_after` seconds at most.
+def waiting(path: str | Path, batch_size: int) -> Models:
+    """What the queue lists and `data/encoders` lacks, to be trained in batches of a size."""
+    shipped, models = set(available()), read_queue(path).items()
+    return {n: (study, replace(r, batch_size=batch_size)) for n, (study, r) in models if n not in shipped}
 
-    By default one worker per CPU core, each with one thread, or four side by side where there is a GPU.
 
-    Returns:
-        How many runs failed; what each printed is in the cache folder's `pretrain/NAME/output.txt`.
-    """
-    workers = workers or (4 if torch.cuda.is_available() else os.cpu_count() or 1)
-    shipped = set(available())
-    waiting = [row for row in read_queue(path).itertuples() if row.name not in shipped]
-    start, running, failed = time.monotonic(), {}, 0
-    print(f"{len(waiting)} models to train, {workers} at a time", flush=True)
-    while waiting or running:
+def one_by_one(models: Models, device: str, stop_after: float | None, precision: torch.dtype | None) -> int:
+    """Train them in this process, each with the whole device; how many failed."""
+    start, failed = time.monotonic(), 0
+    for name, (study, chosen) in models.items():
         left = None if stop_after is None else stop_after - (time.monotonic() - start)
-        while waiting and len(running) < workers and (left is None or left > 0):
-            row = waiting.pop(0)
-            running[row.name] = _start(row, left)
-        if not running:
-            break
-        time.sleep(1)
-        for name in [name for name, process in running.items() if process.poll() is not None]:
-            code = running.pop(name).returncode
-            failed += code != 0
-            print(f"{name}: {'stopped cleanly' if code == 0 else f'failed with code {code}'}", flush=True)
+        try:
+            if not pretrain(chosen, study, device, left, precision=precision):
+                break
+        except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+            failed += 1
+            print(f"{name} failed: {error}", flush=True)
     return failed
 
 
-def _start(row, stop_after: float | None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "nbhelpers.pretrain", "--study", row.study, "--objective", row.objective]
-    command += ["--width", str(row.width), "--images", str(row.images), "--seed", str(row.seed)]
-    command += [] if stop_after is None else ["--stop-after", f"{stop_after:.0f}s"]
-    folder = cache_dir() / "pretrain" / row.name
-    folder.mkdir(parents=True, exist_ok=True)
-    # One thread each: two small models on two cores are faster side by side than one on both.
+def side_by_side(
+    models: Models, workers: int, stop_after: float | None, precision: torch.dtype | None
+) -> int:
+    """Train them on a CPU, `workers` at a time with a core each; how many failed.
+
+    What each prints is in the cache folder's `pretrain/NAME/output.txt`.
+    """
+    start, running, failed, left = time.monotonic(), {}, 0, list(models.items())
+    with stop_signals() as signalled:
+        try:
+            while running or left:
+                seconds = None if stop_after is None else stop_after - (time.monotonic() - start)
+                if signalled() or (seconds is not None and seconds <= 0):
+                    left = []
+                if signalled():
+                    break
+                while left and len(running) < workers:
+                    name, model = left.pop(0)
+                    running[name] = _start(name, *model, seconds, precision)
+                time.sleep(1)
+                for name in [name for name, process in running.items() if process.poll() is not None]:
+                    code = running.pop(name).returncode
+                    failed += code != 0
+                    print(f"{name}: {f'failed, see {_output(name)}' if code else 'ended well'}", flush=True)
+        finally:
+            for process in running.values():
+                process.terminate()  # saves, and ends
+            for process in running.values():
+                process.wait()
+    return failed
+
+
+def _output(name: str) -> Path:
+    return cache_dir() / "pretrain" / name / "output.txt"
+
+
+def _start(
+    name: str, study: str, chosen: Recipe, stop_after: float | None, precision: torch.dtype | None
+) -> subprocess.Popen:
+    options = {"study": study, "objective": chosen.objective, "device": "cpu", "nice": 0}
+    options |= {key: getattr(chosen, key) for key in ("width", "images", "seed")}
+    options |= {
+        "batch-size": chosen.batch_size,
+        "precision": precision and str(precision).removeprefix("torch."),
+    }
+    options |= {"stop-after": None if stop_after is None else f"{stop_after:.0f}s"}
+    command = [sys.executable, "-m", "nbhelpers.pretrain"]
+    command += [f"--{key}={value}" for key, value in options.items() if value is not None]
+    _output(name).parent.mkdir(parents=True, exist_ok=True)
+    # One thread each: two small models on two cores are faster side by side than one on both. A session of
+    # its own, so that Ctrl-C reaches it once, by way of the queue.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    with _output(name).open("a") as output:
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )

@@ -24,6 +24,9 @@ from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.simmim import SimMIM
 from nbhelpers.pretrain.supervised import Supervised
 
+# At equal images small batches learn more; a core is as fast with them, a GPU is not.
+BATCH_SIZES = {"cpu": 256, "cuda": 1024}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -41,8 +44,8 @@ class Recipe:
     heads: int = 4
     patch_size: int = 4
     standardised: bool = False
-    images: int = 256_000
-    batch_size: int = 128
+    images: int = 5_000_000
+    batch_size: int = BATCH_SIZES["cpu"]
     learning_rate: float = 5e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -55,8 +58,8 @@ class Recipe:
         Raises:
             ValueError: for a width that is no whole number of heads.
 
-        >>> RECIPES["shapes.cl"].of_width(16).heads
-        1
+        >>> RECIPES["shapes.cl"].of_width(64).heads
+        2
         """
         channels = self.width // self.heads
         if width < channels or width % channels:
@@ -67,7 +70,7 @@ class Recipe:
     def steps(self) -> int:
         """Optimiser steps of the whole run.
 
-        >>> replace(RECIPES["shapes.cl"], images=129).steps
+        >>> replace(RECIPES["shapes.cl"], images=257).steps
         2
         """
         return math.ceil(self.images / self.batch_size)
@@ -126,23 +129,24 @@ def hybrid(mim: Recipe, cl: Recipe, weight: float) -> Recipe:
     return replace(mim, objective=f"hybrid-{weight:g}", options=options)
 
 
-def _recipes(views: Augmentation, standardised: bool, label: str) -> dict[str, Recipe]:
+def _recipes(views: Augmentation, standardised: bool, label: str, images: int) -> dict[str, Recipe]:
     """The recipes of a study by objective.
 
     Args:
         views: of objectives that learn what an image as a whole shows.
         standardised: see `mini_vit`.
         label: what supervised training learns; ten classes in every study.
+        images: how many are seen.
     """
 
     def of(objective: str, augmentation: Augmentation, **options: Any) -> Recipe:
-        return Recipe(objective, augmentation, options, standardised=standardised)
+        return Recipe(objective, augmentation, options, standardised=standardised, images=images)
 
     # SimMIM crops from two thirds of the area upwards (its section 4.1), MAE as others do (its section 4);
     # both leave colours alone.
     mim = of("mim", Augmentation(crop_scale=(0.67, 1.0)), mask_ratio=0.6, mask_unit=2)
-    cl = of("cl", views, temperature=0.2, momentum=0.99, hidden=256, dim=128)
-    decoder = {"width": 48, "depth": 4, "heads": 4}
+    cl = of("cl", views, temperature=0.2, momentum=0.99, dim=128)
+    decoder = {"width": 96, "depth": 4, "heads": 4}
     others = [
         of("mae", replace(views, colour="none"), decoder=decoder, mask_ratio=0.75),
         of("supervised", views, label=label, classes=10, smoothing=0.1),
@@ -154,8 +158,8 @@ def _recipes(views: Augmentation, standardised: bool, label: str) -> dict[str, R
 
 STUDIES = {
     # Colours and contrast alone would identify a generated image, and CL would learn little else.
-    "shapes": _recipes(Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal"), True, "shape"),
-    "cifar10": _recipes(Augmentation(crop_scale=(0.2, 1.0), colour="jitter"), False, "class"),
+    "shapes": _recipes(Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal"), True, "shape", 2_000_000),
+    "cifar10": _recipes(Augmentation(crop_scale=(0.2, 1.0), colour="jitter"), False, "class", 5_000_000),
 }
 RECIPES: dict[str, Recipe] = {
     f"{study}.{objective}": recipe for study, rows in STUDIES.items() for objective, recipe in rows.items()
@@ -181,6 +185,17 @@ def recipe(study: str, objective: str) -> Recipe:
         return hybrid(STUDIES[study]["mim"], STUDIES[study]["cl"], float(number[1]))
     near = difflib.get_close_matches(name, RECIPES, cutoff=0.3) or list(RECIPES)
     raise KeyError(f"no recipe for {name!r}; nearest: {', '.join(near)}")
+
+
+def moments(recipe: Recipe, first: int = 16_000, count: int = 10) -> list[int]:
+    """Steps at which a run is measured: `count` of them, log-spaced from `first` images to the end.
+
+    >>> [step * 256 for step in moments(recipe("shapes", "cl"), count=3)]
+    [16128, 179712, 2000128]
+    """
+    start = max(1, math.ceil(first / recipe.batch_size))
+    ratio = recipe.steps / start
+    return sorted({round(start * ratio ** (k / (count - 1))) for k in range(count)})
 
 
 def build(

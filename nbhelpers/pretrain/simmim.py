@@ -26,7 +26,7 @@ def block_mask(
     Every mask hides ceil(ratio x number of squares) squares, chosen uniformly.
 
     Raises:
-        ValueError: if the squares do not tile the grid.
+        ValueError: if the squares do not tile the grid, or none would be hidden.
 
     Source: SimMIM, section 3.2 and figure 2 (patch-aligned random masking).
 
@@ -38,6 +38,8 @@ def block_mask(
         raise ValueError(
             f"squares of {unit} x {unit} patches do not tile a grid of {rows} x {columns} patches"
         )
+    if not 0 < ratio <= 1:
+        raise ValueError(f"a mask ratio must be above 0 and at most 1, not {ratio:g}")
     squares = (rows // unit) * (columns // unit)
     order = torch.rand(batch, squares, generator=generator, device=device).argsort(dim=1)
     masked = (order < math.ceil(ratio * squares)).view(batch, rows // unit, columns // unit)
@@ -55,10 +57,11 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: bool `B N`, true where masked.
 
     Returns:
-        A scalar in units of the target (standard deviations of the data set's pixels in training).
+        A scalar in units of the target (standard deviations of the data set's pixels in training); NaN if
+        nothing is masked.
 
     Raises:
-        ValueError: if nothing is masked, or shapes differ.
+        ValueError: if shapes differ.
 
     Source: SimMIM, equation 1.
 
@@ -69,8 +72,6 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     if prediction.shape != target.shape or mask.shape != target.shape[:2]:
         shapes = [tuple(t.shape) for t in (prediction, target, mask)]
         raise ValueError(f"need prediction and target B N D and mask B N; got {shapes}")
-    if not mask.any():
-        raise ValueError("no patch is masked, so the loss is undefined")
     error = (full_precision(prediction) - full_precision(target)).abs().mean(-1)
     weight = mask.to(error.dtype)
     return (error * weight).sum() / weight.sum()

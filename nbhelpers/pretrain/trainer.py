@@ -1,42 +1,48 @@
-"""One trainer for every objective: schedule, validation, log, checkpoint and exact resumption.
+"""One trainer for every objective and device: one step, its log, its checkpoint and exact resumption.
+
+The step (`Trainer.body`) never asks the device for a value, and all that changes from one step to the next is
+a tensor. On a GPU it is captured in one CUDA graph and replayed; elsewhere the same step runs as it is.
 
 The randomness of step t is a function of (seed, t) alone - which images, which views, which mask - so that a
 checkpoint needs no generator states and a resumed run repeats the uninterrupted one bit for bit (on a CPU).
 
-Under torchrun every process takes its share of each batch, with views of its own; gradients are averaged by
-PyTorch's DistributedDataParallel, and rank 0 alone writes.
+Under torchrun every process takes its share of each batch, with views of its own; gradients are averaged,
+nothing is captured, and rank 0 alone writes.
 """
 
 from __future__ import annotations
 
-import csv
+import copy
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
-from timm.optim import Muon, muon
-from timm.scheduler import create_scheduler_v2
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nbhelpers.files import atomic_path
-from nbhelpers.images import ImageSource
-from nbhelpers.models import Encoder, without_decoder
+from nbhelpers.images import ArraySource, ImageSource
+from nbhelpers.models import Encoder, without_decoder, wrap
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.weights import load_strictly
-from nbhelpers.pretrain.distributed import mean_over_ranks, share
+from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, share
 from nbhelpers.pretrain.objective import Objective
-from nbhelpers.pretrain.recipes import Recipe, build
+from nbhelpers.pretrain.optimizer import Optimizer
+from nbhelpers.pretrain.recipes import LABELS, Recipe, build, family
 from nbhelpers.ranks import rank, world_size
 
-COLUMNS = ("step", "images", "loss", "val_loss", "learning_rate", "images_per_second", "wall_time_s")
 VALIDATION_IMAGES = 1024
 # Far from every training step's number, so that validation never shares a random stream with a step.
 _VALIDATION_STREAM = 2**31
-
 
 # A CPU generator reads 32 bits of its seed. Multiples of this number (2^32 over the golden ratio) lie as far
 # from each other on that circle as can be, so the streams of runs and processes do not overlap.
@@ -44,30 +50,49 @@ _STRIDE = 2_654_435_769
 _MAX_SEED = 1000
 
 
+def stream_seed(seed: int, stream: int, process: int = 0) -> int:
+    """What a generator is seeded with for random stream number `stream` of a run, one for each process.
+
+    >>> stream_seed(0, 5), stream_seed(1, 5)
+    (5, 2654435774)
+    """
+    return (stream + _STRIDE * (seed + _MAX_SEED * process)) % 2**32
+
+
 def generator(
     seed: int, stream: int, device: torch.device | str = "cpu", process: int = 0
 ) -> torch.Generator:
-    """The random stream number `stream` of a run, one for each process.
-
-    >>> float(torch.rand(1, generator=generator(0, 5))) == float(torch.rand(1, generator=generator(1, 5)))
-    False
-    """
-    return torch.Generator(device).manual_seed((stream + _STRIDE * (seed + _MAX_SEED * process)) % 2**32)
+    """A generator at the beginning of a random stream; see `stream_seed`."""
+    return torch.Generator(device).manual_seed(stream_seed(seed, stream, process))
 
 
-def batch_indices(images: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Which images step number `step` trains on: every epoch is a fresh permutation of whole batches.
+def epoch_order(images: int, batch_size: int, epoch: int, seed: int) -> Tensor:
+    """Which images the steps of an epoch train on, `steps batch_size`: a fresh permutation of whole batches.
 
-    >>> seen = torch.cat([batch_indices(6, 3, step, seed=0) for step in (0, 1)])
-    >>> seen.sort().values.tolist()
+    Raises:
+        ValueError: if there are fewer images than a batch takes.
+
+    >>> epoch_order(6, 3, 0, seed=0).flatten().sort().values.tolist()
     [0, 1, 2, 3, 4, 5]
     """
-    per_epoch = images // batch_size
-    if not per_epoch:
+    steps = images // batch_size
+    if not steps:
         raise ValueError(f"a batch of {batch_size} needs at least as many images; there are {images}")
-    epoch, position = divmod(step, per_epoch)
     order = torch.randperm(images, generator=generator(seed, _VALIDATION_STREAM + 1 + epoch))
-    return order[position * batch_size : (position + 1) * batch_size]
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def learning_rate(recipe: Recipe, progress: Tensor) -> Tensor:
+    r"""Linear warm-up during the first `warmup` of a run, then half a cosine down to 0; scalar -> scalar.
+
+    .. math:: \eta(t) = \eta_0 t / w \text{ for } t < w, \text{ else } \eta_0 (1 + \cos \pi t) / 2
+
+    >>> from nbhelpers.pretrain import recipe
+    >>> learning_rate(recipe("shapes", "cl"), torch.tensor([0.0, 0.025, 0.5, 1.0]))
+    tensor([0.0000, 0.0025, 0.0025, 0.0000])
+    """
+    cosine = (1 + torch.cos(math.pi * progress)) / 2
+    return recipe.learning_rate * torch.where(progress < recipe.warmup, progress / recipe.warmup, cosine)
 
 
 def fast_precision(device: torch.device | str) -> torch.dtype:
@@ -83,10 +108,10 @@ def fast_precision(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def in_words(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """What trains; on a CPU every process has a core.
 
-    >>> in_words(torch.device("cpu"))
+    >>> device_name(torch.device("cpu"))
     'one CPU core'
     """
     processes = world_size()
@@ -96,32 +121,26 @@ def in_words(device: torch.device) -> str:
     return "one CPU core" if processes == 1 else f"{processes} CPU cores"
 
 
-class SinglePrecisionMuon(Muon):
-    """timm's Muon with its Newton-Schulz iteration in float32.
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Hold back Ctrl-C and SIGTERM: the function given says whether one came. A second one acts at once."""
+    received: list[int] = []
+    previous = {}
 
-    timm iterates in bfloat16, which a CPU without bfloat16 units emulates: measured on AVX2, a 512 x 512
-    matrix takes 2.4 s instead of 0.05 s. Its step has no argument for the type, so the function's default is
-    replaced for the duration of the step.
-    """
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One optimiser step; returns what `closure` returns."""
-        original = muon.zeropower_via_newtonschulz
-        muon.zeropower_via_newtonschulz = partial(original, dtype=torch.float32)
-        try:
-            return super().step(closure)
-        finally:
-            muon.zeropower_via_newtonschulz = original
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        restore()
 
-
-def optimizer(objective: nn.Module, recipe: Recipe, precision: torch.dtype) -> Muon:
-    """Muon on matrices; its AdamW on biases, norms and tokens, which are not decayed."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim in (2, 4)]
-    others = [p for p in trained if p.ndim not in (2, 4)]
-    groups = [{"params": matrices}, {"params": others, "use_fallback": True, "weight_decay": 0.0}]
-    kind = SinglePrecisionMuon if precision == torch.float32 else Muon
-    return kind(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
 
 
 class Trainer:
@@ -129,12 +148,13 @@ class Trainer:
 
     Args:
         recipe: what to train and how.
-        train: images to train on.
+        train: images to train on; all of them are held on the device, as uint8.
         val: images for the validation loss; the first `VALIDATION_IMAGES`, always with the same views.
         folder: where `log.csv` and `checkpoint.pt` live; a run found there is resumed.
         device: a CPU trains with explicit attention, whose backward is faster there; a GPU with fused one.
         precision: bfloat16, by autocast, or float32; default `fast_precision` of the device.
         start: a trained encoder of the recipe's architecture to go on from, instead of random weights.
+        captured: whether a GPU compiles the blocks and replays the step from a graph; other devices never do.
 
     Raises:
         MismatchedWeights: if `start` has another architecture.
@@ -151,25 +171,23 @@ class Trainer:
         device: torch.device | str = "cpu",
         precision: torch.dtype | None = None,
         start: Encoder | None = None,
+        captured: bool = True,
     ) -> None:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
         self.folder = Path(folder)
+        self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
-        self.parallel = DistributedDataParallel(self.objective) if world_size() > 1 else self.objective
         self.val = self._validation_batches(val)
-        self.optimizer = optimizer(self.objective, recipe, self.precision)
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched="cosine",
-            num_epochs=1,
-            warmup_epochs=recipe.warmup,
-            warmup_lr=0.0,
-            warmup_prefix=False,
-            step_on_epochs=False,
-            updates_per_epoch=recipe.steps,
-        )
+        everything = train.images if isinstance(train, ArraySource) else train.batch(range(len(train)))
+        self.images = self._with_labels(train, everything, slice(None))
+        self.optimizer = Optimizer(self.objective.parameters(), recipe.weight_decay, self.precision)
+        self.generator = torch.Generator(self.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)  # of steps, for the step itself
+        self.rate, self.loss = (torch.zeros((), device=self.device) for _ in range(2))
+        self.order = self._order(0)
         self.step, self.wall_time, self.rows, self.devices = 0, 0.0, [], []
+        self._epoch, self._graph = 0, None
         if self._checkpoint.exists():
             self._resume()
 
@@ -185,6 +203,11 @@ class Trainer:
         for module in objective.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = self.device.type != "cpu"
+            if self.captured and isinstance(module, Block):
+                # Compiled anew for each shape: a second width would be compiled for dynamic ones, far slower.
+                torch._dynamo.config.automatic_dynamic_shapes = False
+                torch._dynamo.config.cache_size_limit = 64
+                module.compile()
         return objective.train()
 
     @property
@@ -196,54 +219,104 @@ class Trainer:
         """Whether all steps have been taken."""
         return self.step >= self.recipe.steps
 
-    def _autocast(self) -> torch.autocast:
-        half = self.precision == torch.bfloat16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
+    def encoder(self) -> Encoder:
+        """The encoder as it is now: a copy, to be measured."""
+        return wrap(
+            copy.deepcopy(self.objective.encoder),
+            mean=self.train.mean,
+            std=self.train.std,
+            name=self.folder.name,
+            objective=LABELS[family(self.recipe.objective)],
+            seed=self.recipe.seed,
+        )
 
-    def _batch(self, source: ImageSource, indices: Tensor) -> tuple[Tensor, ...]:
-        """This process's share of a batch: images `B C H W`, and labels `B` if the objective reads some."""
-        indices, label = share(indices), self.objective.label
-        parts = [source.batch(indices)]
+    def _with_labels(self, source: ImageSource, images: Tensor, which: Tensor | slice) -> tuple[Tensor, ...]:
+        """Images `B C H W` of a source on the device, with their labels `B` if the objective reads some."""
+        label, parts = self.objective.label, [images]
         if label is not None:
             if label not in source.labels:
                 known = ", ".join(source.labels) or "none"
                 raise ValueError(f"{source.name} has no labels {label!r} to learn from; it has {known}")
-            parts.append(source.labels[label][indices])
-        return tuple(part.to(self.device, non_blocking=True) for part in parts)
+            parts.append(source.labels[label][which])
+        return tuple(part.to(self.device) for part in parts)
 
     def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:
         count = min(len(val), VALIDATION_IMAGES)
         size = min(self.recipe.batch_size, count - count % world_size())
-        return [self._batch(val, chunk) for chunk in torch.arange(count // size * size).split(size)]
+        shares = [share(chunk) for chunk in torch.arange(count // size * size).split(size)]
+        return [self._with_labels(val, val.batch(indices), indices) for indices in shares]
 
-    def _loss(self, model: nn.Module, batch: tuple[Tensor, ...], stream: int) -> Tensor:
+    def _order(self, epoch: int) -> Tensor:
+        """This process's part of `epoch_order`, on the device."""
+        order = epoch_order(len(self.train), self.recipe.batch_size, epoch, self.recipe.seed)
+        return share(order.T).T.contiguous().to(self.device)
+
+    def _loss(self, batch: list[Tensor] | tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         images, *labels = batch
-        with self._autocast():
-            return model(images, generator(self.recipe.seed, stream, self.device, rank()), *labels)
+        half = self.precision == torch.bfloat16
+        # Without a cache of converted weights: a graph would keep those of the step in which it was captured.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            return self.objective(images, generator, *labels)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Loss on the validation images: batch norm as in training, the same views and masks every time."""
         state = {name: b.clone() for name, b in self.objective.named_buffers()}
-        losses = [
-            self._loss(self.objective, batch, _VALIDATION_STREAM - 1 - i) for i, batch in enumerate(self.val)
-        ]
+        seed, device = self.recipe.seed, self.device
+        streams = [generator(seed, _VALIDATION_STREAM - 1 - i, device, rank()) for i in range(len(self.val))]
+        losses = [self._loss(batch, stream) for batch, stream in zip(self.val, streams, strict=True)]
         for name, buffer in self.objective.named_buffers():
             buffer.copy_(state[name])  # running statistics must not see the validation images
         return float(mean_over_ranks(torch.stack(losses).mean()))
 
-    def _take_step(self) -> Tensor:
-        indices = batch_indices(len(self.train), self.recipe.batch_size, self.step, self.recipe.seed)
-        batch = self._batch(self.train, indices)
-        self.scheduler.step_update(self.step)
-        loss = self._loss(self.parallel, batch, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+    def body(self) -> None:
+        """One step in tensors alone: no host synchronisation, no Python number that differs between steps."""
+        steps, parameters = self.recipe.steps, list(self.objective.parameters())
+        self.rate.copy_(learning_rate(self.recipe, self.count.double() / steps))
+        rows = self.order.index_select(0, (self.count % len(self.order)).view(1)).flatten()
+        for parameter in parameters:
+            parameter.grad = None
+        loss = self._loss([values.index_select(0, rows) for values in self.images], self.generator)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        self.optimizer.step(self.rate)
+        self.count += 1
+        self.objective.after_step(self.count.double() / steps)
+        self.loss.copy_(mean_over_ranks(loss.detach()))
+
+    @torch.no_grad()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The step as a CUDA graph; three steps warm up compilers and libraries and are then undone."""
+        state = [*self.objective.state_dict().values(), *chain(*self.optimizer.state.values()), self.count]
+        before = [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream), torch.enable_grad():
+            for _ in range(3):
+                self.body()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch._foreach_copy_(state, before)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph), torch.enable_grad():
+            self.body()
+        return graph
+
+    def _take_step(self) -> Tensor:
+        epoch = self.step // len(self.order)
+        if epoch != self._epoch:
+            self.order.copy_(self._order(epoch))
+            self._epoch = epoch
+        if self.captured and self._graph is None:
+            self._graph = self._capture()
+        self.generator.manual_seed(stream_seed(self.recipe.seed, self.step, rank()))
+        if self.captured:
+            self._graph.replay()
+        else:
+            self.body()
         self.step += 1
-        self.objective.after_step(self.step / self.recipe.steps)
-        return mean_over_ranks(loss.detach())
+        return self.loss.clone()
 
     def steps(self, until: int | None = None) -> Iterator[Tensor]:
         """Take steps up to number `until` (default: all), giving each step's loss."""
@@ -251,14 +324,28 @@ class Trainer:
         while self.step < last:
             yield self._take_step()
 
-    def run(self, stop_after: float | None = None, save_every: float = 180.0, log_every: int = 100) -> bool:
-        """Train to the end, or for `stop_after` seconds; either way the state is saved. True when done.
+    def run(
+        self,
+        stop_after: float | None = None,
+        save_every: float = 180.0,
+        log_every: int = 100,
+        at: Collection[int] = (),
+        call: Callable[[Encoder, int], None] | None = None,
+    ) -> bool:
+        """Train to the end, for `stop_after` seconds, or until a signal; the state is saved. True when done.
+
+        Args:
+            stop_after: in seconds.
+            save_every: seconds from one checkpoint to the next.
+            log_every: steps from one row of the log to the next.
+            at: after which steps to call `call`; 0 is before the first. See `recipes.moments`.
+            call: gets the encoder, a copy, and the number of the step; its time does not count.
 
         Raises:
             FloatingPointError: if the loss is not finite; the last good checkpoint stays.
         """
-        if self.devices[-1:] != [in_words(self.device)]:
-            self.devices.append(in_words(self.device))
+        if self.devices[-1:] != [device_name(self.device)]:
+            self.devices.append(device_name(self.device))
         start = last_save = last_log = time.monotonic()
         before, losses = self.wall_time, []
         bar = tqdm(
@@ -269,36 +356,47 @@ class Trainer:
             unit="step",
             disable=rank() > 0,
         )
-        for loss in self.steps():
-            losses.append(loss)
-            bar.update()
-            now = time.monotonic()
-            self.wall_time = before + now - start
-            stopping = stop_after is not None and self._first_says(now - start >= stop_after)
-            logging = self.step % log_every == 0 or self.done
-            saving = stopping or self.done or now - last_save >= save_every
-            if (logging or saving) and not torch.stack(losses).isfinite().all():
-                raise FloatingPointError(
-                    f"the loss is not finite at step {self.step}: lower the learning rate"
-                )
-            if logging:
-                self._log(torch.stack(losses), now - last_log)
-                bar.set_postfix(loss=f"{self.rows[-1]['loss']:.4f}", val=f"{self.rows[-1]['val_loss']:.4f}")
-                losses, last_log = [], time.monotonic()
-            if saving:
-                self.save()
-                last_save = time.monotonic()
-            if stopping:
-                break
-        bar.close()
+        with stop_signals() as signalled, bar:
+            if self.step == 0:
+                self._call(at, call)
+            for loss in self.steps():
+                losses.append(loss)
+                bar.update()
+                elapsed = time.monotonic() - start
+                stopping = self._any(signalled() or (stop_after is not None and elapsed >= stop_after))
+                logging = self.step % log_every == 0 or self.done
+                saving = stopping or self.done or time.monotonic() - last_save >= save_every
+                if (logging or saving) and not torch.stack(losses).isfinite().all():  # waits for the device
+                    raise FloatingPointError(
+                        f"the loss is not finite at step {self.step}: lower the learning rate"
+                    )
+                self.wall_time = before + time.monotonic() - start
+                if logging:
+                    self._log(torch.stack(losses), time.monotonic() - last_log)
+                    last = self.rows[-1]
+                    bar.set_postfix(loss=f"{last['loss']:.4f}", val=f"{last['val_loss']:.4f}")
+                    losses, last_log = [], time.monotonic()
+                pause = self._call(at, call)
+                start, last_log = start + pause, last_log + pause
+                if saving:
+                    self.save()
+                    last_save = time.monotonic()
+                if stopping:
+                    break
         return self.done
 
-    def _first_says(self, value: bool) -> bool:
-        """What rank 0 says, since clocks differ and all processes must stop at one step."""
+    def _call(self, at: Collection[int], call: Callable[[Encoder, int], None] | None) -> float:
+        """Hand the encoder over if this is one of the steps asked for; the seconds it took."""
+        begun = time.monotonic()
+        if call is not None and self.step in at and rank() == 0:
+            call(self.encoder(), self.step)
+        return time.monotonic() - begun
+
+    def _any(self, value: bool) -> bool:
+        """Whether it holds in any process, since all must stop at one step."""
         if world_size() == 1:
             return value
-        answer = torch.tensor(float(value and rank() == 0), device=self.device)
-        return bool(mean_over_ranks(answer) > 0)
+        return bool(mean_over_ranks(torch.tensor(float(value), device=self.device)) > 0)
 
     def _log(self, losses: Tensor, seconds: float) -> None:
         row = {
@@ -306,54 +404,46 @@ class Trainer:
             "images": self.step * self.recipe.batch_size,
             "loss": float(losses.mean()),
             "val_loss": self.validation_loss(),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": float(self.rate),
             "images_per_second": len(losses) * self.recipe.batch_size / seconds,
             "wall_time_s": self.wall_time,
         }
         self.rows.append(row)
         if rank() > 0:
             return
-        with atomic_path(self.folder / "log.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        with atomic_path(self.folder / "log.csv") as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
     def save(self) -> None:
         """Write the whole state to the folder, atomically; rank 0 alone does."""
         if rank() > 0:
             return
         state = {
-            "recipe": self.recipe.as_dict(),
-            "precision": self.precision,
+            "settings": self._settings(),
             "devices": self.devices,
             "step": self.step,
             "wall_time": self.wall_time,
             "rows": self.rows,
             "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state,
         }
         with atomic_path(self._checkpoint) as temporary:
             torch.save(state, temporary)
 
+    def _settings(self) -> dict[str, Any]:
+        """What a run cannot change on the way."""
+        return self.recipe.as_dict() | {"precision": str(self.precision).removeprefix("torch.")}
+
     def _resume(self) -> None:
-        # By way of the CPU: the optimiser reads its step counts there, and moves all else to the device.
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        if state["recipe"] != self.recipe.as_dict():
-            ours = self.recipe.as_dict()
-            differ = sorted(
-                k for k in ours.keys() | state["recipe"].keys() if ours.get(k) != state["recipe"].get(k)
-            )
+        ours, theirs = self._settings(), state.get("settings", {})
+        if differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             raise ValueError(
-                f"{self._checkpoint} holds a run whose recipe differs in {', '.join(differ)}: "
-                "train in another folder, or delete this one to start again"
-            )
-        if state["precision"] != self.precision:
-            ours, theirs = (str(p).removeprefix("torch.") for p in (self.precision, state["precision"]))
-            raise ValueError(
-                f"{self._checkpoint} holds a run in {theirs}, which would go on in {ours}: ask for {theirs} "
-                "(--precision), or delete it to start again"
+                f"{self._checkpoint} holds a run that differs in {', '.join(differ)}: "
+                "ask for the same, train in another folder, or delete it to start again"
             )
         for name in ("step", "wall_time", "rows", "devices"):
             setattr(self, name, state[name])
+        self.count.fill_(self.step)
         self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load(state["optimizer"])

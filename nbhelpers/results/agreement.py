@@ -11,7 +11,7 @@ from nbhelpers.images import ImageSource
 from nbhelpers.measure import cached, code_version, identified
 from nbhelpers.models import Encoder, load
 from nbhelpers.pretrain import recipe
-from nbhelpers.pretrain.agreement import gradient_agreement
+from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.probes import cka_by_depth
 from nbhelpers.probes.rows import identity
 from nbhelpers.studies import PAIR, Study, study
@@ -52,5 +52,5 @@ def gradients(encoder: Encoder, images: dict[str, ImageSource]) -> pd.DataFrame:
     run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
     sources = [images["train"], images["validation"]]
     key = ["gradients", run.as_dict(), STEPS, BATCHES, code_version("pretrain")]
-    compute = partial(gradient_agreement, run, *sources, STEPS, BATCHES)
+    compute = partial(gradient_alignment, run, *sources, STEPS, BATCHES)
     return identified(cached("analyses", encoder, sources, key, compute), encoder, images["train"])

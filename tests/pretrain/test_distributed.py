@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from nbhelpers.images import ArraySource
 from nbhelpers.models import mini_vit
 from nbhelpers.pretrain import Trainer, recipe
-from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks, share
+from nbhelpers.pretrain.distributed import BatchNorm, average_gradients, mean_over_ranks, share
 from nbhelpers.pretrain.recipes import build
 from nbhelpers.pretrain.trainer import generator
 
@@ -44,8 +43,7 @@ def trainer(folder, objective="cl"):
     return Trainer(chosen, source, source, folder, precision=torch.float32)
 
 
-def loss_and_gradients(one, loss):
-    loss.backward()
+def parts(one, loss):
     gradients = {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), "gradients": gradients, "buffers": dict(one.named_buffers())}
 
@@ -59,10 +57,11 @@ def process(rank, folder):
     for objective in OBJECTIVES:
         one = model(objective)
         images, labels = (share(part) for part in joint_batch())
-        parallel = DistributedDataParallel(one)
         labels = (labels,) if one.label else ()
-        loss = parallel(images, generator(0, 5, process=rank), *labels)
-        result[objective] = loss_and_gradients(one, loss)
+        loss = one(images, generator(0, 5, process=rank), *labels)
+        loss.backward()
+        average_gradients(one.parameters())
+        result[objective] = parts(one, loss)
         result[objective]["loss"] = mean_over_ranks(loss.detach())
     norm, generator_ = BatchNorm(5), torch.Generator().manual_seed(0)
     rows = share(torch.randn(BATCH, 5, generator=generator_)).requires_grad_()
@@ -95,13 +94,15 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(objective, results
         one.views(part, generator(0, 5, process=rank)) for rank, part in enumerate(images.chunk(PROCESSES))
     ]
     views = [torch.cat(parts) for parts in zip(*shares, strict=True)]
-    expected = loss_and_gradients(one, one.loss(*views, *([labels] if one.label else [])))
+    loss = one.loss(*views, *([labels] if one.label else []))
+    loss.backward()
+    expected = parts(one, loss)
     for found in (each[objective] for each in results[1]):
         torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-6, atol=0)
         assert found["gradients"].keys() == expected["gradients"].keys()
-        for part in ("gradients", "buffers"):
-            for name, value in expected[part].items():
-                torch.testing.assert_close(found[part][name], value, rtol=1e-5, atol=1e-7, msg=name)
+        for kind in ("gradients", "buffers"):
+            for name, value in expected[kind].items():
+                torch.testing.assert_close(found[kind][name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_batch_norm_over_two_processes_is_that_of_the_joint_batch(results):

@@ -1,6 +1,10 @@
 """The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -9,11 +13,11 @@ import torch
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
-from nbhelpers.pretrain import Trainer, pretrain, recipe, trained_name
+from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
 from nbhelpers.pretrain.__main__ import main, seconds
 from nbhelpers.pretrain.queue import read_queue
 from nbhelpers.pretrain.recipes import CLASSES, LABELS, RECIPES, STUDIES, family
-from nbhelpers.pretrain.trainer import batch_indices, fast_precision, generator
+from nbhelpers.pretrain.trainer import epoch_order, fast_precision, generator
 
 
 def source(images=40):
@@ -125,6 +129,8 @@ def test_a_run_lowers_its_validation_loss_and_logs_it(tmp_path):
     before = run.validation_loss()
     assert run.run(log_every=10)
     log = pd.read_csv(tmp_path / "log.csv")
+    columns = ["step", "images", "loss", "val_loss", "learning_rate", "images_per_second", "wall_time_s"]
+    assert list(log) == columns
     assert log["step"].tolist() == [10, 20, 30]
     assert log["val_loss"].iloc[-1] < before
     assert log["images"].iloc[-1] == 240
@@ -146,6 +152,41 @@ def test_stop_after_saves_and_the_next_run_finishes(tmp_path):
     assert trainer("mim", tmp_path).done
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_the_next_run_goes_on(number, tmp_path):
+    whole = torch.stack(list(trainer("mim", tmp_path / "whole").steps()))
+    handler = signal.getsignal(number)
+    run = trainer("mim", tmp_path / "part")
+    assert not run.run(at=[3], call=lambda _encoder, _step: signal.raise_signal(number))
+    assert signal.getsignal(number) is handler
+    again = trainer("mim", tmp_path / "part")
+    assert again.step == 4
+    assert torch.equal(torch.stack(list(again.steps())), whole[4:])
+
+
+def test_a_run_hands_its_encoder_over_at_the_steps_asked_for(tmp_path):
+    seen = {}
+    run = trainer("mim", tmp_path)
+    assert run.run(at=[0, 4, 10], call=lambda encoder, step: seen.update({step: encoder.module.state_dict()}))
+    assert list(seen) == [0, 4, 10]
+    fresh = trainer("mim", tmp_path / "other")
+    for step, kept in seen.items():
+        list(fresh.steps(until=step))
+        now = fresh.objective.encoder.state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in now.items())
+    assert all(p.requires_grad for p in run.objective.encoder.blocks.parameters())
+
+
+def test_moments_are_log_spaced_from_16000_images_to_the_end():
+    chosen = recipe("cifar10", "cl")
+    steps = moments(chosen)
+    assert len(steps) == 10
+    assert (steps[0] - 1) * chosen.batch_size < 16_000 <= steps[0] * chosen.batch_size
+    assert steps[-1] == chosen.steps
+    ratios = [later / earlier for earlier, later in pairwise(steps)]
+    assert ratios == pytest.approx([ratios[0]] * 9, rel=0.02)
+
+
 def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(pretrain.__globals__, "SOURCES", {"shapes": lambda split: source()})
@@ -159,9 +200,9 @@ def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     assert row["images_per_second"] > 0
     assert len(row["knn_by_depth"]["shape"]) == 3
     encoder = load(tmp_path / "encoders" / "shapes.mae.w32.n16.safetensors", device="cpu")
-    assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 48, 4)
+    assert (encoder.width, decoder_of(encoder).width, decoder_of(encoder).depth) == (32, 96, 4)
     trained = trainer("mae", tmp_path / "cache" / "pretrain" / "shapes.mae.w32.n16", None, steps=2)
-    for key, value in trained.objective.kept.state_dict().items():
+    for key, value in trained.objective.saved.state_dict().items():
         assert torch.equal(encoder.module.state_dict()[key], value.half().float()), key
 
 
@@ -193,7 +234,7 @@ def test_a_run_knows_all_devices_it_was_trained_on(tmp_path):
 
 def test_a_run_in_another_precision_is_refused(tmp_path):
     trainer("mim", tmp_path, torch.bfloat16).save()
-    with pytest.raises(ValueError, match="a run in bfloat16, which would go on in float32"):
+    with pytest.raises(ValueError, match="differs in precision"):
         trainer("mim", tmp_path)
 
 
@@ -214,11 +255,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(when, tmp_path):
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
-    epochs = [torch.cat([batch_indices(12, 4, 3 * e + s, seed=1) for s in range(3)]) for e in range(2)]
-    assert all(sorted(e.tolist()) == list(range(12)) for e in epochs)
+    epochs = [epoch_order(13, 4, epoch, seed=1) for epoch in range(2)]
+    assert all(e.shape == (3, 4) and len(e.unique()) == 12 for e in epochs)
     assert not torch.equal(*epochs)
     with pytest.raises(ValueError, match="batch of 4"):
-        batch_indices(3, 4, 0, seed=0)
+        epoch_order(3, 4, 0, seed=0)
 
 
 def test_seeds_give_different_runs(tmp_path):
@@ -272,7 +313,7 @@ def test_command_line_explains_itself_and_checks_durations(capsys):
     assert "nearest: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--nice", "0", "--objective", "cl", "--width", "20"])
-    assert "no multiple of the 16 channels" in capsys.readouterr().err
+    assert "no multiple of the 32 channels" in capsys.readouterr().err
     assert seconds("90s") == 90
 
 
@@ -284,19 +325,70 @@ def test_command_line_passes_the_precision_on(asked, monkeypatch):
     assert seen == [getattr(torch, asked) if asked else None]
 
 
-def test_the_queue_calls_its_models_what_training_calls_them():
-    queue = read_queue(DATA / "queue.csv")
-    for row in queue.itertuples():
-        chosen = recipe(row.study, row.objective).of_width(row.width)
-        chosen = replace(chosen, images=row.images, seed=row.seed)
-        assert row.name == trained_name(chosen, row.study)
-    assert set(queue["name"][:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
+def test_the_queue_begins_with_the_pairs_and_ends_with_the_widths():
+    queue = list(read_queue(DATA / "queue.csv"))
+    assert set(queue[:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
+    assert queue[4:6] == ["cifar10.hybrid-0.2", "shapes.hybrid-0.2"]
+    assert queue[-1] == "shapes.cl.w32"
+    assert not any(".n" in name for name in queue)
+
+
+def test_a_model_that_fails_is_reported_and_the_queue_goes_on(monkeypatch, capsys):
+    started = []
+
+    def train(chosen, study, *_, **__):
+        started.append(chosen.objective)
+        if chosen.objective == "mim":
+            raise FloatingPointError("not finite at step 3")
+        return chosen.objective != "mae"  # stopped by time or signal
+
+    monkeypatch.setattr(queue, "pretrain", train)
+    models = {name: ("shapes", small(name)) for name in ("cl", "mim", "supervised", "mae", "dino")}
+    assert queue.one_by_one(models, "cuda", None, None) == 1
+    assert started == ["cl", "mim", "supervised", "mae"]
+    assert "mim failed: not finite at step 3" in capsys.readouterr().out
+
+
+def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, capsys):
+    started = []
+
+    def start(name, study, chosen, *_):
+        started.append(name)
+        code = {"bad": "raise SystemExit(1)", "long": "import time; time.sleep(600)"}.get(name, "")
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    monkeypatch.setattr(queue, "_start", start)
+    models = {name: ("shapes", small("cl")) for name in ("good", "bad", "other")}
+    assert queue.side_by_side(models, 2, None, None) == 1
+    assert started == ["good", "bad", "other"]
+    assert "bad: failed, see" in capsys.readouterr().out
+    monkeypatch.setattr(queue.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert (
+        queue.side_by_side({name: ("shapes", small("cl")) for name in ("long", "next")}, 1, None, None) == 0
+    )
+    assert started[3:] == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--queue", "missing.csv"], "missing.csv"),
+        (["--objective", "cl", "--device", "tpu9"], "tpu9"),
+        (["--objective", "cl", "--images", "0"], "'0'"),
+        (["--objective", "cl", "--minutes", "soon"], "soonm"),
+    ],
+)
+def test_command_line_names_bad_input_without_a_traceback(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--nice", "0", *arguments])
+    assert stopped.value.code in (1, 2)
+    assert named in capsys.readouterr().err
 
 
 def test_queue_file_is_checked(tmp_path):
     path = tmp_path / "queue.csv"
-    path.write_text("name,study,objective,width,images,seed\na,shapes,cl,64,9,0\na,shapes,mim,64,9,0\n")
-    with pytest.raises(ValueError, match="lists a more than once"):
+    path.write_text("study,objective,width,images,seed\n" + 2 * "shapes,cl,64,9,0\n")
+    with pytest.raises(ValueError, match=r"shapes\.cl\.w64\.n9 more than once"):
         read_queue(path)
     path.write_text("name,study\na,shapes\n")
     with pytest.raises(ValueError, match="needs the columns"):

@@ -1,4 +1,4 @@
-"""Do the two losses of a hybrid agree: their gradients with respect to each block of the shared encoder."""
+"""Gradient alignment of a hybrid's two losses, with respect to each block of the shared encoder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def block_gradients(objective: Hybrid, views: Sequence[Tensor]) -> tuple[Tensor,
     return torch.stack(losses).detach(), torch.stack(rows)
 
 
-def agreement(gradients: Tensor) -> pd.DataFrame:
+def block_alignment(gradients: Tensor) -> pd.DataFrame:
     r"""How far two losses pull each block the same way, from their gradients on several batches.
 
     With :math:`g_k` and :math:`h_k` the gradients of the two losses on batch k:
@@ -84,19 +84,19 @@ def agreement(gradients: Tensor) -> pd.DataFrame:
     Example: opposed in the first block, at right angles in the second.
         >>> mim = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
         >>> cl = torch.tensor([[-2.0, 0.0], [0.0, 1.0]])
-        >>> frame = agreement(torch.stack([mim, cl]).expand(3, 2, 2, 2))
+        >>> frame = block_alignment(torch.stack([mim, cl]).expand(3, 2, 2, 2))
         >>> frame[frame["metric"] == "cosine"]["value"].tolist()
         [-1.0, 0.0]
     """
     if gradients.ndim != 4 or gradients.shape[1] != len(LOSSES) or len(gradients) < 3:
         raise ValueError(
-            f"agreement: expected gradients K S L P of at least 3 batches and {len(LOSSES)} losses, "
+            f"block_alignment: expected gradients K S L P of at least 3 batches and {len(LOSSES)} losses, "
             f"got {tuple(gradients.shape)}"
         )
     inner = torch.einsum("ksbp,jtbp->bsktj", *[gradients.double()] * 2)  # L S K S K
     lengths = torch.einsum("bsksk->bsk", inner)
     if not (lengths.isfinite().all() and lengths.gt(0).all()):
-        raise ValueError("agreement: a gradient is zero or not finite")
+        raise ValueError("block_alignment: a gradient is zero or not finite")
     batches = len(gradients)
     whole = _statistics(inner)
     kept = [torch.arange(batches) != left_out for left_out in range(batches)]
@@ -114,7 +114,7 @@ def agreement(gradients: Tensor) -> pd.DataFrame:
 
 
 def _statistics(inner: Tensor) -> dict[str, Tensor]:
-    """What `agreement` reports, from inner products `L S K S K`: values `L`, or a scalar."""
+    """What `block_alignment` reports, from inner products `L S K S K`: values `L`, or a scalar."""
     batches = inner.shape[2]
     lengths = torch.einsum("bsksk->bsk", inner).sqrt()
     cosines = inner / (lengths[:, :, :, None, None] * lengths[:, None, None])
@@ -139,7 +139,7 @@ def _statistics(inner: Tensor) -> dict[str, Tensor]:
     }
 
 
-def gradient_agreement(
+def gradient_alignment(
     recipe: Recipe, train: ImageSource, held_out: ImageSource, steps: Sequence[int], batches: int = 16
 ) -> pd.DataFrame:
     """Train a hybrid and measure, after some of its steps, whether its two losses agree.
@@ -155,8 +155,8 @@ def gradient_agreement(
         batches: how many batches of `held_out` to measure on.
 
     Returns:
-        The frames of `agreement`, with the columns `step` and `images` (how many were trained on) in front,
-        and rows `mim_loss` and `cl_loss`, whose depth is NaN.
+        The frames of `block_alignment`, with the columns `step` and `images` (how many were trained on) in
+        front, and rows `mim_loss` and `cl_loss`, whose depth is NaN.
 
     Raises:
         ValueError: if there are too few images to measure on, or steps beyond the end of training.
@@ -175,7 +175,7 @@ def gradient_agreement(
             for _ in trainer.steps(until=step):
                 bar.update()
             losses, gradients = _on_batches(trainer.objective, recipe, held_out, batches)
-            frame = pd.concat([agreement(gradients), _losses(losses)], ignore_index=True)
+            frame = pd.concat([block_alignment(gradients), _losses(losses)], ignore_index=True)
             frame.insert(0, "step", step)
             frame.insert(1, "images", step * recipe.batch_size)
             frames.append(frame)
@@ -196,7 +196,7 @@ def _on_batches(
 
 
 def _losses(values: Tensor) -> pd.DataFrame:
-    """Rows as `agreement` has them of losses `K S`, with the 95 % interval of the mean over batches."""
+    """Rows as `block_alignment` has them of losses `K S`, with the 95 % interval of the mean over batches."""
     batches = len(values)
     half = _quantile(batches) * values.std(0) / batches**0.5
     columns = zip(LOSSES, values.mean(0).tolist(), half.tolist(), strict=True)

@@ -10,7 +10,7 @@ from torch import nn
 from nbhelpers.images import ArraySource
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain import recipe
-from nbhelpers.pretrain.agreement import agreement, block_gradients, gradient_agreement
+from nbhelpers.pretrain.alignment import block_alignment, block_gradients, gradient_alignment
 from nbhelpers.pretrain.recipes import build
 
 
@@ -48,7 +48,7 @@ class Toy(nn.Module):
 
 def test_opposed_and_unrelated_losses():
     batches = [block_gradients(Toy(), [torch.tensor([1.0, k])])[1] for k in (1.0, 2.0, 3.0)]
-    frame = agreement(torch.stack(batches)).set_index(["metric", "depth"])["value"]
+    frame = block_alignment(torch.stack(batches)).set_index(["metric", "depth"])["value"]
     assert frame["cosine"].tolist() == pytest.approx([-1, 0])
     assert frame["conflict"].tolist() == [1, 0]
     assert frame["mim_norm", 2] == pytest.approx(3)
@@ -89,7 +89,7 @@ def test_one_loss_has_nothing_to_agree_with(weight):
 
 def test_agreement_equals_its_definition():
     gradients = torch.randn(5, 2, 3, 7, generator=torch.Generator().manual_seed(0)) + 0.5
-    frame = agreement(gradients).set_index(["metric", "depth"])
+    frame = block_alignment(gradients).set_index(["metric", "depth"])
 
     def dot(a, b):
         return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
@@ -124,7 +124,7 @@ def test_direction_is_free_of_the_noise_of_batches():
     signal = torch.randn(2, 1, 400, generator=generator)
     true = float(torch.cosine_similarity(signal[0], signal[0] + signal[1]))
     pair = torch.stack([signal[0], signal[0] + signal[1]])
-    frame = agreement(pair + 3 * torch.randn(40, 2, 1, 400, generator=generator)).set_index("metric")
+    frame = block_alignment(pair + 3 * torch.randn(40, 2, 1, 400, generator=generator)).set_index("metric")
     assert abs(frame.loc["cosine", "value"]) < 0.2
     assert frame.loc["direction", "value"] == pytest.approx(true, abs=0.1)
     assert frame.loc["direction", "low"] < true < frame.loc["direction", "high"]
@@ -141,19 +141,19 @@ def test_direction_is_free_of_the_noise_of_batches():
 )
 def test_agreement_names_what_is_wrong(gradients, message):
     with pytest.raises(ValueError, match=message):
-        agreement(gradients)
+        block_alignment(gradients)
 
 
 def test_along_training_the_first_row_is_the_initialisation():
     chosen, images = small(), source()
-    frame = gradient_agreement(chosen, images, images, steps=[0, 4], batches=3)
+    frame = gradient_alignment(chosen, images, images, steps=[0, 4], batches=3)
     assert frame["step"].unique().tolist() == [0, 4]
     assert frame["images"].unique().tolist() == [0, 32]
     values = frame.set_index(["step", "metric"])["value"]
     assert values[4, "mim_loss"].item() < values[0, "mim_loss"].item()
-    again = gradient_agreement(chosen, images, images, steps=[0], batches=3)
+    again = gradient_alignment(chosen, images, images, steps=[0], batches=3)
     assert again.equals(frame[frame["step"] == 0])
     with pytest.raises(ValueError, match=r"7 batches of 8 from 48 images"):
-        gradient_agreement(chosen, images, images, steps=[0], batches=7)
+        gradient_alignment(chosen, images, images, steps=[0], batches=7)
     with pytest.raises(ValueError, match=r"after steps 0 to 5 of 4"):
-        gradient_agreement(chosen, images, images, steps=[0, 5], batches=3)
+        gradient_alignment(chosen, images, images, steps=[0, 5], batches=3)
