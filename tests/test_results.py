@@ -193,7 +193,7 @@ def test_without_images_and_table_the_ways_are_named(toy):
 def test_another_model_needs_the_images(toy):
     results.store("toy", "small")
     toy.lose()
-    with pytest.raises(MissingDataError, match=r"vit_tiny.*a third way"):
+    with pytest.raises(MissingDataError, match=r"a third way.*vit_tiny"):
         table("toy", "small", ["toy.cl", "vit_tiny"])
 
 
@@ -399,8 +399,8 @@ def test_a_folder_is_cut_into_three(tiny):
     images = tables._probe_images(Study("folder:/photographs", "photographs", ()))
     rows = [row.numpy().tobytes() for source in images.values() for row in source.images]
     assert {role: len(source) for role, source in images.items()} == {
-        "train": 60,
-        "validation": 12,
+        "train": 59,
+        "validation": 13,
         "test": 48,
     }
     assert len(set(rows)) == 120
@@ -468,7 +468,7 @@ def shipped():
         yield pytest.param(path, there, id=f"{path.parent.name}-{path.stem}")
 
 
-@pytest.mark.parametrize(("path", "there"), shipped())
+@pytest.mark.parametrize(("path", "there"), [*shipped()])
 def test_every_stored_table_can_be_read(path, there):
     assert stored(path.parent.name, path.stem, there or None)["value"].notna().any()
 

@@ -92,7 +92,7 @@ class _Path:
             return value, (gradient * unit).ravel()
 
         # In these units a gradient g is about the distance to the solution, and the objective lacks g^2 / 2.
-        options = {"maxiter": 2000, "maxcor": 20, "ftol": 0, "gtol": 1e-3 * (strength * len(self.x)) ** 0.5}
+        options = {"maxiter": 2000, "maxcor": 20, "ftol": 0, "gtol": 1e-5 * (strength * len(self.x)) ** 0.5}
         start = (self.solution / unit).ravel()
         found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
         self.solution = found.reshape(self.solution.shape) * unit
