@@ -11,7 +11,7 @@ from nbhelpers.images import ArraySource
 from nbhelpers.models import load
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.alignment import gradient_alignment
-from nbhelpers.results import agreement
+from nbhelpers.results import tables
 from nbhelpers.studies import Study, study
 
 
@@ -35,32 +35,32 @@ def test_every_encoder_is_compared_with_both_parents(shapes, monkeypatch):
     frame = measured("cka", load("shapes.random"), shapes)
     assert frame.groupby("other")[["depth", "other_depth"]].max().to_numpy().tolist() == [[8, 8], [8, 8]]
     assert set(frame["other"]) == {"shapes.cl", "shapes.mim"}
-    monkeypatch.setattr(agreement, "cka_by_depth", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(tables, "cka_by_depth", lambda *_: pytest.fail("computed again"))
     twin = replace(load("shapes.random"), name="twin")
     assert set(measured("cka", twin, shapes)["model"]) == {"twin"}
-    monkeypatch.setattr(agreement, "load", lambda name: load("shapes.random"))
+    monkeypatch.setattr(tables, "load", lambda name: load("shapes.random"))
     with pytest.raises(pytest.fail.Exception, match="computed again"):  # other parents
         measured("cka", twin, shapes)
 
 
 def test_gradients_are_followed_from_the_random_encoder(shapes, monkeypatch):
     for name, value in {"RUN": {"images": 12, "batch_size": 6}, "STEPS": (0, 2), "BATCHES": 3}.items():
-        monkeypatch.setattr(agreement, name, value)
-    encoder = load(*agreement.start(shapes))
+        monkeypatch.setattr(tables, name, value)
+    encoder = load(*tables._start(shapes))
     frame = measured("gradients", encoder, shapes)
     assert set(frame["model"]) == {"shapes.random"}
     assert sorted(set(frame["step"])) == [0, 2]
-    run = replace(recipe("shapes", agreement.OBJECTIVE), **agreement.RUN)
-    begin = Trainer(run, *agreement.splits(shapes).values(), Path()).objective.encoder.state_dict()
+    run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
+    begin = Trainer(run, *tables._splits(shapes).values(), Path()).objective.encoder.state_dict()
     assert all(torch.equal(value, begin[key]) for key, value in encoder.module.state_dict().items())
 
 
 @pytest.mark.slow
 def test_the_stored_gradients_are_those_of_the_initialisation():
     chosen = study("shapes")
-    run = replace(recipe("shapes", agreement.OBJECTIVE), **agreement.RUN)
-    sources = agreement.splits(chosen).values()
-    computed = gradient_alignment(run, *sources, steps=[0], batches=agreement.BATCHES)
+    run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
+    sources = tables._splits(chosen).values()
+    computed = gradient_alignment(run, *sources, steps=[0], batches=tables.BATCHES)
     kept = results.stored("shapes", "gradients").query("step == 0")
     # Class tokens of a fresh encoder hardly differ, and the heads' batch norm magnifies what rounding adds to
     # them: between two kinds of CPU, cosines with CL's gradient, near 0, differ by up to 2e-4.

@@ -51,7 +51,6 @@ def photographs(tmp_path, monkeypatch):
 def forget():
     """As in a new process."""
     study.cache_clear()
-    results._computed.cache_clear()
 
 
 def test_every_table_is_made_or_left_out_with_the_reason(photographs, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from nbhelpers.models import CHECKPOINTS
-from nbhelpers.results import against_published, difference_to_published, published
+from nbhelpers.results import against_published, difference_to_published, published, published_triples
 from nbhelpers.results.published import CHECKPOINT_OF
 
 SIMMIM = "simmim.vit_base_patch16_224"
@@ -56,3 +56,15 @@ def test_what_cannot_be_compared_is_named():
     frame = curve("SimMIM", SIMMIM)
     with pytest.raises(ValueError, match=r"simmim.* has several values at a depth"):
         difference_to_published(pd.concat([frame, frame]), "nmi")
+
+
+def test_triples_are_complete_and_have_a_source():
+    rows = published_triples()
+    triples = rows.pivot(index=["model", "size"], columns="metric", values="value")
+    assert triples.notna().all(axis=None) and (triples["attentive"] > triples["knn"]).all()
+    assert triples.loc[("SimMIM", "ViT-B/16")].to_dict() == {
+        "knn": 0.086,
+        "linear": 0.471,
+        "attentive": 0.649,
+    }
+    assert rows["source"].str.contains("2506.10178").all()

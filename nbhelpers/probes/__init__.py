@@ -5,7 +5,7 @@ from nbhelpers.probes.clusters import silhouette_by_depth, token_map
 from nbhelpers.probes.dense import dense_by_depth, mean_iou
 from nbhelpers.probes.features import features, patch_tokens
 from nbhelpers.probes.finetune import FineTuning, classify, fine_tune, fine_tuning_by_share, reinitialise
-from nbhelpers.probes.knn import knn_accuracy, knn_by_depth, knn_predict
+from nbhelpers.probes.knn import knn_by_depth, knn_predict
 from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
 from nbhelpers.probes.noise import robustness_by_depth
 from nbhelpers.probes.shape_bias import ShapeBias, shape_bias, shape_bias_by_depth
@@ -15,7 +15,6 @@ __all__ = [
     "features",
     "patch_tokens",
     "knn_predict",
-    "knn_accuracy",
     "knn_by_depth",
     "LinearProbe",
     "fit_linear",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import patch_tokens
-from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
+from nbhelpers.probes.rows import Undefined, accuracy, accuracy_by_depth
 
 
 class AttentiveProbe(nn.Module):
@@ -58,7 +59,9 @@ class AttentiveProbe(nn.Module):
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
-        """Most probable class `N` of patch tokens `N P D`."""
+        """Most probable class `N` of patch tokens `N P D`; ValueError for tokens that are not finite."""
+        if not tokens.isfinite().all():
+            raise Undefined(f"non-finite tokens {tuple(tokens.shape)}")
         return torch.cat([self(part).argmax(1) for part in tokens.split(1024)])
 
 
@@ -91,7 +94,7 @@ def fit_attentive(
                 f"{name}_tokens must be N P D with N labels; got {tuple(x.shape)} and {len(y)} labels"
             )
         if not x.isfinite().all():
-            raise ValueError(f"non-finite {name}_tokens {tuple(x.shape)}")
+            raise Undefined(f"non-finite {name}_tokens {tuple(x.shape)}")
     device = train_tokens.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,22 +135,22 @@ def attentive_by_depth(
 ) -> pd.DataFrame:
     """Accuracy of an attentive probe at every depth, for one label or several, with Wilson's 95 % interval.
 
-    Keeps the patch tokens of one depth at a time in half precision, at the price of one pass per depth.
+    Patch tokens are kept in half precision, of as many depths at a time as fit memory.
 
-    Columns: `study model objective seed metric depth label pool norm value low high images`.
-    Raises the errors of `patch_tokens` and `fit_attentive`, and ValueError for a label that the images lack.
+    Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
+    whose tokens are not finite. Raises the errors of `patch_tokens`, `fit_attentive` and `accuracy_by_depth`.
     """
-    sources = (train, validation, test)
-    labels = {name: [labels_of(source, name) for source in sources] for name in label_names(label)}
-    rows = []
-    for depth in range(encoder.depth + 1) if depths is None else depths:
-        x_train, x_validation, x_test = (
-            patch_tokens(encoder, source, [depth], norm)[0] for source in sources
-        )
-        for name, (y_train, y_validation, y_test) in labels.items():
-            probe = fit_attentive(
-                x_train, y_train, x_validation, y_validation, queries=queries, epochs=epochs, seed=seed
-            )
-            row = {"metric": "attentive", "depth": depth, "label": name, "pool": "query", "norm": norm}
-            rows.append(identity(encoder, test) | row | accuracy(probe.predict(x_test), y_test))
-    return pd.DataFrame(rows)
+    return accuracy_by_depth(
+        "attentive",
+        encoder,
+        [train, validation],
+        test,
+        label,
+        partial(patch_tokens, norm=norm, finite=False),
+        lambda learnt, chosen: (
+            fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
+        ),
+        depths,
+        pool="query",
+        norm=norm,
+    )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import sem, t
 from sklearn.manifold import TSNE
 from sklearn.metrics import pairwise_distances, silhouette_samples
 
 from nbhelpers.images.source import ImageSource
+from nbhelpers.intervals import mean_interval
+from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import patch_tokens
-from nbhelpers.probes.rows import identity, labels_of
+from nbhelpers.probes.features import checked_depths, patch_tokens
+from nbhelpers.probes.rows import labels_of
 
 
 def silhouette_by_depth(
@@ -27,7 +29,8 @@ def silhouette_by_depth(
 
     Args:
         encoder: the frozen model.
-        images: a few, of at least two classes; all distances between their tokens are held in memory.
+        images: a few; all distances between their tokens are held in memory. With one image, or one
+            class, the silhouette of that grouping is NaN.
         label: name of the label whose classes are the second grouping.
         depths: default all of 0..L.
 
@@ -37,27 +40,30 @@ def silhouette_by_depth(
         `low` and `high` bound the 95 % interval over images (Student's t).
 
     Raises:
-        ValueError: an unknown label, fewer than two images or classes, or the errors of `patch_tokens`.
+        ValueError: an unknown label, or the errors of `patch_tokens`.
     """
     classes = labels_of(images, label)
-    if len(classes.unique()) < 2:
-        raise ValueError(f"{images.name} has one {label} only; groups are told apart from others")
-    depths = list(range(encoder.depth + 1) if depths is None else depths)
+    depths = checked_depths(encoder, depths)
     layers = patch_tokens(encoder, images, depths, dtype=torch.float32)
     count = layers.shape[2]
     groups = {"silhouette_image": torch.arange(len(images)), "silhouette_label": classes}
+    for name, group in groups.items():
+        if len(group.unique()) < 2:
+            warnings.warn(f"{images.name} has one group only, so {name} is NaN", stacklevel=2)
     rows = []
     for depth, layer in zip(depths, layers, strict=True):
         distances = pairwise_distances(layer.flatten(0, 1).double().numpy())
         np.fill_diagonal(distances, 0)
         for metric, group in groups.items():
-            tokens = group.repeat_interleave(count).numpy()
-            values = silhouette_samples(distances, tokens, metric="precomputed").reshape(-1, count).mean(1)
-            half = sem(values) * t.ppf(0.975, len(values) - 1)
-            row = {"metric": metric, "depth": depth, "value": values.mean()}
-            row |= {"low": values.mean() - half, "high": values.mean() + half, "images": len(values)}
-            rows.append(identity(encoder, images) | row)
-    return pd.DataFrame(rows)
+            values = np.full(len(images), np.nan)
+            if len(group.unique()) > 1:
+                tokens = group.repeat_interleave(count).numpy()
+                each = silhouette_samples(distances, tokens, metric="precomputed")
+                values = each.reshape(-1, count).mean(1)
+            value, low, high = mean_interval(values)
+            row = {"metric": metric, "depth": depth, "value": value, "low": low, "high": high}
+            rows.append(row | {"images": len(values)})
+    return identified(pd.DataFrame(rows), encoder, images)
 
 
 def token_map(
@@ -82,6 +88,5 @@ def token_map(
         name: np.asarray(images.classes[name])[numbers.repeat_interleave(count).numpy()]
         for name, numbers in images.labels.items()
     }
-    return pd.DataFrame({"depth": depth, "image": image, "x": x, "y": y} | labels).assign(
-        **identity(encoder, images)
-    )
+    frame = pd.DataFrame({"depth": depth, "image": image, "x": x, "y": y} | labels)
+    return identified(frame, encoder, images)

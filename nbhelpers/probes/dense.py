@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,13 +13,14 @@ from einops import reduce
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
+from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import patch_tokens
-from nbhelpers.probes.linear import fit_linear
-from nbhelpers.probes.rows import identity, label_names, labels_of
+from nbhelpers.probes.linear import predictor
+from nbhelpers.probes.rows import Predictor, label_names, labels_of, predictions
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
-STRENGTHS = (1e-3, 1e-1)
+STRENGTHS = (1e-2, 1e-1, 1.0)
 
 
 def patch_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -106,21 +109,26 @@ def dense_by_depth(
     `label` "mask" asks for object against background; a label of the source ("texture", "shape") for
     background and each of its classes on the object. Images need masks.
 
-    Columns: `study model objective seed metric depth label pool norm value low high images`; metric "miou".
+    Columns: `study model objective seed metric depth label pool norm value low high images`; metric "miou";
+    NaN at a depth whose tokens are not finite or do not vary.
     Raises the errors of `patch_tokens`, `fit_linear` and `patch_targets`.
     """
-    sources = (train, validation, test)
+    learn = [train, validation]
     targets = {
-        name: [patch_targets(encoder, source, name) for source in sources] for name in label_names(label)
+        name: [patch_targets(encoder, source, name) for source in (*learn, test)]
+        for name in label_names(label)
     }
+    learnt = {name: [goal.flatten() for goal in goals[:-1]] for name, goals in targets.items()}
+
+    def fit(*splits: tuple[Tensor, Tensor]) -> Predictor:
+        probe = predictor(*((tokens.flatten(0, 1), y) for tokens, y in splits), strengths=strengths)
+        return lambda tokens: probe(tokens.flatten(0, 1)).view(tokens.shape[:2])
+
     rows = []
-    for depth in range(encoder.depth + 1) if depths is None else depths:
-        tokens = [patch_tokens(encoder, source, [depth], norm)[0] for source in sources]
-        for name, (y_train, y_validation, y_test) in targets.items():
-            x_train, x_validation, x_test = (x.flatten(0, 1) for x in tokens)
-            probe = fit_linear(x_train, y_train.flatten(), x_validation, y_validation.flatten(), strengths)
-            value, low, high = mean_iou(probe.predict(x_test).view_as(y_test), y_test)
-            row = {"metric": "miou", "depth": depth, "label": name, "pool": "none", "norm": norm}
-            values = {"value": value, "low": low, "high": high, "images": len(test)}
-            rows.append(identity(encoder, test) | row | values)
-    return pd.DataFrame(rows)
+    read = partial(patch_tokens, norm=norm, finite=False)
+    tests = {"": (encoder, test)}
+    for _, name, depth, predicted in predictions(encoder, learn, tests, learnt, read, fit, depths):
+        found = (math.nan,) * 3 if predicted is None else mean_iou(predicted, targets[name][-1])
+        row = {"metric": "miou", "depth": depth, "label": name, "pool": "none", "norm": norm}
+        rows.append(row | dict(zip(("value", "low", "high"), found, strict=True)) | {"images": len(test)})
+    return identified(pd.DataFrame(rows), encoder, test)

@@ -13,6 +13,7 @@ from nbhelpers.images.source import ImageSource
 from nbhelpers.models import Encoder, without_decoder
 
 Pool = Literal["mean", "class"]
+Read = Callable[[Encoder, ImageSource, Sequence[int]], Tensor]  # features of some depths, `L N ...`
 
 
 def batches(encoder: Encoder, images: ImageSource | Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -40,7 +41,7 @@ def _final_norm(encoder: Encoder) -> tuple[nn.Module, nn.Module]:
     return norms
 
 
-def _checked_depths(encoder: Encoder, depths: Sequence[int] | None) -> list[int]:
+def checked_depths(encoder: Encoder, depths: Sequence[int] | None) -> list[int]:
     """Depths asked for, all of 0..L when none are named."""
     available = range(encoder.depth + 1)
     chosen = list(available if depths is None else depths)
@@ -59,6 +60,7 @@ def _run(
     reduce: Callable[[Tensor], Tensor],
     batch_size: int,
     dtype: torch.dtype,
+    finite: bool,
 ) -> Tensor:
     """What `reduce` makes of the tokens `B N D` of each depth, in one pass, stacked over depths."""
     rows: dict[int, list[Tensor]] = {depth: [] for depth in depths}
@@ -71,7 +73,7 @@ def _run(
         for batch in batches(encoder, images, batch_size):
             encoder.forward(batch)
     result = torch.stack([torch.cat(rows.pop(depth)) for depth in depths])
-    if not result.isfinite().all():
+    if finite and not result.isfinite().all():
         bad = [depth for depth, values in zip(depths, result, strict=True) if not values.isfinite().all()]
         raise ValueError(f"non-finite features of {encoder.name} at depths {bad} in {dtype}")
     return result
@@ -85,6 +87,7 @@ def features(
     norm: bool = False,
     batch_size: int = 256,
     dtype: torch.dtype = torch.float32,
+    finite: bool = True,
 ) -> Tensor:
     r"""Pooled features `L+1 N D` of every depth in one pass over the images `N C H W`.
 
@@ -99,6 +102,7 @@ def features(
         norm: pass the tokens through the model's final norm first; it was trained on depth L alone.
         batch_size: images per forward pass.
         dtype: precision of the result; half for large sets.
+        finite: refuse features that are not finite.
 
     Raises:
         ValueError: for an unknown depth or pool, no class token, no final norm, no images, or features
@@ -106,7 +110,7 @@ def features(
 
     Layer-wise probing: section 5 of Park et al. 2023; pooled patch tokens without norm: SimMIM's probe.
     """
-    chosen = _checked_depths(encoder, depths)
+    chosen = checked_depths(encoder, depths)
     if pool not in ("mean", "class"):
         raise ValueError(f"unknown pool {pool!r}; there are 'mean' and 'class'")
     if pool == "class" and encoder.prefix == 0:
@@ -117,7 +121,7 @@ def features(
         tokens = token_norm(tokens)
         return pooled_norm(tokens[:, encoder.prefix :].mean(1) if pool == "mean" else tokens[:, 0])
 
-    return _run(encoder, images, chosen, reduce, batch_size, dtype)
+    return _run(encoder, images, chosen, reduce, batch_size, dtype, finite)
 
 
 def patch_tokens(
@@ -127,11 +131,16 @@ def patch_tokens(
     norm: bool = False,
     batch_size: int = 256,
     dtype: torch.dtype = torch.float16,
+    finite: bool = True,
 ) -> Tensor:
     """Patch tokens `L N P D` of the depths named, prefix tokens dropped.
 
-    All are kept in memory. `norm` as in `features`; raises the same errors.
+    All are kept in memory. `norm` and `finite` as in `features`; raises the same errors.
     """
-    chosen = _checked_depths(encoder, depths)
+    chosen = checked_depths(encoder, depths)
     token_norm = _final_norm(encoder)[0] if norm else nn.Identity()
-    return _run(encoder, images, chosen, lambda z: token_norm(z)[:, encoder.prefix :], batch_size, dtype)
+
+    def reduce(tokens: Tensor) -> Tensor:
+        return token_norm(tokens)[:, encoder.prefix :]
+
+    return _run(encoder, images, chosen, reduce, batch_size, dtype, finite)

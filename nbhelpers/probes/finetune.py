@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nbhelpers.images.source import ImageSource
+from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
 from nbhelpers.probes.features import batches
-from nbhelpers.probes.rows import accuracy, identity, labels_of
+from nbhelpers.probes.rows import accuracy, labels_of
 
 
 @dataclass(frozen=True)
@@ -204,5 +205,5 @@ def fine_tuning_by_share(
         part = train if share == 1 else train.balanced(per_class, label, seed)
         predicted = classify(fine_tune(encoder, part, label, recipe, first, last, seed), test)
         row = {"metric": "fine_tuning", "label": label, "share": share, "first": first, "last": last}
-        rows.append(identity(encoder, test) | row | accuracy(predicted, labels))
-    return pd.DataFrame(rows)
+        rows.append(row | accuracy(predicted, labels))
+    return identified(pd.DataFrame(rows), encoder, test)

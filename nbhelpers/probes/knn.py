@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
+from nbhelpers.probes.rows import Undefined, accuracy_by_depth
 
 
 def knn_predict(
@@ -37,16 +38,12 @@ def knn_predict(
     [7]
     """
     shapes = f"train_features {tuple(train_features.shape)}, test_features {tuple(test_features.shape)}"
-    if (
-        train_features.ndim != 2
-        or test_features.ndim != 2
-        or train_features.shape[1] != test_features.shape[1]
-    ):
+    if {train_features.ndim, test_features.ndim} != {2} or train_features.shape[1] != test_features.shape[1]:
         raise ValueError(f"features must be N D and M D with the same D; got {shapes}")
     if len(train_labels) != len(train_features):
         raise ValueError(f"{len(train_labels)} train_labels for {len(train_features)} train_features")
     if not train_features.isfinite().all() or not test_features.isfinite().all():
-        raise ValueError(f"non-finite features; {shapes}")
+        raise Undefined(f"non-finite features; {shapes}")
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k={k} neighbours of {len(train_features)} training images")
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
@@ -55,28 +52,6 @@ def knn_predict(
     votes = KNeighborsClassifier(k, weights=lambda d: np.exp(-(d**2) / (2 * temperature)), algorithm="brute")
     prediction = votes.fit(train, train_labels.cpu().numpy()).predict(test)
     return train_labels.new_tensor(prediction)
-
-
-def knn_accuracy(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """Share in [0, 1] of test images `M D` whose `k` nearest training images `N D` vote for their class.
-
-    Votes, errors and source as in `knn_predict`; chance is 1 / classes.
-
-    >>> import torch
-    >>> x, y = torch.eye(2), torch.tensor([0, 1])
-    >>> knn_accuracy(x, y, torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]), k=1)
-    0.5
-    """
-    return accuracy(knn_predict(train_features, train_labels, test_features, k, temperature), test_labels)[
-        "value"
-    ]
 
 
 def knn_by_depth(
@@ -92,16 +67,19 @@ def knn_by_depth(
 ) -> pd.DataFrame:
     """k-NN accuracy at every depth, for one label or several, with Wilson's 95 % interval over test images.
 
-    Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1].
-    Raises the errors of `features` and `knn_predict`, and ValueError for a label that the images lack.
+    Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
+    NaN at a depth whose features are not finite. Raises the errors of `features`, `knn_predict` and
+    `accuracy_by_depth`.
     """
-    labels = {name: (labels_of(train, name), labels_of(test, name)) for name in label_names(label)}
-    depths = list(range(encoder.depth + 1) if depths is None else depths)
-    by_split = [features(encoder, source, depths, pool, norm) for source in (train, test)]
-    rows = []
-    for name, (y_train, y_test) in labels.items():
-        for depth, x_train, x_test in zip(depths, *by_split, strict=True):
-            row = {"metric": "knn", "depth": depth, "label": name, "pool": pool, "norm": norm}
-            predicted = knn_predict(x_train, y_train, x_test, k, temperature)
-            rows.append(identity(encoder, test) | row | accuracy(predicted, y_test))
-    return pd.DataFrame(rows)
+    return accuracy_by_depth(
+        "knn",
+        encoder,
+        [train],
+        test,
+        label,
+        partial(features, pool=pool, norm=norm, finite=False),
+        lambda learnt: lambda x: knn_predict(*learnt, x, k, temperature),
+        depths,
+        pool=pool,
+        norm=norm,
+    )

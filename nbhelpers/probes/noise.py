@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 import pandas as pd
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
+from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.linear import STRENGTHS, fit_linear
-from nbhelpers.probes.rows import accuracy, identity, label_names, labels_of
+from nbhelpers.probes.linear import STRENGTHS, predictor
+from nbhelpers.probes.rows import Test, accuracy, label_names, labels_of, predictions
 
 Change = Callable[[Tensor], Tensor]
+PLAIN = ("none", math.nan)  # change and parameter of the images as they are
 TENTHS = tuple(k / 10 for k in range(1, 11))
 CHANGES: Mapping[str, Sequence[float]] = {
     "noise": TENTHS,
@@ -69,15 +71,18 @@ def make_change(name: str, parameter: float, epsilon: float, half_width: float, 
     raise ValueError(f"unknown change {name!r}; did you mean {', '.join(near)}?")
 
 
-def paired_drop(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float | int]:
+def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> dict[str, float | int]:
     r"""Columns `value low high images`: drop of accuracy from predictions `before` to `after`, all `N`.
 
     $\bar d \pm 1.96\, s_d / \sqrt{N}$ with $d_i = [b_i = y_i] - [a_i = y_i]$, in [-1, 1]. Pairing the two
-    decisions on each image makes the interval narrower than the difference of two accuracies would have.
+    decisions on each image makes the interval narrower than the difference of two accuracies would have. All
+    NaN where predictions are lacking.
 
     >>> paired_drop(torch.tensor([1, 1, 1, 1]), torch.tensor([1, 1, 0, 0]), torch.ones(4))["value"]
     0.5
     """
+    if before is None or after is None:
+        return accuracy(None, labels)
     difference = (before == labels).double() - (after == labels).double()
     value, error = float(difference.mean()), float(difference.std(correction=0)) / len(labels) ** 0.5
     return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "images": len(labels)}
@@ -123,7 +128,8 @@ def robustness_by_depth(
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
     metric is "accuracy" (Wilson's interval; also for change "none", parameter NaN) or "drop" (paired
     interval), value a share in [-1, 1]; change is the name of a change or of a version (parameter NaN).
-    Frequencies are those of the encoder's input pixels. The definition of the noise: Park and Kim 2022.
+    NaN where features are not finite or do not vary. Frequencies are those of the encoder's input pixels.
+    The definition of the noise: Park and Kim 2022.
     Raises the errors of `features`, `fit_linear` and `make_change`, and ValueError for a label that the
     images lack or a version with another number of images.
     """
@@ -131,43 +137,24 @@ def robustness_by_depth(
     for name, source in versions.items():
         if len(source) != len(test):
             raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
-    depths = [encoder.depth] if depths is None else list(depths)
-    plan = [
-        (name, parameter, make_change(name, parameter, epsilon, half_width, seed))
-        for name, parameters in changes.items()
-        for parameter in parameters
-    ]
-    by_split = [features(encoder, source, depths, pool, norm) for source in (train, validation)]
-    probes = {
-        name: [fit_linear(x, y_train, v, y_validation, strengths) for x, v in zip(*by_split, strict=True)]
-        for name, (y_train, y_validation, _) in labels.items()
-    }
-
-    def predictions(encoder: Encoder, source: ImageSource) -> dict[tuple[str, int], Tensor]:
-        by_depth = features(encoder, source, depths, pool, norm)
-        return {
-            (name, depth): probe.predict(x)
-            for name, fitted in probes.items()
-            for depth, probe, x in zip(depths, fitted, by_depth, strict=True)
-        }
-
-    def row(metric: str, change: str, parameter: float, where: tuple[str, int]) -> dict[str, object]:
-        what = {"metric": metric, "change": change, "parameter": parameter, "depth": where[1]}
-        return identity(encoder, test) | what | {"label": where[0], "pool": pool, "norm": norm}
-
-    def rows() -> Iterator[dict[str, object]]:
-        plain = predictions(encoder, test)
-        for where, before in plain.items():
-            yield row("accuracy", "none", math.nan, where) | accuracy(before, labels[where[0]][2])
-        changed = (
-            (name, parameter, predictions(ChangedEncoder(**vars(encoder), change=change), test))
-            for name, parameter, change in plan
-        )
-        replaced = ((name, math.nan, predictions(encoder, source)) for name, source in versions.items())
-        for name, parameter, predicted in itertools.chain(changed, replaced):
-            for where, after in predicted.items():
-                truth = labels[where[0]][2]
-                yield row("accuracy", name, parameter, where) | accuracy(after, truth)
-                yield row("drop", name, parameter, where) | paired_drop(plain[where], after, truth)
-
-    return pd.DataFrame(rows())
+    tests: dict[tuple[str, float], Test] = {PLAIN: (encoder, test)}
+    for name, parameters in changes.items():
+        for parameter in parameters:
+            change = make_change(name, parameter, epsilon, half_width, seed)
+            tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
+    tests |= {(name, math.nan): (encoder, source) for name, source in versions.items()}
+    read, fit = partial(features, pool=pool, norm=norm, finite=False), partial(predictor, strengths=strengths)
+    learnt = {name: goals[:-1] for name, goals in labels.items()}
+    depths = [encoder.depth] if depths is None else depths
+    rows, plain = [], {}
+    for key, name, depth, predicted in predictions(
+        encoder, [train, validation], tests, learnt, read, fit, depths
+    ):
+        truth, before = labels[name][-1], plain.setdefault((name, depth), predicted)
+        scores = {"accuracy": accuracy(predicted, truth)}
+        if key != PLAIN:
+            scores["drop"] = paired_drop(before, predicted, truth)
+        what = {"change": key[0], "parameter": key[1], "depth": depth}
+        what |= {"label": name, "pool": pool, "norm": norm}
+        rows += [{"metric": metric} | what | score for metric, score in scores.items()]
+    return identified(pd.DataFrame(rows), encoder, test)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +13,14 @@ import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
+from nbhelpers.intervals import wilson
+from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.linear import STRENGTHS, fit_linear
-from nbhelpers.probes.rows import identity, labels_of, wilson
+from nbhelpers.probes.linear import STRENGTHS, predictor
+from nbhelpers.probes.rows import labels_of, predictions
+
+COUNTS = ("shape_decisions", "texture_decisions", "covered")
 
 
 class ShapeBias(NamedTuple):
@@ -112,31 +118,37 @@ def shape_bias_by_depth(
     Columns: `study model objective seed metric depth label pool norm value low high images`; metric is
     "shape_bias" (bootstrap interval), "shape_decisions", "texture_decisions" or "covered" (shares of the
     trials, Wilson's interval); label is "shape/texture", images the number of conflict trials, and study that
-    of `train`.
-    Raises the errors of `features`, `fit_linear`, `agreeing` and `shape_bias`.
+    of `train`. NaN where no probe could be fitted, the bias also where no decision is for either cue.
+    Raises the errors of `features`, `fit_linear` and `agreeing`.
     """
-    study = identity(encoder, train)
     shape, texture = labels_of(conflict, "shape"), labels_of(conflict, "texture")
     trials = torch.nonzero(shape != texture).flatten()
     if len(trials) == 0:
         raise ValueError(f"{conflict.name} has no trial whose shape differs from its texture")
-    (train, y_train), (validation, y_validation) = (agreeing(s, conflict) for s in (train, validation))
-    conflict, shape, texture = conflict.select(trials), shape[trials], texture[trials]
-    depths = list(range(encoder.depth + 1) if depths is None else depths)
-    by_split = [features(encoder, source, depths, pool, norm) for source in (train, validation, conflict)]
-    rows = []
-    for depth, x_train, x_validation, x_test in zip(depths, *by_split, strict=True):
-        predicted = fit_linear(x_train, y_train, x_validation, y_validation, strengths).predict(x_test)
-        row = {"depth": depth, "label": "shape/texture", "pool": pool, "norm": norm}
-        for metric, value, low, high in _summary(predicted, shape, texture):
-            values = {"value": value, "low": low, "high": high, "images": len(trials)}
-            rows.append(study | {"metric": metric} | row | values)
-    return pd.DataFrame(rows)
+    learn, targets = zip(*(agreeing(source, conflict) for source in (train, validation)), strict=True)
+    tests = {"": (encoder, conflict.select(trials))}
+    read, fit = partial(features, pool=pool, norm=norm, finite=False), partial(predictor, strengths=strengths)
+    rows = [
+        {"metric": metric, "depth": depth, "label": label, "pool": pool, "norm": norm}
+        | {"value": value, "low": low, "high": high, "images": len(trials)}
+        for _, label, depth, predicted in predictions(
+            encoder, learn, tests, {"shape/texture": targets}, read, fit, depths
+        )
+        for metric, value, low, high in _summary(predicted, shape[trials], texture[trials])
+    ]
+    return identified(pd.DataFrame(rows), encoder, train)
 
 
-def _summary(predicted: Tensor, shape: Tensor, texture: Tensor) -> list[tuple[str, float, float, float]]:
-    """Rows (metric, value, low, high) of one depth."""
+def _summary(
+    predicted: Tensor | None, shape: Tensor, texture: Tensor
+) -> Iterator[tuple[str, float, float, float]]:
+    """Rows (metric, value, low, high) of one depth; NaN where nothing was predicted, or neither cue."""
+    nothing = (math.nan,) * 3
+    if predicted is None:
+        yield from ((name, *nothing) for name in ("shape_bias", *COUNTS))
+        return
     on_shape, on_texture, trials = decisions(predicted, shape, texture)
-    counts = {"shape_decisions": on_shape, "texture_decisions": on_texture, "covered": on_shape + on_texture}
-    rows = [(name, count / trials, *wilson(count, trials)) for name, count in counts.items()]
-    return [("shape_bias", *shape_bias(predicted, shape, texture)[:3]), *rows]
+    covered = on_shape + on_texture
+    yield "shape_bias", *(shape_bias(predicted, shape, texture)[:3] if covered else nothing)
+    for name, count in zip(COUNTS, (on_shape, on_texture, covered), strict=True):
+        yield name, count / trials, *wilson(count, trials)

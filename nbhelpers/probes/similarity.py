@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
-from nbhelpers.metrics.cka import CKA
+from nbhelpers.intervals import mean_interval
+from nbhelpers.measure import identified
+from nbhelpers.metrics import unbiased_hsic
 from nbhelpers.models import Encoder
 from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.rows import identity
 
 PARTS = 10  # of the images, each of which gives a value of its own
 
@@ -35,10 +36,11 @@ def cka_by_depth(
 
     Returns:
         Tidy frame `study model objective seed metric depth other other_depth value low high images`; values
-        at most about 1 (features that agree up to rotation and scale) and about 0 for unrelated ones.
+        at most about 1 (features that agree up to rotation and scale) and about 0 for unrelated ones; NaN for
+        features that do not vary.
 
     Raises:
-        ValueError: for fewer than 40 images, or features that do not vary over them.
+        ValueError: for fewer than 40 images, or the errors of `features`.
 
     Source: `nbhelpers.metrics.linear_cka`.
     """
@@ -47,23 +49,26 @@ def cka_by_depth(
     ours = _parts(features(encoder, images, pool=pool))
     frames = []
     for other in others:
-        theirs = _parts(features(other, images, pool=pool))
-        values = []
-        for one, two in zip(ours, theirs, strict=True):
-            cka = CKA(first=len(one), second=len(two))
-            cka.update(list(one), list(two))
-            values.append(cka.compute().set_index(["first", "second"])["value"])
-        table = pd.concat(values, axis=1)
-        mean, half = table.mean(axis=1), stdtrit(PARTS - 1, 0.975) * table.sem(axis=1)
-        frame = pd.DataFrame({"value": mean, "low": mean - half, "high": mean + half}).reset_index()
-        frame = frame.rename(columns={"first": "depth", "second": "other_depth"})
-        frames.append(frame.assign(metric=CKA.name, other=other.name, images=len(images)))
-    columns = ["metric", "depth", "other", "other_depth", "value", "low", "high", "images"]
-    who = identity(encoder, images)
-    return pd.concat(frames, ignore_index=True).assign(**who)[[*who, *columns]]
+        theirs = ours if other is encoder else _parts(features(other, images, pool=pool))
+        pairs = zip(ours, theirs, strict=True)
+        value, low, high = mean_interval(np.stack([_alignment(*pair) for pair in pairs]))
+        depth, other_depth = np.indices(value.shape)
+        columns = {"depth": depth, "other": other.name, "other_depth": other_depth}
+        columns |= {"value": value, "low": low, "high": high}
+        flat = {name: np.ravel(column) for name, column in columns.items() if name != "other"}
+        frames.append(pd.DataFrame({"metric": "cka"} | columns | flat | {"images": len(images)}))
+    return identified(pd.concat(frames, ignore_index=True), encoder, images)
 
 
 def _parts(rows: Tensor) -> list[Tensor]:
-    """Features `L+1 N D` dealt into parts `L+1 n D`."""
-    dealt = [torch.arange(start, rows.shape[1], PARTS) for start in range(PARTS)]
-    return [rows[:, indices] for indices in dealt]
+    """Features `L+1 N D` dealt into parts, each as Gram matrices `L+1 n n` around the mean."""
+    parts = [rows[:, start::PARTS].double() for start in range(PARTS)]
+    centred = [part - part.mean(1, keepdim=True) for part in parts]
+    return [part @ part.mT for part in centred]
+
+
+def _alignment(first: Tensor, second: Tensor) -> np.ndarray:
+    """CKA `K L` of Gram matrices `K n n` and `L n n`; NaN where features do not vary."""
+    own, others = (unbiased_hsic(grams, grams).diagonal() for grams in (first, second))
+    square = own[:, None] * others
+    return (unbiased_hsic(first, second) / square.where(square > 0, math.nan).sqrt()).numpy()

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import TABLES, NoTableError, store
+from nbhelpers.results import TABLES, NoTableError, outdated, store
 from nbhelpers.studies import TITLES, study
 
 
@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nbhelpers.results", description=main.__doc__)
     parser.add_argument("--study", choices=sorted(TITLES), required=True)
     parser.add_argument("--table", choices=sorted(TABLES), action="append", help="default: all of them")
+    parser.add_argument("--fresh", action="store_true", help="compute all rows, not what is missing alone")
     options = parser.parse_args(arguments)
     if missing := study(options.study).missing:
         print(missing, file=sys.stderr)
@@ -25,7 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     made = [table.name for table in TABLES.values() if table.slow or options.study != "shapes"]
     for name in options.table or made:
         try:
-            print(store(options.study, name))
+            print(store(options.study, name, fresh=options.fresh))
+            if old := outdated(options.study, name):
+                print(
+                    f"{name}: made by an older version of the code (--fresh: anew): {', '.join(old)}",
+                    file=sys.stderr,
+                )
         except (MissingDataError, NoTableError) as reason:
             print(f"left out {name}: {reason}")
     return 0

@@ -6,20 +6,19 @@ lies in the cache folder when the chapters ask for it.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from nbhelpers.images import MissingDataError
 from nbhelpers.results.tables import OWN, TABLES
 from nbhelpers.studies import study
 
-MOST = 8  # processes, each of which holds a study's images
+PROCESSES = 8  # at most, each of which holds a study's images
 
 
 def jobs(studies: Iterable[str]) -> Iterator[tuple[str, str, str]]:
@@ -42,14 +41,11 @@ def measure(study_name: str, name: str, model: str) -> None:
 
 def main() -> int:
     """Fill the cache folder for the studies of the book whose images are here."""
-    processes = min(os.cpu_count() or 1, MOST)
-    # For the processes that are started here: small models on many cores are faster side by side.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     waiting = list(jobs(OWN))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        done = pool.map(measure, *zip(*waiting, strict=True))
-        for _ in tqdm(done, total=len(waiting), desc="tables", unit="encoder"):
-            pass
+    parallel = Parallel(min(os.cpu_count() or 1, PROCESSES), return_as="generator_unordered")
+    done = parallel(delayed(measure)(*job) for job in waiting)
+    for _ in tqdm(done, total=len(waiting), desc="tables", unit="encoder"):
+        pass
     return 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -13,10 +14,13 @@ from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.shapes import retextured
 from nbhelpers.measure import analyse, cached, code_version, identified
 from nbhelpers.metrics import METRICS
-from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of
+from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
+from nbhelpers.pretrain import recipe
+from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.probes import (
     FineTuning,
     attentive_by_depth,
+    cka_by_depth,
     dense_by_depth,
     fine_tuning_by_share,
     knn_by_depth,
@@ -25,8 +29,7 @@ from nbhelpers.probes import (
     shape_bias_by_depth,
 )
 from nbhelpers.probes.shape_bias import agreeing
-from nbhelpers.results import agreement
-from nbhelpers.studies import PAIR, VARIED, Study
+from nbhelpers.studies import PAIR, VARIED, Study, first_seeds, study
 
 # How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -45,7 +48,16 @@ NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
 FEWEST = 40  # photographs that can be cut in three: half of them are the neighbours of k-NN
+# Of ten images of a class, those that are learnt from, chosen on, tested on; three images suffice for all.
+ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
+
+COMPARED = 1_000  # images whose features are compared between encoders
+# The hybrid whose two gradients are followed: a tenth of the recipe's images, in batches half as large.
+OBJECTIVE = "hybrid-0.5"
+RUN = {"images": 25_600, "batch_size": 64, "width": 64, "heads": 4}
+STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
+ALONG = ("nmi", "attention_distance", "token_cosine", "delta_log_amplitude")
 
 Images = dict[str, ImageSource]
 
@@ -64,17 +76,21 @@ class Table:
         studies: those that have this table; None: all.
         why: what keeps the others from having it.
         slow: too slow for a build of the book, so that it is always drawn as stored.
+        metrics: what `measure` can be limited to by its third argument.
+        learns: how many images its probes learn from.
     """
 
     name: str
     about: str
     images: Callable[[Study], Images]
-    measure: Callable[[Encoder, Images], pd.DataFrame]
+    measure: Callable[..., pd.DataFrame]
     code: str
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
     studies: tuple[str, ...] | None = None
     why: str = ""
     slow: bool = False
+    metrics: tuple[str, ...] = ()
+    learns: int | None = None
 
     def belongs_to(self, study: Study) -> bool:
         """Whether the study has this table; a folder of images never has a slow one, as nothing is stored."""
@@ -93,15 +109,29 @@ def _sample(study: Study) -> Images:
     return {"test": study.sample}
 
 
-def _metrics(encoder: Encoder, images: Images) -> pd.DataFrame:
-    return analyse(encoder, images["test"], list(METRICS))
+def redrawn(study: Study, images: Images, number: int | None, seed: int) -> Images:
+    """The images of a table with other test images in place of the study's sample.
+
+    Raises:
+        ValueError: where the table has no sample, or there are fewer images.
+    """
+    if "test" not in images:
+        raise ValueError(f"this table has no sample of test images to draw; it has {', '.join(images)}")
+    held_out = "train" in images and not study.splits
+    source = images["test"] if held_out else study.images("test")
+    label = None if study.splits else next(iter(source.labels))
+    return images | {"test": source.subset(number or len(images["test"]), seed, label)}
 
 
-def _profile(encoder: Encoder, images: Images) -> pd.DataFrame:
+def _metrics(encoder: Encoder, images: Images, metrics: Sequence[str] = tuple(METRICS)) -> pd.DataFrame:
+    return analyse(encoder, images["test"], metrics)
+
+
+def _profile(encoder: Encoder, images: Images, metrics: Sequence[str] = PROFILE) -> pd.DataFrame:
     parts = [encoder]
     if isinstance(encoder.module, MaskedAutoencoder):
         parts.append(decoder_of(encoder))
-    return pd.concat([analyse(part, images["test"], PROFILE) for part in parts], ignore_index=True)
+    return pd.concat([analyse(part, images["test"], metrics) for part in parts], ignore_index=True)
 
 
 def _probed(
@@ -117,7 +147,9 @@ def _probed(
 
 
 def _drawn(study: Study, train: int) -> Images:
-    """Images to learn from, to choose the penalty on, and to test on; a folder is cut into three.
+    """Images to learn from, to choose the penalty on, and to test on; of a folder, three parts of each class.
+
+    Classes too small to be cut are left out, and a warning names them.
 
     Raises:
         MissingDataError: if it holds too few images, or a single class.
@@ -128,16 +160,25 @@ def _drawn(study: Study, train: int) -> Images:
         return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
     whole = study.images()
     label = next(iter(whole.labels))
-    classes = len(whole.labels[label].unique())
-    if len(whole) < FEWEST or classes < 2:
-        raise MissingDataError(
-            f"probes need at least {FEWEST} photographs of two classes, laid out as CLASS/FILE; {whole.name} "
-            f"has {len(whole)} of {classes}"
-        )
+    numbers = whole.labels[label]
+    sizes = torch.bincount(numbers, minlength=len(whole.classes[label]))
+    small = [name for name, size in zip(whole.classes[label], sizes, strict=True) if 0 < size < len(ROLES)]
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    order = order[whole.labels[label][order].argsort(stable=True)]
-    place = torch.arange(len(whole)) % 10  # classes lie one after the other, so each is cut 5 : 1 : 4
-    cut = {"train": place % 2 == 0, "validation": place == 1, "test": (place % 2 == 1) & (place > 1)}
+    order = order[numbers[order].argsort(stable=True)]
+    order = order[sizes[numbers[order]] >= len(ROLES)]
+    classes = numbers[order].unique(return_counts=True)[1]
+    if len(order) < FEWEST or len(classes) < 2:
+        raise MissingDataError(
+            f"probes need at least {FEWEST} photographs of two classes, laid out as CLASS/FILE, and "
+            f"{len(ROLES)} of each class; {whole.name} has {len(order)} of {len(classes)}"
+            + (f", classes too small left out: {', '.join(small)}" if small else "")
+        )
+    if small:
+        warnings.warn(
+            f"{whole.name}: left out, with fewer than {len(ROLES)} images: {', '.join(small)}", stacklevel=2
+        )
+    place = torch.cat([torch.arange(count) for count in classes.tolist()]) % 10
+    cut = {role: torch.isin(place, torch.tensor(places)) for role, places in ROLES.items()}
     most = {"train": train, "validation": VALIDATION, "test": len(study.sample)}
     parts = {role: whole.select(order[rows]) for role, rows in cut.items()}
     return {role: part.subset(min(most[role], len(part)), label=label) for role, part in parts.items()}
@@ -232,6 +273,84 @@ def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def _compared(study: Study) -> Images:
+    return {"test": study.sample.subset(min(COMPARED, len(study.sample)))}
+
+
+def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """The encoder beside the CL and the MIM encoder, both of seed 0, of the study that the images are of."""
+    chosen = study(images["test"].name.split("/")[0])
+    others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
+    key = ["cka", [other.fingerprint for other in others], code_version("metrics"), code_version("probes")]
+    compute = partial(cka_by_depth, encoder, others, images["test"])
+    return identified(cached("analyses", encoder, [images["test"]], key, compute), encoder, images["test"])
+
+
+def _splits(study: Study) -> Images:
+    return {"train": study.images("train"), "validation": study.images("val")}
+
+
+def _start(study: Study) -> tuple[str, ...]:
+    """The random encoder that a run of seed 0 begins with."""
+    return (f"{study.name}.random",)
+
+
+def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """What happens to a random encoder of a study, along the run of a hybrid that begins with it."""
+    run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
+    sources = [images["train"], images["validation"]]
+    key = ["gradients", run.as_dict(), STEPS, BATCHES, code_version("pretrain")]
+    compute = partial(gradient_alignment, run, *sources, STEPS, BATCHES)
+    return identified(cached("analyses", encoder, sources, key, compute), encoder, images["train"])
+
+
+Look = Callable[[Encoder, int], None]  # called with the encoder as it is, and how many images it has seen
+# Trains as the encoder was, on images["pretrain"], and looks at the encoder at the steps `moments(steps)`.
+train_along: Callable[[Encoder, ImageSource, Look], None] | None = None
+
+
+def moments(steps: int, number: int = 10) -> list[int]:
+    """Steps of a training to look at the encoder at: the first, the last, and evenly in their logarithm.
+
+    >>> moments(1000, 4)
+    [1, 10, 100, 1000]
+    """
+    return sorted({round(steps ** (k / (number - 1))) for k in range(number)})
+
+
+def measure_along(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """What is followed along a training: rows of `analyse` and of two probes, as the encoder is now."""
+    label = sorted(images["test"].labels)[0]
+    splits = [images[role] for role in ("train", "validation", "test")]
+    frames = [
+        analyse(encoder, images["test"], ALONG),
+        _probed(linear_by_depth, encoder, *splits, label=label),
+        _probed(knn_by_depth, encoder, splits[0], splits[2], label=label),
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _along_images(study: Study) -> Images:
+    return _drawn(study, TRAIN) | {"pretrain": study.images("train")}
+
+
+def _along_training(encoder: Encoder, images: Images) -> pd.DataFrame:
+    if train_along is None:
+        raise MissingDataError("there is no trainer yet that looks at the encoder on its way")
+    frames = []
+
+    def look(now: Encoder, images_seen: int) -> None:
+        named = replace(now, name=encoder.name, objective=encoder.objective, seed=encoder.seed)
+        frames.append(measure_along(named, images).assign(images_seen=images_seen, run=encoder.name))
+
+    train_along(encoder, images["pretrain"], look)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _first_of_pair(study: Study) -> tuple[str, ...]:
+    return first_seeds(_pair(study))
+
+
 def _all(encoder: Encoder) -> list[int]:
     return list(range(encoder.depth + 1))
 
@@ -246,7 +365,14 @@ SMALL = "only the book's own encoders are small enough for it"
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
-        Table("metrics", "every metric of attention and residual stream", _sample, _metrics, "metrics"),
+        Table(
+            "metrics",
+            "every metric of attention and residual stream",
+            _sample,
+            _metrics,
+            "metrics",
+            metrics=tuple(METRICS),
+        ),
         Table(
             "profile",
             "the metrics that all models are compared by; also of a decoder",
@@ -254,6 +380,7 @@ TABLES: dict[str, Table] = {
             _profile,
             "metrics",
             models=_every_kind,
+            metrics=PROFILE,
         ),
         Table(
             "probes",
@@ -262,6 +389,7 @@ TABLES: dict[str, Table] = {
             _probes,
             "probes",
             models=_every_kind,
+            learns=TRAIN,
         ),
         Table(
             "shape_bias",
@@ -282,6 +410,7 @@ TABLES: dict[str, Table] = {
             _tokens,
             "probes",
             models=_everything,
+            learns=TOKENS_TRAIN,
             studies=OWN,
             why=SMALL,
             slow=True,
@@ -311,8 +440,8 @@ TABLES: dict[str, Table] = {
         Table(
             "cka",
             "CKA of pooled features with those of the CL and the MIM encoder, between all depths",
-            agreement.sample,
-            agreement.cka,
+            _compared,
+            _cka,
             "probes",
             models=_everything,
             studies=OWN,
@@ -320,13 +449,25 @@ TABLES: dict[str, Table] = {
         Table(
             "gradients",
             "whether the two losses of a hybrid agree in each block, along a short training",
-            agreement.splits,
-            agreement.gradients,
+            _splits,
+            _gradients,
             "pretrain",
-            models=agreement.start,
+            models=_start,
             studies=OWN,
             why=SMALL,
             slow=True,
+        ),
+        Table(
+            "along_training",
+            "metrics and probes by depth at moments of the training of CL and MIM",
+            _along_images,
+            _along_training,
+            "metrics",
+            models=_first_of_pair,
+            studies=OWN,
+            why=SMALL,
+            slow=True,
+            learns=TRAIN,
         ),
     )
 }

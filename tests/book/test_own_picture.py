@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
 from torch import Tensor
 
 from nbhelpers import load

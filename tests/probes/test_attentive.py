@@ -55,8 +55,8 @@ def test_by_depth_separable_and_noise(encoder, colours):
     frame = attentive_by_depth(encoder, *splits, ["colour", "coin"], depths=[0, 2], epochs=20)
     assert frame[["depth", "label"]].values.tolist() == [
         [0, "colour"],
-        [0, "coin"],
         [2, "colour"],
+        [0, "coin"],
         [2, "coin"],
     ]
     assert (frame[frame.label == "colour"].value > 0.98).all()

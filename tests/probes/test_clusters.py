@@ -38,10 +38,13 @@ def test_oracle(encoder, colours):
     assert set(frame["study"]) == {"toy"} and set(frame["model"]) == {"toy.cl"}
 
 
-def test_one_class_is_refused(encoder, colours):
+def test_one_class_or_one_image_leaves_the_other_numbers(encoder, colours):
     images = colours(20, seed=0).restrict(["red"], "colour")
-    with pytest.raises(ValueError, match="one colour only"):
-        silhouette_by_depth(encoder, images, "colour")
+    with pytest.warns(UserWarning, match="silhouette_label is NaN"):
+        values = silhouette_by_depth(encoder, images, "colour").set_index("metric")["value"]
+    assert values["silhouette_label"].isna().all() and values["silhouette_image"].notna().all()
+    with pytest.warns(UserWarning, match="silhouette_image is NaN"):
+        assert silhouette_by_depth(encoder, images.select([0]), "colour")["value"].isna().all()
 
 
 def test_a_map_keeps_the_labels_of_its_tokens(encoder, colours):

@@ -59,8 +59,8 @@ def test_by_depth(encoder):
     frame = dense_by_depth(encoder, *splits, depths=[0, 1])
     assert frame[["depth", "label"]].values.tolist() == [
         [0, "mask"],
-        [0, "texture"],
         [1, "mask"],
+        [0, "texture"],
         [1, "texture"],
     ]
     assert (frame.value > 0.98).all() and (frame.images == 80).all()

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from nbhelpers.probes import fit_linear, linear_by_depth
+from nbhelpers.probes import fit_linear, knn_by_depth, linear_by_depth, rows
+from nbhelpers.probes.rows import accuracy
 
 
 def blobs(n, seed, classes=3, width=5, spread=1.0):
@@ -19,10 +23,9 @@ def blobs(n, seed, classes=3, width=5, spread=1.0):
 def test_gradient_of_the_loss_vanishes():
     x, y = blobs(80, 0)
     probe = fit_linear(x, y, x, y, strengths=[0.01])
-    z = torch.from_numpy(probe.whitening.transform(x.double().numpy()))
-    torch.testing.assert_close(z.T.cov(), torch.eye(5).double(), rtol=0, atol=1e-6)
-    weight = torch.tensor(probe.classifier.coef_, requires_grad=True)
-    bias = torch.tensor(probe.classifier.intercept_, requires_grad=True)
+    z = (x - x.mean(0)).double() / x.double().std(0, correction=0)
+    weight = torch.tensor(probe.weight, requires_grad=True)
+    bias = torch.tensor(probe.bias, requires_grad=True)
     loss = weight.square().sum() / 2
     for row, label in zip(z, y, strict=True):
         logits = weight @ row + bias
@@ -41,19 +44,78 @@ def test_separable_and_noise():
     assert 0.39 < value < 0.61
 
 
-def test_mixing_the_features_changes_nothing():
-    x, y = blobs(200, 0)
-    mix = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
-    x_test, _ = blobs(100, 1)
-    plain, mixed = (
-        fit_linear(x, y, x, y, [0.01]),
-        fit_linear(x.double() @ mix.double(), y, x @ mix, y, [0.01]),
-    )
-    assert torch.equal(plain.predict(x_test), mixed.predict(x_test.double() @ mix.double()))
-    doubled = torch.cat(
-        [x, x[:, :1], torch.ones(200, 1)], 1
-    )  # a copy and a constant: two directions without variance
-    assert fit_linear(doubled, y, doubled, y, [0.01]).classifier.coef_.shape[1] == 5
+def nearly_collinear(n, seed, width=64):
+    """Features like those of an encoder: variances over six decades, the classes in none of the largest."""
+    generator = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(99)
+    centres, mix = torch.randn(10, width, generator=fixed), torch.randn(width, width, generator=fixed)
+    y = torch.arange(n) % 10
+    x = centres[y] * 0.6 + torch.randn(n, width, generator=generator)
+    return (x * torch.logspace(-3, 0, width)) @ mix, y
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-1, 10.0])
+def test_is_the_solution_of_scikit_learn(strength):
+    (x, y), (x_test, _) = nearly_collinear(300, 0), nearly_collinear(200, 1)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=10**5, tol=1e-8))
+    reference.fit(x.double().numpy(), y.numpy())
+    probe = fit_linear(x, y, x, y, [strength])
+    logits = probe.scaler.transform(x_test.double().numpy()) @ probe.weight.T + probe.bias
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    np.testing.assert_allclose(shares, reference.predict_proba(x_test.double().numpy()), atol=5e-3)
+    assert (probe.predict(x_test).numpy() == reference.predict(x_test.double().numpy())).mean() > 0.99
+
+
+def test_accuracy_rises_with_the_number_of_images_through_that_of_the_features():
+    """From D / 4 to 4 D images: nowhere lower than before by more than the interval."""
+    (x, y), validation, (x_test, y_test) = (nearly_collinear(n, i) for i, n in enumerate((256, 2000, 4000)))
+    best = 0.0
+    for n in (16, 32, 48, 60, 64, 65, 68, 80, 128, 256):
+        predicted = fit_linear(x[:n], y[:n], *validation).predict(x_test)
+        row = accuracy(predicted, y_test)
+        assert row["high"] > best, n
+        best = max(best, row["value"])
+    assert best > 0.5
+
+
+@pytest.mark.parametrize("n", [50, 64, 65, 80])
+def test_near_as_many_images_as_features_it_is_as_good_as_scikit_learn(n):
+    (x, y), validation, (x_test, y_test) = (nearly_collinear(n, i) for i, n in enumerate((256, 2000, 4000)))
+    reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    theirs = reference.fit(x[:n].numpy(), y[:n].numpy()).score(x_test.numpy(), y_test.numpy())
+    row = accuracy(fit_linear(x[:n], y[:n], *validation).predict(x_test), y_test)
+    assert row["high"] > theirs
+
+
+def test_a_depth_that_is_not_finite_or_does_not_vary_leaves_the_others(encoder, colours):
+    splits = [colours(n, seed) for seed, n in enumerate((60, 30, 40))]
+    with torch.no_grad():
+        encoder.module.blocks[1].mlp.fc2.bias[0] = torch.nan
+    with pytest.warns(UserWarning, match="depth 2, colour.*non-finite"):
+        frame = linear_by_depth(encoder, *splits, "colour").set_index("depth")
+    assert frame.loc[2, ["value", "low", "high"]].isna().all() and frame.loc[2, "images"] == 40
+    assert frame.loc[[0, 1], "value"].notna().all()
+    with pytest.warns(UserWarning, match="depth 2, colour.*non-finite"):
+        assert knn_by_depth(encoder, splits[0], splits[2], "colour")["value"].isna().tolist() == [0, 0, 1]
+    grey = [source.select(range(len(source))) for source in splits]
+    for source in grey[:2]:
+        source.images = torch.full_like(source.images, 7)
+    with pytest.warns(UserWarning, match="the same for every image"):
+        assert linear_by_depth(encoder, *grey, "coin", depths=[0])["value"].isna().all()
+
+
+def test_a_class_that_is_not_learnt_from_is_named(encoder, colours):
+    train, test = colours(60, 0), colours(30, 1)
+    train = train.select(torch.nonzero(train.labels["colour"] != 1).flatten())
+    with pytest.raises(ValueError, match="green"):
+        knn_by_depth(encoder, train, test, "colour")
+
+
+def test_depths_that_do_not_fit_memory_together_are_read_in_turn(encoder, colours, monkeypatch):
+    splits = [colours(n, seed) for seed, n in enumerate((60, 30, 40))]
+    whole = linear_by_depth(encoder, *splits, "colour")
+    monkeypatch.setattr(rows, "MEMORY", 2 * 100 * 8 * 4)
+    assert linear_by_depth(encoder, *splits, "colour").equals(whole)
 
 
 def test_penalty_is_chosen_on_validation():
@@ -62,17 +124,15 @@ def test_penalty_is_chosen_on_validation():
     x[:, 0] += 2 * (y := torch.randint(2, (60,), generator=generator))
     x_validation = torch.randn(500, 40, generator=generator)
     x_validation[:, 0] += 2 * (y_validation := torch.randint(2, (500,), generator=generator))
-    probes = {c: fit_linear(x, y, x_validation, y_validation, [c]) for c in (1e-3, 10.0)}
-    chosen = fit_linear(x, y, x_validation, y_validation, [10.0, 1e-3])
+    probes = {c: fit_linear(x, y, x_validation, y_validation, [c]) for c in (1e-1, 100.0)}
+    chosen = fit_linear(x, y, x_validation, y_validation, [100.0, 1e-1])
     assert (
         chosen.validation
         == max(p.validation for p in probes.values())
         > min(p.validation for p in probes.values())
     )
-    assert chosen.strength == 1e-3
-    np.testing.assert_allclose(
-        chosen.classifier.coef_, probes[1e-3].classifier.coef_
-    )  # not the last of the path
+    assert chosen.strength == 1e-1
+    np.testing.assert_allclose(chosen.weight, probes[1e-1].weight)  # not the last of the path
 
 
 def test_by_depth(encoder, colours):

@@ -72,6 +72,14 @@ def test_photographs_teach_by_name(encoder):
     assert frame.set_index("metric").value["shape_bias"] == 0 and (frame.study == "cifar10").all()
 
 
+def test_a_probe_that_follows_neither_cue_has_no_bias_but_the_other_rows(encoder, monkeypatch):
+    sources = [cue_source(n, seed, "shape") for seed, n in enumerate((400, 100, 150))]
+    neither = lambda *splits, **_: lambda x: torch.full((len(x),), 9)  # noqa: E731
+    monkeypatch.setitem(shape_bias_by_depth.__globals__, "predictor", neither)
+    value = shape_bias_by_depth(encoder, *sources, depths=[0]).set_index("metric")["value"]
+    assert np.isnan(value["shape_bias"]) and (value.drop("shape_bias") == 0).all()
+
+
 def test_errors(encoder, colours):
     ones = torch.ones(3, dtype=torch.long)
     with pytest.raises(ValueError, match=r"must all be N; got \[\(3,\), \(2,\), \(3,\)\]"):

@@ -55,6 +55,16 @@ def test_is_the_mean_of_the_pure_function_over_parts():
         assert row["high"] - row["value"] == pytest.approx(2.262157 * float(values.std()) / 10**0.5, rel=1e-4)
 
 
+def test_features_that_do_not_vary_leave_the_other_depths():
+    one, two, images = encoder(0, "one"), encoder(1, "two"), source()
+    with torch.no_grad():
+        two.module.patch_embed.proj.weight.zero_()
+        two.module.patch_embed.proj.bias.zero_()
+    frame = cka_by_depth(one, [one, two], images)
+    assert frame[frame["other"] == "two"]["value"].isna().all()
+    assert frame[frame["other"] == "one"]["value"].notna().all()
+
+
 def test_frame_says_who_was_compared():
     frame = cka_by_depth(encoder(0, "one"), [encoder(1, "two"), encoder(2, "three")], source())
     assert frame[["study", "model", "objective", "seed"]].drop_duplicates().to_numpy().tolist() == [
