@@ -251,7 +251,9 @@ def command(tmp_path, monkeypatch):
 
 
 def test_the_command_line_hands_everything_to_the_report(command, capsys):
-    assert command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"]) == 0
+    assert (
+        command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"]) == 0
+    )
     said = capsys.readouterr()
     assert "page of (['toy.cl'], 'folder:photos', 'out', 2)" in said.out and "'seed': 1" in said.out
     assert "3 images; 1 other" in said.err

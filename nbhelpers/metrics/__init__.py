@@ -17,7 +17,7 @@ from nbhelpers.metrics.attention import (
     patch_distances,
     prefix_attention,
 )
-from nbhelpers.metrics.base import Accumulator, Layout, Metric
+from nbhelpers.metrics.base import Accumulator, Layout, Metric, patch_tokens
 from nbhelpers.metrics.cka import CKA, linear_cka, unbiased_hsic
 from nbhelpers.metrics.diversity import attention_token_cosine, head_cosine, mean_cosine, mean_pairwise_cosine
 from nbhelpers.metrics.fourier import (
@@ -145,6 +145,7 @@ __all__ = [
     "Accumulator",
     "Layout",
     "Metric",
+    "patch_tokens",
     "patch_attention",
     "patch_distances",
     "attention_distance",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ import torch
 import torchmetrics
 from scipy.special import stdtrit
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nbhelpers.capture import Stream
 
 
 class Layout(Protocol):
@@ -160,6 +163,11 @@ def _require_probabilities(values: Tensor, name: str) -> None:
             f"{name} of shape {tuple(values.shape)} has rows that do not sum to 1 (off by {deviation:.2g}); "
             "patch_attention() gives maps renormalised over the patch tokens"
         )
+
+
+def patch_tokens(stream: Stream) -> Tensor:
+    """The patch tokens of a `capture.Stream`, `B N D` in float32 or better; prefix tokens dropped."""
+    return stream.patches
 
 
 def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
