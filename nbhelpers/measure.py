@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -17,12 +19,16 @@ from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 from nbhelpers.capture import Attention, Stream, capture
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
-from nbhelpers.metrics import METRICS, AttentionMaps, DepthwiseMetric
-from nbhelpers.models import Encoder
+from nbhelpers.metrics import METRICS, Accumulator, patch_attention
+from nbhelpers.metrics.streams import Streams
+from nbhelpers.models import Encoder, UnsupportedArchitecture
 from nbhelpers.ranks import rank, world_size
 
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
+MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
+
+Value = TypeVar("Value")
 
 
 def analyse(
@@ -35,16 +41,19 @@ def analyse(
     """Measure an encoder on images: every metric asked for, in one forward pass, at constant memory.
 
     Under `torchrun` (an initialised process group) each rank takes its share of the images and every rank
-    gets the same frame.
+    gets the same frame. Where a value is undefined for some images (a blank one, say), it is the mean over
+    the others; where it is for all (a single image has no spectrum over images), NaN. A warning says so.
 
     Args:
         encoder: from `nbhelpers.load` or `nbhelpers.models.wrap`; it runs where its weights are, in
             bfloat16 autocast on a GPU.
         images: all of them are used; `images.subset(n)` draws fewer.
         metrics: names in `nbhelpers.metrics.METRICS`.
-        batch_size: images per forward pass; the result does not depend on it.
+        batch_size: images per forward pass, or as many as fit 2 GiB if that is fewer; the result does
+            not depend on it.
         cache: look each metric up in the cache folder and keep it there. The key covers weights,
-            preprocessing, images and the code that computes it.
+            preprocessing, images and the code that computes it. Of a model with hooks, which change what no
+            key can cover, nothing is kept.
 
     Returns:
         A tidy frame with the columns `study model objective seed metric depth head value low high images`,
@@ -53,33 +62,103 @@ def analyse(
 
     Raises:
         KeyError: for an unknown metric, with the nearest names.
+        ValueError: no metric, or features that are not finite.
+        UnsupportedArchitecture: attention or features that cannot be seen as the model computes them.
     """
-    places = {
-        name: _place("analyses", encoder, [images], [name, code_version("metrics")]) for name in metrics
-    }
-    frames = {name: read_table(path) for name, path in places.items() if cache and path.exists()}
-    if missing := [name for name in metrics if name not in frames]:
-        accumulators = {name: METRICS[name].of(encoder).to(encoder.device) for name in missing}
+    rows = {name: METRICS[name] for name in metrics}
+    if not rows:
+        raise ValueError(f"analyse: name at least one metric; there are {', '.join(METRICS)}")
+    version = code_version("metrics")
+    places = {name: _place("analyses", encoder, [images], [name, version]) for name in rows if cache}
+    frames = _from_first_rank(lambda: {name: _kept(place) for name, place in places.items()})
+    missing = [name for name in rows if frames.get(name) is None]
+    accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
+    if missing:
         feed(encoder, images, list(accumulators.values()), batch_size)
-        frames |= {name: accumulator.compute() for name, accumulator in accumulators.items()}
-        for name in missing if cache else ():
-            _keep(frames[name], places[name])
-    return identified(pd.concat([frames[name] for name in metrics], ignore_index=True), encoder, images)
+    for name in missing:
+        frames[name] = accumulators[name].compute()
+        _keep(frames[name], places.get(name))
+    frame = pd.concat([frames[name] for name in rows], ignore_index=True)
+    _note_undefined(frame, len(images))
+    return identified(frame, encoder, images)
 
 
-def _place(kind: str, encoder: Encoder, images: Sequence[ImageSource], key: Sequence[object]) -> Path:
-    """Where in the cache folder a frame lies; arguments as of `cached`."""
-    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    return cache_dir() / kind / f"{name}.csv"
+def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulator], batch_size: int) -> None:
+    """Run the images through the encoder once and hand each accumulator the stream that its metric takes.
+
+    Raises:
+        UnsupportedArchitecture: the encoder gives the first image other features with capture than without.
+    """
+    device, streams = encoder.device.type, Streams(accumulators)
+    share = torch.arange(rank(), len(images), world_size())
+    if not len(share):
+        return
+    half = torch.autocast(device, dtype=torch.bfloat16, enabled=device in HALF_PRECISION)
+    with half:
+        expected = encoder.forward(encoder.batch(images, share[:1]))
+    done = 0
+    bar = tqdm(total=len(share) * encoder.depth, desc=encoder.name, unit="block", disable=None)
+
+    def watched(callback: Callable[[Attention | Stream], None]) -> Callable[[Attention | Stream], None]:
+        @torch.autocast(device, enabled=False)  # the model alone computes in half precision
+        def on_record(record: Attention | Stream) -> None:
+            callback(record)
+            bar.update(done * encoder.depth + len(indices) * record.depth - bar.n)
+
+        return on_record
+
+    with (
+        bar,
+        capture(
+            encoder,
+            on_attention=watched(streams.on_attention) if streams.attention else None,
+            on_stream=watched(streams.on_stream) if streams.places else None,
+            places=streams.places,
+        ),
+    ):
+        for indices in share.split(min(batch_size, _images_at_a_time(encoder))):
+            with half:
+                tokens = encoder.forward(encoder.batch(images, indices))
+            if not done:
+                _require_equal(encoder, tokens[:1], expected)
+            done += len(indices)
 
 
-def _keep(frame: pd.DataFrame, place: Path) -> None:
-    if rank() == 0:
-        with atomic_path(place) as temporary:
-            frame.to_csv(temporary, index=False)
-    if world_size() > 1:
-        dist.barrier()  # a process that is ahead must find it too, or it would wait for the others' share
+def _images_at_a_time(encoder: Encoder) -> int:
+    """How many images fit `MEMORY`: about 24 copies of their tokens, and 4 of one block's attention maps."""
+    numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
+    return max(1, MEMORY // (4 * numbers))
+
+
+def _require_equal(encoder: Encoder, tokens: Tensor, expected: Tensor) -> None:
+    """Raise if features with capture are not those without, up to rounding."""
+    tolerance = 5e-2 if encoder.device.type in HALF_PRECISION else 1e-3
+    if (tokens - expected).abs().max() > tolerance * expected.abs().max():
+        raise UnsupportedArchitecture(
+            f"{encoder.name}: the first image has other features while its blocks are observed than without "
+            "(is the model random, not in evaluation mode, or does it look at its own hooks?)"
+        )
+
+
+def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
+    """Attention among the patch tokens of a few images, every layer and head kept: for looking at.
+
+    Args:
+        encoder: from `nbhelpers.load`.
+        images: uint8 `B C H W`.
+
+    Returns:
+        Probabilities `L B H N N`, on the CPU; rows (queries) sum to one.
+    """
+    layers: list[Tensor] = []
+
+    def keep(record: Attention) -> None:
+        maps = patch_attention(record.query, record.key, record.prefix, record.bias, record.scale)
+        layers.append(maps.float().cpu())
+
+    with capture(encoder, on_attention=keep):
+        encoder.forward(images)
+    return torch.stack(layers)
 
 
 def cached(
@@ -99,69 +178,82 @@ def cached(
         compute: makes the frame.
     """
     place = _place(kind, encoder, images, key)
-    if place.exists():
-        return read_table(place)
+    if (found := _from_first_rank(lambda: _kept(place))) is not None:
+        return found
     frame = compute()
     _keep(frame, place)
     return frame
 
 
-def feed(
-    encoder: Encoder, images: ImageSource, accumulators: Sequence[DepthwiseMetric], batch_size: int
-) -> None:
-    """Run the images through the encoder once and hand every record to the accumulators that consume it."""
-    device = encoder.device.type
-
-    @torch.autocast(device, enabled=False)  # the model alone computes in half precision
-    def attention(record: Attention) -> None:
-        maps = AttentionMaps(record)
-        for accumulator in accumulators:
-            if "attention" in accumulator.consumes:
-                accumulator.update(maps)
-
-    @torch.autocast(device, enabled=False)
-    def stream(record: Stream) -> None:
-        for accumulator in accumulators:
-            if record.place in accumulator.consumes:
-                accumulator.update(record)
-
-    consumed = frozenset().union(*(accumulator.consumes for accumulator in accumulators))
-    places = tuple(place for place in ("block", "+sa") if place in consumed)
-    share = torch.arange(rank(), len(images), world_size())
-    with capture(
-        encoder,
-        on_attention=attention if "attention" in consumed else None,
-        on_stream=stream if places else None,
-        places=places,
-    ):
-        for indices in tqdm(share.split(batch_size), desc=encoder.name, unit="batch", disable=None):
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device in HALF_PRECISION):
-                encoder.forward(encoder.batch(images, indices))
+def _hooked(encoder: Encoder) -> bool:
+    """Whether a hook or a replaced `forward` may change what the fingerprint does not cover."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+        for part in encoder.module.modules()
+    )
 
 
-def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
-    """Attention among the patch tokens of a few images, every layer and head kept: for looking at.
+def _place(kind: str, encoder: Encoder, images: Sequence[ImageSource], key: Sequence[object]) -> Path | None:
+    """Where in the cache folder a frame lies, arguments as of `cached`; None: it is not kept."""
+    if _hooked(encoder):
+        return None
+    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
+    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    try:
+        return cache_dir() / kind / f"{name}.csv"
+    except OSError as error:
+        warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
+        return None
 
-    Args:
-        encoder: from `nbhelpers.load`.
-        images: uint8 `B C H W`.
 
-    Returns:
-        Probabilities `L B H N N`, on the CPU; rows (queries) sum to one.
-    """
-    kept: list[Tensor] = []
-    with capture(
-        encoder, on_attention=lambda record: kept.append(AttentionMaps(record).probabilities.float().cpu())
-    ):
-        encoder.forward(images)
-    return torch.stack(kept)
+def _kept(place: Path | None) -> pd.DataFrame | None:
+    return read_table(place) if place and place.exists() else None
+
+
+def _keep(frame: pd.DataFrame, place: Path | None) -> None:
+    """Write a frame to the cache folder, on one of the ranks; a failure loses no results."""
+    if place is None or rank() > 0:
+        return
+    try:
+        with atomic_path(place) as temporary:
+            frame.to_csv(temporary, index=False)
+    except OSError as error:
+        warnings.warn(f"{place} could not be written, so it will be computed again: {error}", stacklevel=3)
+
+
+def _from_first_rank(read: Callable[[], Value]) -> Value:
+    """What rank 0 reads, on all ranks: if they disagreed on what is missing, they would wait forever."""
+    if world_size() == 1:
+        return read()
+    box = [read() if rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _note_undefined(frame: pd.DataFrame, images: int) -> None:
+    """Warn of metrics that have no value for some of the images."""
+    undefined = frame[(frame["images"] < images) | frame["value"].isna()]
+    for metric, rows in undefined.groupby("metric", sort=False):
+        depths = ", ".join(map(str, sorted(rows["depth"].unique())))
+        lost = images if rows["value"].isna().any() else images - rows["images"].min()
+        warnings.warn(
+            f"{metric} has no value for {lost} of {images} images at depth {depths}: too few images, or "
+            "images or tokens that are all equal; they are left out, and where none is left the value is NaN",
+            stacklevel=3,
+        )
+
+
+def identity(encoder: Encoder, images: ImageSource) -> dict[str, object]:
+    """Columns that say which model was measured on which study (`shapes/test` belongs to study `shapes`)."""
+    study = images.name if ":" in images.name else images.name.split("/")[0]
+    return dict(zip(IDENTITY, (study, encoder.name, encoder.objective, encoder.seed), strict=True))
 
 
 def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
-    """The frame with the columns that say what was measured, `study model objective seed`, in front."""
-    name = images.name if ":" in images.name else images.name.split("/")[0]
-    who = dict(zip(IDENTITY, (name, encoder.name, encoder.objective, encoder.seed), strict=True))
-    return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
+    """The frame with the columns of `identity` in front."""
+    return frame.assign(**identity(encoder, images))[
+        [*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]
+    ]
 
 
 # What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
@@ -185,4 +277,4 @@ def code_version(kind: str) -> str:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A frame as `analyse` and the result tables write it."""
-    return pd.read_csv(path)
+    return pd.read_csv(path, float_precision="round_trip")

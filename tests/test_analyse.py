@@ -1,6 +1,7 @@
 """`analyse` in one pass, its cache and its errors; two processes equal one."""
 
 import importlib
+import io
 
 import pandas as pd
 import pytest
@@ -10,11 +11,11 @@ import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
-from nbhelpers.capture import capture
 from nbhelpers.images import ArraySource, folder
-from nbhelpers.measure import IDENTITY, analyse
-from nbhelpers.metrics import METRICS, AttentionMaps
-from nbhelpers.models import mini_vit, wrap
+from nbhelpers.measure import IDENTITY, analyse, attention_maps
+from nbhelpers.metrics import METRICS, attention_distance, nmi
+from nbhelpers.metrics.streams import Streams
+from nbhelpers.models import UnsupportedArchitecture, load, mini_vit, wrap
 
 # The package exports a function of the same name, which hides the module from attribute access.
 module = importlib.import_module("nbhelpers.measure")
@@ -37,15 +38,19 @@ def scratch_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
 
 
-def test_one_pass_gives_what_the_accumulators_give():
+def test_figures_are_what_the_documented_functions_give():
     encoder, images = tiny(), toy()
     frame = analyse(encoder, images, NAMES)
-    direct = METRICS["nmi"].of(encoder)
-    with capture(encoder, on_attention=lambda record: direct.update(AttentionMaps(record))):
-        encoder.forward(images.batch(range(7)))
-    expected = direct.compute()
-    got = frame[frame["metric"] == "nmi"][expected.columns].reset_index(drop=True)
-    assert_frame_equal(got, expected, check_dtype=False)
+    maps = attention_maps(encoder, images.batch(range(7)))  # L B H N N
+    for depth in (1, 2):
+        expected = {
+            "nmi": nmi(maps[depth - 1]),
+            "attention_distance": attention_distance(maps[depth - 1], encoder.grid, encoder.patch_size),
+        }
+        for name, values in expected.items():
+            chosen = (frame["metric"] == name) & (frame["depth"] == depth) & (frame["head"] >= 0)
+            rows = frame[chosen]
+            assert rows["value"].to_numpy() == pytest.approx(values.double().mean(0).numpy(), rel=1e-5)
     assert list(frame.columns[:4]) == list(IDENTITY)
     assert (frame["study"] == "toy").all()
     assert set(frame["metric"]) == set(NAMES)
@@ -65,16 +70,16 @@ def test_every_metric_of_the_book_goes_through_one_pass():
 def test_only_the_model_computes_in_half_precision(monkeypatch):
     full = analyse(tiny(), toy(), list(METRICS), cache=False)
     monkeypatch.setattr(module, "HALF_PRECISION", ("cpu",))
-    seen = []
+    seen, on_attention = [], Streams.on_attention
 
-    class Watch(METRICS["nmi"]):
-        def update(self, maps):
-            seen.append((maps.record.query.dtype, torch.is_autocast_enabled("cpu"), maps.distance.dtype))
-            super().update(maps)
+    def watch(self, record):
+        seen.append((record.query.dtype, torch.is_autocast_enabled("cpu")))
+        on_attention(self, record)
 
+    monkeypatch.setattr(Streams, "on_attention", watch)
     encoder = tiny()
-    module.feed(encoder, toy(), [Watch.of(encoder)], 4)
-    assert set(seen) == {(torch.bfloat16, False, torch.float32)}
+    module.feed(encoder, toy(), [METRICS["nmi"].of(encoder)], 4)
+    assert set(seen) == {(torch.bfloat16, False)}
     half = analyse(encoder, toy(), list(METRICS), cache=False)
     assert half["value"].to_numpy() == pytest.approx(
         full["value"].to_numpy(), rel=0.05, abs=0.05, nan_ok=True
@@ -97,14 +102,109 @@ def test_a_metric_in_the_cache_is_not_computed_again_beside_others(monkeypatch):
     fed, feed = [], module.feed
     monkeypatch.setattr(module, "feed", lambda *args: (fed.extend(args[2]), feed(*args)))
     both = analyse(tiny(), toy(), NAMES[:2])
-    assert [type(accumulator) for accumulator in fed] == [METRICS[NAMES[1]]]
-    assert_frame_equal(both[both["metric"] == NAMES[0]], first, rtol=1e-14)
-    assert_frame_equal(both, analyse(tiny(), toy(), NAMES[:2], cache=False), rtol=1e-14)
+    assert [accumulator.metric.name for accumulator in fed] == [NAMES[1]]
+    assert_frame_equal(both[both["metric"] == NAMES[0]], first, rtol=0, atol=0)
+    assert_frame_equal(both, analyse(tiny(), toy(), NAMES[:2], cache=False), rtol=0, atol=0)
 
 
 def test_the_cache_keeps_the_digits():
     computed = analyse(tiny(), toy(), NAMES)
-    assert_frame_equal(analyse(tiny(), toy(), NAMES), computed, rtol=1e-14)
+    assert_frame_equal(analyse(tiny(), toy(), NAMES), computed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("foreign", ["hook", "pre-hook", "forward"])
+def test_of_a_model_with_hooks_nothing_is_kept(foreign, tmp_path):
+    """A hook changes the numbers and no fingerprint: they must come neither from the cache nor go into it."""
+    plain = analyse(tiny(), toy(), NAMES)
+    encoder = tiny()
+    attention = encoder.blocks[0].attn
+    if foreign == "hook":
+        attention.register_forward_hook(lambda _, __, output: 0 * output)
+    elif foreign == "pre-hook":
+        attention.register_forward_pre_hook(lambda _, args: (3 * args[0],))
+    else:
+        attention.forward = lambda x, inner=attention.forward, **_: inner(5 * x)
+    kept = set((tmp_path / "cache").rglob("*.csv"))
+    changed = analyse(encoder, toy(), NAMES)
+    assert (changed["value"] - plain["value"]).abs().max() > 0
+    assert set((tmp_path / "cache").rglob("*.csv")) == kept
+    assert_frame_equal(analyse(tiny(), toy(), NAMES), plain)
+
+
+def test_the_cache_knows_the_code(monkeypatch):
+    analyse(tiny(), toy(), NAMES)
+    monkeypatch.setattr(module, "code_version", lambda kind: "other code")
+    monkeypatch.setattr(module, "feed", lambda *_: pytest.fail("computed again"))
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        analyse(tiny(), toy(), NAMES)
+
+
+@pytest.mark.parametrize("broken", ["folder", "file"])
+def test_what_cannot_be_cached_is_returned(broken, tmp_path, monkeypatch):
+    expected = analyse(tiny(), toy(), NAMES, cache=False)
+    if broken == "folder":  # a file is where the folder should be
+        (tmp_path / "cache").write_text("")
+    else:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "analyses").write_text("")
+    with pytest.warns(UserWarning, match="cache"):
+        assert_frame_equal(analyse(tiny(), toy(), NAMES), expected)
+
+
+def test_features_that_capture_changes_are_refused():
+    class Shy(torch.nn.Module):
+        """A layer that behaves otherwise while somebody watches its block."""
+
+        def forward(self, x):
+            watched = any(block._forward_hooks for block in encoder.blocks)
+            return 2 * x if watched else x
+
+    encoder = tiny()
+    encoder.blocks[1].mlp = torch.nn.Sequential(encoder.blocks[1].mlp, Shy())
+    with pytest.raises(UnsupportedArchitecture, match=r"toy\.cl: .*other features"):
+        analyse(encoder, toy(), ["token_norm"], cache=False)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_undefined_values_are_named_and_all_else_is_there(images):
+    pixels = toy(1).batch([0]).expand(images, -1, -1, -1)
+    source = ArraySource("toy/test", pixels, {}, {})
+    with pytest.warns(UserWarning, match="image_spectrum has no value"):
+        frame = analyse(tiny(), source, list(METRICS))
+    assert set(frame["metric"]) == set(METRICS)
+    spectrum = frame["metric"] == "image_spectrum"
+    assert frame[spectrum]["value"].isna().all() and frame[~spectrum]["value"].notna().all()
+
+
+def test_a_batch_takes_no_more_than_its_memory(monkeypatch):
+    encoder, sizes = tiny(), []
+    expected = analyse(encoder, toy(), NAMES, cache=False)
+    monkeypatch.setattr(module, "MEMORY", 3 * 4 * encoder.tokens * (24 * 32 + 4 * 2 * encoder.tokens))
+    forward = encoder.forward
+    encoder.forward = lambda images: (sizes.append(len(images)), forward(images))[1]
+    assert_frame_equal(analyse(encoder, toy(), NAMES, cache=False), expected)
+    assert sizes == [1, 3, 3, 1]  # one image for comparison, then the batches
+
+
+def test_progress_moves_within_an_image(monkeypatch):
+    moves = []
+
+    class Bar(module.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+
+        def update(self, n=1):
+            moves.append(n)
+            super().update(n)
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    analyse(tiny(), toy(), ["token_norm", "nmi"], batch_size=4, cache=False)
+    assert sum(moves) == 7 * 2 and sorted({*moves} - {0}) == [3, 4]  # images of each batch, block by block
+
+
+def test_nothing_to_measure_is_an_error():
+    with pytest.raises(ValueError, match="at least one metric"):
+        analyse(tiny(), toy(), [])
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
@@ -136,13 +236,54 @@ def test_images_of_mixed_sizes_are_resized_one_by_one(tmp_path):
     assert (frame["images"] == 2).all()
 
 
-def test_the_command_line_hands_everything_to_the_report(monkeypatch, capsys):
-    command, asked = importlib.import_module("nbhelpers.analyse"), []
-    monkeypatch.setattr(command, "report", lambda *given, **options: asked.append((given, options)) or "page")
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The command line, with `tiny` for a model, in a folder with three photographs and a text."""
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        Image.new("RGB", (50, 40), (index, 90, 200)).save(tmp_path / "photos" / f"{index}.png")
+    (tmp_path / "photos" / "about.txt").write_text("not an image")
+    command = importlib.import_module("nbhelpers.analyse")
+    monkeypatch.setattr(command, "load", lambda name, device, from_file: tiny())
+    monkeypatch.setattr(command, "report", lambda *given, **options: f"page of {given} {options}")
+    monkeypatch.chdir(tmp_path)
+    return command
+
+
+def test_the_command_line_hands_everything_to_the_report(command, capsys):
     assert (
         command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"]) == 0
     )
-    given, options = asked[0]
-    assert given == (["toy.cl"], "folder:photos", "out", 2)
-    assert options == {"seed": 1, "batch_size": 64, "device": None}
-    assert "page" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "page of (['toy.cl'], 'folder:photos', 'out', 2)" in said.out and "'seed': 1" in said.out
+    assert "3 images; 1 other" in said.err
+
+
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        ("nowhere", "nowhere"),
+        ("shapes", "study:shapes"),
+        ("photos/about.txt", "about.txt"),
+        ("empty", "empty"),
+    ],
+)
+def test_bad_images_are_one_line(images, named, tmp_path, command, capsys):
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "empty").mkdir()
+    assert command.main(["toy.cl", "--images", images, "--out", "out"]) == 1
+    said = capsys.readouterr().err
+    assert named in said and said.startswith("error: ") and "Traceback" not in said
+
+
+def test_bad_options_and_models_are_one_line(tmp_path, command, capsys, monkeypatch):
+    monkeypatch.setattr(command, "load", load)
+    for extra in (["--from-file", "missing.pth"], ["--device", "toaster"]):
+        arguments = ["random:vit_tiny_patch16_224", "--images", "photos", "--out", "out", *extra]
+        assert command.main(arguments) == 1
+        assert extra[1] in capsys.readouterr().err
+    for extra in (["--n-images", "0"], ["--batch-size", "x"], ["toy.mim", "--from-file", "one.pth"]):
+        with pytest.raises(SystemExit) as stop:
+            command.main(["toy.cl", "--images", "photos", "--out", "out", *extra])
+        assert stop.value.code == 2
+    capsys.readouterr()

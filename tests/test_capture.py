@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from timm.models.beit import Beit
 from timm.models.vision_transformer import (
     DiffParallelScalingBlock,
@@ -231,7 +233,8 @@ def test_unfused_attention_is_captured_and_left_unfused():
     with capture(encoder, on_attention=found.append):
         encoder.forward(images)
     for one, other in zip(expected, found, strict=True):
-        torch.testing.assert_close(one.query, other.query)
+        torch.testing.assert_close(one.scale * one.query, other.scale * other.query)
+        torch.testing.assert_close(_probabilities(one).float(), _probabilities(other).float())
         torch.testing.assert_close(one.output, other.output)
     assert not any(block.attn.fused_attn for block in encoder.blocks)
 
@@ -414,3 +417,237 @@ def test_own_module_with_explicit_description():
         atol=1e-6,
         rtol=1e-5,
     )
+
+
+# Models of other makes, each of width 8 with two heads on a grid of 2 x 3 and an image of 8 x 12 px.
+DESCRIPTION = {
+    "prefix": 0,
+    "grid": (2, 3),
+    "patch_size": 4,
+    "heads": 2,
+    "width": 8,
+    "mean": HALF,
+    "std": HALF,
+}
+
+
+class Foreign(nn.Module):
+    """A patch embedding and two blocks."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.patch, self.blocks = nn.Conv2d(3, 8, 4, 4), nn.ModuleList([block(), block()])
+
+    def forward(self, pixels):
+        tokens = self.patch(pixels).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            output = block(tokens)
+            tokens = output[0] if isinstance(output, tuple) else output
+        return tokens
+
+
+class Own(nn.Module):
+    """A block whose attention is written by hand, in the way that a subclass says."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.norm, self.mlp = nn.Linear(8, 24), nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        x = x + self.attend(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.mlp(self.norm(x))
+
+
+class Scaled(Own):
+    def attend(self, q, k, v):
+        return ((q @ k.transpose(-2, -1)) * 0.7).softmax(-1) @ v
+
+
+class InPlace(Own):
+    def attend(self, q, k, v):
+        logits = torch.matmul(q, k.mT)
+        logits *= 0.7
+        return torch.matmul(F.softmax(logits, dim=-1), v)
+
+
+class Biased(Own):
+    def attend(self, q, k, v):
+        distance = torch.arange(6.0)
+        bias = -(distance[:, None] - distance).abs()
+        return torch.softmax(q @ k.mT + bias, dim=-1) @ v
+
+
+class HuggingFace(Own):
+    """SDPA, and a tuple as the output of a block."""
+
+    def attend(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, scale=0.7)
+
+    def forward(self, hidden_states):
+        return (super().forward(hidden_states),)
+
+
+class Einsum(Own):
+    def attend(self, q, k, v):
+        return torch.einsum("bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1), v)
+
+
+class MultiHead(nn.Module):
+    def __init__(self, need_weights=True, bias=True):
+        super().__init__()
+        self.attn, self.need_weights = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True), need_weights
+        self.norm, self.mlp = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x + self.attn(x, x, x, need_weights=self.need_weights)[0]
+        return x + self.mlp(self.norm(x))
+
+
+def _layer():
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+
+
+FOREIGN = {
+    "scaled": Scaled,
+    "in place": InPlace,
+    "biased": Biased,
+    "huggingface": HuggingFace,
+    "multi-head, weights": MultiHead,
+    "multi-head, no weights": lambda: MultiHead(False),
+    "multi-head, no bias": lambda: MultiHead(bias=False),
+    "TransformerEncoderLayer": _layer,
+}
+
+
+def _foreign(block):
+    torch.manual_seed(0)
+    module = Foreign(block)
+    _randomise(module)
+    place = "norm2" if block is _layer else "norm"
+    return wrap(module, **DESCRIPTION, name="foreign", after_attention=place)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_attention_of_other_makes(name):
+    """Probabilities times values are the output that the block projects, and nothing changes."""
+    encoder = _foreign(FOREIGN[name])
+    images = _images(encoder)
+    before = encoder.forward(images)
+    attention, streams = [], []
+    with capture(encoder, on_attention=attention.append, on_stream=streams.append):
+        torch.testing.assert_close(encoder.forward(images), before)
+    assert [record.depth for record in attention] == [1, 2] and len(streams) == 5
+    torch.testing.assert_close(streams[-1].tokens, before)
+    for record in attention:
+        dense = _probabilities(record) @ record.value.double()
+        torch.testing.assert_close(record.output.double(), dense, atol=1e-6, rtol=1e-5)
+        assert record.query.shape == (2, 2, 6, 4)
+    # The block's own way from this output to the stream after attention.
+    block, record = encoder.blocks[1], attention[1]
+    projection = getattr(getattr(block, "attn", getattr(block, "self_attn", None)), "out_proj", nn.Identity())
+    merged = record.output.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(streams[3].tokens, streams[2].tokens + projection(merged))
+
+
+def test_torchvision_is_captured():
+    torch.manual_seed(0)
+    module = torchvision.models.VisionTransformer(24, 8, 2, 2, 16, 32)
+    _randomise(module)
+    layout = {"prefix": 1, "grid": (3, 3), "patch_size": 8, "heads": 2, "width": 16}
+    encoder = wrap(
+        module,
+        **layout,
+        mean=HALF,
+        std=HALF,
+        blocks="encoder.layers",
+        after_attention="ln_2",
+        name="torchvision",
+    )
+    images, attention = _images(encoder), []
+    before = encoder.forward(images)
+    with capture(encoder, on_attention=attention.append, on_stream=lambda s: None):
+        torch.testing.assert_close(encoder.forward(images), before)
+    weights = []
+    for block in encoder.blocks:
+        block.self_attention.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"need_weights": True, "average_attn_weights": False}),
+            with_kwargs=True,
+        )
+        block.self_attention.register_forward_hook(lambda _, __, output: weights.append(output[1]))
+    encoder.forward(images)
+    for record, expected in zip(attention, weights, strict=True):
+        torch.testing.assert_close(_probabilities(record).float(), expected)
+
+
+def test_attention_that_cannot_be_seen_shows_the_two_lines_to_change():
+    with pytest.raises(RuntimeError, match=r"foreign: block 1 \(Einsum\)") as error:
+        encoder = _foreign(Einsum)
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
+    assert "scaled_dot_product_attention(q, k, v, scale=scale)" in str(error.value)
+
+
+def test_output_objects_of_blocks_are_read():
+    class Output(Own):
+        attend = HuggingFace.attend
+
+        def forward(self, x):
+            return SimpleNamespace(last_hidden_state=super().forward(x))
+
+    class Model(Foreign):
+        def forward(self, pixels):
+            tokens = self.patch(pixels).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                tokens = block(tokens).last_hidden_state
+            return SimpleNamespace(last_hidden_state=tokens)
+
+    encoder, streams = wrap(Model(Output), **DESCRIPTION, after_attention="norm"), []
+    with capture(encoder, on_stream=streams.append):
+        tokens = encoder.forward(_images(encoder))
+    torch.testing.assert_close(streams[-1].tokens, tokens)
+
+
+@pytest.mark.parametrize("change", ["ablated head", "scale"])
+def test_what_is_changed_in_an_unfused_model_is_what_is_measured(change):
+    encoder = _encoder("vit")
+    _unfuse(encoder)
+    for block in encoder.blocks:
+        if change == "scale":
+            block.attn.scale *= 4
+        else:
+            block.attn.attn_drop.register_forward_hook(
+                lambda _, __, maps: maps * torch.tensor([0.0, 1.0])[:, None, None]
+            )
+    images, maps, records = _images(encoder), [], []
+    hooks = [
+        block.attn.attn_drop.register_forward_pre_hook(lambda _, args: maps.append(args[0]))
+        for block in encoder.blocks
+    ]
+    expected = encoder.forward(images)
+    for hook in hooks:
+        hook.remove()
+    with capture(encoder, on_attention=records.append):
+        torch.testing.assert_close(encoder.forward(images), expected, rtol=0, atol=0)
+    for record, map_ in zip(records, maps, strict=True):
+        torch.testing.assert_close(_probabilities(record).float(), map_)
+        assert (record.output[:, 0] == 0).all() == (change == "ablated head")
+
+
+def test_dropout_that_is_on_is_refused():
+    for fused in (True, False):
+        encoder = wrap(timm.create_model("vit_tiny_patch16_224", img_size=48, **SMALL, attn_drop_rate=0.5))
+        if not fused:
+            _unfuse(encoder)
+        encoder.module.train()
+        with pytest.raises(RuntimeError, match="dropout is on"):
+            with capture(encoder, on_attention=lambda a: None):
+                encoder.forward(_images(encoder))
+
+
+def test_the_fast_path_is_off_for_the_duration():
+    encoder = _foreign(_layer)
+    with capture(encoder, on_stream=lambda s: None):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        encoder.forward(_images(encoder))
+    assert torch.backends.mha.get_fastpath_enabled()

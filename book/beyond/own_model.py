@@ -24,6 +24,7 @@ N_IMAGES = 500  # None: all
 SEED = 0
 BATCH_SIZE = 64
 DEVICE = None  # "cpu", "cuda"; None: a GPU when there is one
+FROM_FILE = None  # local copy of the weights of a single model
 OUT = None  # a folder for metrics.csv
 
 # %% [markdown]
@@ -46,7 +47,7 @@ from nbhelpers.results import COMPUTED
 from nbhelpers.studies import label
 
 plots.style()
-encoders = [load(model, device=DEVICE) for model in MODELS]
+encoders = [load(model, device=DEVICE, from_file=FROM_FILE) for model in MODELS]
 for i, encoder in enumerate(encoders):
     if encoder.name in {other.name for other in encoders[:i]}:  # two checkpoints of one model
         encoders[i] = replace(encoder, name=f"{encoder.name} ({i + 1})")

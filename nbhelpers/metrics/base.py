@@ -1,52 +1,35 @@
-"""What every metric shares: sums per depth and cell, a tidy frame, and the words for bad input."""
+"""A metric is a pure function and a row of a table; one accumulator averages any of them over images."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
+import torchmetrics
 from scipy.special import stdtrit
 from torch import Tensor
-from torchmetrics import Metric
 
 if TYPE_CHECKING:
-    from nbhelpers.capture import Attention, Stream
-
-Record = TypeVar("Record", bound="Attention | Stream")
-PIECE = 2_000_000  # numbers of a few images' tokens: the copies that metrics make of them stay small
+    from nbhelpers.capture import Stream
 
 
 class Layout(Protocol):
-    """Sizes of an encoder that metrics allocate their sums from."""
+    """Sizes of an encoder that a metric depends on."""
 
     depth: int
     heads: int
     width: int
+    prefix: int
     grid: tuple[int, int]
-
-
-def require_finite(values: Tensor, name: str) -> Tensor:
-    """Return `values` unless one of them is NaN or infinite: then say which metric met it."""
-    if not torch.isfinite(values).all():
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(
-            f"{name}: {bad} of {values.numel()} values are NaN or infinite (shape {tuple(values.shape)}); "
-            "look for overflow (half precision?) or broken weights in the encoder"
-        )
-    return values
-
-
-def require_axes(tensor: Tensor, axes: str, name: str) -> Tensor:
-    """Return `tensor` if it has the axes named in einops letters, else say which shape it has."""
-    if tensor.ndim != len(axes.split()) or 0 in tensor.shape:
-        raise ValueError(f"{name}: expected shape ({axes}) without empty axes, got {tuple(tensor.shape)}")
-    return tensor
+    patch_size: tuple[int, int]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -54,216 +37,298 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def patch_tokens(stream: Stream) -> Tensor:
-    """The patch tokens of a `capture.Stream`, `B N D` in float32 or better; prefix tokens dropped.
+def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable[[Callable], Callable]:
+    """Decorator of a pure function: checks the tensors that are its first arguments.
 
-    Raises:
-        ValueError: tokens that are not prefix + grid.
+    Half precision reaches the function as float32.
+
+    Args:
+        shapes: of each of the first arguments, such as "B N D"; equal letters are equal sizes, "..." in front
+            stands for any axes.
+        rows_sum_to_one: the last axis of the first argument holds probabilities.
+        least: smallest size of a letter, where it is not 1.
+
+    Raises (the function that is decorated):
+        ValueError: other shapes, values that are not finite, or rows that do not sum to 1.
+
+    >>> @takes("B N D", N=2)
+    ... def spread(tokens):
+    ...     return tokens.std(1)
+    >>> spread(torch.ones(3, 1, 4))
+    Traceback (most recent call last):
+    ValueError: spread: expected tokens (B N D) with N at least 2, got (3, 1, 4)
     """
-    patches = stream.grid[0] * stream.grid[1]
-    if stream.tokens.ndim != 3 or stream.tokens.shape[1] != stream.prefix + patches:
-        raise ValueError(
-            f"tokens (B N D) = {tuple(stream.tokens.shape)} do not fit {stream.prefix} prefix tokens and a "
-            f"grid of {tuple(stream.grid)} = {patches}"
-        )
-    return at_least_float32(stream.tokens[:, stream.prefix :])
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+        names = list(signature.parameters)[: len(shapes)]
+
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            tensors = [bound.arguments[name] for name in names]
+            if not _fit(tensors, shapes, least):
+                expected = " and ".join(
+                    f"{name} ({shape})" for name, shape in zip(names, shapes, strict=True)
+                )
+                sizes = "".join(f" with {letter} at least {size}" for letter, size in least.items())
+                found = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+                raise ValueError(f"{function.__name__}: expected {expected}{sizes}, got {found}")
+            for name, tensor in zip(names, tensors, strict=True):
+                require_finite(tensor, f"{function.__name__}: {name}")
+                bound.arguments[name] = at_least_float32(tensor)
+            if rows_sum_to_one:
+                _require_probabilities(tensors[0], f"{function.__name__}: {names[0]}")
+            return function(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return decorate
 
 
-def in_pieces(function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """A function of each image's tokens `B N D`, called with as many images at a time as fit `PIECE`.
+_answers: dict[tuple, tuple[Tensor, Tensor]] | None = None  # of `remembered` functions, where they are kept
 
-    >>> in_pieces(lambda tokens: tokens.sum((1, 2)), torch.ones(3, 2, 2))
-    tensor([4., 4., 4.])
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Within it, `remembered` functions compute what several metrics ask of the same tensor once.
+
+    The tensors must not change meanwhile.
     """
-    images = max(1, PIECE // tokens[0].numel())
-    return torch.cat([function(part) for part in tokens.split(images)])
+    global _answers
+    _answers = {}
+    try:
+        yield
+    finally:
+        _answers = None
 
 
-def shared(function: Callable[[Stream], Tensor]) -> Callable[[Stream], Tensor]:
-    """Remember a function's last answer, so that metrics which ask about one record compute it once."""
-    asked: weakref.ref | None = None
-    answer = None
+def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator of a pure function that several metrics share; outside of `remembering` it does nothing.
+
+    >>> square = remembered(torch.square)
+    >>> tokens = torch.ones(2)
+    >>> with remembering():
+    ...     square(tokens) is square(tokens)
+    True
+    >>> square(tokens) is square(tokens)
+    False
+    """
 
     @wraps(function)
-    def once(record: Stream) -> Tensor:
-        nonlocal asked, answer
-        if asked is None or asked() is not record:
-            answer = function(record)
-            asked = weakref.ref(record)
-        return answer
+    def once(tensor: Tensor, *args: Any) -> Tensor:
+        if _answers is None:
+            return function(tensor, *args)
+        key = (function, id(tensor), args)
+        if key not in _answers:
+            _answers[key] = (tensor, function(tensor, *args))  # holding the tensor keeps its id taken
+        return _answers[key][1]
 
     return once
 
 
-def unpad(record: Record, images: int) -> Record:
-    """The record of the first `images` images: drops what pads the last batch to full size.
+def _fit(tensors: Sequence[Tensor], shapes: Sequence[str], least: dict[str, int]) -> bool:
+    """Whether tensors have these shapes, equal letters equal sizes, and no axis is empty."""
+    sizes: dict[str, int] = {}
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        letters = shape.removeprefix("... ").split()
+        if tensor.ndim < len(letters) or (tensor.ndim > len(letters) and "..." not in shape):
+            return False
+        for letter, size in zip(letters, tensor.shape[-len(letters) :], strict=True):
+            if sizes.setdefault(letter, size) != size or size < least.get(letter, 1):
+                return False
+    return all(tensor.numel() for tensor in tensors)
 
-    Args:
-        record: a `capture.Attention` or `capture.Stream` of a batch.
-        images: how many images at the start of the batch are real (1..B).
 
-    Raises:
-        ValueError: `images` is not within the batch.
+def require_finite(values: Tensor, name: str) -> None:
+    """Raise if a value is NaN or infinite; the sum is looked at first because it takes no memory.
+
+    >>> require_finite(torch.tensor([1.0, torch.nan]), "tokens")
+    Traceback (most recent call last):
+    ValueError: tokens: 1 of 2 values are NaN or infinite; look for overflow ...
     """
-    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
-    batch = len(next(iter(tensors.values())))
-    if not 1 <= images <= batch:
-        raise ValueError(f"unpad: {images} images asked of a batch of {batch}; give 1 to {batch}")
-    # A bias shared by all images has a batch axis of 1 and slices to itself.
-    return replace(record, **{name: value[:images] for name, value in tensors.items()})
+    if not values.sum().isfinite() and (bad := int((~values.isfinite()).sum())):
+        raise ValueError(
+            f"{name}: {bad} of {values.numel()} values are NaN or infinite; look for overflow "
+            "(half precision?) or broken weights in the encoder"
+        )
 
 
-class DepthwiseMetric(Metric):
-    r"""Mean over images, per depth and cell, of a value that each image has; exact under any split.
+def _require_probabilities(values: Tensor, name: str) -> None:
+    """Raise unless the last axis sums to 1, within the rounding of its type."""
+    tolerance = 2e-2 if values.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    deviation = (at_least_float32(values).sum(-1) - 1).abs().amax()
+    if not deviation <= tolerance:
+        raise ValueError(
+            f"{name} of shape {tuple(values.shape)} has rows that do not sum to 1 (off by {deviation:.2g}); "
+            "patch_attention() gives maps renormalised over the patch tokens"
+        )
 
-    A cell is a head, a rank of a spectrum or a frequency. Kept are, in float64, the number of images, the sum
-    and the sum of squares, which merge over batches and ranks by addition:
+
+def patch_tokens(stream: Stream) -> Tensor:
+    """The patch tokens of a `capture.Stream`, `B N D` in float32 or better; prefix tokens dropped."""
+    return stream.patches
+
+
+def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
+    """Raise unless the patch tokens fill the grid.
+
+    >>> require_grid(6, (2, 3), "attention_distance")
+    """
+    if tokens != grid[0] * grid[1]:
+        raise ValueError(
+            f"{name}: {tokens} tokens do not fit a grid of {tuple(grid)} = {grid[0] * grid[1]}; "
+            "drop the prefix tokens"
+        )
+
+
+def _heads(layout: Layout) -> Sequence[float]:
+    """The mean over heads (-1), then each head."""
+    return (-1, *range(layout.heads))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table of metrics: a pure function, and what it is fed with while an encoder runs.
+
+    Streams, and the tensors that the function gets of patch tokens (prefix tokens dropped):
+        "attention": probabilities `B H N N` over patch tokens.
+        "full attention": probabilities `B H N N` over all tokens, prefix included.
+        "output": attention outputs `B H N D`, before the output projection.
+        "block": residual stream `B N D` at depth 0..L.
+        "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
+        "block to block": residual stream before and after a block, `B N D` each.
+
+    Attributes:
+        name: in frames.
+        function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
+        stream: what it is called with.
+        unit: "px", "Δ log" or none.
+        range: smallest and largest value possible.
+        reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
+            noise), where there is one.
+        per_head: the cells are heads; their mean is a row of its own, head -1.
+        options: sizes of the encoder that the function takes by name.
+        column: what the cells of one depth are called in frames.
+        cells: labels of the cells.
+        accumulator: class that collects the values; None: `Accumulator`.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    stream: str
+    unit: str = ""
+    range: tuple[float, float] = (0.0, math.inf)
+    reference: Callable[[Layout], float] | None = None
+    per_head: bool = False
+    options: tuple[str, ...] = ()
+    column: str = "head"
+    cells: Callable[[Layout], Sequence[float]] | None = None
+    accumulator: type[Accumulator] | None = None
+
+    def of(self, encoder: Layout) -> Accumulator:
+        """An empty accumulator of the encoder's size."""
+        return (self.accumulator or Accumulator)(self, encoder)
+
+    def labels(self, layout: Layout) -> Sequence[float]:
+        """The cells of one depth."""
+        if self.per_head:
+            return _heads(layout)
+        return self.cells(layout) if self.cells else (-1,)
+
+
+class Accumulator(torchmetrics.Metric):
+    r"""Mean over images, per depth and cell, of a metric's values; exact under any split of the images.
+
+    Kept are, in float64, the number of images, the sum and the sum of squares, which merge over batches and
+    ranks by addition:
 
     .. math:: \bar x = \frac{1}{n} \sum_i x_i, \quad
         \bar x \pm t_{0.975,\,n-1} \sqrt{\frac{\sum_i x_i^2 - n \bar x^2}{n (n-1)}}
 
-    `compute()` returns a tidy frame `metric depth head value low high images`, with `rank` or `frequency`
-    after `head` for the metrics that have one. `head` is -1 where a value belongs to no single head. `low`
-    and `high` bound the 95 % interval of the mean over images (Student's t; NaN for a single image).
-
-    Subclasses set the class attributes and write `update(record)`, which calls `add`.
+    An image whose value is undefined (NaN) is left out of that mean and not counted in its `images`.
 
     Args:
-        depth: number of blocks L of the encoder; depth 0 is the embedding.
-        cells: labels of the cells of one depth.
+        metric: the row that says what is measured.
+        layout: the encoder, or anything with its sizes.
 
     Example:
-        >>> class Brightness(DepthwiseMetric):
-        ...     name, unit, consumes, layout = "brightness", "", frozenset({"block"}), ("depth",)
-        ...     def update(self, values):
-        ...         self.add(1, values)
-        >>> metric = Brightness(depth=1)
-        >>> metric.update(torch.tensor([1.0, 2.0]))
-        >>> metric.update(torch.tensor([3.0]))
-        >>> metric.compute().round(2).drop(columns="metric").to_dict("records")
+        >>> from types import SimpleNamespace
+        >>> brightness = Metric("brightness", lambda tokens: tokens.mean((1, 2)), "block")
+        >>> accumulator = brightness.of(SimpleNamespace(depth=1))
+        >>> accumulator.update(1, brightness.function(torch.tensor([[[1.0]], [[2.0]]])))
+        >>> accumulator.update(1, torch.tensor([3.0]))
+        >>> accumulator.compute().round(2).drop(columns="metric").to_dict("records")
         [{'depth': 1, 'head': -1, 'value': 2.0, 'low': -0.48, 'high': 4.48, 'images': 3}]
     """
 
-    name: ClassVar[str]
-    unit: ClassVar[str]
-    consumes: ClassVar[frozenset[str]]  # of "attention", "block", "+sa"
-    layout: ClassVar[tuple[str, ...]]  # the encoder's sizes that the constructor takes
-    column: ClassVar[str] = "head"  # what the cells of one depth are
     full_state_update = False
     is_differentiable = False
 
-    images: Tensor
-    total: Tensor
-    squares: Tensor
+    seen: Tensor  # images per depth, those without a value included
+    sums: Tensor  # images, sum, sum of squares; per depth and cell
 
-    def __init__(self, *, depth: int, cells: Sequence[float] = (-1,)) -> None:
+    def __init__(self, metric: Metric, layout: Layout) -> None:
         super().__init__()
-        self.depth, self.cells = depth, tuple(cells)
-        for state in ("images", "total", "squares"):
-            zeros = torch.zeros(depth + 1, len(self.cells), dtype=torch.float64)
-            self.add_state(state, zeros, dist_reduce_fx="sum")
+        self.metric, self.layout = metric, layout
+        self.cells = tuple(metric.labels(layout))
+        depths = layout.depth + 1
+        self.add_state("seen", torch.zeros(depths, dtype=torch.float64), dist_reduce_fx="sum")
+        sums = torch.zeros(3, depths, len(self.cells), dtype=torch.float64)
+        self.add_state("sums", sums, dist_reduce_fx="sum")
 
-    @classmethod
-    def of(cls, encoder: Layout) -> DepthwiseMetric:
-        """The metric with sums as large as this encoder's depth, heads, width and grid ask for."""
-        return cls(**{size: getattr(encoder, size) for size in cls.layout})
+    def measure(self, *tensors: Tensor) -> Tensor:
+        """The metric's values of a few images, unchecked: its function, with the encoder's sizes it takes."""
+        options = {option: getattr(self.layout, option) for option in self.metric.options}
+        return inspect.unwrap(self.metric.function)(*tensors, **options)
 
-    def add(self, depth: int, values: Tensor) -> None:
-        """Count one value per image and cell.
-
-        Args:
-            depth: 0..L.
-            values: `B cells`, or `B` where a depth has one cell.
+    def update(self, depth: int, values: Tensor) -> None:
+        """Count a value per image: `B`, `B H` or `B cells` at a depth 0..L.
 
         Raises:
-            ValueError: unknown depth, another number of cells, or a value that is not finite.
+            ValueError: unknown depth, or another number of cells.
         """
-        if not 0 <= depth <= self.depth:
-            raise ValueError(f"{self.name}: depth {depth} is outside 0..{self.depth} of this encoder")
+        if not 0 <= depth < len(self.seen):
+            raise ValueError(
+                f"{self.metric.name}: depth {depth} is outside 0..{len(self.seen) - 1} of this encoder"
+            )
         values = values[:, None] if values.ndim == 1 else values
+        if self.metric.per_head:
+            values = torch.cat([values.mean(1, keepdim=True), values], dim=1)
         if values.shape[1:] != (len(self.cells),):
             raise ValueError(
-                f"{self.name}: expected {len(self.cells)} values of an image ({self.column}), "
+                f"{self.metric.name}: expected {len(self.cells)} values of an image ({self.metric.column}), "
                 f"got shape (B cells) = {tuple(values.shape)}"
             )
-        values = require_finite(values.detach(), self.name).to(self.total)
-        self.images[depth] += len(values)
-        self.total[depth] += values.sum(0)
-        self.squares[depth] += values.square().sum(0)
+        values = values.detach().to(self.sums)
+        defined = ~values.isnan()
+        values = values.where(defined, 0)
+        self.seen[depth] += len(values)
+        self.sums[:, depth] += torch.stack([defined.sum(0), values.sum(0), values.square().sum(0)])
 
     def compute(self) -> pd.DataFrame:
-        """Tidy frame of means with their 95 % interval over images; depths never seen are left out.
+        """Tidy frame `metric depth head value low high images`, with `rank` or `frequency` after `head`.
+
+        `head` is -1 where a value belongs to no single head. `low` and `high` bound the 95 % interval of the
+        mean over images (Student's t; NaN for a single image). Depths never seen are left out.
 
         Raises:
             ValueError: no image was seen.
         """
-        mean = self.total / self.images
-        variance = (self.squares - self.images * mean.square()).clamp(min=0) / (self.images - 1)
-        variance[self.images < 2] = torch.nan
-        quantile = stdtrit((self.images - 1).clamp(min=1).cpu().numpy(), 0.975)
-        half = torch.as_tensor(quantile).to(mean) * (variance / self.images).sqrt()
-        return self.frame(mean, mean - half, mean + half, self.images)
+        images, total, squares = self.sums
+        mean = total / images
+        variance = (squares - images * mean.square()).clamp(min=0) / (images - 1)
+        variance[images < 2] = torch.nan
+        quantile = torch.as_tensor(stdtrit((images - 1).clamp(min=1).cpu().numpy(), 0.975)).to(mean)
+        half = quantile * (variance / images).sqrt()
+        return self._frame(mean, mean - half, mean + half, images, self.seen[:, None].expand_as(mean) > 0)
 
-    def frame(self, value: Tensor, low: Tensor, high: Tensor, images: Tensor) -> pd.DataFrame:
-        """Tidy rows of the depths and cells (`L+1 cells`) that have images."""
-        depths, cells = (axis.cpu().numpy() for axis in images.nonzero(as_tuple=True))
-        if not len(depths):
-            raise ValueError(f"{self.name}: no image was seen; call update() before compute()")
-        seen = images > 0
-        columns = {"metric": self.name, "depth": depths, "head": -1, self.column: np.array(self.cells)[cells]}
-        columns |= {
-            name: values[seen].cpu().numpy()
-            for name, values in (("value", value), ("low", low), ("high", high))
-        }
-        return pd.DataFrame(columns | {"images": images[seen].long().cpu().numpy()})
-
-
-class PerHeadMetric(DepthwiseMetric):
-    """A metric with a value per head; `head` = -1 is the mean over heads, with its interval over images."""
-
-    layout = ("depth", "heads")
-
-    def __init__(self, *, depth: int, heads: int) -> None:
-        super().__init__(depth=depth, cells=(-1, *range(heads)))
-
-    def add(self, depth: int, values: Tensor) -> None:
-        """Count one value per image and head (`B H`)."""
-        super().add(depth, torch.cat([values.mean(1, keepdim=True), values], dim=1))
-
-
-class SuccessiveMetric(DepthwiseMetric):
-    """A value of an image between two successive places of the residual stream, at the depth of the later.
-
-    Subclasses say which place comes `after` the output of the previous block, and `compare` the patch tokens.
-    """
-
-    consumes: ClassVar[frozenset[str]] = frozenset({"block", "+sa"})
-    layout = ("depth",)
-    after: ClassVar[str] = "+sa"
-
-    def __init__(self, *, depth: int) -> None:
-        super().__init__(depth=depth)
-        self._before: Stream | None = None
-
-    def compare(self, before: Tensor, after: Tensor) -> Tensor:
-        """One value per image (`B`) from its patch tokens before and after (`B N D`)."""
-        raise NotImplementedError
-
-    def update(self, stream: Stream) -> None:
-        """Count the step that ends here, if one does; keep the output of a block until the next step."""
-        if stream.place == self.after and stream.depth > 0:
-            before, self._before = self._before, None
-            here = (stream.depth - 1, stream.tokens.shape)
-            if before is None or (before.depth, before.tokens.shape) != here:
-                raise ValueError(
-                    f"{self.name}: {stream.place!r} of depth {stream.depth} came without the output of depth "
-                    f"{stream.depth - 1} for the same images; update in the order of the forward pass"
-                )
-            self.add(stream.depth, self.compare(patch_tokens(before), patch_tokens(stream)))
-        if stream.place == "block" and stream.depth < self.depth:
-            self._before = stream
-
-    def reset(self) -> None:
-        """Forget the sums, and a pass broken off halfway."""
-        self._before = None
-        super().reset()
+    def _frame(self, value: Tensor, low: Tensor, high: Tensor, images: Tensor, rows: Tensor) -> pd.DataFrame:
+        """Tidy rows of the depths and cells (`L+1 cells`) that `rows` chooses."""
+        if not rows.any():
+            raise ValueError(f"{self.metric.name}: no image was seen; call update() before compute()")
+        depths, cells = (axis.cpu().numpy() for axis in rows.nonzero(as_tuple=True))
+        columns = {"metric": self.metric.name, "depth": depths, "head": -1}
+        columns |= {self.metric.column: np.array(self.cells)[cells]}
+        numbers = {"value": value, "low": low, "high": high, "images": images.long()}
+        return pd.DataFrame(columns | {name: tensor[rows].cpu().numpy() for name, tensor in numbers.items()})

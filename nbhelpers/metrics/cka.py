@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from nbhelpers.metrics.base import require_axes, require_finite
+from nbhelpers.metrics.base import takes
 
 
+@takes("B D", "B E", B=4)
 def linear_cka(first: Tensor, second: Tensor) -> Tensor:
     r"""Linear centred kernel alignment of two sets of features of the same images, from unbiased HSIC.
 
@@ -24,10 +25,10 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
 
     Returns:
         Scalar: 1 for features that agree up to rotation and one scale, about 0 for unrelated ones (slightly
-        negative values are the price of being unbiased).
+        negative values are the price of being unbiased); NaN where a side does not vary over the images.
 
     Raises:
-        ValueError: other shapes, fewer than 4 images, features that do not vary, or non-finite values.
+        ValueError: other shapes, fewer than 4 images, or values that are not finite.
 
     Source: Kornblith et al. 2019; unbiased HSIC of Song et al. 2012, as in Nguyen, Raghu and Kornblith 2021.
 
@@ -36,10 +37,12 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
         >>> linear_cka(features, 3 * features.flip(1)).round(decimals=6)
         tensor(1., dtype=torch.float64)
     """
-    cross, own_first, own_second = _hsics([first], [second], "linear_cka")
-    return _alignment(cross, own_first, own_second, "linear_cka")[0, 0]
+    grams = [_gram(first)[None], _gram(second)[None]]
+    cross, own_first, own_second = (unbiased_hsic(*pair) for pair in (grams, [grams[0]] * 2, [grams[1]] * 2))
+    return _alignment(cross, own_first[0], own_second[0])[0, 0]
 
 
+@takes("K n n", "L n n", n=4)
 def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     r"""Unbiased Hilbert-Schmidt independence criterion of two Gram matrices.
 
@@ -65,14 +68,7 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
         >>> unbiased_hsic(blocks, blocks)
         tensor([[0.6667]])
     """
-    if first.ndim != 3 or second.ndim != 3 or {*first.shape[1:], *second.shape[1:]} != {first.shape[-1]}:
-        raise ValueError(
-            f"unbiased_hsic: expected Gram matrices (K n n) and (L n n), got {tuple(first.shape)} and "
-            f"{tuple(second.shape)}"
-        )
     count = first.shape[-1]
-    if count < 4:
-        raise ValueError(f"unbiased_hsic: needs at least 4 images, got {count}; use larger batches")
     first, second = (gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2)) for gram in (first, second))
     rows_first, rows_second = first.sum(-1), second.sum(-1)
     trace = first.flatten(1) @ second.flatten(1).T
@@ -130,48 +126,40 @@ class CKA(Metric):
                 f"{self.name}: made for {tuple(self.cross.shape)} sets of features, "
                 f"got {(len(first), len(second))}"
             )
+        counts = {len(features) for features in (*first, *second)}
+        if len(counts) > 1:
+            raise ValueError(f"{self.name}: sets of {' and '.join(map(str, sorted(counts)))} images")
+        ones, others = (torch.stack([_gram(features) for features in side]) for side in (first, second))
         count = len(first[0])
         self.images += count
-        sums = (self.cross, self.own_first, self.own_second)
-        for state, value in zip(sums, _hsics(first, second, self.name), strict=True):
-            state += count * value.to(state)
+        self.cross += count * unbiased_hsic(ones, others)
+        self.own_first += count * unbiased_hsic(ones, ones).diagonal()
+        self.own_second += count * unbiased_hsic(others, others).diagonal()
 
     def compute(self) -> pd.DataFrame:
         """Tidy frame `metric first second value images`, a row for each pair of sets.
 
         Raises:
-            ValueError: no image was seen, or a set of features that does not vary.
+            ValueError: no image was seen.
         """
         if self.images == 0:
             raise ValueError(f"{self.name}: no image was seen; call update() before compute()")
-        value = _alignment(self.cross, self.own_first, self.own_second, self.name).cpu().numpy()
-        rows = (
-            pd.DataFrame(value).rename_axis(index="first", columns="second").stack().reset_index(name="value")
-        )
+        value = _alignment(self.cross, self.own_first, self.own_second).cpu().numpy()
+        rows = pd.DataFrame(value).rename_axis(index="first", columns="second")
+        rows = rows.stack().reset_index(name="value")
         rows.insert(0, "metric", self.name)
         return rows.assign(images=int(self.images))
 
 
-def _hsics(first: Sequence[Tensor], second: Sequence[Tensor], name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """HSIC between the sides (K L) and of each side's sets with themselves (K and L), float64."""
-    images = len(first[0])
-    grams = []
-    for side in (first, second):
-        for features in side:
-            require_axes(features, "B D", name)
-            if len(features) != images:
-                raise ValueError(f"{name}: {images} images in the first set, {len(features)} in another")
-        centred = [require_finite(x.detach(), name).double() for x in side]
-        centred = [x - x.mean(0) for x in centred]  # changes no value; spares digits where the mean is large
-        grams.append(torch.stack([x @ x.T for x in centred]))
-    own = [torch.cat([unbiased_hsic(gram[None], gram[None])[0] for gram in side]) for side in grams]
-    return unbiased_hsic(*grams), *own
+def _gram(features: Tensor) -> Tensor:
+    """Gram matrix `B B` in float64 of features `B D` around their mean, which HSIC does not see."""
+    centred = features.detach().double()
+    centred = centred - centred.mean(0)
+    return centred @ centred.T
 
 
-def _alignment(cross: Tensor, own_first: Tensor, own_second: Tensor, name: str) -> Tensor:
-    """Normalised HSIC (K L)."""
-    if min(own_first.min(), own_second.min()) <= 0:
-        raise ValueError(
-            f"{name}: a set of features does not vary over the images, or too few images were seen"
-        )
-    return cross / (own_first[:, None] * own_second).sqrt()
+def _alignment(cross: Tensor, own_first: Tensor, own_second: Tensor) -> Tensor:
+    """Normalised HSIC `K L`; NaN where a side does not vary."""
+    product = own_first[:, None] * own_second
+    varies = (own_first > 0)[:, None] & (own_second > 0)
+    return torch.where(varies, cross / product.abs().sqrt(), torch.nan)

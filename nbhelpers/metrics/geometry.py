@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nbhelpers.metrics.base import SuccessiveMetric, at_least_float32, require_finite
+from nbhelpers.metrics.base import takes
 
 
 class TokenPCA(NamedTuple):
@@ -24,6 +24,7 @@ class TokenPCA(NamedTuple):
     explained: Tensor
 
 
+@takes("B N D", "B N D")
 def common_update_share(before: Tensor, after: Tensor) -> Tensor:
     r"""Share of the tokens' update that is common to all tokens of an image.
 
@@ -49,23 +50,13 @@ def common_update_share(before: Tensor, after: Tensor) -> Tensor:
         >>> common_update_share(before, torch.tensor([[[1.0, 1.0], [1.0, -1.0]]]))
         tensor([0.5000])
     """
-    if before.ndim != 3 or before.shape != after.shape or 0 in before.shape:
-        raise ValueError(
-            f"common_update_share: expected two tensors of one shape (B N D), got {tuple(before.shape)} and "
-            f"{tuple(after.shape)}"
-        )
-    share = _common_share(at_least_float32(before), at_least_float32(after))
-    return require_finite(share, "common_update_share")
-
-
-def _common_share(before: Tensor, after: Tensor) -> Tensor:
-    """Common share of the update from before to after (B N D), unchecked."""
     update = after - before
     common = update.mean(1).square().sum(-1) * update.shape[1]
     whole = torch.linalg.vector_norm(update, dim=(1, 2)).square()
     return (common / whole.clamp(min=torch.finfo(whole.dtype).tiny)).clamp(max=1)
 
 
+@takes("N D", "N D")
 def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
     """Principal components of one image's tokens before and after a step, on axes fitted to both together.
 
@@ -92,12 +83,7 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
         (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), tensor([1.],
         dtype=torch.float64))
     """
-    if before.ndim != 2 or before.shape != after.shape or 0 in before.shape:
-        raise ValueError(
-            f"token_pca: expected two tensors of one shape (N D), got {tuple(before.shape)} and "
-            f"{tuple(after.shape)}"
-        )
-    tokens = require_finite(torch.cat([before, after]).double(), "token_pca")
+    tokens = torch.cat([before, after]).double()
     if not 1 <= components <= min(tokens.shape):
         raise ValueError(
             f"token_pca: {components} components asked of tokens (N D) = {tuple(before.shape)}; "
@@ -111,13 +97,3 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
     explained = variance[:components] / variance.sum().clamp(min=torch.finfo(variance.dtype).tiny)
     first, second = (centred @ axes.T).chunk(2)
     return TokenPCA(first, second, explained)
-
-
-class CommonUpdateShare(SuccessiveMetric):
-    """`common_update_share` of each block's self-attention, for any number of images, 0..1."""
-
-    name, unit = "common_update_share", ""
-
-    def compare(self, before: Tensor, after: Tensor) -> Tensor:
-        """Common share of an image's update (`B`)."""
-        return _common_share(before, after)

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 from torch import Tensor
 
-from nbhelpers.metrics.base import (
-    DepthwiseMetric,
-    in_pieces,
-    patch_tokens,
-    require_axes,
-    require_finite,
-    shared,
-)
-
-if TYPE_CHECKING:
-    from nbhelpers.capture import Stream
+from nbhelpers.metrics.base import Accumulator, Layout, Metric, remembered, takes
 
 
+@remembered
+@takes("B N D", N=2)
 def token_spectrum(tokens: Tensor) -> Tensor:
     r"""Log eigenvalues of the covariance of an image's tokens, descending.
 
@@ -36,10 +26,10 @@ def token_spectrum(tokens: Tensor) -> Tensor:
     Returns:
         `B D`, natural log, float64. The covariance of N tokens has N - 1 eigenvalues: ranks beyond are NaN.
         Eigenvalues below the machine precision of the largest read as that (36 below it): there is nothing
-        but rounding.
+        but rounding. Tokens that are all equal have no spectrum: all NaN.
 
     Raises:
-        ValueError: not `B N D`, a single token, tokens that are all equal, or values that are not finite.
+        ValueError: not `B N D`, a single token, or values that are not finite.
 
     Source: paper section 4, as the author defines it (official repository, issue 2): log of the singular
     values of the covariance, so eigenvalues, the squares of the tokens' own singular values.
@@ -49,11 +39,11 @@ def token_spectrum(tokens: Tensor) -> Tensor:
         >>> token_spectrum(line).abs().round(decimals=2)
         tensor([[ 0.0000, 36.0400,     nan]], dtype=torch.float64)
     """
-    require_axes(tokens, "B N D", "token_spectrum")
-    if tokens.shape[1] < 2:
-        raise ValueError(f"token_spectrum: a covariance needs 2 tokens, got (B N D) = {tuple(tokens.shape)}")
-    require_finite(tokens, "token_spectrum")
-    return _log_spectrum(tokens)
+    tokens = tokens.double()
+    centred = tokens - tokens.mean(1, keepdim=True)
+    count, width = tokens.shape[1:]
+    product = centred @ centred.mT if count <= width else centred.mT @ centred  # the same eigenvalues
+    return _log_eigenvalues(product / (count - 1), ranks=min(count - 1, width), width=width)
 
 
 def effective_rank(spectrum: Tensor) -> Tensor:
@@ -65,10 +55,8 @@ def effective_rank(spectrum: Tensor) -> Tensor:
         spectrum: log eigenvalues `... R`, absolute or relative to the largest; NaN ranks are left out.
 
     Returns:
-        `...` in 1..R: 1 when all variance lies in one direction, R when all directions have the same.
-
-    Raises:
-        ValueError: no rank at all, or infinite values.
+        `...` in 1..R: 1 when all variance lies in one direction, R when all directions have the same; NaN
+        where no rank is left.
 
     Source: Roy and Vetterli 2007, "The effective rank", here of the covariance.
 
@@ -76,72 +64,35 @@ def effective_rank(spectrum: Tensor) -> Tensor:
         >>> effective_rank(torch.tensor([0.0, 0.0, -36.0, torch.nan]))
         tensor(2.)
     """
-    if spectrum.ndim < 1 or not (~spectrum.isnan()).any(-1).all():
-        raise ValueError(
-            f"effective_rank: a spectrum of shape {tuple(spectrum.shape)} (... R) has no rank but NaN"
-        )
-    return require_finite(_rank(spectrum), "effective_rank")
-
-
-def _rank(spectrum: Tensor) -> Tensor:
-    """Effective rank of log eigenvalues (... R), unchecked; NaN where all ranks are."""
     present = spectrum.masked_fill(spectrum.isnan(), -torch.inf)
     return torch.special.entr(present.softmax(-1)).sum(-1).exp()
 
 
-def _log_spectrum(tokens: Tensor) -> Tensor:
-    """Log eigenvalues (B D) of the covariance of tokens (B N D); all NaN where a token is not finite."""
-    tokens = tokens.double()
-    centred = tokens - tokens.mean(1, keepdim=True)
-    count, width = centred.shape[1:]
-    product = centred @ centred.mT if count <= width else centred.mT @ centred
-    if not product.isfinite().all():  # the solver would fail without saying why
-        return product.new_full((len(product), width), torch.nan)
-    return _log_eigenvalues(product / (count - 1), ranks=min(count - 1, width), width=width)
+def relative_spectrum(spectrum: Tensor) -> Tensor:
+    """Log eigenvalues `B R` relative to the largest.
+
+    >>> relative_spectrum(torch.tensor([[3.0, 1.0, torch.nan]]))
+    tensor([[ 0., -2.,  nan]])
+    """
+    return spectrum - spectrum[..., :1]
 
 
 def _log_eigenvalues(covariance: Tensor, ranks: int, width: int) -> Tensor:
     """Log of the `ranks` largest eigenvalues of matrices (B M M), padded with NaN to `B width`."""
     eigenvalues = torch.linalg.eigvalsh(covariance).flip(-1)[:, :ranks]
     largest = eigenvalues[:, :1]
-    if (largest <= 0).any():
-        raise ValueError(
-            f"{int((largest <= 0).sum())} of {len(largest)} covariances are zero: vectors that are all equal "
-            "have no spectrum"
-        )
     logs = eigenvalues.clamp(min=torch.finfo(eigenvalues.dtype).eps * largest).log()
+    logs = logs.where(largest > 0, torch.nan)
     return torch.nn.functional.pad(logs, (0, width - ranks), value=torch.nan)
 
 
-@shared
-def _stream_spectrum(stream: Stream) -> Tensor:
-    """Token spectrum (B D) of a record, once for all metrics here."""
-    return in_pieces(_log_spectrum, patch_tokens(stream))
+def image_means(tokens: Tensor) -> Tensor:
+    """Mean patch token `B D` of each image, float64, of tokens `B N D`.
 
-
-class TokenSpectrum(DepthwiseMetric):
-    """`token_spectrum` relative to the largest eigenvalue, at each block's output; rank from 1."""
-
-    name, unit, consumes, layout = "token_spectrum", "Δ log", frozenset({"block"}), ("depth", "width", "grid")
-    column = "rank"
-
-    def __init__(self, *, depth: int, width: int, grid: tuple[int, int]) -> None:
-        super().__init__(depth=depth, cells=range(1, min(width, grid[0] * grid[1] - 1) + 1))
-
-    def update(self, stream: Stream) -> None:
-        """Count one depth of a batch."""
-        spectrum = _stream_spectrum(stream)
-        self.add(stream.depth, (spectrum - spectrum[:, :1])[:, : len(self.cells)])
-
-
-class TokenEffectiveRank(DepthwiseMetric):
-    """`effective_rank` of an image's `token_spectrum` at each block's output, mean over images."""
-
-    name, unit, consumes, layout = "token_effective_rank", "", frozenset({"block"}), ("depth",)
-
-    def update(self, stream: Stream) -> None:
-        """Count one depth of a batch."""
-        self.add(stream.depth, _rank(_stream_spectrum(stream)))
+    >>> image_means(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
+    tensor([[2., 3.]], dtype=torch.float64)
+    """
+    return tokens.mean(1, dtype=torch.float64)
 
 
 def merge_moments(moments: Tensor) -> Tensor:
@@ -172,7 +123,7 @@ def _width(moments: Tensor) -> int:
     return round((moments.shape[-1] - 0.75) ** 0.5 - 0.5)
 
 
-class ImageSpectrum(DepthwiseMetric):
+class ImageSpectrum(Accumulator):
     r"""Log eigenvalues of the covariance of the images' mean patch tokens, relative to the largest.
 
     .. math:: \log \frac{\lambda_r}{\lambda_1}, \quad \lambda = \operatorname{eig}\left(
@@ -181,32 +132,26 @@ class ImageSpectrum(DepthwiseMetric):
 
     All images of all batches and ranks count: count, mean and co-moment are merged without loss of
     precision. Ranks count from 1; those beyond n - 1 are left out. `low` and `high` are NaN: an eigenvalue
-    is no mean over images. The sums take 8 (L+1) D^2 bytes (61 MB for ViT-B). `effective_rank` of a depth's
-    `value` column is its one-number summary.
+    is no mean over images. A single image, or images that are all equal, have one row of NaN per depth. The
+    sums take 8 (L+1) D^2 bytes (61 MB for ViT-B). `effective_rank` of a depth's `value` column is its
+    one-number summary.
 
     Source: paper section 4, as the author defines it (official repository, issue 2).
     """
 
-    name, unit, consumes, layout = "image_spectrum", "Δ log", frozenset({"block"}), ("depth", "width")
-    column = "rank"
-
     moments: Tensor
 
-    def __init__(self, *, depth: int, width: int) -> None:
-        super().__init__(depth=depth, cells=range(1, width + 1))
-        zeros = torch.zeros(depth + 1, 1 + width + width**2, dtype=torch.float64)
+    def __init__(self, metric: Metric, layout: Layout) -> None:
+        super().__init__(metric, layout)
+        zeros = torch.zeros(layout.depth + 1, 1 + layout.width + layout.width**2, dtype=torch.float64)
         self.add_state("moments", zeros, dist_reduce_fx=merge_moments)
 
-    def update(self, stream: Stream) -> None:
-        """Count one depth of a batch."""
-        images = patch_tokens(stream).detach().mean(1, dtype=torch.float64)
-        images = require_finite(images, self.name).to(self.moments)
+    def update(self, depth: int, values: Tensor) -> None:
+        """Count the mean tokens `B D` of a few images."""
+        super().update(depth, values)
+        images = values.detach().to(self.moments)
         count, width = images.shape
-        if width != len(self.cells):
-            raise ValueError(
-                f"{self.name}: made for width {len(self.cells)}, got (B N D) = {tuple(stream.tokens.shape)}"
-            )
-        moments = self.moments[stream.depth]
+        moments = self.moments[depth]
         before, mean, comoment = moments[:1], moments[1 : 1 + width], moments[1 + width :].view(width, width)
         centre = images.mean(0)
         step = centre - mean
@@ -217,24 +162,15 @@ class ImageSpectrum(DepthwiseMetric):
         before += count
 
     def compute(self) -> pd.DataFrame:
-        """Tidy frame of the relative log eigenvalues, per depth and rank.
-
-        Raises:
-            ValueError: fewer than two images, or images that are all equal.
-        """
+        """Tidy frame of the relative log eigenvalues, per depth and rank."""
         images = self.moments[:, 0]
-        if images.max() == 0:
-            raise ValueError(f"{self.name}: no image was seen; call update() before compute()")
         width = len(self.cells)
         value = self.moments.new_full((len(images), width), torch.nan)
-        for depth in images.nonzero()[:, 0].tolist():
-            ranks = min(int(images[depth]) - 1, width)
-            if ranks < 1:
-                raise ValueError(
-                    f"{self.name}: a covariance over images needs 2 images, got 1 at depth {depth}"
-                )
-            covariance = self.moments[depth, 1 + width :].view(1, width, width) / (images[depth] - 1)
-            logs = _log_eigenvalues(covariance, ranks, width)[0]
-            value[depth] = logs - logs[0]
+        for depth in (images > 1).nonzero()[:, 0].tolist():
+            count = int(images[depth])
+            covariance = self.moments[depth, 1 + width :].view(1, width, width) / (count - 1)
+            value[depth] = relative_spectrum(_log_eigenvalues(covariance, min(count - 1, width), width))[0]
         unknown = torch.full_like(value, torch.nan)
-        return self.frame(value, unknown, unknown, images[:, None] * ~value.isnan())
+        rows = ~value.isnan()
+        rows[:, 0] = images > 0
+        return self._frame(value, unknown, unknown, images[:, None].expand_as(value), rows)

@@ -1,26 +1,15 @@
-"""Tokens out of the ordinary: patch tokens of large norm (register-like), attention on prefix tokens."""
+"""Patch tokens out of the ordinary (large norms, register-like), and how much the tokens vary."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nbhelpers.metrics.attention import AttentionMaps
-from nbhelpers.metrics.base import (
-    DepthwiseMetric,
-    PerHeadMetric,
-    at_least_float32,
-    patch_tokens,
-    require_axes,
-    require_finite,
-)
-
-if TYPE_CHECKING:
-    from nbhelpers.capture import Stream
+from nbhelpers.metrics.base import remembered, takes
 
 
+@remembered
+@takes("B N D")
 def token_norms(tokens: Tensor) -> Tensor:
     """Euclidean norm of each token.
 
@@ -38,10 +27,10 @@ def token_norms(tokens: Tensor) -> Tensor:
     >>> token_norms(torch.tensor([[[3.0, 4.0], [0.0, 0.0]]]))
     tensor([[5., 0.]])
     """
-    require_axes(tokens, "B N D", "token_norms")
-    return require_finite(torch.linalg.vector_norm(at_least_float32(tokens), dim=-1), "token_norms")
+    return torch.linalg.vector_norm(tokens, dim=-1)
 
 
+@takes("B N")
 def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
     """Share of an image's tokens whose norm exceeds `ratio` times the median norm of that image.
 
@@ -62,11 +51,10 @@ def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
         >>> outlier_share(torch.tensor([[1.0, 1.0, 1.0, 4.0]]))
         tensor([0.2500])
     """
-    require_axes(norms, "B N", "outlier_share")
-    require_finite(norms, "outlier_share")
     return (norms > ratio * _median(norms)).to(norms.dtype).mean(1)
 
 
+@takes("B N")
 def norm_peak(norms: Tensor) -> Tensor:
     """Largest norm of an image's tokens against the median norm.
 
@@ -74,95 +62,44 @@ def norm_peak(norms: Tensor) -> Tensor:
         norms: norms of the patch tokens, `B N`.
 
     Returns:
-        `B`, at least 1; 1 where all norms are equal.
+        `B`, at least 1; 1 where all norms are equal, NaN where the median is 0.
 
     Raises:
-        ValueError: not `B N`, values that are not finite, or a median of 0.
+        ValueError: not `B N`, or values that are not finite.
 
     Source: as `outlier_share`.
 
     >>> norm_peak(torch.tensor([[1.0, 2.0, 3.0, 10.0]]))
     tensor([4.])
     """
-    require_axes(norms, "B N", "norm_peak")
-    return require_finite(norms.amax(1) / _median(norms)[:, 0], "norm_peak")
+    median = _median(norms)[:, 0]
+    return torch.where(median > 0, norms.amax(1) / median, torch.nan)
 
 
-def prefix_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Attention that patch queries pay to prefix tokens, mean over queries.
+@takes("B N D")
+def feature_variance(tokens: Tensor) -> Tensor:
+    r"""Variance of an image's tokens around their mean, mean over channels.
+
+    .. math:: \frac{1}{N D} \sum_{n, d} (z_{nd} - \bar z_d)^2
 
     Args:
-        attention: probabilities over all tokens `B H N N`, prefix included, rows sum to 1.
-        prefix: number of leading class, distillation and register tokens.
+        tokens: `B N D`.
 
     Returns:
-        `B H` in 0..1.
+        `B`, at least 0, in squared units of the residual stream.
 
     Raises:
-        ValueError: not `B H N N`, no patch token left, or values that are not finite.
+        ValueError: not `B N D`, or values that are not finite.
 
-    Source: attention sinks; what `patch_attention` leaves out.
+    Source: Park and Kim 2022, "How do Vision Transformers work?", feature map variance by depth.
 
-    Example: a class token and one patch, which pays it 0.75.
-        >>> prefix_attention(torch.tensor([[[[0.5, 0.5], [0.75, 0.25]]]]), prefix=1)
-        tensor([[0.7500]])
+    >>> feature_variance(torch.tensor([[[1.0, 5.0], [3.0, 5.0]]]))
+    tensor([0.5000])
     """
-    require_axes(attention, "B H N N", "prefix_attention")
-    if attention.shape[-1] != attention.shape[-2] or not 0 <= prefix < attention.shape[-1]:
-        raise ValueError(
-            f"prefix_attention: expected (B H N N) with N above the number of prefix tokens ({prefix}), "
-            f"got {tuple(attention.shape)}"
-        )
-    share = at_least_float32(attention)[:, :, prefix:, :prefix].sum(-1).mean(-1)
-    return require_finite(share, "prefix_attention")
+    return tokens.var(1, correction=0).mean(-1)
 
 
 def _median(norms: Tensor) -> Tensor:
     """Median (B 1) of norms (B N), midway between the middle two where N is even."""
     ordered = norms.sort(dim=1).values
     return ordered[:, [(norms.shape[1] - 1) // 2, norms.shape[1] // 2]].mean(1, keepdim=True)
-
-
-class TokenNorm(DepthwiseMetric):
-    """Mean `token_norms` of the patch tokens at each block's output."""
-
-    name, unit, consumes, layout = "token_norm", "", frozenset({"block"}), ("depth",)
-
-    def update(self, stream: Stream) -> None:
-        """Count one depth of a batch."""
-        self.add(stream.depth, _norms(stream, self.name).mean(1))
-
-
-class TokenNormPeak(DepthwiseMetric):
-    """`norm_peak` of the patch tokens at each block's output."""
-
-    name, unit, consumes, layout = "token_norm_peak", "", frozenset({"block"}), ("depth",)
-
-    def update(self, stream: Stream) -> None:
-        """Count one depth of a batch."""
-        self.add(stream.depth, norm_peak(_norms(stream, self.name)))
-
-
-class OutlierTokens(DepthwiseMetric):
-    """`outlier_share` of the patch tokens at each block's output."""
-
-    name, unit, consumes, layout = "outlier_tokens", "", frozenset({"block"}), ("depth",)
-
-    def update(self, stream: Stream) -> None:
-        """Count one depth of a batch."""
-        self.add(stream.depth, outlier_share(_norms(stream, self.name)))
-
-
-class PrefixAttention(PerHeadMetric):
-    """`prefix_attention` per depth and head; 0 for an encoder without prefix tokens."""
-
-    name, unit, consumes = "prefix_attention", "", frozenset({"attention"})
-
-    def update(self, maps: AttentionMaps) -> None:
-        """Count one depth of a batch."""
-        self.add(maps.depth, maps.prefix_share.mean(-1))
-
-
-def _norms(stream: Stream, name: str) -> Tensor:
-    """Norms (B N) of a record's patch tokens, checked in the metric's name."""
-    return require_finite(torch.linalg.vector_norm(patch_tokens(stream), dim=-1), name)

@@ -205,6 +205,7 @@ class Encoder:
         """Last-layer tokens `B N D`, after the final norm where there is one, of uint8 images `B C H W`."""
         features = getattr(self.module, "forward_features", self.module)
         tokens = features(self.preprocess(images))
+        tokens = getattr(tokens, "last_hidden_state", tokens)  # HuggingFace's output objects
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # some of timm's give B H W D
 
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nbhelpers.capture import Attention, Stream
-from nbhelpers.metrics import CKA, METRICS, AttentionMaps, DepthwiseMetric, unpad
+from nbhelpers.metrics import CKA, METRICS, Accumulator
+from nbhelpers.metrics.streams import Streams
 
 LAYOUT = SimpleNamespace(depth=2, heads=2, width=6, grid=(3, 5), prefix=2, patch_size=(4, 8))
 TOKENS = LAYOUT.prefix + LAYOUT.grid[0] * LAYOUT.grid[1]
@@ -59,13 +60,16 @@ def batch(records: Sequence[Attention | Stream], indices: Sequence[int]) -> list
     ]
 
 
-def feed(metric: DepthwiseMetric, records: Sequence[Attention | Stream]) -> DepthwiseMetric:
-    """Show a metric the records that it consumes, as a forward pass would."""
+def feed(accumulator: Accumulator, records: Sequence[Attention | Stream]) -> Accumulator:
+    """Show an accumulator the records that its metric takes, as a forward pass would."""
+    streams = Streams([accumulator])
     for record in records:
-        place = getattr(record, "place", "attention")
-        if place in metric.consumes:
-            metric.update(AttentionMaps(record) if place == "attention" else record)
-    return metric
+        if isinstance(record, Attention):
+            if streams.attention:
+                streams.on_attention(record)
+        elif record.place in streams.places:
+            streams.on_stream(record)
+    return accumulator
 
 
 def computed(name: str, batches: Sequence[Sequence[Attention | Stream]]) -> pd.DataFrame:
@@ -74,15 +78,6 @@ def computed(name: str, batches: Sequence[Sequence[Attention | Stream]]) -> pd.D
     for records in batches:
         feed(metric, records)
     return metric.compute()
-
-
-def padded(records: Sequence[Attention | Stream], images: int) -> list[Attention | Stream]:
-    """A batch filled up with broken images, then cut to its `images` real ones."""
-
-    def fill(tensor: Tensor) -> Tensor:
-        return tensor if len(tensor) == 1 else torch.cat([tensor, torch.full_like(tensor[:2], torch.nan)])
-
-    return [unpad(_tensors(record, fill), images) for record in records]
 
 
 def spoilt(records: Sequence[Attention | Stream], value: float) -> list[Attention | Stream]:

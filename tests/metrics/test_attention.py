@@ -3,23 +3,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from metric_battery import LAYOUT, computed, forward_pass
+from metric_battery import LAYOUT, computed, feed, forward_pass
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbhelpers.capture import Attention
 from nbhelpers.metrics import (
     METRICS,
-    AttentionMaps,
-    attention,
     attention_distance,
     attention_entropy,
-    normalized_mutual_information,
+    nmi,
+    object_attention,
     patch_attention,
+    patch_distances,
 )
+from nbhelpers.metrics import attention as module
 
 KERNELS = {
     "attention_distance": lambda maps: attention_distance(maps, LAYOUT.grid, LAYOUT.patch_size),
-    "nmi": normalized_mutual_information,
+    "nmi": nmi,
     "attention_entropy": attention_entropy,
 }
 
@@ -119,7 +120,7 @@ def test_uniform_attention(grid, patch_size, distance):
     tokens = grid[0] * grid[1]
     maps = torch.full((1, 2, tokens, tokens), 1 / tokens)
     assert attention_distance(maps, grid, patch_size).sub(distance).abs().max() < 0.005
-    assert normalized_mutual_information(maps).abs().max() < 1e-5
+    assert nmi(maps).abs().max() < 1e-5
     torch.testing.assert_close(attention_entropy(maps), torch.ones(1, 2))
 
 
@@ -128,13 +129,13 @@ def test_identity_and_permutation():
     assert attention_distance(identity, (3, 5), 16) == 0
     assert attention_entropy(identity) == 0
     for maps in (identity, identity[..., torch.randperm(15)]):
-        torch.testing.assert_close(normalized_mutual_information(maps), torch.ones(1, 1))
+        torch.testing.assert_close(nmi(maps), torch.ones(1, 1))
 
 
 def test_all_queries_on_one_key_have_collapsed():
     maps = torch.zeros(1, 1, 6, 6)
     maps[..., 2] = 1
-    assert normalized_mutual_information(maps) == 0
+    assert nmi(maps) == 0
     assert attention_entropy(maps) == 0
 
 
@@ -145,51 +146,63 @@ def test_grid_is_rows_by_columns():
     assert math.isclose(down, 10 * (5 + 0 + 5) / 15, rel_tol=1e-6)
 
 
-def maps_of(scale: float = 1.0, bias=None, tokens: int = 20, dtype=torch.float32) -> AttentionMaps:
+def record_of(scale: float = 1.0, bias=None, tokens: int = 20, dtype=torch.float32) -> Attention:
     query, key = torch.randn(2, 3, 3, tokens + 1, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return AttentionMaps(Attention(1, query, key, key, key, bias, scale, 1, (4, tokens // 4), (16, 16)))
+    return Attention(1, query, key, key, key, bias, scale, 1, (4, tokens // 4), (16, 16))
 
 
 @pytest.mark.parametrize("chunk", [1, 800, 10**9])
 @pytest.mark.parametrize(
     "bias", [None, torch.randn(3, 1, 1, 21), torch.randn(21, 21), torch.randn(1, 3, 21, 21)]
 )
-def test_shared_maps_equal_the_kernels_in_pieces_of_any_size(monkeypatch, chunk, bias):
-    monkeypatch.setattr(attention, "CHUNK", {"cpu": chunk})
-    maps = maps_of(bias=bias)
-    probabilities = maps.probabilities
-    pieces = torch.cat([piece.clone() for piece in maps.pieces()])
-    torch.testing.assert_close(pieces.unflatten(0, (3, 3)), probabilities)
-    torch.testing.assert_close(maps.distance, attention_distance(probabilities, (4, 5), 16))
-    torch.testing.assert_close(maps.row_entropy, torch.special.entr(probabilities).sum(-1))
-    torch.testing.assert_close(maps.key_marginal, probabilities.mean(-2))
-    logits = maps.record.query @ maps.record.key.mT + (0 if bias is None else bias)
-    torch.testing.assert_close(maps.patch_logsumexp, logits[..., 1:, 1:].logsumexp(-1))
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_pieces_of_any_size_are_the_maps_in_order(monkeypatch, chunk, bias, prefix):
+    monkeypatch.setattr(module, "MAPS_CPU", chunk)
+    record = record_of(bias=bias)
+    logits = record.query @ record.key.mT + (0 if bias is None else bias)
+    pieces = torch.cat(list(module.attention_pieces(record, prefix)))
+    expected = logits[..., prefix:, prefix:].softmax(-1)
+    torch.testing.assert_close(pieces.view(expected.shape), expected)
 
 
-def test_masked_keys_leave_the_shared_maps_finite():
+def test_masked_keys_leave_the_entropy_finite():
     bias = torch.zeros(1, 1, 1, 21)
     bias[..., -5:] = -torch.inf
-    maps = maps_of(bias=bias)
-    torch.testing.assert_close(maps.row_entropy, torch.special.entr(maps.probabilities).sum(-1))
+    record = record_of(bias=bias)
+    maps = patch_attention(record.query, record.key, 1, bias, record.scale)
+    torch.testing.assert_close(module.entropy(maps), torch.special.entr(maps).sum(-1))
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e3])
-def test_shared_maps_stay_in_range_at_the_extremes(scale):
-    maps = maps_of(scale=scale)
-    exact = maps_of(scale=scale, dtype=torch.float64)
-    torch.testing.assert_close(maps.row_entropy.double(), exact.row_entropy, rtol=1e-3, atol=2e-3)
-    for name in ("nmi", "attention_entropy"):
-        kernel = attention._nmi if name == "nmi" else lambda rows, _: attention._relative_entropy(rows)
-        value = kernel(maps.row_entropy, maps.key_marginal)
+def test_values_stay_in_range_at_the_extremes(scale):
+    single, double = (record_of(scale=scale, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    maps, exact = (patch_attention(r.query, r.key, 1, None, r.scale) for r in (single, double))
+    for kernel in (nmi, attention_entropy):
+        value = kernel(maps)
         assert (value >= 0).all() and (value <= 1).all()
+        torch.testing.assert_close(value.double(), kernel(exact), rtol=1e-3, atol=2e-3)
 
 
-def test_shared_maps_of_an_encoder_in_training():
-    maps = maps_of()
-    maps.record.query.requires_grad_()
-    assert not maps.distance.requires_grad
-    torch.testing.assert_close(maps.distance, attention_distance(maps.probabilities.detach(), (4, 5), 16))
+@pytest.mark.parametrize("grid", [(14, 14), (37, 37), (64, 64)])
+def test_distance_in_single_precision_keeps_six_digits(grid):
+    tokens = grid[0] * grid[1]
+    uniform = attention_distance(torch.full((1, 1, tokens, tokens), 1 / tokens), grid, 14).item()
+    assert math.isclose(uniform, patch_distances(grid, 14).mean().item(), rel_tol=1e-6)
+    if grid == (64, 64):
+        assert uniform == pytest.approx(467.124, abs=5e-4)
+
+
+def test_mass_on_an_object_by_loops():
+    maps = torch.rand(2, 3, 4, 5, dtype=torch.float64).softmax(-1)
+    on_object = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    mass = object_attention(maps, on_object)
+    assert mass.shape == (2, 3, 4) and (mass[1] == 0).all()
+    for head in range(3):
+        for query in range(4):
+            row = maps[0, head, query].tolist()
+            assert math.isclose(mass[0, head, query], row[0] + row[2])
+    with pytest.raises(ValueError, match=r"object_attention: expected .*\(B K\)"):
+        object_attention(maps, on_object[:, :4])
 
 
 class Largest(TorchDispatchMode):
@@ -205,35 +218,34 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if "attention" in metric.consumes])
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if "attention" in metric.stream])
 def test_memory_is_bounded_by_the_piece(monkeypatch, name):
-    monkeypatch.setattr(attention, "CHUNK", {"cpu": 2 * 100**2})
-    metric = METRICS[name].of(SimpleNamespace(depth=1, heads=3))
+    monkeypatch.setattr(module, "MAPS_CPU", 2 * 101**2)
+    accumulator = METRICS[name].of(
+        SimpleNamespace(depth=1, heads=3, prefix=1, grid=(4, 25), patch_size=(16, 16))
+    )
     with Largest() as largest:
-        metric.update(maps_of(tokens=100))
-    assert largest.numel <= 2 * 100**2  # of 3 images x 3 heads x 100 x 100
-    with Largest() as largest:
-        assert maps_of(tokens=100).probabilities.shape == (3, 3, 100, 100)
-    assert largest.numel == 9 * 100**2
+        feed(accumulator, [record_of(tokens=100)])
+    assert largest.numel <= 2 * 101**2  # of 3 images x 3 heads x 101 x 101
 
 
 def test_bad_input_is_named():
     for name, kernel in (
         ("attention_distance", lambda maps: attention_distance(maps, (1, 4), 16)),
-        ("normalized_mutual_information", normalized_mutual_information),
+        ("nmi", nmi),
         ("attention_entropy", attention_entropy),
     ):
         uniform = torch.full((1, 1, 4, 4), 0.25)
-        with pytest.raises(ValueError, match=rf"{name}: expected shape \(B H N N\).* got \(1, 4, 4\)"):
+        with pytest.raises(ValueError, match=rf"{name}: expected attention \(B H N N\).* got \(1, 4, 4\)"):
             kernel(uniform[0])
         with pytest.raises(ValueError, match=rf"{name}: .*\(B H N N\).* got \(1, 1, 3, 4\)"):
             kernel(uniform[:, :, 1:])
-        with pytest.raises(ValueError, match=rf"{name}: .*rows do not sum to 1 \(off by 0\.1"):
+        with pytest.raises(ValueError, match=rf"{name}: .*rows that do not sum to 1 \(off by 0\.1"):
             kernel(uniform * 0.9)
         uniform[0, 0, 1, 2] = torch.nan
-        with pytest.raises(ValueError, match=f"{name}: .*not finite"):
+        with pytest.raises(ValueError, match=f"{name}: .*NaN"):
             kernel(uniform)
-    with pytest.raises(ValueError, match=r"a grid of \(2, 3\) has 6 patches, .*\(1, 1, 4, 4\) has 4"):
+    with pytest.raises(ValueError, match=r"attention_distance: 4 tokens do not fit a grid of \(2, 3\)"):
         attention_distance(torch.full((1, 1, 4, 4), 0.25), (2, 3), 16)
     with pytest.raises(ValueError, match="N at least 2"):
         attention_entropy(torch.ones(1, 1, 1, 1))
@@ -243,11 +255,7 @@ def test_shapes_that_do_not_fit_are_restated():
     query = torch.zeros(2, 3, 5, 4)
     with pytest.raises(ValueError, match=r"got \(2, 3, 5, 4\) and \(2, 1, 5, 4\)"):
         patch_attention(query, query[:, :1])
-    with pytest.raises(ValueError, match=r"prefix tokens \(5\)"):
+    with pytest.raises(ValueError, match=r"5 tokens.*prefix \(5\)"):
         patch_attention(query, query, prefix=5)
     with pytest.raises(ValueError, match=r"bias \(3, 4, 4\) does not broadcast to .* = \(2, 3, 5, 5\)"):
         patch_attention(query, query, bias=torch.zeros(3, 4, 4))
-    with pytest.raises(
-        ValueError, match=r"AttentionMaps: .*\(2, 3, 5, 4\).* 1 prefix tokens and a grid of \(2, 3\)"
-    ):
-        AttentionMaps(Attention(1, query, query, query, query, None, 1.0, 1, (2, 3), (16, 16)))

@@ -1,6 +1,6 @@
 """Every registered metric, held to the same battery."""
 
-import pickle
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,11 +15,11 @@ from metric_battery import (
     computed,
     feed,
     forward_pass,
-    padded,
     spoilt,
 )
 
-from nbhelpers.metrics import METRICS, attention, base
+from nbhelpers.capture import Stream
+from nbhelpers.metrics import METRICS, attention, streams
 
 pytestmark = pytest.mark.parametrize("name", list(METRICS))
 
@@ -42,8 +42,11 @@ def test_frame_is_tidy(name, records):
         assert frame[["low", "high"]].isna().all(axis=None)
     else:
         assert (frame["low"] <= frame["value"]).all() and (frame["value"] <= frame["high"]).all()
-    assert metric.consumes <= {"attention", "block", "+sa"} and metric.consumes
-    assert isinstance(metric.unit, str)
+    low, high = metric.range
+    if name != "image_spectrum":
+        assert frame["value"].between(low - 1e-9, high + 1e-9).all()
+    if metric.reference:
+        assert low <= metric.reference(LAYOUT) <= high
 
 
 @pytest.mark.parametrize(
@@ -55,14 +58,9 @@ def test_split_and_order_change_nothing(name, records, split):
 
 def test_pieces_of_any_size_change_nothing(name, records, monkeypatch):
     expected = computed(name, [records])
-    monkeypatch.setattr(attention, "CHUNK", {"cpu": 1})
-    monkeypatch.setattr(base, "PIECE", 200)  # two images
+    monkeypatch.setattr(attention, "MAPS_CPU", 1)
+    monkeypatch.setattr(streams, "NUMBERS", 200)  # two images
     assert_same(computed(name, [records]), expected)
-
-
-def test_padding_of_the_last_batch_changes_nothing(name, records):
-    batches = [batch(records, [0, 1, 2, 3]), padded(batch(records, [4, 5]), 2)]
-    assert_same(computed(name, batches), computed(name, [records]))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -82,17 +80,16 @@ def test_half_precision_is_close_to_double(name, records):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_non_finite_input_raises_with_the_metrics_name(name, records, value):
-    with pytest.raises(ValueError, match=rf"{name}: .*(NaN or infinite|not finite)"):
+def test_non_finite_input_raises_and_says_where(name, records, value):
+    with pytest.raises(ValueError, match=r"(tokens|maps) .*at depth [0-2]: .*NaN or infinite"):
         computed(name, [spoilt(records, value)])
 
 
 def test_memory_does_not_grow_with_images(name, records):
-    metric = METRICS[name].of(LAYOUT)
-    sizes = []
-    for _ in range(3):
-        sizes.append(len(pickle.dumps(feed(metric, batch(records, [0, 1])))))
-    assert max(sizes) - min(sizes) < 64  # a counter may need a byte more
+    accumulator = METRICS[name].of(LAYOUT)
+    sizes = {state: value.shape for state, value in accumulator.metric_state.items()}
+    feed(accumulator, records)
+    assert {state: value.shape for state, value in accumulator.metric_state.items()} == sizes
 
 
 def test_input_stays_as_it_was_and_no_graph_is_kept(name):
@@ -118,3 +115,27 @@ def test_reset_starts_anew(name, records):
     ):
         metric.compute()
     assert_same(feed(metric, records).compute(), computed(name, [records]))
+
+
+def test_one_image_is_enough(name, records):
+    with_one = computed(name, [batch(records, [0])])
+    assert with_one["value"].isna().all() if name == "image_spectrum" else with_one["value"].notna().all()
+    assert len(with_one) and with_one[["low", "high"]].isna().all(axis=None)
+
+
+def test_an_image_of_equal_tokens_leaves_the_others_values(name, records):
+    """Values that such an image does not have are left out, and counted; nothing is lost."""
+    blank = [replace(r, tokens=torch.zeros_like(r.tokens)) if isinstance(r, Stream) else r for r in records]
+    mixed = [
+        replace(r, tokens=torch.cat([b.tokens[:1], r.tokens[1:]])) if isinstance(r, Stream) else r
+        for r, b in zip(records, blank, strict=True)
+    ]
+    frame, others = computed(name, [mixed]), computed(name, [batch(records, range(1, IMAGES))])
+    assert frame["value"].notna().all()
+    if name in ("token_spectrum", "token_effective_rank", "token_norm_peak"):
+        assert_same(frame, others)
+    else:
+        assert (frame["images"] == IMAGES).all()
+    alone = computed(name, [batch(blank, [0, 1])])
+    undefined = ("token_spectrum", "token_effective_rank", "token_norm_peak", "image_spectrum")
+    assert alone["value"].isna().all() == (name in undefined)

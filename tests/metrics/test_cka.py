@@ -88,16 +88,15 @@ def test_two_processes_equal_one(ranks, rank):
 
 def test_bad_input_is_named():
     few = torch.randn(3, 2)
-    with pytest.raises(ValueError, match="at least 4 images, got 3; use larger batches"):
+    with pytest.raises(ValueError, match=r"linear_cka: .*B at least 4"):
         linear_cka(few, few)
-    with pytest.raises(ValueError, match="linear_cka: 5 images in the first set, 6 in another"):
+    with pytest.raises(ValueError, match=r"linear_cka: .*\(5, 2\) and \(6, 2\)"):
         linear_cka(torch.randn(5, 2), torch.randn(6, 2))
-    with pytest.raises(ValueError, match=r"linear_cka: expected shape \(B D\).* got \(5, 2, 1\)"):
+    with pytest.raises(ValueError, match=r"linear_cka: expected first \(B D\).* got \(5, 2, 1\)"):
         linear_cka(torch.randn(5, 2, 1), torch.randn(5, 2))
     with pytest.raises(ValueError, match=r"linear_cka: .*NaN"):
         linear_cka(torch.full((5, 2), torch.nan), torch.randn(5, 2))
-    with pytest.raises(ValueError, match="does not vary"):
-        linear_cka(torch.ones(5, 2), torch.randn(5, 2))
+    assert linear_cka(torch.ones(5, 2), torch.randn(5, 2)).isnan()
     with pytest.raises(ValueError, match=r"unbiased_hsic: .*got \(1, 4, 5\) and \(1, 4, 4\)"):
         unbiased_hsic(torch.ones(1, 4, 5), torch.ones(1, 4, 4))
     cka = CKA(first=2, second=1)

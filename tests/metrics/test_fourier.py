@@ -1,19 +1,20 @@
 import cmath
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
 
-from nbhelpers.capture import Stream
 from nbhelpers.metrics import (
     METRICS,
     delta_log_amplitude,
+    feature_map_log_amplitude,
     half_diagonal_frequencies,
     radial_delta_log_amplitude,
     radial_frequencies,
 )
-from nbhelpers.metrics.fourier import log_amplitude
+from nbhelpers.metrics.fourier import _small_amplitude, log_amplitude
 
 
 def amplitude_by_loops(tokens: torch.Tensor, grid: tuple[int, int], down: int, across: int) -> float:
@@ -135,7 +136,7 @@ def test_accumulators_average_images():
 
 
 def test_the_papers_point_is_six_sevenths_of_nyquist():
-    assert METRICS["delta_log_amplitude"](depth=12, grid=(14, 14)).cells == (6 / 7,)
+    assert METRICS["delta_log_amplitude"].labels(SimpleNamespace(grid=(14, 14))) == [6 / 7]
 
 
 def test_what_is_remembered_from_inference_serves_gradients_too():
@@ -147,17 +148,30 @@ def test_what_is_remembered_from_inference_serves_gradients_too():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"\(1, 15, 2\) do not fit a grid of \(4, 4\) = 16; drop the prefix"):
+    with pytest.raises(ValueError, match=r"15 tokens do not fit a grid of \(4, 4\) = 16"):
         delta_log_amplitude(torch.ones(1, 15, 2), (4, 4))
-    with pytest.raises(ValueError, match=r"log_amplitude: expected shape \(B N D\).* got \(16, 2\)"):
+    with pytest.raises(ValueError, match=r"log_amplitude: expected tokens \(B N D\).* got \(16, 2\)"):
         radial_delta_log_amplitude(torch.ones(16, 2), (4, 4))
     with pytest.raises(ValueError, match=r"half diagonal of a grid of \(2, 8\)"):
         delta_log_amplitude(torch.ones(1, 16, 2), (2, 8))
     for kernel in (delta_log_amplitude, radial_delta_log_amplitude):
-        with pytest.raises(ValueError, match=f"{kernel.__name__}: .*NaN"):
+        with pytest.raises(ValueError, match=r"log_amplitude: .*NaN"):
             kernel(torch.full((1, 16, 2), torch.nan), (4, 4))
-    metric = METRICS["fourier_radial"](depth=1, grid=(4, 4))
-    with pytest.raises(
-        ValueError, match=r"fourier_radial: made for a grid of \(4, 4\), got tokens on \(2, 8\)"
-    ):
-        metric.update(Stream(0, "block", torch.ones(1, 16, 2), 0, (2, 8)))
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (3, 5), (36, 40)])
+def test_matrix_product_equals_the_fft(grid):
+    tokens = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
+    fft = torch.fft.rfft2(tokens.unflatten(1, grid), dim=(1, 2)).abs().flatten(1, 2)
+    torch.testing.assert_close(_small_amplitude(tokens, grid), fft)
+    torch.testing.assert_close(log_amplitude(tokens, grid), (fft + 1e-6).log().mean(-1))
+
+
+def test_any_feature_map():
+    features = torch.randn(2, 5, 56, 56, dtype=torch.float64)  # the first stage of a CNN
+    images = features.flatten(2).mT
+    values = feature_map_log_amplitude(features)
+    torch.testing.assert_close(values, shifted_half_diagonal(images, 56)[:, :28])
+    assert feature_map_log_amplitude(features[..., :40, :33]).shape == (2, 17)
+    with pytest.raises(ValueError, match=r"expected features \(B C H W\)"):
+        feature_map_log_amplitude(features[0])

@@ -6,7 +6,8 @@ import torch
 from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
 
 from nbhelpers.capture import Attention
-from nbhelpers.metrics import AttentionMaps, norm_peak, outlier_share, prefix_attention, token_norms
+from nbhelpers.metrics import feature_variance, norm_peak, outlier_share, prefix_attention, token_norms
+from nbhelpers.metrics.attention import attention_pieces
 
 
 def full_attention(record: Attention) -> torch.Tensor:
@@ -43,6 +44,13 @@ def test_accumulators_average_images():
     )
 
 
+def test_feature_variance_equals_the_loop():
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64)
+    for image, value in zip(tokens.tolist(), feature_variance(tokens).tolist(), strict=True):
+        channels = list(zip(*image, strict=True))
+        assert value == pytest.approx(sum(statistics.pvariance(channel) for channel in channels) / 4)
+
+
 def test_outliers_are_found_among_patches_alone():
     records = forward_pass(images=2)
     tokens = records[0].tokens
@@ -71,26 +79,24 @@ def test_prefix_attention_with_a_bias_of_any_shape(shape):
     record = forward_pass(images=3)[1]
     bias = torch.randn(shape, dtype=torch.float64)
     record = Attention(**{**vars(record), "bias": bias})
-    expected = full_attention(record)[:, :, 2:, :2].sum(-1)
-    torch.testing.assert_close(AttentionMaps(record).prefix_share, expected)
+    maps = torch.cat(list(attention_pieces(record, prefix=0))).view(3, 2, 17, 17)
+    torch.testing.assert_close(maps, full_attention(record))
 
 
 def test_without_prefix_tokens_nothing_goes_to_them():
     record = forward_pass(images=3)[1]
     record = Attention(**{**vars(record), "prefix": 0, "grid": (1, 17)})
-    assert (AttentionMaps(record).prefix_share == 0).all()
     assert (prefix_attention(full_attention(record), 0) == 0).all()
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"token_norms: expected shape \(B N D\).* got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"token_norms: expected tokens \(B N D\).* got \(3, 4\)"):
         token_norms(torch.ones(3, 4))
-    with pytest.raises(ValueError, match=r"outlier_share: expected shape \(B N\).* got \(3,\)"):
+    with pytest.raises(ValueError, match=r"outlier_share: expected norms \(B N\).* got \(3,\)"):
         outlier_share(torch.ones(3))
-    with pytest.raises(ValueError, match=r"norm_peak: .*NaN or infinite"):
-        norm_peak(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match=r"prefix_attention: .*prefix tokens \(4\), got \(1, 1, 4, 4\)"):
-        prefix_attention(torch.ones(1, 1, 4, 4), 4)
+    assert norm_peak(torch.zeros(1, 3)).isnan().all()
+    with pytest.raises(ValueError, match=r"prefix_attention: 4 tokens, of them 4 prefix tokens"):
+        prefix_attention(torch.full((1, 1, 4, 4), 0.25), 4)
     for kernel in (
         lambda x: token_norms(x[0]),
         lambda x: prefix_attention(x, 1),
