@@ -90,7 +90,7 @@ uniform = {}
 for name in frames:
     grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
     uniform[name] = [float(patch_distances(*grid).mean()) for grid in sorted(grids)]
-published = float(patch_distances((14, 14), 16).mean())  # of ViT-B/16
+theirs = float(patch_distances((14, 14), 16).mean())  # of ViT-B/16
 line = {"color": "#555555", "lw": 1, "ls": "--", "label": "uniform attention"}
 
 # %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds the published curves, in which MoCo v3 rises to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: uniform attention. Last panel: ViT-B/16 on ImageNet, read off the output of the paper's code (MoCo v3) and of a third party's run of it with the official weights (SimMIM), with bars for the reading error.", "name": "fig-distance"}}
@@ -102,7 +102,7 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
         ax.axhline(px, **line)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
-plots.published_by_depth(published(), "attention_distance", axes[-1]).axhline(published, **line)
+plots.published_by_depth(published(), "attention_distance", axes[-1]).axhline(theirs, **line)
 for ax in axes:
     ax.set_ylim(bottom=0)
 legend = plots.legend_below(axes)

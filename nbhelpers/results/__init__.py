@@ -82,7 +82,8 @@ def table(
 ) -> pd.DataFrame:
     """A result table of a study: computed here where all its images are, else as stored in `data/results`.
 
-    A slow table is always the stored one. What is computed stays in the cache folder.
+    A slow table is always the stored one, and so are those rows of a kept one that are stored. What is
+    computed stays in the cache folder.
 
     Args:
         study_name: see `nbhelpers.studies`.
@@ -110,21 +111,41 @@ def table(
             f"{study_name}/{name} is too slow for a build of the book: there is the stored table alone, "
             f"not one of n_images={n_images}, seed={seed}"
         )
+    before = []
+    if made.kept and not draw:
+        before, wanted = _already(study_name, name, wanted)
+        if not wanted:
+            return _only(pd.concat(before, ignore_index=True), metrics, name)
     missing = "it is too slow for a build of the book"
     if not made.slow:
         try:
             images = made.images(chosen)
             if draw:
                 images = redrawn(chosen, images, n_images, seed)
-            return _only(_computed(made, images, _distinct(wanted), metrics), metrics, name)
+            frame = _computed(made, images, _distinct(wanted), metrics)
+            return _only(pd.concat([*before, frame], ignore_index=True), metrics, name)
         except MissingDataError as error:
             if draw:
                 raise
             missing = f"computing it needs the images: {error}"
     try:
-        return _only(stored(study_name, name, wanted), metrics, name)
+        frame = pd.concat([*before, stored(study_name, name, wanted)], ignore_index=True)
     except MissingDataError as error:
         raise MissingDataError(f"{missing}. And {error}") from None
+    return _only(frame, metrics, name)
+
+
+def _already(
+    study_name: str, name: str, models: Sequence[str | Path | Encoder]
+) -> tuple[list[pd.DataFrame], list[str | Path | Encoder]]:
+    """Stored rows of those models that have some, and the other models."""
+    frames, others = [], []
+    for model in models:
+        try:
+            frames.append(stored(study_name, name, [model]))
+        except (MissingDataError, StaleTableError):
+            others.append(model)
+    return frames, others
 
 
 def _computed(

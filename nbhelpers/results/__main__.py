@@ -11,7 +11,7 @@ from nbhelpers.studies import TITLES, study
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Refresh the stored tables of a study; of `shapes`, those too slow to be computed in every build.
+    """Refresh the stored tables of a study; of `shapes`, those that a build does not compute.
 
     A table that cannot be made here is left out, and the reason printed.
     """
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := study(options.study).missing:
         print(missing, file=sys.stderr)
         return 1
-    made = [table.name for table in TABLES.values() if table.slow or options.study != "shapes"]
+    made = [table.name for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
     for name in options.table or made:
         try:
             print(store(options.study, name, fresh=options.fresh))

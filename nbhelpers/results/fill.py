@@ -28,7 +28,7 @@ def jobs(studies: Iterable[str]) -> Iterator[tuple[str, str, str]]:
             for split in ("train", "val"):
                 chosen.images(split)  # made once, before many processes ask for it
             for made in TABLES.values():
-                if made.belongs_to(chosen) and not made.slow:
+                if made.belongs_to(chosen) and not made.slow and not made.kept:
                     yield from ((chosen.name, made.name, model) for model in made.models(chosen))
 
 

@@ -76,6 +76,7 @@ class Table:
         studies: those that have this table; None: all.
         why: what keeps the others from having it.
         slow: too slow for a build of the book, so that it is always drawn as stored.
+        kept: rows that are stored are drawn as stored; those of other models are computed.
         metrics: what `measure` can be limited to by its third argument.
         learns: how many images its probes learn from.
     """
@@ -89,6 +90,7 @@ class Table:
     studies: tuple[str, ...] | None = None
     why: str = ""
     slow: bool = False
+    kept: bool = False
     metrics: tuple[str, ...] = ()
     learns: int | None = None
 
@@ -390,6 +392,7 @@ TABLES: dict[str, Table] = {
             "probes",
             models=_every_kind,
             learns=TRAIN,
+            kept=True,
         ),
         Table(
             "shape_bias",
@@ -399,9 +402,15 @@ TABLES: dict[str, Table] = {
             "probes",
             studies=OWN,
             why="the stimuli whose cues disagree have to show the classes of the photographs",
+            kept=True,
         ),
         Table(
-            "noise", "a probe under noise, filters, shuffling, new texture", _noise_images, _noise, "probes"
+            "noise",
+            "a probe under noise, filters, shuffling, new texture",
+            _noise_images,
+            _noise,
+            "probes",
+            kept=True,
         ),
         Table(
             "tokens",
@@ -445,6 +454,7 @@ TABLES: dict[str, Table] = {
             "probes",
             models=_everything,
             studies=OWN,
+            kept=True,
         ),
         Table(
             "gradients",
