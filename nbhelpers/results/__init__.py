@@ -40,6 +40,7 @@ __all__ = [
     "StaleTableError",
     "Table",
     "add",
+    "already",
     "against_published",
     "at_end",
     "by_label",
@@ -113,7 +114,7 @@ def table(
         )
     before = []
     if made.kept and not draw:
-        before, wanted = _already(study_name, name, wanted)
+        before, wanted = already(study_name, name, wanted)
         if not wanted:
             return _only(pd.concat(before, ignore_index=True), metrics, name)
     missing = "it is too slow for a build of the book"
@@ -135,7 +136,7 @@ def table(
     return _only(frame, metrics, name)
 
 
-def _already(
+def already(
     study_name: str, name: str, models: Sequence[str | Path | Encoder]
 ) -> tuple[list[pd.DataFrame], list[str | Path | Encoder]]:
     """Stored rows of those models that have some, and the other models."""

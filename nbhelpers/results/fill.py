@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from nbhelpers.images import MissingDataError
+from nbhelpers.results import already
 from nbhelpers.results.tables import OWN, TABLES
 from nbhelpers.studies import study
 
@@ -28,8 +29,10 @@ def jobs(studies: Iterable[str]) -> Iterator[tuple[str, str, str]]:
             for split in ("train", "val"):
                 chosen.images(split)  # made once, before many processes ask for it
             for made in TABLES.values():
-                if made.belongs_to(chosen) and not made.slow and not made.kept:
-                    yield from ((chosen.name, made.name, model) for model in made.models(chosen))
+                if made.belongs_to(chosen) and not made.slow:
+                    models = made.models(chosen)
+                    waiting = already(chosen.name, made.name, models)[1] if made.kept else models
+                    yield from ((chosen.name, made.name, model) for model in waiting)
 
 
 def measure(study_name: str, name: str, model: str) -> None:

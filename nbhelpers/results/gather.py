@@ -40,7 +40,7 @@ def gather(
     frames, missing = {}, {}
     for name in studies:
         wanted = models or (study(name).trained(*objectives) if objectives else None)
-        # Stored, "metrics" has the study's own models alone, and "profile" some of the metrics of all of them.
+        # Stored, "metrics" is of the study's own models alone, "profile" of all, with fewer metrics.
         for kind in ("metrics", "profile"):
             if set(metrics) <= set(TABLES[kind].metrics):
                 try:

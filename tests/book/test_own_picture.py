@@ -1,4 +1,4 @@
-"""The reader's own picture: the browser's numbers are PyTorch's, and the page is worked by mouse and keyboard."""
+"""The reader's own picture: the browser's numbers are PyTorch's; mouse and keyboard work the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ const plain = (value) => ArrayBuffer.isView(value)
   ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") : value;
 const answers = JSON.parse(readFileSync(0, "utf8")).map(({ name, pixels, side, size }) => {
   const bytes = Uint8Array.from(Buffer.from(pixels, "base64"));
-  const found = side ? { small: ownPictureCore.shrink(bytes, side, size) } : ownPictureCore.look(models[name], bytes);
+  const found = side
+    ? { small: ownPictureCore.shrink(bytes, side, size) }
+    : ownPictureCore.look(models[name], bytes);
   return Object.fromEntries(Object.entries(found).map(([key, value]) => [key, plain(value)]));
 });
 process.stdout.write(JSON.stringify(answers));
