@@ -16,6 +16,7 @@ import torch
 
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
+from nbhelpers.images.source import content_fingerprint
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import Encoder, load, manifest
 from nbhelpers.results.gather import gather
@@ -276,7 +277,12 @@ def _encoder_of(frame: pd.DataFrame) -> pd.Series:
 
 
 def _fingerprint(images: Images) -> str:
-    parts = sorted((role, source.fingerprint) for role, source in images.items())
+    """Of the images of a table; of generated ones by their labels, as their pixels round on each machine."""
+    parts = []
+    for role, source in sorted(images.items()):
+        labels = [source.labels[key] for key in sorted(source.labels)]
+        own = content_fingerprint(*labels) if source.origin == "generated" else source.fingerprint
+        parts.append((role, own))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
