@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nbhelpers.models import (
     ChecksumError,
+    DamagedWeights,
     MaskedAutoencoder,
     available,
     decoder_of,
@@ -149,7 +150,7 @@ def test_files_that_describe_nothing(tmp_path):
     with pytest.raises(ValueError, match="does not say which architecture"):
         load(path)
     path.write_bytes(b"<html>Not found</html>")
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
+    with pytest.raises(DamagedWeights, match=r"weights\.safetensors is a web page"):
         load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors does not exist"):
         load(tmp_path / "absent.safetensors")
