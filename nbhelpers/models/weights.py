@@ -289,7 +289,7 @@ def _timm_names(module: nn.Module, weights: Weights, own: Weights) -> Weights:
         return weights
     try:
         with _NoResampling():
-            return rename(weights, module)
+            return rename(dict(weights), module)  # some take keys out of what they are given
     except Exception as error:
         wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
         reason = f"wrong shapes: {_shapes(wrong, weights, own)}" if wrong else f"timm cannot read it: {error}"

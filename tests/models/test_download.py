@@ -6,8 +6,10 @@ import errno
 import hashlib
 import os
 import socket
+import tarfile
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -362,6 +364,51 @@ def test_truncated_safetensors(tmp_path):
 def test_files_that_are_no_weights(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DamagedWeights, match=message):
+        read_weights(tmp_path / "file")
+
+
+def _archive(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "a")
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("a.txt"))
+    elif kind == "torchscript":
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in ("sys_info", "pickle", "tensors", "storages"):
+                archive.addfile(tarfile.TarInfo(name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("folder", "is a folder"),
+        ("zip", "is a zip archive"),
+        ("tar", "is a tar archive"),
+        ("torchscript", "is a TorchScript program"),
+        ("old", "format of 2016"),
+    ],
+)
+def test_other_containers_get_their_own_error(tmp_path, kind, message):
+    _archive(tmp_path / "file", kind)
+    with pytest.raises(DamagedWeights, match=message) as error:
+        read_weights(tmp_path / "file")
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_shortage_of_memory_is_no_damage(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(5_000)}, tmp_path / "file")
+
+    def no_room(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20000 bytes.")
+
+    monkeypatch.setattr(torch, "load", no_room)
+    with pytest.raises(MemoryError, match="does not fit into memory"):
         read_weights(tmp_path / "file")
 
 

@@ -176,3 +176,51 @@ def test_several_processes_may_save_at_once(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(save, range(1, 17)))
     assert len(store.manifest(tmp_path)) == 16
+
+
+@pytest.mark.parametrize("moment", ["before the weights are in place", "before the row is written"])
+def test_killed_while_a_name_is_saved_again(folder, monkeypatch, moment):
+    """What is left can be loaded, or is missing from the manifest and so is trained again."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def write(*args):
+        calls.append(args)
+        if len(calls) == (1 if moment.startswith("before the weights") else 2):
+            raise Killed
+        write_row(*args)
+
+    write_row = store._write_row
+    monkeypatch.setattr(store, "_write_row", write)
+    with pytest.raises(Killed):
+        save_encoder(mini_vit(**ARCHITECTURE), "shapes.cl", _row())
+    if "shapes.cl" in store.manifest():
+        load("shapes.cl", device="cpu")
+    else:
+        monkeypatch.undo()
+        monkeypatch.setattr(store, "ENCODERS", folder)
+        save_encoder(mini_vit(**ARCHITECTURE), "shapes.cl", _row())
+        load("shapes.cl", device="cpu")
+
+
+def test_a_git_lfs_pointer_says_what_to_do(folder):
+    (folder / "shapes.cl.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
+    with pytest.raises(DamagedWeights, match="git lfs pull"):
+        load("shapes.cl")
+
+
+def test_an_encoder_is_returned_as_it_is(folder):
+    encoder = load("shapes.cl", device="cpu")
+    assert load(encoder) is encoder
+    assert load(str(folder / "shapes.cl.safetensors"), device="cpu").fingerprint == encoder.fingerprint
+    with pytest.raises(ValueError, match="already chosen"):
+        load(encoder, seed=1)
+    with pytest.raises(ValueError, match="random weights"):
+        load("shapes.random", from_file=folder / "shapes.cl.safetensors")
+    with pytest.raises(ValueError, match="no seed 1"):
+        load("mae.vit_base_patch16_224", seed=1)
