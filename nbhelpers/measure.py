@@ -185,17 +185,9 @@ def cached(
     return frame
 
 
-def _hooked(encoder: Encoder) -> bool:
-    """Whether a hook or a replaced `forward` may change what the fingerprint does not cover."""
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-        for part in encoder.module.modules()
-    )
-
-
 def _place(kind: str, encoder: Encoder, images: Sequence[ImageSource], key: Sequence[object]) -> Path | None:
     """Where in the cache folder a frame lies, arguments as of `cached`; None: it is not kept."""
-    if _hooked(encoder):
+    if encoder.hooked:
         return None
     parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -228,13 +228,13 @@ except UnsupportedArchitecture as reason:
     print(reason)
 
 # %% [markdown] tags=["site"]
-# One small model of every family of timm's ViTs was run with random weights (`python -m nbhelpers.coverage`). These
+# One small model of every family of timm's ViTs was run with random weights (`python tests/test_coverage.py`). These
 # can be analysed, as can their relatives of other sizes:
 
 # %% tags=["site"]
-from nbhelpers.coverage import PATH
+from nbhelpers.files import DATA
 
-families = pd.read_csv(PATH).convert_dtypes()
+families = pd.read_csv(DATA / "coverage.csv").convert_dtypes()
 families[families["outcome"] == "analysed"].drop(columns=["outcome", "reason"]).style.hide(axis="index")
 
 # %% [markdown] tags=["site"]

@@ -1,14 +1,12 @@
 """Encoders: Vision Transformers with token layout, preprocessing and provenance."""
 
-from nbhelpers.models.checkpoint import Checkpoint
 from nbhelpers.models.encoder import Encoder, wrap
 from nbhelpers.models.errors import (
     ChecksumError,
+    DamagedWeights,
     DiskFull,
     DownloadError,
     MismatchedWeights,
-    NotWeights,
-    TruncatedWeights,
     UnsafeWeights,
     UnsupportedArchitecture,
     WeightsError,
@@ -16,8 +14,8 @@ from nbhelpers.models.errors import (
 from nbhelpers.models.loading import available, load
 from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.models.registry import CHECKPOINTS
-from nbhelpers.models.store import manifest, save_encoder
+from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
+from nbhelpers.models.store import load_described, manifest, random_like, save_encoder
 
 __all__ = [
     "load",
@@ -29,15 +27,16 @@ __all__ = [
     "MaskedAutoencoder",
     "mini_vit",
     "save_encoder",
+    "load_described",
+    "random_like",
     "manifest",
     "CHECKPOINTS",
     "Checkpoint",
     "UnsupportedArchitecture",
     "WeightsError",
     "DownloadError",
-    "TruncatedWeights",
     "ChecksumError",
-    "NotWeights",
+    "DamagedWeights",
     "UnsafeWeights",
     "DiskFull",
     "MismatchedWeights",

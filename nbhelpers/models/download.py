@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import http.client
-import os
 import shutil
 import sys
 import urllib.error
@@ -19,19 +18,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nbhelpers.files import sha256
-from nbhelpers.models.errors import (
-    ChecksumError,
-    DiskFull,
-    DownloadError,
-    NotWeights,
-    TruncatedWeights,
-    WeightsError,
-)
-from nbhelpers.models.weights import check_container
+from nbhelpers.models.errors import ChecksumError, DamagedWeights, DiskFull, DownloadError, WeightsError
+from nbhelpers.models.weights import read_weights
 
-PIECE = 1 << 20
+PIECE = 1 << 20  # most bytes taken from a connection at once
 TIMEOUT = 60  # seconds without a byte
-ATTEMPTS = 3  # per source, each going on where the last one broke off
+ATTEMPTS = 3  # in a row that brought nothing new, before the next source is tried
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,16 @@ class Source:
     sha256: str | None = None
 
 
-def fetch(sources: Sequence[Source], path: Path) -> Path:
-    """The file `path`, downloaded from the first source that gives it, if it is not there yet.
+class _BrokenOff(DownloadError):
+    """The connection ended early: what came is good, and the rest can be asked for."""
 
-    Bytes go to `NAME.part` in the same folder, which a later call resumes where the server allows it, and
-    which becomes `path` once it is complete and checked. Two processes that want the same file take turns.
+
+def fetch(sources: Sequence[Source], path: Path) -> Path:
+    """The weight file `path`, downloaded from the first source that gives it, if it is not there yet.
+
+    Bytes go to `NAME.part` in the same folder, which later attempts and calls resume where the server allows
+    it, and which becomes `path` once it is complete and can be read. Two processes that want the same file
+    take turns.
 
     Args:
         sources: of the same weights, in the order in which to try them.
@@ -54,11 +51,9 @@ def fetch(sources: Sequence[Source], path: Path) -> Path:
 
     Raises:
         DiskFull: no room; the partial file is deleted.
-        WeightsError: the failure of the only source (`DownloadError`, `TruncatedWeights`, `ChecksumError`,
-            `NotWeights`), or a `DownloadError` that lists the failures of all.
+        WeightsError: the failure of the only source (`DownloadError`, `ChecksumError`, `DamagedWeights`,
+            `UnsafeWeights`), or a `DownloadError` that lists the failures of all.
     """
-    if path.exists():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     failures: list[WeightsError] = []
@@ -67,7 +62,12 @@ def fetch(sources: Sequence[Source], path: Path) -> Path:
             message = f"{path.name}: {failures[-1]}; trying the next source, {source.url}"
             tqdm.write(message, file=sys.stderr)
         try:
-            return _from_one(source, path, part)
+            with _locked(part):
+                if not path.exists():  # another process may have been faster
+                    _download(source, part)
+                    part.replace(path)
+                _discard(part)
+            return path
         except DiskFull:
             raise
         except WeightsError as failure:
@@ -75,133 +75,118 @@ def fetch(sources: Sequence[Source], path: Path) -> Path:
     if len(failures) == 1:
         raise failures[0]
     listing = "".join(f"\n  {failure}" for failure in failures)
-    raise DownloadError(f"{path.name}: none of {len(failures)} sources worked:{listing}") from failures[-1]
-
-
-class _BrokenOff(TruncatedWeights):
-    """The connection ended early: what came is good, and the rest can be asked for."""
-
-
-def _from_one(source: Source, path: Path, part: Path) -> Path:
-    """Download from one source, check, move."""
-    with _open_locked(part) as file:
-        if path.exists():  # another process was faster
-            _discard(part)
-            return path
-        try:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    _stream(source.url, file, part)
-                    break
-                except _BrokenOff:
-                    if attempt == ATTEMPTS:
-                        raise
-            _check(source, part)
-        except WeightsError as failure:
-            if not (isinstance(failure, _BrokenOff) and _size(file)):
-                _discard(part)
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _discard(part)
-            raise DiskFull(f"no room left in {part.parent} for {source.url}") from error
-        part.replace(path)
-        _tag(part).unlink(missing_ok=True)
-    return path
+    raise DownloadError(f"{path.name}: none of {len(failures)} sources worked:{listing}")
 
 
 @contextmanager
-def _open_locked(part: Path) -> Iterator[FileIO]:
-    """The partial file, opened for appending by one process at a time."""
-    lock = part.with_name(part.name + ".lock")
-    with lock.open("w") as held:
+def _locked(part: Path) -> Iterator[None]:
+    """Hold the partial file for the duration, against other processes."""
+    with part.with_name(part.name + ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with part.open("ab", buffering=0) as file:
-            yield file
+        yield
 
 
-def _stream(source: str, file: FileIO, part: Path) -> None:
-    """Append what is missing of the source to the open partial file."""
-    have = _size(file)
+def _download(source: Source, part: Path) -> None:
+    """Complete and check the partial file; what came stays for a later attempt unless it is useless."""
+    most, idle = _size(part), 0
+    try:
+        while True:
+            try:
+                _stream(source.url, part)
+                break
+            except _BrokenOff:
+                most, idle = max(most, _size(part)), idle + 1 if _size(part) <= most else 0
+                if idle == ATTEMPTS:
+                    raise
+    except OSError as error:
+        if isinstance(error, DiskFull) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _discard(part)
+            raise DiskFull(f"no room left in {part.parent} for {source.url}: {error}") from error
+        raise
+    try:
+        if source.sha256 is not None and (found := sha256(part)) != source.sha256:
+            raise ChecksumError(
+                f"{source.url}: wrong checksum; expected sha256 {source.sha256}, found {found}"
+            )
+        read_weights(part, source.url)
+    except WeightsError:
+        _discard(part)
+        raise
+
+
+def _stream(url: str, part: Path) -> None:
+    """Append what is missing of a source to the partial file."""
+    have, known = _size(part), _tag(part)
     headers = {"User-Agent": "nbhelpers", "Accept-Encoding": "identity"}
-    tagged, _, tag = _tag(part).read_text().partition("\n") if _tag(part).exists() else ("", "", "")
-    if have and tagged == source:
+    of, _, tag = known.read_text().partition("\n") if known.exists() else ("", "", "")
+    if have and of == url:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-    with _open_source(source, headers) as response:
-        if response.status == 416:  # there is nothing beyond what we have: start again rather than trust it
-            _restart(file, part)
-            raise _BrokenOff(f"{source} has no more than the {have:,} bytes that came before")
-        if response.status != 206:  # the whole file: the source cannot resume, or its file has changed
+    with _answer(url, headers) as response:
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        )
+        if response.status not in (200, 206) or (response.status == 206 and not resumed):
+            _discard(part)
+            raise _BrokenOff(f"{url} does not continue after the bytes that came before")
+        if not resumed:  # the whole file: the source cannot resume, or its file has changed
             have = 0
-            _restart(file, part)
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
+            known.unlink(missing_ok=True)
+        total = None if response.length is None else have + response.length
         free = shutil.disk_usage(part.parent).free
         if total is not None and free < total - have:
-            raise DiskFull(f"{source} needs {total - have:,} bytes, {part.parent} has {free:,} left")
+            raise DiskFull(f"it needs {total - have:,} bytes, {free:,} are left")
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if tag and not tag.startswith("W/"):  # a weak tag does not promise the same bytes
-            _tag(part).write_text(f"{source}\n{tag}")
-        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
-            for piece in _pieces(response):
-                written = 0
-                while written < len(piece):
-                    written += file.write(piece[written:])
-                bar.update(len(piece))
-    if total is not None and _size(file) != total:
-        raise _BrokenOff(f"{source} broke off after {_size(file):,} of {total:,} bytes")
+            known.write_text(f"{url}\n{tag}")
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        with part.open("ab" if resumed else "wb", buffering=0) as file:
+            _append(response, file, bar)
+    if total is not None and _size(part) != total:
+        raise _BrokenOff(f"{url} broke off after {_size(part):,} of {total:,} bytes")
 
 
-def _open_source(source: str, headers: dict[str, str]) -> http.client.HTTPResponse | urllib.error.HTTPError:
+def _append(response: http.client.HTTPResponse, file: FileIO, bar: tqdm) -> None:
+    """Write a body as it comes; a connection that breaks ends it, which shows in the size."""
+    with bar:
+        while True:
+            try:
+                piece = response.read1(PIECE)  # what is there: read() would lose it when the line breaks
+            except (http.client.HTTPException, OSError, ValueError):
+                return
+            if not piece:
+                return
+            written = 0
+            while written < len(piece):
+                written += file.write(piece[written:])
+            bar.update(len(piece))
+
+
+def _answer(url: str, headers: dict[str, str]) -> http.client.HTTPResponse | urllib.error.HTTPError:
     """The answer of a source, unless it is an error or a web page."""
-    if not source.startswith(("http://", "https://")):
-        raise DownloadError(f"{source} is not an http(s) address")
+    if not url.startswith(("http://", "https://")):
+        raise DownloadError(f"{url} is not an http(s) address")
     try:
-        response = urllib.request.urlopen(urllib.request.Request(source, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:
+        if error.code == 416:  # there is nothing beyond what came before
             return error
-        raise DownloadError(f"{source} answered {error.code} {error.reason}") from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-        raise DownloadError(f"{source} is not reachable: {getattr(error, 'reason', error)}") from error
+        raise DownloadError(f"{url} answered {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # no route, reset, malformed answer
+        raise DownloadError(f"{url} is not reachable: {getattr(error, 'reason', error)}") from error
     if response.headers.get_content_type() == "text/html":
         response.close()
-        raise NotWeights(f"{source} answered with an HTML page, not with weights")
+        raise DamagedWeights(f"{url} answered with an HTML page, not with weights")
     return response
 
 
-def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body; a connection that breaks ends it, which shows in the size."""
-    try:
-        while piece := response.read(PIECE):
-            yield piece
-    except (http.client.HTTPException, ConnectionError, TimeoutError):
-        return
-
-
-def _check(source: Source, part: Path) -> None:
-    """Raise if the complete file is not the weights."""
-    check_container(part, source.url)
-    if source.sha256 is not None and (found := sha256(part)) != source.sha256:
-        raise ChecksumError(f"{source.url}: wrong checksum; expected sha256 {source.sha256}, found {found}")
-
-
-def _size(file: FileIO) -> int:
-    """Bytes in an open file."""
-    return os.fstat(file.fileno()).st_size
+def _size(part: Path) -> int:
+    """Bytes in the partial file."""
+    return part.stat().st_size if part.exists() else 0
 
 
 def _tag(part: Path) -> Path:
     """Beside a partial file: its source and the server's tag for that version of it."""
     return part.with_name(part.name + ".tag")
-
-
-def _restart(file: FileIO, part: Path) -> None:
-    """Empty the partial file."""
-    if _size(file):
-        file.truncate(0)
-    _tag(part).unlink(missing_ok=True)
 
 
 def _discard(part: Path) -> None:

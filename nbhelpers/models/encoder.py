@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
+import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
+import types
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
+from nbhelpers.names import nearest
 
 # Architectures without one N x N softmax attention over one patch grid, by the timm file that defines them.
 REFUSED = {
@@ -147,16 +151,33 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal hash of weights, token layout and preprocessing: equal for equal features."""
-        layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads]
+        """Hexadecimal hash of all that features depend on: equal for equal features.
+
+        Weights and buffers, the settings and code of every module, token layout and preprocessing. What
+        hooks do is not in it (see `hooked`).
+        """
+        layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads, self.block_path]
         preprocessing = [self.mean, self.std, self.interpolation, self.crop, self.crop_mode]
-        # Activations and the like leave no trace in the weights, their classes do.
-        kinds = sorted({type(part).__name__ for part in self.module.modules()})
-        digest = hashlib.sha256(json.dumps([kinds, layout, preprocessing]).encode())
-        for key, value in sorted(self.module.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest = hashlib.sha256(repr([layout, preprocessing]).encode())
+        for name, part in self.module.named_modules():
+            code = [_code(kind) for kind in type(part).__mro__]
+            digest.update(repr((name, code, part.extra_repr(), _settings(vars(part)))).encode())
+            own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
+            for key, value in sorted(own.items()):
+                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether hooks or replaced methods may change features in ways that `fingerprint` cannot see."""
+        everywhere = vars(torch.nn.modules.module)
+        hooks = ("_forward_hooks", "_forward_pre_hooks")
+        return any(everywhere[f"_global{each}"] for each in hooks) or any(
+            any(getattr(part, each) for each in hooks)
+            or any(callable(getattr(type(part), key, None)) for key in vars(part))
+            for part in self.module.modules()
+        )
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize, crop and normalise uint8 images `B C H W` as the weights were trained to see them.
@@ -209,35 +230,70 @@ class Encoder:
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # some of timm's give B H W D
 
 
-def wrap(
-    module: nn.Module,
-    *,
-    prefix: int | None = None,
-    grid: tuple[int, int] | None = None,
-    patch_size: tuple[int, int] | int | None = None,
-    image_size: tuple[int, int] | None = None,
-    heads: int | None = None,
-    width: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    interpolation: str | None = None,
-    crop: float | None = None,
-    crop_mode: str | None = None,
-    blocks: str = "blocks",
-    after_attention: str | None = None,
-    name: str | None = None,
-    objective: str = "unknown",
-    seed: int | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> Encoder:
+# Of a module's attributes: where its weights came from, and what torch keeps in every module.
+_NO_SETTINGS = {"pretrained_cfg", "default_cfg", *vars(nn.Module())} - {"training"}
+
+
+def _settings(value: Any, level: int = 0) -> Any:
+    """Attributes of a module as plain values with a stable text: numbers, names, tensors, functions."""
+    if isinstance(value, nn.Module | torch.device):  # modules have their own turn; a device changes nothing
+        return None
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.detach().cpu().tolist()
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
+        return repr(value)
+    if level > 4:
+        return type(value).__qualname__
+    if isinstance(value, Mapping):
+        items = ((str(key), part) for key, part in value.items() if level or key not in _NO_SETTINGS)
+        return sorted((key, _settings(part, level + 1)) for key, part in items)
+    if isinstance(value, Sequence | Set):
+        parts = [_settings(part, level + 1) for part in value]
+        return sorted(parts, key=repr) if isinstance(value, Set) else parts
+    if isinstance(value, functools.partial):
+        return [_settings(part, level + 1) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, types.MethodType):
+        value = value.__func__
+    if isinstance(value, types.FunctionType):
+        code, cells = value.__code__, [cell.cell_contents for cell in value.__closure__ or ()]
+        inside = [code.co_code, code.co_consts, value.__defaults__, cells]
+        return _code(value), _settings(inside, level + 1)
+    if isinstance(value, type | types.BuiltinFunctionType):
+        return _code(value)
+    return _code(type(value)), _settings(getattr(value, "__dict__", {}), level + 1)
+
+
+@functools.cache
+def _code(kind: Any) -> str:
+    """Name of a class or function, and a hash of the file that defines it, or of its source."""
+    try:
+        source = Path(inspect.getsourcefile(kind)).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        try:
+            source = inspect.getsource(kind)  # of a notebook's cell
+        except (OSError, TypeError):
+            source = ""  # built in
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', type(kind).__qualname__)}"
+    return f"{name} {hashlib.sha256(source.encode()).hexdigest()}"
+
+
+def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder:
     """Make an `Encoder` of a timm ViT or of any module with an explicit description.
 
     What is left out is read from the module, the way timm's ViTs carry it; what can be read neither
     here nor there is an error that names it. The module is taken over: it is put into evaluation mode
     and its parameters stop asking for gradients (pass a `copy.deepcopy` to go on training it).
 
+    Args:
+        module: the network, as `Encoder.module`.
+        blocks: name of the submodule that holds the transformer blocks.
+        fields: attributes of `Encoder` that are not to be read from the module: `prefix`, `grid`,
+            `patch_size`, `image_size`, `heads`, `width`, `mean`, `std`, `interpolation`, `crop`, `crop_mode`,
+            `after_attention`, `name`, `objective`, `seed`, `provenance`.
+
     Raises:
         UnsupportedArchitecture: there is no N x N softmax attention over one patch grid.
+        TypeError: an unknown field.
         ValueError: something about the module is missing or contradictory.
 
     >>> from nbhelpers.models.mini import mini_vit
@@ -245,54 +301,82 @@ def wrap(
     >>> encoder.prefix, encoder.grid, encoder.patch_size, encoder.depth, encoder.heads
     (1, (8, 8), (4, 4), 2, 4)
     """
+    if unknown := fields.keys() - Encoder.__dataclass_fields__.keys():
+        field = min(unknown)
+        raise TypeError(f"wrap() knows no {field!r}; {nearest(field, Encoder.__dataclass_fields__)}")
     _refuse(module)
     config = getattr(module, "pretrained_cfg", None) or {}
-    label = name or config.get("architecture") or type(module).__name__
+    given = {key: value for key, value in fields.items() if value is not None}
+    label = given.get("name") or config.get("architecture") or type(module).__name__
     layers = _blocks(module, blocks, label)
-    read = _read_layout(module, config)
-    read["heads"] = getattr(getattr(layers[0], "attn", None), "num_heads", None)
-    read["width"] = getattr(module, "embed_dim", None)
-    given = {
-        "prefix": prefix,
-        "grid": grid,
-        "patch_size": (patch_size, patch_size) if isinstance(patch_size, int) else patch_size,
-        "image_size": image_size,
-        "heads": heads,
-        "width": width,
-        "mean": mean if mean is not None else config.get("mean"),
-        "std": std if std is not None else config.get("std"),
+    known = {
+        "name": label,
+        "objective": "unknown",
+        "seed": None,
+        "heads": getattr(getattr(layers[0], "attn", None), "num_heads", None),
+        "width": getattr(module, "embed_dim", None),
+        "after_attention": _after_attention(layers[0]),
+        **_preprocessing(config),
+        **_read_layout(module, config),
+        **given,
     }
-    known = {key: read.get(key) if value is None else value for key, value in given.items()}
+    for key in ("grid", "patch_size", "image_size"):
+        known[key] = _pair(known.get(key))
     if known["image_size"] is None and known["grid"] and known["patch_size"]:
         known["image_size"] = tuple(n * p for n, p in zip(known["grid"], known["patch_size"], strict=True))
-    if missing := [key for key, value in known.items() if value is None]:
+    if missing := [key for key in REQUIRED if known.get(key) is None]:
         # timm's own modules carry all that a plain ViT has.
         plain = {"mean", "std"}.issuperset(missing) or not type(module).__module__.startswith("timm.")
         raise (ValueError if plain else UnsupportedArchitecture)(
             f"{label}: cannot read {', '.join(missing)} from {type(module).__name__}; "
             f"pass {', '.join(f'{key}=' for key in missing)} to wrap()"
         )
-    module.eval().requires_grad_(False)
-    return Encoder(
-        module=module,
-        name=label,
-        objective=objective,
-        seed=seed,
-        prefix=known["prefix"],
-        grid=_pair(known["grid"]),
-        patch_size=_pair(known["patch_size"]),
-        image_size=_pair(known["image_size"]),
-        heads=known["heads"],
-        width=known["width"],
-        mean=tuple(known["mean"]),
-        std=tuple(known["std"]),
-        interpolation=_one_of(INTERPOLATIONS, interpolation or config.get("interpolation", "bicubic"), label),
-        crop=float(crop if crop is not None else config.get("crop_pct", 1.0)),
-        crop_mode=_one_of(CROP_MODES, crop_mode or config.get("crop_mode", "center"), label),
-        block_path=blocks,
-        after_attention=after_attention or _after_attention(layers[0]),
-        provenance=dict(provenance or {}),
-    )
+    known["mean"], known["std"] = tuple(known["mean"]), tuple(known["std"])
+    encoder = Encoder(module=module.eval().requires_grad_(False), block_path=blocks, **known)
+    _check(encoder)
+    return encoder
+
+
+# What must be told of a module where it cannot be read.
+REQUIRED = ("prefix", "grid", "patch_size", "image_size", "heads", "width", "mean", "std")
+
+
+def _check(encoder: Encoder) -> None:
+    """Raise if what an encoder says of itself is contradictory."""
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"{encoder.name}: {reason}; pass what fits to wrap()")
+
+    for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if (value := getattr(encoder, name)) not in known:
+            raise refuse(f"{name} {value!r} is not one of {', '.join(known)}")
+    grid, patch, image = encoder.grid, encoder.patch_size, encoder.image_size
+    if any(n not in (s // p, -(-s // p)) for n, p, s in zip(grid, patch, image, strict=True)):
+        raise refuse(
+            f"a grid of {grid[0]} x {grid[1]} patches contradicts images of {image[0]} x {image[1]} px in "
+            f"patches of {patch[0]} x {patch[1]} px"
+        )
+    # A patch embedding without convolution says nothing of channels.
+    convolution = next((part for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), None)
+    channels = len(encoder.mean) if convolution is None else convolution.in_channels
+    if not channels == len(encoder.mean) == len(encoder.std):
+        raise refuse(
+            f"images of {channels} channels need as many means and deviations, there are "
+            f"{len(encoder.mean)} and {len(encoder.std)}"
+        )
+    kinds = {value.dtype for value in encoder.module.parameters() if value.is_floating_point()}
+    if encoder.device.type == "cpu" and (other := kinds - {torch.float32}):
+        raise refuse(
+            f"weights are {', '.join(sorted(map(str, other)))}, images on a CPU torch.float32: "
+            "call module.float()"
+        )
+
+
+def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How timm's configuration says that images are to be prepared."""
+    names = {"mean": "mean", "std": "std", "interpolation": "interpolation"}
+    names |= {"crop_pct": "crop", "crop_mode": "crop_mode"}
+    return {field: config[key] for key, field in names.items() if config.get(key) is not None}
 
 
 def _refuse(module: nn.Module) -> None:
@@ -333,7 +417,7 @@ def _read_layout(module: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]
     """Prefix tokens, patch grid, patch size and image size as timm's ViTs carry them."""
     layout: dict[str, Any] = {"prefix": getattr(module, "num_prefix_tokens", None)}
     if (embeds := getattr(module, "embeds", None)) is not None and "input_size" in config:  # NaFlex: any size
-        layout["patch_size"] = _pair(embeds.patch_size)
+        layout["patch_size"] = embeds.patch_size
         layout["image_size"] = tuple(config["input_size"][-2:])
         layout["grid"] = tuple(embeds.dynamic_feat_size(layout["image_size"]))
     elif (embed := getattr(module, "patch_embed", None)) is not None and getattr(embed, "grid_size", None):
@@ -346,17 +430,12 @@ def _read_layout(module: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]
                 s // n for s, n in zip(layout["image_size"], embed.grid_size, strict=True)
             )
         else:
-            layout["patch_size"] = _pair(embed.patch_size)
+            layout["patch_size"] = embed.patch_size
     return layout
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: int | Sequence[int] | None) -> tuple[int, int] | None:
     """Two integers, rows first."""
+    if value is None:
+        return None
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _one_of(known: Collection[str], name: str, label: str) -> str:
-    """The name, if it is known."""
-    if name not in known:
-        raise ValueError(f"{label}: {name!r} is not one of {', '.join(known)}; pass another to wrap()")
-    return name

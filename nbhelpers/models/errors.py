@@ -1,4 +1,4 @@
-"""What can go wrong with weights, one class each."""
+"""What can go wrong with weights and models, one class for each remedy."""
 
 
 class UnsupportedArchitecture(TypeError):
@@ -6,31 +6,27 @@ class UnsupportedArchitecture(TypeError):
 
 
 class WeightsError(OSError):
-    """Weights could not be fetched or read."""
+    """Weights could not be fetched, read or used."""
 
 
 class DownloadError(WeightsError):
-    """A source did not answer, or not with the file."""
+    """A source did not answer, or not with the whole file."""
 
 
-class TruncatedWeights(WeightsError):
-    """A file ends before it is complete."""
+class DiskFull(WeightsError):
+    """The disk has no room for a file."""
 
 
 class ChecksumError(WeightsError):
     """A file's content is not what was recorded."""
 
 
-class NotWeights(WeightsError):
-    """A file holds something else, such as the HTML page of an error or of a download quota."""
+class DamagedWeights(WeightsError):
+    """A file holds no usable weights: cut off, damaged, not finite, or something else such as a web page."""
 
 
 class UnsafeWeights(WeightsError):
     """A pickle holds code; it is not executed."""
-
-
-class DiskFull(WeightsError):
-    """The disk has no room for a file."""
 
 
 class MismatchedWeights(WeightsError):

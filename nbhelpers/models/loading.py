@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 
 from nbhelpers.models import store
-from nbhelpers.models.encoder import REFUSED, Encoder, wrap
-from nbhelpers.models.errors import MismatchedWeights, UnsupportedArchitecture, WeightsError
-from nbhelpers.models.registry import BY_TAG, CHECKPOINTS
-from nbhelpers.models.weights import read_weights
+from nbhelpers.models.encoder import REFUSED, Encoder
+from nbhelpers.models.errors import DownloadError, UnsupportedArchitecture, WeightsError
+from nbhelpers.models.registry import BY_TAG, CHECKPOINTS, EVALUATION, Checkpoint
+from nbhelpers.names import nearest
 
 _SEEDED = re.compile(r"(?P<base>.+)\.s(?P<seed>[1-9]\d*)")
 _RANDOM = "random:"
+_HUB = "hf-hub:"
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def available() -> list[str]:
@@ -27,7 +28,7 @@ def available() -> list[str]:
 
 
 def load(
-    name: str | Path,
+    name: str | Path | Encoder,
     *,
     device: str | torch.device | None = None,
     seed: int | None = None,
@@ -39,38 +40,47 @@ def load(
       with another seed; `"shapes.random"` the same architecture, untrained.
     - `"mocov3.vit_base_patch16_224"`, ...: the public checkpoints of `nbhelpers.models.registry`.
     - `"vit_base_patch16_224.mae"`: any timm name, with its pre-trained weights; `"hf-hub:timm/..."` likewise.
-    - `"random:vit_base_patch16_224"`: the architecture of any of these, with random weights.
+    - `"random:vit_base_patch16_224"`: the architecture of any of these, with random weights; images are
+      prepared as the authors of public checkpoints evaluate on ImageNet.
     - `"folder/encoder.safetensors"`: a file that `save_encoder` wrote.
 
     Args:
-        name: see above.
+        name: see above; an encoder is returned as it is.
         device: default the GPU where there is one.
         seed: of the random initialisation, or of the training run; default 0.
         from_file: local copy of the weights that belong to `name`.
 
     Raises:
         LookupError: nothing has that name; the nearest names are given.
+        ValueError: `seed` or `from_file` contradicts the name, or a file names no architecture.
         UnsupportedArchitecture: there is no N x N softmax attention over one patch grid.
         ChecksumError: a file is not the one that was recorded.
         WeightsError: weights cannot be fetched, read or used; one class for each reason.
     """
-    encoder = _find(str(name), seed, Path(from_file) if from_file is not None else None)
+    if isinstance(name, Encoder):
+        _given_alone(name.name, seed, from_file)
+        return name if device is None else name.to(device)
+    encoder = _find(name, seed, Path(from_file) if from_file is not None else None)
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _find(name: str, seed: int | None, path: Path | None) -> Encoder:
+def _given_alone(name: str, seed: int | None, path: str | Path | None) -> None:
+    """Raise if more was given than an encoder or a file that says all about itself."""
+    if seed is not None or path is not None:
+        raise ValueError(f"{name} is already chosen, so seed={seed} and from_file={path} cannot be used")
+
+
+def _find(name: str | Path, seed: int | None, path: Path | None) -> Encoder:
     """The encoder, on the CPU."""
     if path is not None and not path.exists():
         raise FileNotFoundError(f"from_file={path} does not exist")
-    if name.startswith(_RANDOM):
-        if path is not None:
-            raise ValueError(f"{name!r} asks for random weights, so from_file={path} cannot be used")
-        return _random(name.removeprefix(_RANDOM), seed or 0)
-    if name.endswith(".safetensors"):
-        if not Path(name).exists():
-            raise FileNotFoundError(f"{name} does not exist")
+    if _is_path(name):
+        _given_alone(str(name), seed, path)
         return store.load_described(Path(name))
-    if name.startswith("hf-hub:"):
+    if name.startswith(_RANDOM):
+        _no_file(name, path)
+        return _random(name.removeprefix(_RANDOM), seed or 0)
+    if name.startswith(_HUB):
         return _timm(name, path)
     base, number = _split_seed(name, seed)
     full = f"{base}.s{number}" if number else base
@@ -79,13 +89,26 @@ def _find(name: str, seed: int | None, path: Path | None) -> Encoder:
         return store.load_trained(full, path=path)
     study, _, objective = base.partition(".")
     if objective == "random" and any(row["study"] == study for row in rows.values()):
+        _no_file(name, path)
         return store.random_like(study, number)
-    if name in CHECKPOINTS:
-        checkpoint = CHECKPOINTS[name]
-        return _timm(name, path, checkpoint.tag) if checkpoint.tag else checkpoint.load(path)
-    if timm.is_model(name.partition(".")[0]):
-        return _timm(name, path)
+    if name in CHECKPOINTS or timm.is_model(name.partition(".")[0]):
+        if number:
+            raise ValueError(f"{name!r} was published once; there is no seed {number}")
+        return CHECKPOINTS[name].load(path) if name in CHECKPOINTS else _timm(name, path)
     raise LookupError(f"no encoder is named {full!r}; {_nearest(full)}")
+
+
+def _is_path(name: str | Path) -> bool:
+    """Whether a name is that of a file."""
+    if isinstance(name, Path):
+        return True
+    return not name.startswith((_HUB, _RANDOM)) and ("/" in name or Path(name).suffix in WEIGHT_FILES)
+
+
+def _no_file(name: str, path: Path | None) -> None:
+    """Raise if weights were given for a name that asks for random ones."""
+    if path is not None:
+        raise ValueError(f"{name!r} asks for random weights, so from_file={path} cannot be used")
 
 
 def _split_seed(name: str, seed: int | None) -> tuple[str, int]:
@@ -100,15 +123,8 @@ def _split_seed(name: str, seed: int | None) -> tuple[str, int]:
 
 
 def _nearest(name: str) -> str:
-    """Nearest names, for an error message."""
-    names = {*available(), *timm.list_models(), *timm.list_pretrained()}
-    near = sorted(each for each in names if name in each)[:5]  # a name cut short means those that it begins
-    near = near or difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    return (
-        f"nearest: {', '.join(near)}"
-        if near
-        else "nothing comes near; see available() and timm.list_models()"
-    )
+    """The nearest of all names that can be loaded."""
+    return nearest(name, [*available(), *timm.list_models(), *timm.list_pretrained()])
 
 
 def _check_timm(name: str) -> None:
@@ -126,50 +142,41 @@ def _random(name: str, seed: int) -> Encoder:
     checkpoint = CHECKPOINTS.get(name)
     if checkpoint is None:
         _check_timm(name)
+        checkpoint = Checkpoint(name, "random", None, name, preprocessing=EVALUATION)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if checkpoint is not None:
-            module = checkpoint.build()
-        else:
-            module = timm.create_model(name, pretrained=False, num_classes=0)
-    description = {"name": _RANDOM + name, "objective": "random", "seed": seed}
-    if checkpoint is not None and not checkpoint.tag:
-        return checkpoint.wrap(module, **description)
-    return wrap(module, **description)
+        module = checkpoint.build()
+    return checkpoint.wrap(module, name=_RANDOM + name, objective="random", seed=seed)
 
 
-def _timm(name: str, path: Path | None, tag: str | None = None) -> Encoder:
+def _timm(name: str, path: Path | None) -> Encoder:
     """A timm or hub model with its pre-trained weights, or those of a local file."""
-    model = tag or name
-    if not model.startswith("hf-hub:"):
-        _check_timm(model)
+    if name.startswith(_HUB):
+        full = name.removeprefix(f"{_HUB}timm/")
+    else:
+        _check_timm(name)
+        full = _with_tag(name) or name
         if path is None:
-            _check_tag(model)
-    overlay = {"state_dict": _state(read_weights(path))} if path is not None else None
+            _check_tag(name)
+    if full in BY_TAG:
+        return replace(BY_TAG[full], name=name).load(path)
     try:
-        # timm loads strictly only if the number of classes stays that of the file, so the head stays too.
-        module = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
-    except (OSError, RuntimeError, KeyError) as error:
-        if path is not None:
-            raise MismatchedWeights(f"{path} does not fit {name}: {error}") from error
-        raise WeightsError(
-            f"the weights of {name!r} could not be fetched: {error}. Offline, use from_file= with a local "
-            f"copy, or '{_RANDOM}{model}' for random weights"
-        ) from error
-    config = module.pretrained_cfg
-    known = BY_TAG.get(f"{config.get('architecture')}.{config.get('tag')}")
-    return wrap(
-        module,
-        name=name,
-        objective=known.objective if known else "unknown",
-        provenance={
-            "source": str(path) if path else config.get("hf_hub_id") or config.get("url"),
-            "licence": config.get("license"),
-            "tag": config.get("tag"),
-            "paper": known.paper if known else None,
-            "notes": known.notes if known else "",
-        },
-    )
+        return Checkpoint(name, "unknown", None, name).load(path)
+    except WeightsError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if not name.startswith(_HUB):
+            raise
+        raise DownloadError(f"{name} could not be fetched: {error}") from error
+
+
+def _with_tag(name: str) -> str | None:
+    """A timm name with the tag that timm takes where none is given; None where there are no weights."""
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        return None
+    return f"{config.architecture}.{config.tag}" if config is not None and config.tag else None
 
 
 def _check_tag(model: str) -> None:
@@ -179,11 +186,3 @@ def _check_tag(model: str) -> None:
     if not tags or (tag and tag not in tags):
         known = f"known tags: {', '.join(tags)}" if tags else "it has none for this architecture"
         raise LookupError(f"timm has no weights {model!r} ({known}); use '{_RANDOM}{architecture}'")
-
-
-def _state(content: dict[str, Any]) -> dict[str, Any]:
-    """The table of tensors in a checkpoint: itself, or under one of the usual names."""
-    for name in ("state_dict", "model"):
-        if isinstance(content.get(name), dict):
-            return _state(content[name])
-    return content

@@ -11,8 +11,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from nbhelpers.models.encoder import Encoder, wrap
-from nbhelpers.models.weights import Weights
+from nbhelpers.models.encoder import Encoder
 
 
 class Decoder(nn.Module):
@@ -132,7 +131,7 @@ def decoder_of(encoder: Encoder) -> Encoder:
     Raises:
         TypeError: the encoder has no such decoder.
 
-    >>> from nbhelpers.models import mini_vit
+    >>> from nbhelpers.models import mini_vit, wrap
     >>> autoencoder = MaskedAutoencoder(mini_vit(width=64, depth=2), width=32, depth=3, heads=2)
     >>> encoder = wrap(autoencoder, **describe(autoencoder), mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> encoder.depth, decoder_of(encoder).depth, decoder_of(encoder).width
@@ -144,31 +143,20 @@ def decoder_of(encoder: Encoder) -> Encoder:
             f"{encoder.name} has no decoder to look at; among the public models mae_visualize.* have one"
         )
     decoder = autoencoder.decoder
-    return wrap(
-        _DecoderTokens(autoencoder),
-        blocks="autoencoder.decoder.blocks",
-        prefix=1,
-        grid=encoder.grid,
-        patch_size=encoder.patch_size,
-        image_size=encoder.image_size,
+    return replace(
+        encoder,
+        module=_DecoderTokens(autoencoder).eval(),
+        block_path="autoencoder.decoder.blocks",
         heads=decoder.blocks[0].attn.num_heads,
-        width=decoder.norm.normalized_shape[0],
-        mean=encoder.mean,
-        std=encoder.std,
-        interpolation=encoder.interpolation,
-        crop=encoder.crop,
-        crop_mode=encoder.crop_mode,
+        width=decoder.embed.out_features,
         name=f"{encoder.name}:decoder",
-        objective=encoder.objective,
-        seed=encoder.seed,
-        provenance=encoder.provenance,
     )
 
 
 def without_decoder(encoder: Encoder) -> Encoder:
     """The plain ViT of an autoencoder; any other encoder as it is.
 
-    >>> from nbhelpers.models import mini_vit
+    >>> from nbhelpers.models import mini_vit, wrap
     >>> autoencoder = MaskedAutoencoder(mini_vit(width=64, depth=2), width=32, depth=3, heads=2)
     >>> encoder = wrap(autoencoder, **describe(autoencoder), mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> type(without_decoder(encoder).module).__name__
@@ -177,13 +165,3 @@ def without_decoder(encoder: Encoder) -> Encoder:
     if not isinstance(encoder.module, MaskedAutoencoder):
         return encoder
     return replace(encoder, module=encoder.module.encoder, block_path="blocks")
-
-
-def from_original(weights: Weights) -> Weights:
-    """Keys of the published autoencoders (`decoder_blocks.0.*`, ...) -> those of `MaskedAutoencoder`."""
-    names = {"decoder_pred.": "decoder.predict.", "mask_token": "decoder.mask_token", "decoder_": "decoder."}
-    result = {}
-    for key, value in weights.items():
-        old = next((old for old in names if key.startswith(old)), None)
-        result[names[old] + key.removeprefix(old) if old else f"encoder.{key}"] = value
-    return result

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from nbhelpers.files import DATA, atomic_path, sha256
@@ -20,17 +20,10 @@ from nbhelpers.models.encoder import Encoder, wrap
 from nbhelpers.models.errors import ChecksumError
 from nbhelpers.models.mae import MaskedAutoencoder, describe
 from nbhelpers.models.mini import WIDTH, mini_vit
-from nbhelpers.models.weights import load_strictly
+from nbhelpers.models.weights import Weights, load_strictly, read_weights
 
 ENCODERS = DATA / "encoders"
-DESCRIPTION = (
-    "study",
-    "objective",
-    "seed",
-    "architecture",
-    "mean",
-    "std",
-)  # what the weights need to be used
+DESCRIPTION = ("study", "objective", "seed", "architecture", "mean", "std")  # what using the weights needs
 
 
 def manifest(folder: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -69,14 +62,26 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{name}: not finite in half precision: {', '.join(broken)}")
     header = {"name": name, **{key: row[key] for key in DESCRIPTION}}
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata={"encoder": json.dumps(header)})
+        found = sha256(temporary)
+        # A row whose file is about to be replaced goes first: killed in between, the name is trained again.
+        _write_row(folder, name, None)
+    _write_row(folder, name, {"file": path.name, "sha256": found, **row})
+    return path
+
+
+def _write_row(folder: Path, name: str, row: Mapping[str, Any] | None) -> None:
+    """Write a row of the manifest, or remove it."""
     with _locked(folder):
         rows = manifest(folder)
-        rows[name] = {"file": path.name, "sha256": sha256(path), **row}
+        if row is None and name not in rows:
+            return
+        kept = {key: value for key, value in rows.items() if key != name}
+        rows = dict(sorted((kept | ({name: row} if row else {})).items()))
         with atomic_path(folder / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(dict(sorted(rows.items())), indent=2) + "\n")
-    return path
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 @contextmanager
@@ -109,29 +114,31 @@ def load_trained(name: str, folder: Path | None = None, path: Path | None = None
         raise FileNotFoundError(
             f"{name}: {path} is missing; fetch it with git (or git lfs), or train it again"
         )
-    found = sha256(path)
+    weights, found = read_weights(path), sha256(path)
     if found != row["sha256"]:
         raise ChecksumError(f"{path}: wrong checksum; expected sha256 {row['sha256']}, found {found}")
-    return _build(path, row | {"name": name})
+    return _build(weights, row | {"name": name})
 
 
 def load_described(path: Path) -> Encoder:
     """The encoder in a file written by `save_encoder`, from the description in its header.
 
     Raises:
-        ValueError: the file is no safetensors file, or its header describes no encoder.
+        DamagedWeights: there are no complete weights in the file.
+        ValueError: its header describes no encoder.
     """
-    try:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    weights, header = read_weights(path), None
+    if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("encoder")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if header is None:
         raise ValueError(
             f"{path} does not say which architecture it belongs to; name that one, "
             f"load('ARCHITECTURE', from_file='{path}')"
         )
-    return _build(path, json.loads(header) | {"file": path.name, "sha256": sha256(path)})
+    return _build(weights, json.loads(header) | {"file": path.name, "sha256": sha256(path)})
 
 
 def random_like(study: str, seed: int, folder: Path | None = None) -> Encoder:
@@ -160,8 +167,8 @@ def random_like(study: str, seed: int, folder: Path | None = None) -> Encoder:
     )
 
 
-def _build(path: Path, row: Mapping[str, Any]) -> Encoder:
-    """Weights of a file in the architecture of its row, in single precision."""
+def _build(weights: Weights, row: Mapping[str, Any]) -> Encoder:
+    """Weights in the architecture of their row, in single precision."""
     sizes = dict(row["architecture"])
     decoder = sizes.pop("decoder", None)
     module: nn.Module = mini_vit(**sizes)
@@ -169,7 +176,7 @@ def _build(path: Path, row: Mapping[str, Any]) -> Encoder:
     if decoder is not None:
         module = MaskedAutoencoder(module, **decoder)
         layout = describe(module)
-    load_strictly(module, load_file(path))  # copies half into single precision
+    load_strictly(module, weights)  # copies half into single precision
     return wrap(
         module,
         mean=row["mean"],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import socket
+import tarfile
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,27 +17,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
 from nbhelpers.models import (
     CHECKPOINTS,
     ChecksumError,
+    DamagedWeights,
     DiskFull,
     DownloadError,
     MismatchedWeights,
-    NotWeights,
-    TruncatedWeights,
     UnsafeWeights,
     WeightsError,
     download,
     load,
-    loading,
+    registry,
 )
 from nbhelpers.models.download import Source, fetch
 from nbhelpers.models.weights import read_weights
 
-CONTENT = bytes(range(1, 256)) * 20_000  # 5 MB, and no known container
+NUMBERS = torch.arange(1_274_980, dtype=torch.float32)
+CONTENT = safetensors.torch.save({"numbers": NUMBERS})
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Page:
     resumable: bool = True
     break_at: list[int] = field(default_factory=list)  # bytes after which successive connections are cut
     pause: float = 0.0
+    error: int | None = None
 
 
 @dataclass
@@ -75,6 +81,9 @@ def server(monkeypatch):
             if page is None:
                 self.send_error(404)
                 return
+            if page.error:
+                self.send_error(page.error)
+                return
             time.sleep(page.pause)
             start = 0
             if wanted and page.resumable and self.headers.get("If-Range") == page.tag:
@@ -86,6 +95,9 @@ def server(monkeypatch):
             self.send_response(206 if start else page.status)
             self.send_header("Content-Type", page.kind)
             self.send_header("Content-Length", str(len(body)))
+            if start:
+                total = len(page.body)
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             if page.tag:
                 self.send_header("ETag", page.tag)
             self.end_headers()
@@ -131,28 +143,90 @@ def test_a_broken_connection_is_resumed_at_once(server, tmp_path):
 
 
 def test_a_later_call_resumes(server, tmp_path):
-    server.pages["flaky"] = Page(break_at=[1_000_000] * 3)
-    with pytest.raises(TruncatedWeights, match=r"flaky broke off after 3,000,000 of 5,100,000 bytes"):
+    server.pages["flaky"] = Page(break_at=[1_000_000, 0, 0, 0])
+    with pytest.raises(DownloadError, match=r"flaky broke off after 1,000,000 of 5,100,000 bytes"):
         fetch([server.source("flaky")], tmp_path / "file")
     assert not (tmp_path / "file").exists()
     fetch([server.source("flaky")], tmp_path / "file")
-    assert server.asked[-1] == ("flaky", "bytes=3000000-")
+    assert server.asked[-1] == ("flaky", "bytes=1000000-")
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert _names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("change", ["file changed", "server cannot resume", "no tag"])
 def test_no_mixture_of_two_files(server, tmp_path, change):
-    page = server.pages["flaky"] = Page(break_at=[1_000_000] * 3, body=b"\1" * 4_000_000)
+    breaks = [1_000_000, 0, 0, 0] if change == "file changed" else [1_000_000] * 4
+    page = server.pages["flaky"] = Page(break_at=breaks, body=b"\1" * 4_000_000)
     page.resumable = change != "server cannot resume"
     page.tag = None if change == "no tag" else '"v1"'
-    with pytest.raises(TruncatedWeights):
+    with pytest.raises(DownloadError):
         fetch([server.source("flaky")], tmp_path / "file")
     page.body = CONTENT
     if change == "file changed":
         page.tag = '"v2"'
     fetch([server.source("flaky")], tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000 + b"\r\n\r\n"]
+)
+def test_no_answer_or_a_malformed_one_leads_to_the_mirror(server, tmp_path, answer):
+    with socket.create_server(("127.0.0.1", 0)) as odd:
+
+        def reply():
+            connection, _ = odd.accept()
+            with connection:
+                if answer:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+                else:  # reset
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        server.pages["good"] = Page()
+        address = f"http://127.0.0.1:{odd.getsockname()[1]}/file"
+        fetch([Source(address), server.source("good")], tmp_path / "file")
+        thread.join()
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("later", ["busy", "dead"])
+def test_a_partial_file_outlives_a_server_that_is_gone(server, tmp_path, monkeypatch, later):
+    page = server.pages["flaky"] = Page(break_at=[3_000_000, 0, 0, 0])
+    with pytest.raises(DownloadError):
+        fetch([server.source("flaky")], tmp_path / "file")
+
+    def no_network(*args, **kwargs):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    with monkeypatch.context() as patch, pytest.raises(DownloadError, match=r"503|unreachable"):
+        if later == "dead":
+            patch.setattr(download.urllib.request, "urlopen", no_network)
+        else:
+            page.error = 503
+        fetch([server.source("flaky")], tmp_path / "file")
+    page.error = None
+    fetch([server.source("flaky")], tmp_path / "file")
+    assert server.asked[-1] == ("flaky", "bytes=3000000-")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_line_that_breaks_often_advances(server, tmp_path):
+    server.pages["flaky"] = Page(break_at=[900_000] * 5)
+    fetch([server.source("flaky")], tmp_path / "file")
+    assert server.asked[-1] == ("flaky", "bytes=4500000-")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_body_that_is_no_weights_is_named_and_removed_and_the_mirror_asked(server, tmp_path, capsys):
+    server.pages["odd"] = Page(b"quota exceeded, come back tomorrow")
+    server.pages["good"] = Page()
+    fetch([server.source("odd"), server.source("good")], tmp_path / "file")
+    assert f"{server.url}/odd (34 bytes) is cut off, damaged or no weight file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert _names(tmp_path) == ["file"]
 
 
 def test_killed_between_last_byte_and_move(server, tmp_path):
@@ -192,7 +266,7 @@ def test_wrong_checksum(server, tmp_path):
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
 def test_html_page_instead_of_weights(server, tmp_path, kind):
     server.pages["quota"] = Page(b"\n<html><title>Quota exceeded</title></html>", kind=kind)
-    with pytest.raises(NotWeights, match=r"quota .*(HTML|web) page, not"):
+    with pytest.raises(DamagedWeights, match=r"quota .*(HTML|web) page, not"):
         fetch([server.source("quota")], tmp_path / "file")
     assert _names(tmp_path) == []
 
@@ -216,7 +290,7 @@ def test_disk_without_room_is_seen_before_it_is_full(server, tmp_path, monkeypat
     server.pages["good"] = Page()
     usage = type("Usage", (), {"free": 1_000})
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DiskFull, match=r"needs 5,100,000 bytes, .* has 1,000 left"):
+    with pytest.raises(DiskFull, match=r"no room left in .*needs 5,100,000 bytes, 1,000 are left"):
         fetch([server.source("good"), server.source("good")], tmp_path / "file")
     assert _names(tmp_path) == []
     assert len(server.asked) == 1
@@ -267,7 +341,7 @@ def test_truncated_checkpoints(tmp_path, zipped, share):
     torch.save({"a": torch.zeros(5_000)}, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(TruncatedWeights, match=r"file\.pth is cut off"):
+    with pytest.raises(DamagedWeights, match=r"file\.pth .*is cut off"):
         read_weights(path)
 
 
@@ -275,7 +349,7 @@ def test_truncated_safetensors(tmp_path):
     path = tmp_path / "file.safetensors"
     save_file({"a": torch.zeros(5_000)}, path)
     path.write_bytes(path.read_bytes()[:10_000])
-    with pytest.raises(TruncatedWeights, match="not a complete safetensors file"):
+    with pytest.raises(DamagedWeights, match=r"file\.safetensors .*is cut off"):
         read_weights(path)
 
 
@@ -284,18 +358,63 @@ def test_truncated_safetensors(tmp_path):
     [
         (b"", "is empty"),
         (b"  <!doctype HTML>", "is a web page"),
-        (b"\1\2\3 something else", "is not a PyTorch checkpoint"),
+        (b"\1\2\3 something else", "no weight file"),
     ],
 )
 def test_files_that_are_no_weights(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(NotWeights, match=message):
+    with pytest.raises(DamagedWeights, match=message):
+        read_weights(tmp_path / "file")
+
+
+def _archive(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "a")
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("a.txt"))
+    elif kind == "torchscript":
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in ("sys_info", "pickle", "tensors", "storages"):
+                archive.addfile(tarfile.TarInfo(name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("folder", "is a folder"),
+        ("zip", "is a zip archive"),
+        ("tar", "is a tar archive"),
+        ("torchscript", "is a TorchScript program"),
+        ("old", "format of 2016"),
+    ],
+)
+def test_other_containers_get_their_own_error(tmp_path, kind, message):
+    _archive(tmp_path / "file", kind)
+    with pytest.raises(DamagedWeights, match=message) as error:
+        read_weights(tmp_path / "file")
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_shortage_of_memory_is_no_damage(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(5_000)}, tmp_path / "file")
+
+    def no_room(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20000 bytes.")
+
+    monkeypatch.setattr(torch, "load", no_room)
+    with pytest.raises(MemoryError, match="does not fit into memory"):
         read_weights(tmp_path / "file")
 
 
 def test_a_bare_tensor_is_no_checkpoint(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "file")
-    with pytest.raises(NotWeights, match="holds a Tensor, not a table"):
+    with pytest.raises(DamagedWeights, match="holds a Tensor, not a table"):
         read_weights(tmp_path / "file")
 
 
@@ -310,7 +429,7 @@ def published(server, tmp_path, monkeypatch):
     small = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 48}
     changes = {"options": small, "sources": (server.source("gone"), server.source("moco"))}
     checkpoint = type(real)(**{**vars(real), **changes})
-    monkeypatch.setitem(loading.CHECKPOINTS, real.name, checkpoint)
+    monkeypatch.setitem(registry.CHECKPOINTS, real.name, checkpoint)
     module = checkpoint.build()
     table = {f"module.base_encoder.{key}": value for key, value in module.state_dict().items()}
     torch.save({"state_dict": table}, tmp_path / "moco.pth")
@@ -336,7 +455,7 @@ def test_load_by_name(published, server, tmp_path, capsys):
 def test_a_file_that_is_short_on_the_server_is_not_kept(published, server, tmp_path):
     name, _ = published
     server.pages["moco"].body = server.pages["moco"].body[:-1000]
-    with pytest.raises(WeightsError, match="moco is cut off after"):
+    with pytest.raises(WeightsError, match="moco is cut off"):
         load(name)
     assert _names(tmp_path / "cache" / "weights") == []
 
@@ -350,6 +469,7 @@ def test_without_network_the_way_out_is_named(published, server):
 def test_a_file_of_another_model(published, tmp_path):
     torch.save({"state_dict": {"module.base_encoder.conv1": torch.zeros(1)}}, tmp_path / "resnet.pth")
     with pytest.raises(
-        MismatchedWeights, match=r"resnet\.pth does not fit mocov3.*missing cls_token.*unexpected conv1"
+        MismatchedWeights,
+        match=r"resnet\.pth does not fit mocov3.*missing cls_token.*unexpected module.base_encoder.conv1",
     ):
         load(published[0], from_file=tmp_path / "resnet.pth")

@@ -151,6 +151,116 @@ def test_fingerprint_follows_weights_and_preprocessing():
     assert encoder.fingerprint != changed.fingerprint
 
 
+def _eps(module):
+    module.blocks[1].norm1.eps = 1e-3
+
+
+def _scale(module):
+    module.blocks[0].attn.scale *= 2
+
+
+def _buffer(module):
+    module.register_buffer("shift", torch.ones(1), persistent=False)
+
+
+def _setting(module):
+    module.blocks[0].attn.anything = (1, {"a": 0.5})
+
+
+def _closure(factor):
+    def change(module):
+        module.blocks[0].mlp.scale = lambda x: x * factor
+
+    return change
+
+
+@pytest.mark.parametrize("change", [_eps, _scale, _buffer, _setting, _closure(2.0)])
+def test_fingerprint_follows_settings(change):
+    encoder = _mini()
+    changed = copy.deepcopy(encoder)
+    assert changed.fingerprint == encoder.fingerprint
+    change(changed.module)
+    assert changed.fingerprint != encoder.fingerprint
+
+
+def test_fingerprint_follows_what_a_function_closes_over():
+    prints = set()
+    for factor in (2.0, 3.0):
+        encoder = _mini()
+        _closure(factor)(encoder.module)
+        prints.add(encoder.fingerprint)
+    assert len(prints) == 2
+
+
+def test_fingerprint_follows_rotary_positions_and_code():
+    def eva(temperature):
+        torch.manual_seed(0)
+        sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "rope_temperature": temperature}
+        return wrap(timm.create_model("vit_small_patch16_dinov3", num_classes=0, **sizes))
+
+    assert eva(100.0).fingerprint == eva(100.0).fingerprint != eva(50.0).fingerprint
+
+    class Gelu(nn.GELU):
+        def forward(self, x):
+            return x
+
+    mine, other = _mini(), _mini()
+    mine.module.blocks[0].mlp.act = nn.GELU()
+    other.module.blocks[0].mlp.act = Gelu()
+    assert mine.fingerprint != other.fingerprint
+
+
+def test_a_pass_leaves_the_fingerprint():
+    encoder = _mini()
+    before = encoder.fingerprint
+    encoder.forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert encoder.fingerprint == before
+
+
+def test_hooks_and_replaced_methods_are_seen():
+    encoder = _mini()
+    assert not encoder.hooked
+    for attach in ("register_forward_hook", "register_forward_pre_hook"):
+        handle = getattr(encoder.module.blocks[1].attn, attach)(lambda *args: None)
+        assert encoder.hooked
+        handle.remove()
+        assert not encoder.hooked
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    assert encoder.hooked
+    everywhere.remove()
+    encoder.module.blocks[0].forward = lambda x: x
+    assert encoder.hooked
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers"),
+    [
+        ({"grid": (4, 4)}, r"4 x 4 .*32 x 32 .*4 x 4"),
+        ({"image_size": (48, 32)}, r"8 x 8 .*48 x 32 .*4 x 4"),
+        ({"mean": (0.5,), "std": (0.5,)}, "3 channels .* 1 and 1"),
+        ({"std": (0.5,)}, "3 channels .* 3 and 1"),
+    ],
+)
+def test_wrap_refuses_contradictions(fields, numbers):
+    with pytest.raises(ValueError, match=numbers):
+        _mini(**fields)
+
+
+def test_wrap_refuses_grey_images_with_three_means_and_half_precision():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, num_classes=0, in_chans=1)
+    with pytest.raises(ValueError, match=r"1 channels .* 3 and 3"):
+        wrap(module)
+    assert wrap(module, mean=(0.5,), std=(0.5,)).mean == (0.5,)
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(ValueError, match=f"{kind}.*torch.float32"):
+            wrap(mini_vit(32, 1, 2).to(kind), mean=HALF, std=HALF)
+
+
+def test_wrap_answers_an_unknown_field_with_the_nearest():
+    with pytest.raises(TypeError, match="'patch_sise'; nearest: patch_size"):
+        _mini(patch_sise=4)
+
+
 TINY_STAGES = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)}
 
 

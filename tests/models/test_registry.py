@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+import types
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 
 from nbhelpers.capture import capture
-from nbhelpers.models import CHECKPOINTS, MaskedAutoencoder, MismatchedWeights, decoder_of, load
+from nbhelpers.models import (
+    CHECKPOINTS,
+    DamagedWeights,
+    MaskedAutoencoder,
+    MismatchedWeights,
+    decoder_of,
+    load,
+)
 from nbhelpers.models.encoder import REFUSED
 from nbhelpers.models.registry import BY_TAG
 
@@ -416,7 +426,7 @@ def _broken(change, tmp_path):
             lambda c: c["state_dict"].update({"module.base_encoder.norm.bias": torch.ones(7)}),
             r"wrong shapes: norm\.bias \(7,\) instead of \(24,\)",
         ),
-        (lambda c: c.pop("state_dict"), "no entry state_dict; there are epoch, optimizer"),
+        (lambda c: c.pop("state_dict"), "missing cls_token"),
     ],
 )
 def test_loading_is_strict(change, message, tmp_path):
@@ -436,7 +446,7 @@ def test_timm_files_are_strict_too(tmp_path):
 
 def test_what_was_left_out_is_recorded(tmp_path):
     encoder = _broken(lambda content: None, tmp_path)
-    assert encoder.provenance["left out on purpose"][0] == "module.base_encoder.head.0.weight"
+    assert encoder.provenance["left out"][0] == "module.base_encoder.head.0.weight"
     assert len(encoder.provenance["sha256"]) == 64
     assert encoder.provenance["licence"] == "CC-BY-NC-4.0"
 
@@ -446,15 +456,13 @@ def test_every_checkpoint_is_well_described(name):
     checkpoint = CHECKPOINTS[name]
     assert checkpoint.name == name
     assert checkpoint.objective in OBJECTIVES
-    architecture = checkpoint.architecture or checkpoint.tag.partition(".")[0]
-    file = timm.model_entrypoint(architecture).__module__.rpartition(".")[2]
+    file = timm.model_entrypoint(checkpoint.timm.partition(".")[0]).__module__.rpartition(".")[2]
     assert file not in REFUSED
-    if checkpoint.tag:
-        assert checkpoint.tag in timm.list_pretrained()
-        assert BY_TAG[checkpoint.tag] is checkpoint
+    if "." in checkpoint.timm:
+        assert checkpoint.timm in timm.list_pretrained()
+        assert BY_TAG[checkpoint.timm] is checkpoint
     else:
         assert checkpoint.licence
-        assert checkpoint.layouts
         assert checkpoint.sources
         assert all(source.url.startswith("https://") for source in checkpoint.sources)
 
@@ -470,3 +478,156 @@ def test_preprocessing_follows_the_checkpoint():
     assert seen("beit.beit_base_patch16_224") == (0.5, 0.5, "bicubic", 0.875)
     assert seen("beitv2.beitv2_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
     assert seen("data2vec.beit_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
+
+
+def test_preprocessing_is_that_of_the_authors_whatever_the_name(monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda model, **k: create(model, **k, **SMALL))
+
+    def seen(name):
+        encoder = load(f"random:{name}", device="cpu") if ":" not in name else load(name, device="cpu")
+        return encoder.mean, encoder.std, encoder.interpolation, encoder.crop, encoder.crop_mode
+
+    usual = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875, "center")
+    for name in (
+        "dino.vit_base_patch16_224",
+        "mae.vit_base_patch16_224",
+        "ibot.vit_base_patch16_224",
+        "vit_base_patch16_224",  # untrained in a study of the ones above
+        "dinov2.vit_base_patch14_dinov2",
+        "deit.deit_small_patch16_224",
+    ):
+        assert seen(name) == usual, name
+    assert seen("clip.vit_base_patch16_clip_quickgelu_224")[2:] == ("bicubic", 1.0, "center")
+    assert seen("siglip2.vit_base_patch16_siglip_224")[2:] == ("bilinear", 1.0, "squash")
+
+
+def test_one_encoder_has_one_preprocessing(tmp_path, monkeypatch, mae):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda model, **k: create(model, **k, **SMALL))
+    torch.save(_vit(Tensors()), tmp_path / "file.pth")
+    names = ("mae.vit_base_patch16_224", "vit_base_patch16_224.mae")
+    prints = {load(name, from_file=tmp_path / "file.pth", device="cpu").fingerprint for name in names}
+    assert len(prints) == 1
+    one, other = load(names[0], from_file=tmp_path / "file.pth", device="cpu"), mae[1]
+    for field in ("mean", "std", "interpolation", "crop", "crop_mode"):
+        assert getattr(one, field) == getattr(other, field)
+
+
+@pytest.fixture
+def small_dino(monkeypatch, tmp_path):
+    """Load `content` as DINO's ViT-S/16, at a small size."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda model, **k: create(model, **k, **SMALL))
+
+    def read(content):
+        torch.save(content, tmp_path / "file.pth")
+        return load("dino.vit_small_patch16_224", from_file=tmp_path / "file.pth", device="cpu")
+
+    return read
+
+
+@pytest.mark.parametrize("change", ["patch", "positions", "both"])
+def test_nothing_is_resampled(small_dino, change):
+    weights = _vit(Tensors())
+    if change in ("patch", "both"):
+        weights["patch_embed.proj.weight"] = torch.randn(WIDTH, 3, 8, 8)
+    if change in ("positions", "both"):
+        weights["pos_embed"] = torch.randn(1, 1 + (2 * GRID) ** 2, WIDTH)
+    with pytest.raises(MismatchedWeights, match=r"file\.pth does not fit dino.*wrong shapes: .* instead of "):
+        small_dino(weights)
+
+
+def test_relative_positions_are_not_resampled(tmp_path):
+    content, _ = _beit_original(Tensors())
+    content["model"]["rel_pos_bias.relative_position_bias_table"] = torch.randn(27**2 + 3, HEADS)
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(MismatchedWeights, match=r"bias_table \(732, 3\) instead of \(28, 3\)"):
+        CHECKPOINTS["beit.beit_base_patch16_224"].load(tmp_path / "file.pth", **SMALL)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "backbone.", "_orig_mod.", "encoder.", "module._orig_mod.backbone."]
+)
+def test_wrappers_in_front_are_cut_off_and_said(small_dino, prefix, pixels):
+    weights = _vit(Tensors())
+    encoder = small_dino({"model": {prefix + key: value for key, value in weights.items()}})
+    torch.testing.assert_close(_features(encoder, pixels), _run_vit(weights, pixels), atol=1e-5, rtol=1e-5)
+    about = encoder.provenance
+    assert (about["entry"], about["prefix"], about["left out"]) == ("model", prefix, [])
+    assert len(about["sha256"]) == 64
+
+
+def test_foreign_prefixes_are_refused(small_dino):
+    with pytest.raises(MismatchedWeights, match=r"unexpected other\."):
+        small_dino({f"other.{key}": value for key, value in _vit(Tensors()).items()})
+
+
+def test_dinos_own_training_files_give_the_teacher(small_dino, pixels):
+    new = Tensors()
+    student, teacher = _vit(new), _vit(new)
+    head = {f"head.{key}": value for key, value in new.linear("last_layer", WIDTH, 8).items()}
+    content = {
+        "student": {f"module.backbone.{key}": value for key, value in student.items()},
+        "teacher": {f"backbone.{key}": value for key, value in teacher.items()} | head,
+        "epoch": 100,
+        "args": argparse.Namespace(arch="vit_small"),
+    }
+    encoder = small_dino(content)
+    torch.testing.assert_close(_features(encoder, pixels), _run_vit(teacher, pixels), atol=1e-5, rtol=1e-5)
+    assert encoder.provenance["entry"] == "teacher"
+    assert encoder.provenance["left out"] == ["head.last_layer.bias", "head.last_layer.weight"]
+    del content["teacher"]
+    encoder = small_dino(content)
+    torch.testing.assert_close(_features(encoder, pixels), _run_vit(student, pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_token_that_timm_drops_is_said(tmp_path, monkeypatch):
+    create = timm.create_model
+    small = SMALL | {"patch_size": PATCH}
+    monkeypatch.setattr(timm, "create_model", lambda model, **k: create(model, **k, **small))
+    torch.save(_dinov2(Tensors())[0], tmp_path / "file.pth")
+    encoder = load("dinov2.vit_base_patch14_dinov2", from_file=tmp_path / "file.pth", device="cpu")
+    assert encoder.provenance["left out"] == ["mask_token"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(small_dino, value):
+    weights = _vit(Tensors())
+    weights["blocks.1.norm1.bias"][3] = value
+    with pytest.raises(DamagedWeights, match=r"file\.pth .*not finite: blocks\.1\.norm1\.bias"):
+        small_dino(weights)
+
+
+def test_whole_numbers_are_no_weights(small_dino):
+    weights = _vit(Tensors())
+    weights["norm.weight"] = torch.ones(WIDTH, dtype=torch.int8)
+    with pytest.raises(MismatchedWeights, match=r"norm\.weight torch\.int8 instead of torch\.float32"):
+        small_dino(weights)
+
+
+def test_simmims_own_file_with_its_configuration(tmp_path, pixels, monkeypatch):
+    """A stand-in for yacs, gone when the file is read."""
+
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    package = types.ModuleType("yacs.config")
+    package.CfgNode = CfgNode
+    content, published = _simmim(Tensors())
+    config = CfgNode(DATA=CfgNode(MASK_RATIO=0.6))
+    config.frozen = True  # yacs keeps attributes beside the items
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", package)
+        torch.save(content | {"config": config}, tmp_path / "file.pth")
+    encoder = CHECKPOINTS["simmim.vit_base_patch16_224"].load(tmp_path / "file.pth", **SMALL)
+    torch.testing.assert_close(_features(encoder, pixels), published(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_numbers_and_paths_beside_weights_are_no_code(small_dino, tmp_path):
+    beside = {"best": np.float64(0.5), "step": np.int64(3), "curve": np.arange(3.0), "at": tmp_path}
+    assert (
+        small_dino({"state_dict": _vit(Tensors()), **beside, "args": argparse.Namespace(**beside)}).depth == 2
+    )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nbhelpers.models import (
     ChecksumError,
+    DamagedWeights,
     MaskedAutoencoder,
     available,
     decoder_of,
@@ -149,7 +150,7 @@ def test_files_that_describe_nothing(tmp_path):
     with pytest.raises(ValueError, match="does not say which architecture"):
         load(path)
     path.write_bytes(b"<html>Not found</html>")
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
+    with pytest.raises(DamagedWeights, match=r"weights\.safetensors is a web page"):
         load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors does not exist"):
         load(tmp_path / "absent.safetensors")
@@ -175,3 +176,51 @@ def test_several_processes_may_save_at_once(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(save, range(1, 17)))
     assert len(store.manifest(tmp_path)) == 16
+
+
+@pytest.mark.parametrize("moment", ["before the weights are in place", "before the row is written"])
+def test_killed_while_a_name_is_saved_again(folder, monkeypatch, moment):
+    """What is left can be loaded, or is missing from the manifest and so is trained again."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def write(*args):
+        calls.append(args)
+        if len(calls) == (1 if moment.startswith("before the weights") else 2):
+            raise Killed
+        write_row(*args)
+
+    write_row = store._write_row
+    monkeypatch.setattr(store, "_write_row", write)
+    with pytest.raises(Killed):
+        save_encoder(mini_vit(**ARCHITECTURE), "shapes.cl", _row())
+    if "shapes.cl" in store.manifest():
+        load("shapes.cl", device="cpu")
+    else:
+        monkeypatch.undo()
+        monkeypatch.setattr(store, "ENCODERS", folder)
+        save_encoder(mini_vit(**ARCHITECTURE), "shapes.cl", _row())
+        load("shapes.cl", device="cpu")
+
+
+def test_a_git_lfs_pointer_says_what_to_do(folder):
+    (folder / "shapes.cl.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
+    with pytest.raises(DamagedWeights, match="git lfs pull"):
+        load("shapes.cl")
+
+
+def test_an_encoder_is_returned_as_it_is(folder):
+    encoder = load("shapes.cl", device="cpu")
+    assert load(encoder) is encoder
+    assert load(str(folder / "shapes.cl.safetensors"), device="cpu").fingerprint == encoder.fingerprint
+    with pytest.raises(ValueError, match="already chosen"):
+        load(encoder, seed=1)
+    with pytest.raises(ValueError, match="random weights"):
+        load("shapes.random", from_file=folder / "shapes.cl.safetensors")
+    with pytest.raises(ValueError, match="no seed 1"):
+        load("mae.vit_base_patch16_224", seed=1)

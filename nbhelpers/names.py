@@ -1,0 +1,26 @@
+"""Unknown names are answered with the nearest known ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
+    """What to say after "there is no NAME; ": the known names next to it, or all if they are few.
+
+    >>> nearest("entorpy", ["distance", "entropy"])
+    'nearest: entropy'
+    >>> nearest("shapes", ["shapes.mim", "cifar10.cl", "shapes.cl"])
+    'nearest: shapes.cl, shapes.mim'
+    >>> nearest("?", ["mim", "cl"])
+    'there are cl, mim'
+    """
+    names = sorted(set(known))
+    # A name cut short means those that it begins.
+    near = [each for each in names if name and name in each][:most]
+    near = near or difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    if near:
+        return f"nearest: {', '.join(near)}"
+    more = ", ..." if len(names) > 12 else ""
+    return f"there are {', '.join(names[:12])}{more}"
