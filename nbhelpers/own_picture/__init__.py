@@ -24,7 +24,7 @@ from torch import Tensor
 from nbhelpers.files import atomic_path
 from nbhelpers.models import Encoder
 from nbhelpers.models.mini import StandardisedPatchEmbed, mini_vit
-from nbhelpers.plots.figure import look_of
+from nbhelpers.plots import line_style
 from nbhelpers.studies import label
 
 FALLBACK = (
@@ -110,7 +110,7 @@ def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:
     return {
         "name": encoder.name,
         "label": label(encoder.name, encoder.objective),
-        "colour": look_of(encoder.name, encoder.objective)["color"],
+        "colour": line_style(encoder.name, encoder.objective)["color"],
         "file": f"{folder}/{encoder.name}{SUFFIX}",
         "bytes": (Path(folder) / f"{encoder.name}{SUFFIX}").stat().st_size,
         "images": int(curves["nmi"]["images"].iloc[0]),

@@ -1,4 +1,4 @@
-"""The reader's own picture: the browser's numbers are PyTorch's; mouse and keyboard work the page."""
+"""The reader's own picture: the browser computes as PyTorch does; the page is worked by mouse and keys."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import base64
 import json
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect
 from torch import Tensor
 
 from nbhelpers import load
@@ -142,3 +147,140 @@ def test_other_architectures_are_refused_by_name() -> None:
     module.blocks[0].attn.q_norm = torch.nn.LayerNorm(16)
     with pytest.raises(ValueError, match="mine"):
         weights(wrap(module, name="mine", mean=(0.5,) * 3, std=(0.5,) * 3))
+
+
+ADDRESS = "beyond/own_picture.html"
+RESULT = """(name) => {
+  const { pixels, maps } = ownPicture.results[name];
+  return { pixels: [...pixels], maps: [...maps] };
+}"""
+
+
+@pytest.fixture
+def own(open_page: Callable, site: str) -> Iterator[Locator]:
+    page, look = open_page(site + ADDRESS)
+    yield page.locator(".own-picture")
+    assert look.complaints == [] and look.foreign == []
+    page.close()
+
+
+def take(own: Locator, title: str) -> None:
+    """Choose one of the pictures that are offered and wait for what the encoders say."""
+    own.get_by_role("button", name=title).click()
+    expect(own.locator(".message")).to_contain_text(f"{title}: click", timeout=60_000)
+
+
+def maps_drawn(own: Locator) -> list[str]:
+    return own.locator(".views canvas").evaluate_all("all => all.map(canvas => canvas.toDataURL())")
+
+
+def query(own: Locator) -> str:
+    return own.locator("[aria-selected=true]").get_attribute("aria-label")
+
+
+@pytest.mark.site
+def test_maps_in_the_browser_are_those_of_pytorch(own: Locator) -> None:
+    for title, names in (("chelsea", ENCODERS[:2]), ("generated image 7", ENCODERS[2:])):
+        take(own, title)
+        for name in names:
+            found = own.page.evaluate(RESULT, name)
+            image = torch.tensor(found["pixels"], dtype=torch.uint8).view(1, 32, 32, 3).permute(0, 3, 1, 2)
+            expected = attention_maps(load(name, device="cpu"), image)[:, 0]
+            assert (torch.tensor(found["maps"]).view(expected.shape) - expected).abs().max() < 1e-3
+    assert torch.equal(image, pictures()[2:])  # a picture of the training's size stays as it is
+
+
+@pytest.mark.site
+def test_weights_come_with_the_first_picture_and_nothing_is_sent(own: Locator) -> None:
+    requests = []
+    own.page.on("request", lambda request: requests.append(request))
+    loaded = own.page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert not [address for address in loaded if address.endswith(SUFFIX)]
+    take(own, "coffee")
+    take(own, "rocket")
+    sent = [r for r in requests if not r.url.startswith(("data:", "blob:"))]
+    assert sorted(Path(r.url).name for r in sent) == [f"{name}{SUFFIX}" for name in ENCODERS[:2]]
+    assert all(r.method == "GET" and r.post_data is None for r in requests)
+
+
+@pytest.mark.site
+def test_arrow_keys_move_the_query_and_its_focus_is_seen(own: Locator) -> None:
+    take(own, "chelsea")
+    keyboard, before = own.page.keyboard, maps_drawn(own)
+    own.get_by_role("combobox", name="Head").focus()
+    keyboard.press("Tab")
+    active = "document.activeElement.getAttribute('aria-label')"
+    assert own.page.evaluate(active) == query(own) == "row 3, column 3"
+    keyboard.press("ArrowDown")
+    keyboard.press("ArrowRight")
+    assert own.page.evaluate(active) == query(own) == "row 4, column 4"
+    assert own.page.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 3
+    after = maps_drawn(own)
+    changed = [old != new for old, new in zip(before, after, strict=True)]
+    assert changed == [True, True, False] * 2  # components do not depend on the query
+    for _ in range(9):
+        keyboard.press("ArrowUp")
+    assert query(own) == "row 0, column 4"
+    expect(own.locator(".summary")).to_contain_text("row 0, column 4")
+
+
+@pytest.mark.site
+def test_depth_head_and_encoders_are_chosen(own: Locator) -> None:
+    take(own, "chelsea")
+    seen = [maps_drawn(own)]
+    own.get_by_role("slider", name="Depth").focus()
+    own.page.keyboard.press("ArrowLeft")
+    expect(own.locator(".summary")).to_contain_text("depth 7;")
+    seen.append(maps_drawn(own))
+    own.get_by_role("combobox", name="Head").select_option("1")
+    expect(own.locator(".charts")).to_contain_text("Depth 7, head 1: CL")
+    seen.append(maps_drawn(own))
+    own.get_by_role("combobox", name="Encoders").select_option("1")
+    own.page.wait_for_function("'shapes.mim' in ownPicture.results", timeout=60_000)
+    seen.append(maps_drawn(own))
+    assert all(one[0] != other[0] for one, other in pairwise(seen))
+
+
+@pytest.mark.site
+def test_a_file_of_the_reader_is_looked_at_and_what_is_no_picture_named(own: Locator, tmp_path: Path) -> None:
+    picture = tmp_path / "mine.png"
+    Image.fromarray(np.full((80, 120, 3), 200, dtype=np.uint8)).save(picture)
+    own.locator("input[type=file]").set_input_files(picture)
+    expect(own.locator(".panels")).to_contain_text("mine.png, 120 × 80 px", timeout=60_000)
+    assert set(own.page.evaluate(RESULT, "cifar10.cl")["pixels"]) == {200}
+    text = tmp_path / "mine.txt"
+    text.write_text("no picture")
+    own.locator("input[type=file]").set_input_files(text)
+    expect(own.locator(".message")).to_contain_text("no picture that this browser can read")
+
+
+@pytest.mark.site
+def test_with_results_it_is_accessible_in_both_schemes_and_fits_a_phone(own: Locator) -> None:
+    take(own, "chelsea")
+    page: Page = own.page
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
+        page.wait_for_timeout(300)  # colours fade into each other
+        found = Axe().run(page, context=".own-picture", options={"preload": False}).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert own.evaluate("host => host.scrollWidth <= host.clientWidth")
+
+
+@pytest.mark.site
+def test_without_scripts_a_sentence_stands_in(browser: Browser, site: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(site + ADDRESS)
+    expect(page.locator(".own-picture")).to_contain_text("needs a browser with scripts enabled")
+    context.close()
+
+
+@pytest.mark.site
+def test_it_works_from_the_disk(open_page: Callable) -> None:
+    page, look = open_page((Path(__file__).parents[2] / "book" / "_build" / "html" / ADDRESS).as_uri())
+    take(page.locator(".own-picture"), "astronaut")
+    assert look.foreign == []
+    page.close()

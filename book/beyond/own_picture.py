@@ -1,0 +1,88 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Your own picture
+#
+# **Invitation.** Drop a photograph on this page and see where a contrastive encoder
+# and a masked image model look in it. Both run in your browser; the picture does not
+# leave it.
+
+# %% tags=["parameters"]
+MODELS = {"cifar10": ["cifar10.cl", "cifar10.mim"], "shapes": ["shapes.cl", "shapes.mim"]}
+FOLDER = "../_static/own_picture"  # where the weights are written, beside this page
+
+# %% [markdown]
+# ## What to look for
+#
+# Numbers are means over the last third of the blocks and over the test images that
+# the curves further down are averaged over {cite:p}`park2023what`.
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+from nbhelpers.results import late, table
+
+frames = {study: table(study, "metrics", names) for study, names in MODELS.items()}
+lines = {
+    "nmi": "**Move the query.** Does the map follow it? NMI is 0 if it never does",
+    "attention_distance": "**Far or near.** Attention distance, in pixels of 32",
+    "token_cosine": "**All alike?** Cosine between the tokens of one picture",
+}
+for metric, text in lines.items():
+    values = {study: late(frame, metric) for study, frame in frames.items()}
+    said = [", ".join(f"{k} {v:.2f}" for k, v in row.items()) for row in values.values()]
+    named = "; ".join(f"{one} on `{study}`" for one, study in zip(said, values, strict=True))
+    lines[metric] = f"- {text}: {named}."
+Markdown("\n".join(lines.values()))
+
+# %% [markdown]
+# ## Look
+#
+# Take one of the six pictures or one of yours. Click a patch, or move the outlined one
+# with the arrow keys once it has the focus. Each attention map is drawn on its own
+# scale; similarity is the cosine between the query's token and every other one, after
+# the chosen block. In the third view a token's first three principal components are
+# red, green and blue: parts of one colour are parts that the encoder holds alike.
+
+# %% tags=["hide-input"]
+from nbhelpers import load, own_picture, study
+from nbhelpers.images import photographs
+
+groups = [
+    own_picture.Group(study(name).title, [load(model) for model in models], frames[name])
+    for name, models in MODELS.items()
+]
+photos, generated = photographs(96), study("shapes").images("test")
+pictures = [own_picture.Picture(photos.classes["class"][i], photos[i]) for i in (0, 2, 3, 4)]
+last = len(groups) - 1  # the encoders of generated images
+pictures += [own_picture.Picture(f"generated image {i}", generated[i], last) for i in (7, 8)]
+own_picture.page(groups, pictures, FOLDER)
+
+# %% [markdown]
+# ## How it is done
+#
+# - **Weights.** Each encoder is a script beside this page: its half-precision weights in
+#   base64. It is loaded when you take a picture, not before, and nothing is sent.
+# - **Pictures.** The square in the middle is reduced to the resolution of the training,
+#   32 pixels a side, by area averaging: each pixel is the mean colour of an equal part
+#   of yours. Then come each encoder's own mean and deviation; those of `shapes` also
+#   standardise every picture.
+# - **Encoder.** Eight blocks of width 128 with four heads over 65 tokens, in plain typed
+#   arrays, in a Worker, so that the page stays responsive. Tests hold its maps to
+#   PyTorch's within 0.001 at every depth and in every head.
+# - **Numbers.** Attention is the softmax over patch tokens, as in all chapters. Solid
+#   lines are this picture, dashed ones the mean over the test images.
+#
+# A photograph of a whole street is not what these encoders were trained on: CIFAR-10
+# shows one object, in the middle and large.
+#
+# ## Try it yourself
+#
+# 1. Put other encoders into `MODELS`, such as `"cifar10.random"`, and run the page
+#    again: what does an untrained model look like?
+# 2. Choose the encoders of generated images for a photograph. What is left?
+# 3. Find a picture whose NMI lies far from the dashed line, and say why.
