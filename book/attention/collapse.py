@@ -84,7 +84,7 @@ I = H(p_k) - H(A).mean(-1)
 NMI = I / (math.log(N) * H(p_k)).sqrt()  # B H
 
 assert_close(NMI, normalized_mutual_information(A), atol=1e-4, rtol=1e-4)
-pd.DataFrame(NMI.mean(0)[None].cpu().numpy(), index=["NMI"]).rename_axis(columns="head").round(3)
+pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head").T.round(3)
 
 # %% [markdown]
 # ## NMI by depth
@@ -93,13 +93,13 @@ pd.DataFrame(NMI.mean(0)[None].cpu().numpy(), index=["NMI"]).rename_axis(columns
 # blocks have become one map.
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error.", "name": "fig-nmi"}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing, "published"], columns=2, sharey=True)
+titles = [*map(plots.title, frames.values()), *missing, "published"]
+axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "nmi", ax, heads=True)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth(published(), "nmi", axes[-1])
-axes[-1].set_ylim(0, 1)
 legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 plots.download(pd.concat(frames.values()), "nmi")
@@ -112,11 +112,10 @@ plots.download(pd.concat(frames.values()), "nmi")
 # is 1 for the flat map alone.
 
 # %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention.", "name": "fig-entropy"}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], columns=2, sharey=True)
+titles = [*map(plots.title, frames.values()), *missing]
+axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
-    plots.by_depth(frame, "attention_entropy", ax, heads=True)
-    ax.axhline(1, color="#555555", lw=1, ls="--", label="uniform attention")
-    ax.set_ylim(0, 1.05)
+    plots.by_depth(frame, "attention_entropy", ax, True, (1, "uniform attention"))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
@@ -148,13 +147,14 @@ KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same.", "name": "fig-kinds"}}
-axes = plots.panels([*map(plots.title, others.values()), *absent, "published"], columns=2, sharey=True)
+titles = [*map(plots.title, others.values()), *absent, "published"]
+axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
     plots.by_depth(frame, "nmi", ax)
 for ax, reason in zip(axes[len(others) :], absent.values(), strict=False):
     plots.note(ax, reason)
-plots.published_by_depth(published(), "nmi", axes[-1], models=["MoCo v3", "DINO", "SimMIM", "MAE"])
-axes[-1].set_ylim(0, 1)
+four = "MoCo v3", "DINO", "SimMIM", "MAE"
+plots.published_by_depth(published(), "nmi", axes[-1], four)
 legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 rows = {
@@ -212,5 +212,6 @@ spread.unstack("model").round(2)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 from nbhelpers.metrics import attention_entropy
 
-same = torch.tensor([0.5, 0.5, 0, 0]).expand(1, 1, 4, 4)  # all queries share two of four keys
+# All queries share two of four keys.
+same = torch.tensor([0.5, 0.5, 0, 0]).expand(1, 1, 4, 4)
 normalized_mutual_information(same), attention_entropy(same)
