@@ -19,7 +19,7 @@
 #
 # $$
 # I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q\cdot}), \qquad H(p) = -\sum_i p_i \log p_i
-# $$ (eq-nmi)
+# $$
 #
 # of the uncertainty about the key. Relative to the two entropies this is the *normalised mutual information*
 #
@@ -59,7 +59,7 @@ scorecard.result(["2", "3"], STUDIES, MODELS)
 # ## The quantity
 #
 # Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
-# softmax over the patch tokens gives $A$, and {eq}`eq-nmi` is four lines.
+# softmax over the patch tokens gives $A$, and the formula is four lines.
 
 # %%
 from nbhelpers.capture import capture
@@ -92,7 +92,7 @@ pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head").T.round(3)
 # The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
 # blocks have become one map.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error.", "name": "fig-nmi"}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -101,7 +101,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth(published(), "nmi", axes[-1])
 legend = plots.legend_below(axes)
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "nmi")
 
 # %% [markdown]
@@ -111,7 +111,7 @@ plots.download(pd.concat(frames.values()), "nmi")
 # and selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it
 # is 1 for the flat map alone.
 
-# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention.", "name": "fig-entropy"}}
+# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention."}}
 titles = [*map(plots.title, frames.values()), *missing]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -146,7 +146,7 @@ pd.DataFrame(rows).T.round(3)
 KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same.", "name": "fig-kinds"}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
