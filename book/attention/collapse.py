@@ -101,6 +101,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth(published(), "nmi", axes[-1])
 legend = plots.legend_below(axes)
+
 # %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "nmi")
 
@@ -119,6 +120,7 @@ for ax, frame in zip(axes, frames.values(), strict=False):
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
+
 # %% [markdown]
 # A curve that is low in the first figure and clearly below the dashed line in the second has collapsed: it selects, and
 # selects the same for all. A curve at the dashed line has not collapsed. It has never begun to select, and that is
@@ -156,6 +158,7 @@ for ax, reason in zip(axes[len(others) :], absent.values(), strict=False):
 four = "MoCo v3", "DINO", "SimMIM", "MAE"
 plots.published_by_depth(published(), "nmi", axes[-1], four)
 legend = plots.legend_below(axes)
+
 # %% tags=["hide-input"]
 rows = {
     (name, metric.replace("_", " ")): late(frame, metric)

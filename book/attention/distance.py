@@ -107,6 +107,7 @@ axes[-1].axhline(vit_b, **line)
 for ax in axes:
     ax.set_ylim(bottom=0)
 legend = plots.legend_below(axes)
+
 # %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "attention_distance")
 
@@ -143,6 +144,7 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
+
 # %% [markdown]
 # ## What would refute it
 #

@@ -36,13 +36,3 @@ def test_a_study_without_images_and_stored_rows_says_what_is_missing(no_photogra
     frames, missing = gather(["shapes", "cifar10"], ["nmi"], ["shapes.random"], n_images=4)
     assert list(frames) == ["shapes"]
     assert missing == {"cifar10": "no photographs here"}
-
-
-def test_stored_rows_stand_in_for_images(no_photographs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = analyse(
-        load("shapes.random"), study("shapes").images("test").subset(4), ["nmi", "attention_entropy"]
-    )
-    monkeypatch.setattr("nbhelpers.results.stored", lambda name, table: stored.assign(source="stored 2026"))
-    frames, _ = gather(["cifar10"], ["nmi"], ["shapes.random"])
-    assert set(frames["cifar10"]["metric"]) == {"nmi"}
-    assert set(frames["cifar10"]["source"]) == {"stored 2026"}
