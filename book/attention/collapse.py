@@ -19,7 +19,7 @@
 #
 # $$
 # I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q\cdot}), \qquad H(p) = -\sum_i p_i \log p_i
-# $$ (eq-nmi)
+# $$
 #
 # of the uncertainty about the key. Relative to the two entropies this is the *normalised mutual information*
 #
@@ -59,7 +59,7 @@ scorecard.result(["2", "3"], STUDIES, MODELS)
 # ## The quantity
 #
 # Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
-# softmax over the patch tokens gives $A$, and {eq}`eq-nmi` is four lines.
+# softmax over the patch tokens gives $A$, and the formula is four lines.
 
 # %%
 from nbhelpers.capture import capture
@@ -84,7 +84,7 @@ I = H(p_k) - H(A).mean(-1)
 NMI = I / (math.log(N) * H(p_k)).sqrt()  # B H
 
 assert_close(NMI, normalized_mutual_information(A), atol=1e-4, rtol=1e-4)
-pd.DataFrame(NMI.mean(0)[None].cpu().numpy(), index=["NMI"]).rename_axis(columns="head").round(3)
+pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head").T.round(3)
 
 # %% [markdown]
 # ## NMI by depth
@@ -92,16 +92,17 @@ pd.DataFrame(NMI.mean(0)[None].cpu().numpy(), index=["NMI"]).rename_axis(columns
 # The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
 # blocks have become one map.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error.", "name": "fig-nmi"}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing, "published"], columns=2, sharey=True)
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error."}}
+titles = [*map(plots.title, frames.values()), *missing, "published"]
+axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "nmi", ax, heads=True)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth(published(), "nmi", axes[-1])
-axes[-1].set_ylim(0, 1)
 legend = plots.legend_below(axes)
-# %% tags=["hide-input"]
+
+# %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "nmi")
 
 # %% [markdown]
@@ -111,15 +112,15 @@ plots.download(pd.concat(frames.values()), "nmi")
 # and selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it
 # is 1 for the flat map alone.
 
-# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention.", "name": "fig-entropy"}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], columns=2, sharey=True)
+# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention."}}
+titles = [*map(plots.title, frames.values()), *missing]
+axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
-    plots.by_depth(frame, "attention_entropy", ax, heads=True)
-    ax.axhline(1, color="#555555", lw=1, ls="--", label="uniform attention")
-    ax.set_ylim(0, 1.05)
+    plots.by_depth(frame, "attention_entropy", ax, True, (1, "uniform attention"))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
+
 # %% [markdown]
 # A curve that is low in the first figure and clearly below the dashed line in the second has collapsed: it selects, and
 # selects the same for all. A curve at the dashed line has not collapsed. It has never begun to select, and that is
@@ -147,15 +148,17 @@ pd.DataFrame(rows).T.round(3)
 KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same.", "name": "fig-kinds"}}
-axes = plots.panels([*map(plots.title, others.values()), *absent, "published"], columns=2, sharey=True)
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same."}}
+titles = [*map(plots.title, others.values()), *absent, "published"]
+axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
     plots.by_depth(frame, "nmi", ax)
 for ax, reason in zip(axes[len(others) :], absent.values(), strict=False):
     plots.note(ax, reason)
-plots.published_by_depth(published(), "nmi", axes[-1], models=["MoCo v3", "DINO", "SimMIM", "MAE"])
-axes[-1].set_ylim(0, 1)
+four = "MoCo v3", "DINO", "SimMIM", "MAE"
+plots.published_by_depth(published(), "nmi", axes[-1], four)
 legend = plots.legend_below(axes)
+
 # %% tags=["hide-input"]
 rows = {
     (name, metric.replace("_", " ")): late(frame, metric)
@@ -212,5 +215,6 @@ spread.unstack("model").round(2)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 from nbhelpers.metrics import attention_entropy
 
-same = torch.tensor([0.5, 0.5, 0, 0]).expand(1, 1, 4, 4)  # all queries share two of four keys
+# All queries share two of four keys.
+same = torch.tensor([0.5, 0.5, 0, 0]).expand(1, 1, 4, 4)
 normalized_mutual_information(same), attention_entropy(same)

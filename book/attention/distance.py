@@ -19,7 +19,7 @@
 #
 # $$
 # D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, d_{qk}, \qquad d_{qk} = \lVert x_q - x_k \rVert ,
-# $$ (eq-distance)
+# $$
 #
 # with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
 # same everywhere has a distance too: the mean of $d$ over all pairs, 116.49 px on a grid of 14 x 14 patches of 16 px. A
@@ -55,7 +55,7 @@ scorecard.result(["1"], STUDIES, MODELS)
 # ## The quantity
 #
 # Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
-# softmax over the patch tokens gives $A$, and {eq}`eq-distance` is the last line of the second cell.
+# softmax over the patch tokens gives $A$, and the formula is the line of $D$.
 
 # %%
 from nbhelpers.capture import capture
@@ -90,23 +90,25 @@ uniform = {}
 for name in frames:
     grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
     uniform[name] = [float(patch_distances(*grid).mean()) for grid in sorted(grids)]
-theirs = float(patch_distances((14, 14), 16).mean())  # of ViT-B/16
+vit_b = float(patch_distances((14, 14), 16).mean())  # of the published curves
 line = {"color": "#555555", "lw": 1, "ls": "--", "label": "uniform attention"}
 
-# %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds the published curves, in which MoCo v3 rises to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: uniform attention. Last panel: ViT-B/16 on ImageNet, read off the output of the paper's code (MoCo v3) and of a third party's run of it with the official weights (SimMIM), with bars for the reading error.", "name": "fig-distance"}}
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds the published curves, in which MoCo v3 rises to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: uniform attention. Last panel: ViT-B/16 on ImageNet, read off the output of the paper's code (MoCo v3) and of a third party's run of it with the official weights (SimMIM), with bars for the reading error."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
-axes = plots.panels(titles, columns=2)
+axes = plots.panels(titles)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "attention_distance", ax, heads=True)
     for px in uniform[name]:
         ax.axhline(px, **line)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
-plots.published_by_depth(published(), "attention_distance", axes[-1]).axhline(theirs, **line)
+plots.published_by_depth(published(), "attention_distance", axes[-1])
+axes[-1].axhline(vit_b, **line)
 for ax in axes:
     ax.set_ylim(bottom=0)
 legend = plots.legend_below(axes)
-# %% tags=["hide-input"]
+
+# %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "attention_distance")
 
 # %% [markdown]
@@ -125,14 +127,16 @@ pd.DataFrame(far).T.round(1)
 # **attention entropy** of a head tells them apart: it is 1 for the flat map alone
 # ([Attention collapse](collapse.py) has its formula).
 
-# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image.", "name": "fig-distance-entropy"}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], columns=2)
+# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing])
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     heads = frame[frame["head"] >= 0]
     keys = ["model", "objective", "depth", "head"]
     dots = heads.pivot(index=keys, columns="metric", values="value")
-    for who, points in dots.groupby(["model", "objective"], sort=False):
-        look = plots.line_style(*who) | {"linestyle": "none", "alpha": 0.6}
+    models = dots.groupby(["model", "objective"], sort=False)
+    looks = plots.line_styles(list(models.groups))
+    for who, points in models:
+        look = looks[who[0]] | {"linestyle": "none", "alpha": 0.6}
         ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(*who), **look)
     for px in uniform[name]:
         ax.axhline(px, **line)
@@ -140,6 +144,7 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
+
 # %% [markdown]
 # ## What would refute it
 #

@@ -1,6 +1,9 @@
 """The form of each chapter, and that a chapter runs on its own with another model."""
 
 import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -50,6 +53,29 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def solutions(path: Path) -> list[str]:
     """The hidden solutions of a chapter's exercises."""
     return tagged(jupytext.read(path), "solution")
+
+
+def test_copied_chapters_build_beside_their_originals(tmp_path: Path) -> None:
+    """Nothing that a chapter defines, such as the label of a formula, may be there twice."""
+    book = tmp_path / "book"
+    shutil.copytree(BOOK, book, ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    pages = ["reference/glossary", "reference/bibliography"]
+    for path in filter(solutions, CHAPTERS):
+        name = path.relative_to(BOOK).with_suffix("").as_posix()
+        shutil.copy(path, book / f"{name}_copy.py")
+        pages += [name, f"{name}_copy"]
+    (book / "index.py").write_text("# %% [markdown]\n# # Front\n")
+    toc = {"format": "jb-book", "root": "index", "chapters": [{"file": page} for page in pages]}
+    (book / "_toc.yml").write_text(yaml.safe_dump(toc))
+    config = yaml.safe_load((book / "_config.yml").read_text())
+    config["execute"]["execute_notebooks"] = "off"
+    # Of pages that are left out, and of a language that is known only from a run.
+    config["sphinx"]["config"]["suppress_warnings"] = ["myst.xref_missing", "myst-nb.lexer"]
+    config["sphinx"]["config"]["percent_watch"] = []
+    (book / "_config.yml").write_text(yaml.safe_dump(config))
+    command = [Path(sys.executable).parent / "jupyter-book", "build", str(book), "-W", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

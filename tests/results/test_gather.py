@@ -1,0 +1,38 @@
+"""What chapters draw: any mixture of models, the draw of images, studies without images."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbhelpers import analyse, load, study
+from nbhelpers.images import MissingDataError
+from nbhelpers.results import gather
+from nbhelpers.studies import Study
+
+
+@pytest.fixture
+def no_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `shapes` has images."""
+    images = Study.images
+
+    def lacking(self: Study, split: str = "test"):
+        if self.name != "shapes":
+            raise MissingDataError("no photographs here")
+        return images(self, split)
+
+    monkeypatch.setattr(Study, "images", lacking)
+
+
+def test_names_and_encoders_on_the_images_that_were_drawn() -> None:
+    frames, missing = gather(["shapes"], ["nmi"], ["shapes.cl", load("shapes.mim")], n_images=4, seed=3)
+    drawn = study("shapes").images("test").subset(4, seed=3)
+    rows = frames["shapes"].query("model == 'shapes.mim'")
+    assert missing == {}
+    assert list(frames["shapes"]["model"].unique()) == ["shapes.cl", "shapes.mim"]
+    assert rows["value"].tolist() == analyse(load("shapes.mim"), drawn, ["nmi"])["value"].tolist()
+
+
+def test_a_study_without_images_and_stored_rows_says_what_is_missing(no_photographs: None) -> None:
+    frames, missing = gather(["shapes", "cifar10"], ["nmi"], ["shapes.random"], n_images=4)
+    assert list(frames) == ["shapes"]
+    assert missing == {"cifar10": "no photographs here"}
