@@ -7,54 +7,89 @@
 # %% [markdown]
 # # What do self-supervised Vision Transformers learn?
 #
-# A Vision Transformer can be trained without a single label in two quite different ways. **Contrastive learning**
-# (CL) shows it two altered views of one image and asks for the same representation, unlike those of all other
-# images. **Masked image modelling** (MIM) hides most of an image and asks for the missing pixels. Both give
-# encoders that are useful afterwards, but not for the same things: CL wins when a linear classifier is put on the
-# frozen encoder, MIM when the whole encoder is fine-tuned, when the model is large, or when every part of the
-# image counts. Why?
-#
-# {cite:t}`park2023what` looked inside. Their answer has three parts, and each is a statement about something that
-# can be measured:
-#
-# 1. **How do self-attentions behave?** CL trains attention that reaches across the whole image and follows the
-#    shape of objects, above all in later layers. But it becomes nearly the same for every query token and every
-#    head. MIM's attention stays more local and more diverse.
-# 2. **How are representations transformed?** CL moves all tokens of an image together and relies on low spatial
-#    frequencies, that is, on shape. MIM moves tokens apart and relies on high frequencies, on texture.
-# 3. **Which components matter?** CL does its work in the later layers, MIM in the earlier ones. So the two
-#    complement each other, and even a simple combination of both losses can beat either.
-#
-# This book measures these statements again, with everything at hand: the images, the trained encoders, the
-# definition of every metric and the code that computes it. Each chapter is a notebook that runs on an ordinary
-# computer, and each names what would refute the statement it opens with.
+# A Vision Transformer can be trained without labels in two ways. **Contrastive learning** (CL) shows it two altered
+# views of one image and asks for one representation, unlike those of all other images. **Masked image modelling**
+# (MIM) hides most of an image and asks for the missing pixels. Both give useful encoders, but not for the same things.
+# {cite:t}`park2023what` looked inside and asked why. This book measures their answers again, with everything at hand:
+# images, trained encoders, the formula of every metric and the code that computes it.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
+
+# %% tags=["remove-input"]
+from IPython.display import Markdown
+
+from nbhelpers import load, plots, scorecard, study
+from nbhelpers.images import photographs
+from nbhelpers.measure import attention_maps
+from nbhelpers.results import published, table
+
+plots.style()
+card = scorecard.scorecard(STUDIES)
+
+
+def said(*numbers):
+    """In how many entries, of those of some rows that were measured, the claim shows."""
+    rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
+    return f"(it shows in {(rows['verdict'] == 'shows').sum()} of {len(rows)} measurements)"
+
+
+Markdown(
+    "**The answer in three sentences.** Late in a contrastive encoder, attention reaches across the image and is "
+    f"nearly the same from every query; a masked one looks around each token {said('1', '2', '3')}. A contrastive "
+    "encoder goes by shape and forgets fine detail, a masked one keeps texture and high frequencies "
+    f"{said('9c', '10', '11')}. Contrast does its work in the last blocks, where a masked encoder already "
+    f"turns back to pixels, so that each is better at what the other is asked less for {said('12', '14a', '14c')}."
+)
+
+# %% [markdown]
+# **Where two late blocks look, from three places of one image.** The outlined patch asks; bright patches answer.
+
+# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with an outlined query patch in three places, and over it the attention maps of that query in the last but one block: for CL the three maps are nearly one map, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries, averaged over heads, of the encoders trained on CIFAR-10, in the middle and in the last but one block.", "name": "fig-front-maps"}}
+picture = photographs(32).batch([0])
+encoders = [load(name) for name in study("cifar10").trained("cl", "mim")[:2]]
+maps = {encoder.objective: attention_maps(encoder, picture)[:, 0] for encoder in encoders}
+plots.query_maps(picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875]);
+
+# %% [markdown]
+# **How much the query matters to where it looks** ([attention collapse](attention/collapse.py)): at 0 all queries of an
+# image share one map.
+
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Normalised mutual information of query and key against depth, a line per model, for CIFAR-10 and as published: that of CL falls towards zero at the end, that of MIM stays high."}, "figure": {"caption": "Normalised mutual information of query and key by depth, here and as published for ViT-B/16. Grey: an untrained encoder.", "name": "fig-front-nmi"}}
+frame = table(STUDIES[-1], "metrics", metrics=["nmi"])
+axes = plots.panels([plots.title(frame), "published"], sharey=True)
+plots.by_depth(frame, "nmi", axes[0])
+plots.published_by_depth(published(), "nmi", axes[1])
+plots.legend_below(axes);
+
+# %% [markdown]
+# **What a linear layer reads at each depth** ([layers](components/layers.py)): in these generated images shape and texture
+# are drawn independently.
+
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images.", "name": "fig-front-probes"}}
+frame = table(STUDIES[0], "probes")
+axes = plots.panels([f"{label}\n{plots.title(rows)}" for label, rows in frame.groupby("label")], sharey=True)
+for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
+    plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
+plots.legend_below(axes);
 
 # %% [markdown]
 # ## The scorecard
 #
 # Each finding of the paper is a row: what is claimed, what is measured, and how large the effect is in each study, with
-# its 95 % interval. An effect is written so that it is above 0 when the claim shows. The verdict follows from the
-# interval by one rule, the same for all:
-#
-# - **shows**: the whole interval lies above 0;
-# - **does not show**: no part of it does;
-# - **undecided**: neither;
-# - **not measured**: an encoder or a table is missing, and the row says which.
-#
-# What is measured, where in the encoder, and this rule were fixed before this table was first computed. No threshold
-# was chosen afterwards, and no row left out. "Late" means the last third of the blocks. The paper's own value
-# comes from encoders of another size, on other images, often in other units of length, so it is its sign that can be
-# compared.
+# its 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
+# above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
+# missing. What is measured and this rule were fixed before the table was first computed.
+
+# %% tags=["remove-input"]
+count = card["verdict"].value_counts()
+words = ("shows", "does not show", "undecided", "not measured")
+Markdown("; ".join(f"**{word}**: {count.get(word, 0)}" for word in words) + f", of {len(card)} entries.")
 
 # %% [markdown]
 # ### How do self-attentions behave?
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["remove-input"]
 scorecard.rows("attention", STUDIES)
 
 # %% [markdown]
@@ -75,50 +110,31 @@ scorecard.rows("components", STUDIES)
 # %% tags=["remove-input"]
 scorecard.rows("hybrid", STUDIES)
 
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-card = scorecard.scorecard(STUDIES)
-for word in ("shows", "does not show", "undecided", "not measured"):
-    glue(word.replace(" ", "-"), int((card["verdict"] == word).sum()), display=False)
-glue("entries", len(card), display=False)
-glue("single", int((card["seeds"] == 1).sum()), display=False)
-glue("intervals", int(card["seeds"].notna().sum()), display=False)
-
-# %% tags=["remove-cell"]
-from nbhelpers.models import manifest
-
-precisions = [row["precision"] for row in manifest().values()]
-glue("encoders", len(precisions), display=False)
-glue("half", precisions.count("bfloat16"), display=False)
-
 # %% [markdown]
 # ### How far to trust it
-#
-# Of {glue:text}`entries` entries, {glue:text}`shows` show the claim, {glue:text}`does-not-show` do not,
-# {glue:text}`undecided` are undecided and {glue:text}`not-measured` are not measured.
-#
-# - An interval says how far the effect would move with **other test images**. Where several encoders were trained from
-#   different seeds, it also says how far it would move with **another training run**. {glue:text}`single` of the
-#   {glue:text}`intervals` measured entries rest on one run of at least one of their encoders: their intervals are too
-#   narrow as statements about the methods.
-# - **Two runs say little about a third.** The interval over two seeds reaches nine standard deviations to either side
-#   (Student's t with one degree of freedom), that over three two and a half. So a second seed makes entries undecided
-#   that a single run would have called sure. It has not made them less true; it shows how little a single run knew.
-# - {glue:text}`half` of the {glue:text}`encoders` encoders were trained in **bfloat16**, the others in float32
-#   ([the hybrid's chapter](hybrid/hybrid.py) says which of its own).
-# - Intervals are on the safe side of what the images alone allow. Depths of one encoder share their images, and may err
-#   together or against each other; their margins are added, which holds in either case. Margins of two encoders are
-#   combined as if independent. For accuracies this is Newcombe's interval {cite:p}`newcombe1998interval`. The depth of a
-#   peak and the effective rank over images have no margins to add and get a parametric bootstrap. Where the best of
-#   several was chosen, the interval pays for the choice.
-# - An effect can be **sure and small**. The verdict is about its sign; whether its size matters is for the chapters, which
-#   show the curves behind each row.
-#
-# `nbhelpers.scorecard.scorecard(["shapes", "cifar10"])` gives the same as a data frame, with the sources of the published
-# values.
+
+# %% tags=["remove-input"]
+measured = card[card["verdict"] != "not measured"]
+Markdown(
+    f"{(measured['seeds'] == 1).sum()} of the {len(measured)} measured entries rest on one training run of at least "
+    "one of their encoders: their intervals hold for other test images, and are too narrow as statements about "
+    "another run of the method."
+)
 
 # %% [markdown]
+# - **Two runs say little about a third.** Where several encoders were trained from different seeds the interval is that of
+#   Student's t over them as well; with two seeds it reaches far, so that more seeds can turn an entry "undecided".
+# - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or have another width, the row
+#   says so. The newest ones were trained on a GPU in bfloat16 with images drawn with replacement; the manifest in
+#   `data/encoders` has the recipe of each.
+# - **On the safe side.** Margins of one encoder's depths are added; those of two encoders are combined as if independent,
+#   for accuracies Newcombe's interval {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval
+#   pays for the choice.
+# - **Sure and small.** A verdict is about the sign of an effect; whether its size matters is for the chapters, which show
+#   the curves behind each row. The paper's own value comes from larger encoders on other images: compare the sign.
+#
+# `nbhelpers.scorecard.scorecard(["shapes", "cifar10"])` gives the same as a data frame, with the sources.
+#
 # ## Read, run, change
 #
 # The menu at the top of each chapter offers its source as `.py` and as `.ipynb`. From a clone of the project,
