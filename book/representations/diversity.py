@@ -94,7 +94,8 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()).query("metric == 'token_cosine'"), "token_cosine")
+tokens = pd.concat(frames.values()).query("metric == 'token_cosine'")
+plots.download(tokens, "token_cosine")
 
 # %% [markdown]
 # Compare each curve with the dotted line first. An untrained encoder has tokens that are very much alike, so a high
@@ -108,9 +109,10 @@ plots.download(pd.concat(frames.values()).query("metric == 'token_cosine'"), "to
 # cosine of 1.
 
 # %% mystnb={"image": {"alt": "Mean cosine between the attention outputs of the tokens of an image against depth, a line per model in one panel per study, with a dashed line at 1 where all outputs are alike; the untrained encoder lies near that line."}, "figure": {"caption": "Mean cosine between the outputs of self-attention for the tokens of an image, before the residual is added. Lines and bands as above. The untrained encoder attends uniformly, so that all tokens get nearly the same output."}}
+alike = (1, "all tokens alike")
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
-    plots.by_depth(frame, "attention_token_cosine", ax, reference=(1, "all tokens alike"))
+    plots.by_depth(frame, "attention_token_cosine", ax, reference=alike)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
@@ -145,8 +147,8 @@ rows = {}
 for encoder in study("shapes").encoders(MODELS):
     z = after_last_block(encoder, min(64, N_IMAGES))
     centred = z - z.mean((0, 1))  # one vector for all images and places
-    both = {"as they are": z, "without the common vector": centred}
-    rows[encoder.name] = {key: c_bar(tokens).mean().item() for key, tokens in both.items()}
+    pair = {"as they are": z, "without the common vector": centred}
+    rows[encoder.name] = {key: c_bar(v).mean().item() for key, v in pair.items()}
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
@@ -237,5 +239,5 @@ c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1))
 pair = ["nmi", "attention_token_cosine"]
 few, _ = gather(["shapes"], pair, MODELS, n_images=min(64, N_IMAGES))
 whole = few["shapes"].query("head < 0")
-table = whole.pivot_table(index="depth", columns=["model", "metric"], values="value", sort=False)
+table = whole.pivot_table("value", "depth", ["model", "metric"], sort=False)
 table.round(2)

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from torch.testing import assert_close
 
-from nbhelpers import load, plots, scorecard, study
+from nbhelpers import plots, scorecard, study
 from nbhelpers.results import gather, late
 from nbhelpers.studies import label
 
@@ -68,7 +68,8 @@ u_bar = u.mean(1)  # B D
 share = N * u_bar.square().sum(-1) / u.square().sum((1, 2))  # B
 
 assert_close(share, common_update_share(before, after), atol=1e-4, rtol=1e-4)
-pd.DataFrame(share[None].cpu().numpy(), index=["common share"]).rename_axis(columns="image").round(3)
+table = pd.DataFrame(share[None].cpu().numpy(), index=["common share"])
+table.rename_axis(columns="image").round(3)
 
 # %% [markdown]
 # ## One image, before and after each attention
@@ -81,9 +82,10 @@ def token_steps(encoders, source, index):
     """Tokens of an image before and after self-attention, a row per model."""
     steps, colours = {}, {}
     for encoder in encoders:
-        places = []
-        with capture(encoder, on_stream=lambda record, kept=places: kept.append(record.patches[0].cpu())):
+        stream = []
+        with capture(encoder, on_stream=stream.append):
             encoder.forward(encoder.batch(source, [index]))
+        places = [record.patches[0].cpu() for record in stream]
         name = label(encoder.name, encoder.objective)
         steps[name] = list(zip(places[0::2], places[1::2], strict=False))
         colours[name] = plots.line_style(encoder.name, encoder.objective)["color"]
@@ -91,7 +93,8 @@ def token_steps(encoders, source, index):
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
-figure = token_steps(study("shapes").encoders(MODELS), study("shapes").images("test"), 7)
+generated = study("shapes").images("test")
+figure = token_steps(study("shapes").encoders(MODELS), generated, 7)
 
 # %% [markdown]
 # ## The common share by depth
@@ -100,11 +103,12 @@ figure = token_steps(study("shapes").encoders(MODELS), study("shapes").images("t
 
 # %% mystnb={"image": {"alt": "Share of the update that is common to all tokens of an image against depth, from 0 to 1, a line per model in one panel per study; a dashed line near 0 marks independent updates, and an untrained encoder is dotted."}, "figure": {"caption": "Share of the update by self-attention that is common to all tokens of an image, against depth, with the 95 % interval over images. Dashed: 1/N, updates that have nothing in common. Dotted: an untrained encoder."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
-for ax, frame in zip(axes, frames.values(), strict=False):
+for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "common_update_share", ax)
-    own = MODELS or frame["model"].unique()
-    for share in {1 / (rows * columns) for rows, columns in (load(m).grid for m in own)}:
-        ax.axhline(share, color="#555555", lw=1, ls="--", label="independent updates, 1/N")
+    grids = {encoder.grid for encoder in study(name).encoders(MODELS)}
+    for rows, columns in grids:
+        share = 1 / (rows * columns)
+        ax.axhline(share, color="#555555", lw=1, ls="--", label="independent, 1/N")
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
@@ -121,7 +125,8 @@ plots.download(pd.concat(frames.values()), "common_update_share")
 # Averaged over the last third of the blocks:
 
 # %% tags=["hide-input"]
-pd.DataFrame({name: late(frame, "common_update_share") for name, frame in frames.items()}).T.round(2)
+rows = {name: late(frame, "common_update_share") for name, frame in frames.items()}
+pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
 # The paper shows the movement as a picture and gives no number for it, so there is no published curve here.
@@ -143,7 +148,8 @@ for name in STUDIES:
         continue
     source = study(name).images("test")
     few, kind = source.subset(18, SEED), next(iter(source.labels))
-    scores = [silhouette_by_depth(each, few, kind) for each in study(name).encoders(MODELS)]
+    encoders = study(name).encoders(MODELS)
+    scores = [silhouette_by_depth(encoder, few, kind) for encoder in encoders]
     groups[name] = pd.concat(scores).assign(source="computed")
 
 # %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, a line per model in one panel per study, with a dashed line at 0 where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups. Photographs that are not on the machine leave their panel empty."}}
@@ -156,7 +162,7 @@ for ax, reason in zip(axes[len(groups) :], absent.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*groups.values(), pd.DataFrame()]), "silhouette")
+plots.download(pd.concat(groups.values()), "silhouette") if groups else None
 
 # %% [markdown]
 # A curve above 0 says that an image's tokens keep together. One at 0 or below, beside a high common share, says that

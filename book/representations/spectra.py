@@ -83,8 +83,9 @@ def directions(z):  # B N D -> B
 
 images = z.mean(1)[None]  # 1 B D: one cloud of all images
 for cloud in (z, images):
-    assert_close(directions(cloud), effective_rank(token_spectrum(cloud)), atol=1e-4, rtol=1e-4)
-rows = {"tokens": directions(z).mean().item(), "images (of 7 at most)": directions(images).item()}
+    library = effective_rank(token_spectrum(cloud))
+    assert_close(directions(cloud), library, atol=1e-4, rtol=1e-4)
+rows = {"tokens": directions(z).mean().item(), "images": directions(images).item()}
 pd.DataFrame(rows, index=["effective rank, last block"]).round(2)
 
 # %% [markdown]
@@ -115,8 +116,8 @@ plots.download(tokens, "token_effective_rank")
 by = ["study", "source", "model", "objective", "seed", "depth"]
 ranks = {}
 for name, frame in frames.items():
-    spectrum = frame.query("metric == 'image_spectrum'").groupby(by, sort=False, dropna=False)
-    rank = spectrum["value"].agg(lambda logs: effective_rank(torch.tensor(logs.to_numpy())).item())
+    logs = frame.query("metric == 'image_spectrum'").groupby(by, sort=False, dropna=False)
+    rank = logs["value"].agg(lambda s: effective_rank(torch.tensor(s.to_numpy())).item())
     # One covariance of all images: there is no interval over them.
     rows = rank.reset_index().assign(metric="image_effective_rank", head=-1)
     ranks[name] = rows.assign(low=rows["value"], high=rows["value"])
@@ -157,7 +158,8 @@ pd.DataFrame(rows).T.round(1)
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     last = at_end(frame, "token_spectrum")
-    plots.by_parameter(last.assign(parameter=last["rank"]), "token_spectrum", "rank", ax)
+    last = last.assign(parameter=last["rank"])
+    plots.by_parameter(last, "token_spectrum", "rank", ax)
     ax.set_ylim(-15, 0.5)
     for line in ax.lines:
         line.set_marker("")
@@ -172,7 +174,8 @@ legend = plots.legend_below(axes)
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     last = at_end(frame, "image_spectrum")
-    plots.by_parameter(last.assign(parameter=last["rank"]), "image_spectrum", "rank", ax)
+    last = last.assign(parameter=last["rank"])
+    plots.by_parameter(last, "image_spectrum", "rank", ax)
     ax.set_ylim(-15, 0.5)
     for line in ax.lines:
         line.set_marker("")
@@ -219,7 +222,8 @@ pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(1
 # 2. **Cigar and ball.** Make a cloud of 100 points with an effective rank near 1, and one near 3, in three dimensions.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-ball = torch.randn(1, 100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+generator = torch.Generator().manual_seed(0)
+ball = torch.randn(1, 100, 3, dtype=torch.float64, generator=generator)
 cigar = ball * torch.tensor([1, 0.01, 0.01])
 directions(cigar), directions(ball)
 
@@ -230,4 +234,5 @@ directions(cigar), directions(ball)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # What changes was the same in every image: the position embedding, and what blocks made of it.
 without = z - z.mean(0)
-pd.DataFrame({"all": directions(z).cpu(), "without places": directions(without).cpu()}).round(1)
+clouds = {"all": z, "without places": without}
+pd.DataFrame({name: directions(cloud).cpu() for name, cloud in clouds.items()}).round(1)
