@@ -114,10 +114,16 @@ plots.download(tokens, "token_effective_rank")
 
 # %% tags=["hide-input"]
 by = ["study", "source", "model", "objective", "seed", "depth"]
+
+
+def rank_of(logs):
+    return effective_rank(torch.tensor(logs.to_numpy())).item()
+
+
 ranks = {}
 for name, frame in frames.items():
-    logs = frame.query("metric == 'image_spectrum'").groupby(by, sort=False, dropna=False)
-    rank = logs["value"].agg(lambda s: effective_rank(torch.tensor(s.to_numpy())).item())
+    rows = frame.query("metric == 'image_spectrum'")
+    rank = rows.groupby(by, sort=False, dropna=False)["value"].agg(rank_of)
     # One covariance of all images: there is no interval over them.
     rows = rank.reset_index().assign(metric="image_effective_rank", head=-1)
     ranks[name] = rows.assign(low=rows["value"], high=rows["value"])
