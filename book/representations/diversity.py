@@ -8,146 +8,236 @@
 # # Diversity of representations
 #
 # **Claim.** The representations of a contrastive encoder are more alike than those of a masked image model: across
-# heads, across depths and across the tokens of an image, above all in the later layers. Attention that
-# [looks the same from everywhere](../attention/collapse.py) gives every token the same answer
-# {cite:p}`park2023what`.
+# heads, across depths and across the tokens of an image, above all in the later layers {cite:p}`park2023what`.
 #
-# How alike $M$ vectors $v_1, \dots, v_M$ are is the mean cosine over all pairs of different ones,
+# Give every patch of a photograph a needle that points to what the encoder makes of it. If
+# [all patches attend to the same places](../attention/collapse.py), they receive the same answer, and one expects the
+# needles to turn into one direction. How far they do is the mean cosine over all pairs of $M$ vectors
+# $v_1, \dots, v_M$,
 #
 # $$
 # \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j
 #        = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \qquad u_i = \frac{v_i}{\lVert v_i \rVert} ,
-# $$ (eq-cosine)
+# $$
 #
-# where the second form needs no pairs. It is 1 when all vectors point one way, 0 when they are orthogonal or spread
-# evenly, and at least $-1 / (M - 1)$. Three sets of vectors are compared: the outputs of the $H$ heads for one token,
-# the $N$ tokens of one image, and (with $M = 2$) one token before and after a step.
+# where the second form needs no pairs. It is 1 when all vectors point one way, 0 when they are orthogonal, and at
+# least $-1 / (M - 1)$. Three sets of vectors are compared: the outputs of the heads for one token, the tokens of one
+# image, and (with $M = 2$) one token before and after a block.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
 
-# %% [markdown]
-# ## Between heads
-#
-# The output of head $h$ for a query token $q$ is $\sum_k A^h_{qk} v^h_k$. Heads with the same map still differ in
-# their values $v^h$, so this cosine says whether heads *deliver* the same, not whether they look at the same place.
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from torch.testing import assert_close
 
-# %%
-from nbhelpers import plots
-from nbhelpers.results import table
+from nbhelpers import plots, scorecard, study
+from nbhelpers.results import gather, late
 
 plots.style()
-frames = [table(study, "metrics", MODELS) for study in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
-for ax, frame in zip(axes, frames, strict=True):
-    plots.by_depth(frame, "head_cosine", ax, reference=(0, "orthogonal"))
-axes[0].legend()
-plots.show(axes, "Mean cosine between the heads' outputs for a token against depth, a line per model.")
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import late
-
-METRICS = ["head_cosine", "across_attention_cosine", "across_block_cosine", "token_cosine"]
-METRICS += ["attention_token_cosine"]
-for study, frame in zip(STUDIES, frames, strict=True):
-    for metric in METRICS:
-        for objective, value in late(frame, metric).items():
-            glue(f"{study}-{objective}-{metric}", value, display=False)
+METRICS = ["token_cosine", "attention_token_cosine", "across_attention_cosine"]
+METRICS += ["across_block_cosine", "head_cosine"]
+frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 
 # %% [markdown]
-# In the last third of the blocks the cosine between heads is {glue:text}`shapes-CL-head_cosine:.3f` for CL and
-# {glue:text}`shapes-MIM-head_cosine:.3f` for MIM on `shapes`, {glue:text}`cifar10-CL-head_cosine:.3f` and
-# {glue:text}`cifar10-MIM-head_cosine:.3f` on CIFAR-10. Heads have value projections of their own, so that those of an
-# untrained encoder are orthogonal up to chance ({glue:text}`cifar10-random-head_cosine:.3f`, the sign differing from
-# block to block): a cosine near 0 is where a model starts, and no sign of diversity that was learned.
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["4", "5", "6"], STUDIES, MODELS)
 
 # %% [markdown]
+# ## The quantity
+#
+# Eight images through one encoder. `capture` hands over the tokens of the residual stream and, from inside each block,
+# what every head gives to every token. The second form of $\bar c$ is three lines.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.metrics import mean_pairwise_cosine
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+blocks, stream = [], []
+with capture(encoder, blocks.append, stream.append, places=("block",)):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+z = stream[-1].patches  # B N D: tokens after the last block
+o = blocks[-1].output[:, :, encoder.prefix :].transpose(1, 2)  # B N H D: its heads
+
+
+# %%
+def c_bar(v):  # ... M D -> ...
+    M = v.shape[-2]
+    u = v / v.norm(dim=-1, keepdim=True)
+    return (u.sum(-2).square().sum(-1) - M) / (M * (M - 1))
+
+
+for vectors in (z, o, o.flatten(2)):
+    assert_close(c_bar(vectors), mean_pairwise_cosine(vectors), atol=1e-4, rtol=1e-4)
+sets = {"heads": o, "tokens": z, "tokens, from attention": o.flatten(2)}
+rows = {name: c_bar(vectors).mean().item() for name, vectors in sets.items()}
+pd.DataFrame(rows, index=["mean cosine, last block"]).round(3)
+
+# %% [markdown]
+# ## Tokens in the residual stream
+#
+# The same over all images, for the tokens of one image at every depth, from the embedding (depth 0) on.
+
+# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image against depth, a line per model in one panel per study; a dashed line at 1 is where all tokens point one way, and the dotted line is an untrained encoder."}, "figure": {"caption": "Mean cosine between the tokens of an image against depth, in the residual stream; bands: 95 % interval over images. Dashed: all tokens point one way. Dotted: an untrained encoder, which is where training starts."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "token_cosine", ax, reference=(1, "all tokens alike"))
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+tokens = pd.concat(frames.values()).query("metric == 'token_cosine'")
+plots.download(tokens, "token_cosine")
+
+# %% [markdown]
+# Compare each curve with the dotted line first. An untrained encoder has tokens that are very much alike, so a high
+# cosine is where a model starts and a low one is what it has learnt. An encoder that was trained for too short a time
+# shows "similar tokens" for that reason alone; the claim needs CL above MIM when both have left the dotted line.
+#
+# ## Tokens as attention delivers them
+#
+# Before it is added to the stream, the output of self-attention for token $q$ is $\sum_k A_{qk} v_k$, here with all
+# heads side by side. This is where a collapsed map has to show: tokens with the same map get the same output, and a
+# cosine of 1.
+
+# %% mystnb={"image": {"alt": "Mean cosine between the attention outputs of the tokens of an image against depth, a line per model in one panel per study, with a dashed line at 1 where all outputs are alike; the untrained encoder lies near that line."}, "figure": {"caption": "Mean cosine between the outputs of self-attention for the tokens of an image, before the residual is added. Lines and bands as above. The untrained encoder attends uniformly, so that all tokens get nearly the same output."}}
+alike = (1, "all tokens alike")
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "attention_token_cosine", ax, reference=alike)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+outputs = pd.concat(frames.values()).query("metric == 'attention_token_cosine'")
+plots.download(outputs, "attention_token_cosine")
+
+# %% [markdown]
+# Where CL lies above MIM here and not in the first figure, collapse is real and the stream hides it. A block *adds* its
+# output to what the tokens already were. One answer for all moves the whole bundle of needles and keeps the differences
+# between them; only if the common addition outgrows what was there do the tokens become alike. How common the addition
+# is, is measured in [token geometry](geometry.py).
+#
+# ## Where is the origin?
+#
+# There is a second reason to be careful. A cosine is an angle seen from the origin, and the origin is arbitrary: a
+# vector that all tokens of all images share raises every cosine without making two tokens harder to tell apart. Take
+# that vector off, and look again at the tokens after the last block:
+
+
+# %%
+def after_last_block(encoder, number=64):
+    stream = []
+    images = encoder.batch(study("shapes").images("test"), torch.arange(number))
+    with capture(encoder, on_stream=stream.append, places=("block",)):
+        encoder.forward(images)
+    return stream[-1].patches  # B N D
+
+
+rows = {}
+for encoder in study("shapes").encoders(MODELS):
+    z = after_last_block(encoder, min(64, N_IMAGES))
+    centred = z - z.mean((0, 1))  # one vector for all images and places
+    pair = {"as they are": z, "without the common vector": centred}
+    rows[encoder.name] = {key: c_bar(v).mean().item() for key, v in pair.items()}
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# What is left in the second column is what the tokens of *one* image share and those of other images do not. Where it
+# is near 0, the likeness in the first column was a constant and says nothing about images; where CL and MIM change
+# places between the columns, the raw cosine was no witness for either. [Singular spectra](spectra.py) take the mean
+# off from the beginning.
+#
 # ## Between depths
 #
-# The residual stream carries each token past the blocks. A cosine near 1 means that a step leaves the token's
-# direction as it was. Upper row: before and after the self-attention of each block; lower row: between the outputs of
-# consecutive blocks, which adds the MLP.
+# The stream carries each token past the blocks. A cosine near 1 says that a block leaves a token's direction as it was.
 
-# %%
-steps = ["across_attention_cosine", "across_block_cosine"]
-axes = plots.panels(
-    [plots.title(frame) for frame in frames] + [""] * len(frames),
-    height=2.6,
-    columns=len(frames),
-    sharex=True,
-    sharey=True,
-)
-for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % len(frames)], steps[i // len(frames)], ax)
-    ax.label_outer()
-axes[0].legend()
-plots.show(axes, "Cosine of tokens before and after each attention, and each block, against depth.")
+# %% mystnb={"image": {"alt": "Cosine of a token before and after each block against depth, from 0 to 1, a line per model in one panel per study, with an untrained encoder near 1."}, "figure": {"caption": "Cosine of a token before and after a block (attention and MLP), mean over tokens, against depth. Lines and bands as above; at 1 (dashed) a block turns no token."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "across_block_cosine", ax, reference=(1, "no token turns"))
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+depths = pd.concat(frames.values()).query("metric == 'across_block_cosine'")
+plots.download(depths, "across_block_cosine")
 
 # %% [markdown]
-# Late self-attentions leave a cosine of {glue:text}`shapes-CL-across_attention_cosine:.3f` in CL and
-# {glue:text}`shapes-MIM-across_attention_cosine:.3f` in MIM on `shapes`,
-# {glue:text}`cifar10-CL-across_attention_cosine:.3f` and {glue:text}`cifar10-MIM-across_attention_cosine:.3f` on
-# CIFAR-10; whole blocks leave {glue:text}`shapes-CL-across_block_cosine:.3f` and
-# {glue:text}`shapes-MIM-across_block_cosine:.3f`, {glue:text}`cifar10-CL-across_block_cosine:.3f` and
-# {glue:text}`cifar10-MIM-across_block_cosine:.3f`. The higher of two numbers belongs to the model whose late blocks
-# change less; the untrained encoder shows how much a block of this size changes before it has learned anything.
-
-# %% [markdown]
-# ## Between tokens
+# Untrained blocks add little to what flows past them, and so again lie at the top. The higher curve belongs to the
+# model whose blocks have learnt to change less.
 #
-# Upper row: tokens of one image as the residual stream holds them, from the embedding (depth 0) on. Lower row: what
-# self-attention gives to each token, before it is added. Collapsed attention must show in the lower row: tokens with
-# the same map get the same output, a cosine of 1.
+# All five cosines, averaged over the last third of the blocks:
 
-# %%
-places = ["token_cosine", "attention_token_cosine"]
-axes = plots.panels(
-    [plots.title(frame) for frame in frames] + [""] * len(frames),
-    height=2.6,
-    columns=len(frames),
-    sharex=True,
-    sharey="row",
-)
-for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % len(frames)], places[i // len(frames)], ax, reference=(1, "all tokens alike"))
-    ax.label_outer()
-axes[0].legend()
-plots.show(axes, "Mean cosine between tokens of an image, and between attention outputs, against depth.")
+# %% tags=["hide-input"]
+rows = {
+    (name, metric.replace("_", " ")): late(frame, metric)
+    for name, frame in frames.items()
+    for metric in METRICS
+}
+pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# In the last third of the blocks, tokens of an image have a cosine of {glue:text}`shapes-CL-token_cosine:.3f` in CL
-# and {glue:text}`shapes-MIM-token_cosine:.3f` in MIM on `shapes`, {glue:text}`cifar10-CL-token_cosine:.3f` and
-# {glue:text}`cifar10-MIM-token_cosine:.3f` on CIFAR-10; their attention outputs
-# {glue:text}`shapes-CL-attention_token_cosine:.3f` and {glue:text}`shapes-MIM-attention_token_cosine:.3f`,
-# {glue:text}`cifar10-CL-attention_token_cosine:.3f` and {glue:text}`cifar10-MIM-attention_token_cosine:.3f`. The
-# untrained encoder ({glue:text}`cifar10-random-attention_token_cosine:.3f` between outputs on CIFAR-10) attends
-# uniformly, and its outputs are alike for that reason alone: a cosine is to be read beside its line.
+# The last of them, between heads, has no figure. Every head has value weights of its own, whose outputs are orthogonal
+# up to chance before any training, so a number near 0 is neither a sign of diversity nor of its loss. The paper gives
+# no numbers for these cosines, so there is no published curve to set beside ours.
 #
-# Neither the paper's code nor its poster gives numbers for these cosines, so there is no published curve to set
-# beside them. A cosine also depends on the origin: a vector that all tokens of all images share raises it without
-# making any two of them harder to tell apart. [Singular spectra](spectra.py) remove the mean first.
-
-# %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose late tokens, or the outputs of whose late attentions, are not more alike than those of
-# a masked encoder of the same architecture, trained on the same images, by more than the interval over images.
-# Heads and depths are the weaker witnesses: there the random encoder already lies at an end of the scale.
-#
-# What the [scorecard](../index.py) says:
+# A contrastive encoder whose late heads, tokens or depths are not more alike than those of a masked encoder of the same
+# architecture, trained on the same images, by more than the interval over images. These are the rows of the
+# [scorecard](../index.py) that gave the result above:
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["hide-input"]
 scorecard.rows("representations/diversity", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# A row that does not show need not contradict [attention collapse](../attention/collapse.py). That is a statement about
+# maps; this one is about the sum of all that the maps have delivered, seen from an origin that nobody chose.
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Draw `"nmi"` below `"attention_token_cosine"`: is a block with low NMI always one with outputs alike?
-# 3. Take the mean over images off the tokens of `nbhelpers.probes.patch_tokens` before you compute
-#    `nbhelpers.metrics.mean_pairwise_cosine`. What remains of the difference?
+# ## Takeaways
+#
+# - Read a cosine beside that of an untrained encoder, which is high for tokens and depths and 0 for heads.
+# - Collapse shows where attention delivers. The residual stream keeps what was there before, and with it the differences.
+# - Before you call vectors alike, take off what all of them share.
+#
+# ## Exercises
+#
+# 1. **Another model.** Which cosines do you expect of an untrained ViT with twelve blocks, at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Small weights: flat attention gives all tokens nearly the same output, and blocks change little.
+tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(3)
+
+# %% [markdown]
+# 2. **As unlike as can be.** Which $\bar c$ have five unit vectors spread evenly over a circle? Why can no five vectors
+#    have less?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# They sum to zero, and a squared length cannot be less: (0 - 5) / (5 * 4) = -1/4.
+angle = torch.arange(5) * 2 * torch.pi / 5
+c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1))
+
+# %% [markdown]
+# 3. **Same map, same answer?** Is a block with a low NMI always one whose outputs are alike? Set the two beside each
+#    other, block by block.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# A low NMI makes outputs alike. The reverse need not hold: values may be alike where maps are not.
+pair = ["nmi", "attention_token_cosine"]
+few, _ = gather(["shapes"], pair, MODELS, n_images=min(64, N_IMAGES))
+whole = few["shapes"].query("head < 0")
+table = whole.pivot_table("value", "depth", ["model", "metric"], sort=False)
+table.round(2)

@@ -7,219 +7,220 @@
 # %% [markdown]
 # # Token geometry
 #
-# **Claim.** Self-attention of a contrastive encoder moves all tokens of an image in unison, that of a masked image
-# model moves each one separately. So CL tells images apart, with all tokens of an image in one clump, and MIM tells
-# tokens apart, with those of different images mixed {cite:p}`park2023what`.
+# **Claim.** Self-attention of a contrastive encoder moves all tokens of an image in unison; that of a masked image
+# model moves each one separately {cite:p}`park2023what`.
 #
-# Let $z_n$ be the $N$ patch tokens of an image before a block's self-attention, $z'_n$ after its residual, and
-# $u_n = z'_n - z_n$ the update. The share of it that is common to all tokens is
+# Watch the tokens of one image as a flock of birds. A block can blow the whole flock to the side, which tells this image
+# from others and leaves every bird where it was in the flock. Or it can send each bird somewhere else, which tells
+# places apart. A block adds an update $u_n = z'_n - z_n$ to each of the $N$ patch tokens, $z_n$ before its
+# self-attention and $z'_n$ after the residual. The share of it that is common to all tokens is
 #
 # $$
 # \frac{N \lVert \bar u \rVert^2}{\sum_n \lVert u_n \rVert^2}, \qquad \bar u = \frac{1}{N} \sum_n u_n ,
-# $$ (eq-common-update)
+# $$
 #
 # 1 when all tokens move by the same vector, and about $1/N$ when each goes its own way.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
-IMAGE = 7  # which generated test image has its tokens drawn
-DEPTH = 8  # block whose output t-SNE is given
-SEED = 0  # which 18 images, and where t-SNE starts
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.results import gather, late
+from nbhelpers.studies import label
+
+plots.style()
+frames, missing = gather(STUDIES, ["common_update_share"], MODELS, N_IMAGES, SEED)
+
+# %% [markdown]
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["7"], STUDIES, MODELS)
+
+# %% [markdown]
+# ## The quantity
+#
+# Eight images through one encoder. `capture` hands over the residual stream at the embedding, and then twice in each
+# block: after self-attention, and after the MLP. So the places before and after an attention take turns.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.metrics import common_update_share
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+stream = []
+with capture(encoder, on_stream=stream.append):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+before, after = stream[-3].patches, stream[-2].patches  # B N D: of the last block
+
+# %%
+u = after - before  # B N D
+N = u.shape[1]
+u_bar = u.mean(1)  # B D
+share = N * u_bar.square().sum(-1) / u.square().sum((1, 2))  # B
+
+assert_close(share, common_update_share(before, after), atol=1e-4, rtol=1e-4)
+table = pd.DataFrame(share[None].cpu().numpy(), index=["common share"])
+table.rename_axis(columns="image").round(3)
 
 # %% [markdown]
 # ## One image, before and after each attention
 #
-# The tokens of one image in the plane of the two principal components of both sets together. A line runs from where
-# a token was to the dot where it is after self-attention; the number is the common share of the update, in all
-# dimensions. First a generated image:
-
-# %%
-from nbhelpers import plots, study
-from nbhelpers.capture import capture
-from nbhelpers.images import photographs
-from nbhelpers.metrics import patch_tokens
-from nbhelpers.studies import label
+# The same as a picture: the tokens of one image in the plane of the two directions in which they vary most.
 
 
-def token_steps(encoders, image):
-    """Tokens before and after each self-attention, drawn."""
+# %% tags=["hide-input"]
+def token_steps(encoders, source, index):
+    """Tokens of an image before and after self-attention, a row per model."""
     steps, colours = {}, {}
     for encoder in encoders:
-        places = []  # the residual stream: block 0, after attention 1, block 1, after attention 2, ...
-        with capture(
-            encoder, on_stream=lambda record, kept=places: kept.append(patch_tokens(record)[0].cpu())
-        ):
-            encoder.forward(image)
+        stream = []
+        with capture(encoder, on_stream=stream.append):
+            encoder.forward(encoder.batch(source, [index]))
+        places = [record.patches[0].cpu() for record in stream]
         name = label(encoder.name, encoder.objective)
         steps[name] = list(zip(places[0::2], places[1::2], strict=False))
         colours[name] = plots.line_style(encoder.name, encoder.objective)["color"]
-    return plots.token_steps(steps, DEPTHS, colours)
+    return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
 
-plots.style()
-DEPTHS = (1 / 8, 2 / 8, 4 / 8, 6 / 8, 7 / 8, 1)  # as shares of each model's own
-generated = study("shapes").images("test").batch([IMAGE])
-figure = token_steps(study("shapes").encoders(MODELS), generated)
-plots.show(figure, "Tokens of a generated image before and after self-attention, a row per model.")
-
-# %% [markdown]
-# Then a photograph, which comes with scikit-image, shown to the encoders trained on CIFAR-10:
-
-# %%
-figure = token_steps(study("cifar10").encoders(MODELS), photographs(32).batch([0]))
-plots.show(figure, "Tokens of a photograph before and after self-attention, a row per model.")
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
+generated = study("shapes").images("test")
+figure = token_steps(study("shapes").encoders(MODELS), generated, 7)
 
 # %% [markdown]
 # ## The common share by depth
 #
-# The same number for many images. The dashed line is $1/N$: updates that have nothing in common.
+# The share over all images, for every block:
 
-# %%
-from nbhelpers import load
-from nbhelpers.results import table
+# %% mystnb={"image": {"alt": "Share of the update that is common to all tokens of an image against depth, from 0 to 1, a line per model in one panel per study; a dashed line near 0 marks independent updates, and an untrained encoder is dotted."}, "figure": {"caption": "Share of the update by self-attention that is common to all tokens of an image, against depth, with the 95 % interval over images. Dashed: 1/N, updates that have nothing in common. Dotted: an untrained encoder."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, (name, frame) in zip(axes, frames.items(), strict=False):
+    plots.by_depth(frame, "common_update_share", ax)
+    grids = {encoder.grid for encoder in study(name).encoders(MODELS)}
+    for rows, columns in grids:
+        share = 1 / (rows * columns)
+        ax.axhline(share, color="#555555", lw=1, ls="--", label="independent, 1/N")
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
 
-frames = [table(name, "metrics", MODELS) for name in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
-for ax, frame in zip(axes, frames, strict=True):
-    rows, columns = load(frame["model"].iloc[0]).grid
-    plots.by_depth(frame, "common_update_share", ax, reference=(1 / (rows * columns), "independent"))
-    ax.set_ylim(-0.12, 1.05)
-    ax.label_outer()
-axes[0].legend()
-plots.show(axes, "Share of the update common to all tokens of an image against depth, a line per model.")
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import late
-
-for name, frame in zip(STUDIES, frames, strict=True):
-    for objective, value in late(frame, "common_update_share").items():
-        glue(f"{name}-{objective}", value, display=False)
+# %% tags=["remove-input"]
+plots.download(pd.concat(frames.values()), "common_update_share")
 
 # %% [markdown]
-# In the last third of the blocks the common share is {glue:text}`shapes-CL:.2f` for CL and
-# {glue:text}`shapes-MIM:.2f` for MIM on `shapes`, {glue:text}`cifar10-CL:.2f` and {glue:text}`cifar10-MIM:.2f` on
-# CIFAR-10. An untrained encoder has {glue:text}`cifar10-random:.2f`: its attention is uniform, gives every token the
-# same output and moves all of them together, without telling anything apart. A high share is therefore where a model
-# starts; a low one has been learned.
+# Read each curve beside the dotted one. Untrained attention is uniform, gives every token the same output and moves all
+# of them together, without telling anything apart. A high share is therefore where a model *starts*, and a low one has
+# been learnt. A share that rises again towards the last block, in an encoder whose early and middle blocks have left the
+# dotted line, is another matter: there, moving in unison is what training came to.
 #
-# There is no published number for it: the paper shows the picture.
+# Averaged over the last third of the blocks:
+
+# %% tags=["hide-input"]
+rows = {name: late(frame, "common_update_share") for name, frame in frames.items()}
+pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# ## Tokens of 18 images
+# The paper shows the movement as a picture and gives no number for it, so there is no published curve here.
 #
-# How far the tokens of a few images fall into groups is the **silhouette**: with $a$ the mean distance of a token to
-# the others of its group and $b$ that to the nearest other group, the mean of $(b - a) / \max(a, b)$. It is 1 for tight
-# groups far apart, and 0 or below where there are none. Groups are the images (upper row) or their classes (lower row):
-# six images from each of three classes, drawn by `SEED`. Distances are taken in the representation, in all dimensions.
-# Where the photographs of CIFAR-10 are not at hand, this part shows `shapes` alone.
+# ## Do tokens gather by image?
+#
+# If blocks move the tokens of an image together, the tokens of different images may come apart. The **silhouette**
+# says whether they do: with $a$ the mean distance of a token to the others of its image and $b$ that to the nearest
+# other image, it is the mean of $(b - a) / \max(a, b)$. It is 1 for tight clumps far apart, and 0 or below where a token
+# lies as near to those of other images. We take 18 images, in all dimensions of the stream.
 
-# %%
-import pandas as pd
+# %% tags=["hide-input"]
+from nbhelpers.probes import silhouette_by_depth
 
-from nbhelpers.probes import silhouette_by_depth, token_map
-
-few = {}  # study: its 18 images
+groups, absent = {}, {}
 for name in STUDIES:
-    if study(name).missing is None:
-        images = study(name).images("test")
-        kind = next(iter(images.labels))  # an object's shape, a photograph's class
-        few[name] = images.restrict(images.classes[kind][:3], kind).balanced(6, kind, seed=SEED)
-pairs = [(encoder, few[name]) for name in few for encoder in study(name).encoders(MODELS)]
-scores = pd.concat(silhouette_by_depth(*pair, label=next(iter(pair[1].labels))) for pair in pairs)
-scores = scores.assign(source="computed")
+    if reason := study(name).missing:
+        absent[name] = reason
+        continue
+    source = study(name).images("test")
+    few, kind = source.subset(18, SEED), next(iter(source.labels))
+    encoders = study(name).encoders(MODELS)
+    scores = [silhouette_by_depth(encoder, few, kind) for encoder in encoders]
+    groups[name] = pd.concat(scores).assign(source="computed")
 
-# %%
-groups = ["silhouette_image", "silhouette_label"]
-frames = [scores[scores["study"] == name] for name in few]
-titles = [plots.title(frame) for frame in frames]
-axes = plots.panels(titles + [""] * len(few), height=2.6, columns=len(few), sharex=True, sharey="row")
-for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % len(few)], groups[i // len(few)], ax, reference=(0, "no groups"))
-    ax.label_outer()
-axes[0].legend()
-plots.show(axes, "Silhouette of tokens by image, and by class, against depth, a line per model.")
+# %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, a line per model in one panel per study, with a dashed line at 0 where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups. Photographs that are not on the machine leave their panel empty."}}
+titles = [study(name).title for name in [*groups, *absent]]
+axes = plots.panels(titles, sharey=True)
+for ax, frame in zip(axes, groups.values(), strict=False):
+    plots.by_depth(frame, "silhouette_image", ax, reference=(0, "no groups"))
+for ax, reason in zip(axes[len(groups) :], absent.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
 
-# %% tags=["remove-cell"]
-for name, frame in zip(few, frames, strict=True):
-    for group in groups:
-        for objective, value in late(frame, group).items():
-            glue(f"{name}-{objective}-{group}", f"{value:.2f}", display=False)
+# %% tags=["remove-input"]
+plots.download(pd.concat(groups.values()), "silhouette") if groups else None
 
 # %% [markdown]
-# In the last third of the blocks the silhouette by image is {glue:text}`shapes-CL-silhouette_image` for CL and
-# {glue:text}`shapes-MIM-silhouette_image` for MIM on `shapes`, {glue:text}`cifar10-CL-silhouette_image` and
-# {glue:text}`cifar10-MIM-silhouette_image` on CIFAR-10; by class it is {glue:text}`shapes-CL-silhouette_label` and
-# {glue:text}`shapes-MIM-silhouette_label`, {glue:text}`cifar10-CL-silhouette_label` and
-# {glue:text}`cifar10-MIM-silhouette_label`. A positive number by image says that an image's tokens keep together, as
-# the claim has it for CL; one near zero or below, that a token lies as near to tokens of other images.
+# A curve above 0 says that an image's tokens keep together. One at 0 or below, beside a high common share, says that
+# tokens move together and yet do not gather: their common vector is small beside what sets them apart, or the same for
+# all images. In the paper's map of 18 images, CL has one clump per image (published; a picture without numbers).
 #
-# ## A map of them
-#
-# t-SNE puts tokens near each other that are near each other in the representation. (The paper's notebook asks for
-# "depth 10" of a list that holds the embedding and then two entries per block, so what it draws is the output of
-# block 5. Here a depth is a block, and the figure above shows what another `DEPTH` would give.)
-
-# %%
-maps = [token_map(*pair, DEPTH, perplexity=20, seed=SEED) for pair in pairs]
-titles = [f"{m['study'][0]}: {label(m['model'][0], m['objective'][0])}" for m in maps]
-columns = len(maps) // len(few)
-axes = plots.panels(titles, height=3, columns=columns)
-for i, (ax, points) in enumerate(zip(axes, maps, strict=True)):
-    plots.token_map(points, "shape" if "shape" in points else "class", ax, legend=i % columns == 0)
-plots.show(axes, "t-SNE of the tokens of 18 images, a panel per model, coloured by class.")
-
-# %% [markdown]
-# The same maps, with a colour per image:
-
-# %%
-axes = plots.panels(titles, height=3, columns=columns)
-for ax, points in zip(axes, maps, strict=True):
-    plots.token_map(points, "image", ax, legend=False)
-plots.show(axes, "t-SNE of the tokens of 18 images, a panel per model, coloured by image.")
-
-# %% tags=["remove-cell"]
-from sklearn.metrics import silhouette_score
-
-for points in maps:
-    place, who = points[["x", "y"]], f"{points['study'][0]}-{points['objective'][0]}-map"
-    for group in ("image", "shape" if "shape" in points else "class"):
-        key = f"{who}-{'image' if group == 'image' else 'label'}"
-        glue(key, f"{silhouette_score(place, points[group]):.2f}", display=False)
-absent = [f"{name}-{objective}" for name in STUDIES if name not in few for objective in ("CL", "MIM")]
-for who in absent:
-    for key in (*groups, "map-image", "map-label"):
-        glue(f"{who}-{key}", "(needs the photographs)", display=False)
-
-# %% [markdown]
-# Where a map shows a lattice of small clumps, tokens lie together by their position in the patch grid, over all
-# images: the position embedding alone does that. A map shows neighbours and distorts distances, so its silhouettes
-# are numbers of their own: by image {glue:text}`shapes-CL-map-image` for CL and {glue:text}`shapes-MIM-map-image` for
-# MIM on `shapes`, {glue:text}`cifar10-CL-map-image` and {glue:text}`cifar10-MIM-map-image` on CIFAR-10; by class
-# {glue:text}`shapes-CL-map-label`, {glue:text}`shapes-MIM-map-label`, {glue:text}`cifar10-CL-map-label` and
-# {glue:text}`cifar10-MIM-map-label`. In the paper's map, CL has one clump per image, and MIM mixes the tokens of
-# different images of a class (published; a picture without numbers).
-
-# %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose common share of the update in the last third of the blocks is not higher than that of a
-# masked encoder of the same architecture, trained on the same images; or one whose tokens, grouped by image, have no
-# higher silhouette. A common share as high as the untrained encoder's, with a silhouette near zero, would say that
-# tokens move together to no purpose.
-#
-# What the [scorecard](../index.py) says:
+# A contrastive encoder whose common share of the update, late, is not higher than that of a masked encoder of the same
+# architecture, trained on the same images. It is the row of the [scorecard](../index.py) that gave the result above:
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["hide-input"]
 scorecard.rows("representations/geometry", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Set `DEPTH` to the block where the silhouettes by image of CL and MIM lie furthest apart.
-# 3. Set `SEED` to another number: which of the things you saw in the maps are still there?
+# - The common share tells a movement of the image from a movement of its places.
+# - It is 1 for an encoder that knows nothing. Read it beside the untrained one, and over all depths.
+# - Moving together is not being together: whether tokens end up as clumps is a question of its own.
+#
+# ## Exercises
+#
+# 1. **Another model.** Which common share do you expect of an untrained ViT with twelve blocks, at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Near 1: flat attention gives each token the same mean of the values.
+which = ["common_update_share"]
+tiny, _ = gather(["shapes"], which, ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(3)
+
+# %% [markdown]
+# 2. **Each on its own.** Why is the share of independent updates $1/N$ and not 0? Try it with random vectors.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# The mean of N independent vectors is not zero: its squared length is 1/N of theirs.
+u = torch.randn(100, 64, 128, generator=torch.Generator().manual_seed(0))
+common_update_share(torch.zeros_like(u), u).mean().item(), 1 / 64
+
+# %% [markdown]
+# 3. **A photograph.** Draw the tokens of one of the photographs that come with scikit-image, for the encoders that were
+#    trained on CIFAR-10.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+from nbhelpers.images import photographs
+
+figure = token_steps(study("cifar10").encoders(), photographs(32), 0)
+
+# %% [markdown]
+# 4. **A map.** t-SNE puts tokens near each other that are near each other in the stream. Draw one for six images, in
+#    which each image has a colour. Does it show more groups than the silhouette says?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# A map shows neighbours and distorts distances: a lattice of small clumps is places, not images.
+from nbhelpers.probes import token_map
+
+six = study("shapes").images("test").subset(6, SEED)
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+points = token_map(encoder, six, encoder.depth, perplexity=20, seed=SEED)
+ax = plots.token_map(points, "image", plots.panels([encoder.name])[0], legend=False)

@@ -7,154 +7,238 @@
 # %% [markdown]
 # # Singular spectra
 #
-# **Claim.** Contrastive learning spreads *images* apart, masked image modelling spreads the *tokens* of an image
-# apart {cite:p}`park2023what`. The claim is about two levels, and predicts the opposite order on each: over images,
-# CL uses more directions than MIM; over the tokens of one image, MIM uses more directions than CL.
+# **Claim.** Contrastive learning spreads *images* over more directions than masked image modelling; masked image
+# modelling spreads the *tokens* of an image over more directions than contrastive learning {cite:p}`park2023what`.
 #
-# Let $z_n$ be the patch tokens of an image at some depth. The spectrum of their covariance,
+# Think of the tokens of one image as a cloud of points. A cloud shaped like a cigar uses one direction, a ball uses all of
+# them. The same can be asked of the cloud of all images, with a point for each. The claim predicts the opposite order
+# on the two levels: what helps to tell images apart is not what helps to tell places apart.
+#
+# Let $z_n$ be the $N$ patch tokens of an image at some depth. Their cloud has its axes along the eigenvectors of the
+# covariance, with variances
 #
 # $$
 # \lambda = \operatorname{eig}\Big( \frac{1}{N - 1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \Big),
 # \qquad \Delta \log \lambda_r = \log \lambda_r - \log \lambda_1 ,
-# $$ (eq-spectrum)
+# $$
 #
-# says how variance falls off over directions, ranked by size. At the **token level** the curves are averaged over
-# images; $N$ tokens have at most $N - 1$ ranks. At the **image level**, $z_n$ is the mean token of image $n$ instead,
-# and one covariance is taken over all images. The eigenvalues are squares of singular values of the centred data,
-# after the author's own definition.
-#
-# A flat curve means that many directions are used, a steep one that few are. The **effective rank** makes it one
-# number, between 1 and the number of ranks:
+# largest first. The **effective rank** is the number of directions that they amount to,
 #
 # $$
-# \exp\Big( -\sum_r p_r \log p_r \Big), \qquad p_r = \lambda_r \Big/ \sum_{r'} \lambda_{r'} .
-# $$ (eq-effective-rank)
+# \exp\Big( -\sum_r p_r \log p_r \Big), \qquad p_r = \lambda_r \Big/ \sum_{r'} \lambda_{r'} ,
+# $$
+#
+# 1 for a cigar and the number of ranks for a ball. At the **image level**, $z_n$ is the mean token of image $n$
+# instead, and one covariance is taken over all images.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
 
-# %% [markdown]
-# ## The tokens of an image
-#
-# One line per depth, from the embedding (light) to the last block (dark).
-
-# %%
-from nbhelpers import plots
-from nbhelpers.results import table
-
-plots.style()
-frames = [table(study, "metrics", MODELS) for study in STUDIES]
-models, titles = plots.per_model(frames)
-axes = plots.panels(titles, height=2.3, columns=len(models) // len(frames), sharex=True, sharey=True)
-for ax, rows in zip(axes, models, strict=True):
-    plots.spectra(rows, "token_spectrum", ax).set_ylim(-25, 1)
-    ax.label_outer()
-plots.depth_bar(axes, frames[0]["depth"].max())
-plots.show(
-    axes, "Log eigenvalue of the tokens' covariance against rank, a panel per model, a line per depth."
-)
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import late
-
-for frame in frames:
-    for objective, value in late(frame, "token_effective_rank").items():
-        glue(f"{frame['study'].iloc[0]}-{objective}-tokens", value, display=False)
-
-# %% [markdown]
-# In the last third of the blocks the tokens of an image have an effective rank of
-# {glue:text}`shapes-CL-tokens:.1f` in CL and {glue:text}`shapes-MIM-tokens:.1f` in MIM on `shapes`,
-# {glue:text}`cifar10-CL-tokens:.1f` and {glue:text}`cifar10-MIM-tokens:.1f` on CIFAR-10. Part of it needs no
-# image: the position embedding alone spreads the tokens, the same way in every image, which is most of what the
-# untrained encoder has ({glue:text}`cifar10-random-tokens:.1f`).
-
-# %% [markdown]
-# ## The images of a set
-#
-# The same, with an image's mean token in place of a token and all images in place of one. The embedding (depth 0) of a
-# patch is a linear map of its 4 x 4 x 3 numbers, so its curve ends at 48 directions; what lies beyond is rounding.
-
-# %%
-axes = plots.panels(titles, height=2.3, columns=len(models) // len(frames), sharex=True, sharey=True)
-for ax, rows in zip(axes, models, strict=True):
-    plots.spectra(rows, "image_spectrum", ax).set_ylim(-25, 1)
-    ax.label_outer()
-plots.depth_bar(axes, frames[0]["depth"].max())
-plots.show(
-    axes, "Log eigenvalue of the images' covariance against rank, a panel per model, a line per depth."
-)
-
-# %% [markdown]
-# ## Both levels by depth
-#
-# Effective rank of every curve above: of tokens in the upper row, with the 95 % interval over images, of images in
-# the lower row, where there is one covariance and no interval.
-
-# %%
+# %% tags=["hide-input"]
 import pandas as pd
 import torch
+from torch.testing import assert_close
 
-from nbhelpers.metrics import effective_rank
+from nbhelpers import plots, scorecard, study
+from nbhelpers.results import at_end, gather, late
 
-by = ["study", "source", "model", "objective", "seed", "depth"]
-for i, frame in enumerate(frames):
-    spectrum = frame[frame["metric"] == "image_spectrum"].groupby(by, sort=False, dropna=False)["value"]
-    ranks = spectrum.agg(lambda values: effective_rank(torch.tensor(values.to_numpy())).item()).reset_index()
-    ranks = ranks.assign(metric="image_effective_rank", head=-1, low=ranks["value"], high=ranks["value"])
-    frames[i] = pd.concat([frame, ranks], ignore_index=True)
+plots.style()
+METRICS = ["token_effective_rank", "token_spectrum", "image_spectrum"]
+frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+
+# %% [markdown]
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["8a", "8b"], STUDIES, MODELS)
+
+# %% [markdown]
+# ## The quantity
+#
+# Eight images through one encoder; `capture` hands over the tokens of the residual stream. One function serves both
+# levels: for the tokens of each image, and for the mean tokens of all images as one cloud.
 
 # %%
-levels = ["token_effective_rank", "image_effective_rank"]
-axes = plots.panels(
-    [plots.title(frame) for frame in frames] + [""] * len(frames),
-    height=2.6,
-    columns=len(frames),
-    sharex=True,
-    sharey="row",
-)
-for i, ax in enumerate(axes):
-    plots.by_depth(frames[i % len(frames)], levels[i // len(frames)], ax)
-    ax.label_outer()
-axes[0].legend()
-plots.show(axes, "Effective rank of an image's tokens, and of the images, against depth, a line per model.")
+from nbhelpers.capture import capture
+from nbhelpers.metrics import effective_rank, token_spectrum
 
-# %% tags=["remove-cell"]
-for frame in frames:
-    for objective, value in late(frame, "image_effective_rank").items():
-        glue(f"{frame['study'].iloc[0]}-{objective}-images", value, display=False)
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+stream = []
+with capture(encoder, on_stream=stream.append, places=("block",)):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+z = stream[-1].patches.double()  # B N D: tokens after the last block
+
+
+# %%
+def directions(z):  # B N D -> B
+    centred = z - z.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / (z.shape[1] - 1)  # B D D
+    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    p = eigenvalues / eigenvalues.sum(-1, keepdim=True)
+    return torch.special.entr(p).sum(-1).exp()  # entr(p) = -p log p
+
+
+images = z.mean(1)[None]  # 1 B D: one cloud of all images
+for cloud in (z, images):
+    library = effective_rank(token_spectrum(cloud))
+    assert_close(directions(cloud), library, atol=1e-4, rtol=1e-4)
+rows = {"tokens": directions(z).mean().item(), "images": directions(images).item()}
+pd.DataFrame(rows, index=["effective rank, last block"]).round(2)
 
 # %% [markdown]
-# In the last third of the blocks the images have an effective rank of {glue:text}`shapes-CL-images:.1f` in CL and
-# {glue:text}`shapes-MIM-images:.1f` in MIM on `shapes`, {glue:text}`cifar10-CL-images:.1f` and
-# {glue:text}`cifar10-MIM-images:.1f` on CIFAR-10, of {glue:text}`cifar10-random-images:.1f` in the untrained encoder.
-# The claim holds on a study where CL has the larger of the two numbers here and the smaller of the two at the token
-# level. Which level tells what: images spread over many directions are what a linear classifier of whole images can
-# use; tokens spread over many directions within an image are what a task per place, such as segmentation, can use.
+# Eight images span at most seven directions around their mean, which is why the figures take all images.
 #
-# The released code has no spectra and the poster no numbers for them, so no published curve is shown; the definition
-# is the one that the author gave in answer to a question.
+# ## Both levels by depth
+#
+# First the tokens of an image:
+
+# %% mystnb={"image": {"alt": "Effective rank of the tokens of an image against depth, from the embedding on, a line per model in one panel per study, with an untrained encoder as a dotted line."}, "figure": {"caption": "Effective rank of the tokens of an image against depth, with the 95 % interval over images. Dotted: an untrained encoder, whose tokens differ by their position embedding and little else."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "token_effective_rank", ax)
+    ax.set_ylim(bottom=0)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+tokens = pd.concat(frames.values()).query("metric == 'token_effective_rank'")
+plots.download(tokens, "token_effective_rank")
 
 # %% [markdown]
+# Part of this needs no image. The position embedding spreads the tokens over some directions, the same in every image,
+# and that is most of what an untrained encoder has. Then the images:
+
+# %% tags=["hide-input"]
+by = ["study", "source", "model", "objective", "seed", "depth"]
+
+
+def rank_of(logs):
+    return effective_rank(torch.tensor(logs.to_numpy())).item()
+
+
+ranks = {}
+for name, frame in frames.items():
+    rows = frame.query("metric == 'image_spectrum'")
+    rank = rows.groupby(by, sort=False, dropna=False)["value"].agg(rank_of)
+    # One covariance of all images: there is no interval over them.
+    rows = rank.reset_index().assign(metric="image_effective_rank", head=-1)
+    ranks[name] = rows.assign(low=rows["value"], high=rows["value"])
+
+# %% mystnb={"image": {"alt": "Effective rank of the mean tokens of all images against depth, a line per model in one panel per study, with an untrained encoder as a dotted line."}, "figure": {"caption": "Effective rank over images, of their mean tokens, against depth. There is one covariance of all images, hence no interval. Lines as above."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, ranks.values(), strict=False):
+    plots.by_depth(frame, "image_effective_rank", ax)
+    ax.set_ylim(bottom=0)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat(ranks.values()), "image_effective_rank")
+
+# %% [markdown]
+# The claim holds in full for a study where, late, CL is the lower of the two in the first figure and the higher of the
+# two in the second. In numbers, averaged over the last third of the blocks:
+
+# %% tags=["hide-input"]
+rows = {}
+for name, frame in frames.items():
+    rows[name, "tokens"] = late(frame, "token_effective_rank")
+    rows[name, "images"] = late(ranks[name], "image_effective_rank")
+pd.DataFrame(rows).T.round(1)
+
+# %% [markdown]
+# Images that are spread over many directions are what a linear classifier of whole images can use. Tokens that are
+# spread within an image are what a task with an answer per place can use, such as segmentation.
+#
+# ## The spectra themselves
+#
+# One number hides where the variance goes. A flat curve uses many directions, a steep one few. After the last block, over
+# the tokens of an image:
+
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank; mean over images. Tokens have one rank less than their number."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    last = at_end(frame, "token_spectrum")
+    last = last.assign(parameter=last["rank"])
+    plots.by_parameter(last, "token_spectrum", "rank", ax)
+    ax.set_ylim(-15, 0.5)
+    for line in ax.lines:
+        line.set_marker("")
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% [markdown]
+# And over the images of the set:
+
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of the images' mean tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of the images' mean tokens after the last block, as natural logarithms relative to the largest, against rank. Lines as above."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    last = at_end(frame, "image_spectrum")
+    last = last.assign(parameter=last["rank"])
+    plots.by_parameter(last, "image_spectrum", "rank", ax)
+    ax.set_ylim(-15, 0.5)
+    for line in ax.lines:
+        line.set_marker("")
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+ends = [at_end(frame, metric) for frame in frames.values() for metric in METRICS[1:]]
+plots.download(pd.concat(ends), "spectra")
+
+# %% [markdown]
+# Neither the poster nor the released code has numbers for these spectra, so there is no published curve to set beside
+# ours. The definition, eigenvalues of the covariance, is the one the author gave in answer to a question.
+#
 # ## What would refute it
 #
-# On either study, an effective rank of tokens in the last third of the blocks that is not lower in CL than in MIM,
-# or one of images that is not higher. The two can fail apart: a model whose tokens collapse and whose images do too
-# has lost both.
-#
-# What the [scorecard](../index.py) says:
+# An effective rank of tokens, late, that is not lower in CL than in a masked encoder of the same architecture, trained
+# on the same images; or one of images that is not higher. The two can fail apart: a model may lose directions on both
+# levels. They are the rows of the [scorecard](../index.py) that gave the result above:
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["hide-input"]
 scorecard.rows("representations/spectra", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Draw absolute instead of relative spectra with `nbhelpers.metrics.token_spectrum`: does the largest eigenvalue
-#    grow with depth, and in which model?
-# 3. Leave the first direction out: `effective_rank` of the ranks from 2 on. For which model does that change most?
+# - Ask of a spectrum first *what* its points are: tokens of one image, or images.
+# - The covariance takes the mean off. What all tokens share, which [lifts a cosine](diversity.py), does not count here.
+# - An effective rank has a ceiling: the number of points less one, and the width of the encoder.
+#
+# ## Exercises
+#
+# 1. **Another model.** How many directions do you expect the tokens of an untrained ViT with twelve blocks to use, at
+#    224 px? Check with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Position embeddings drawn at random point everywhere, so that an untrained encoder may use many.
+which = ["token_effective_rank"]
+tiny, _ = gather(["shapes"], which, ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(1)
+
+# %% [markdown]
+# 2. **Cigar and ball.** Make a cloud of 100 points with an effective rank near 1, and one near 3, in three dimensions.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+generator = torch.Generator().manual_seed(0)
+ball = torch.randn(1, 100, 3, dtype=torch.float64, generator=generator)
+cigar = ball * torch.tensor([1, 0.01, 0.01])
+directions(cigar), directions(ball)
+
+# %% [markdown]
+# 3. **Without places.** Take from each token the mean, over images, of the tokens at the same place. How many
+#    directions are left that depend on the image?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# What changes was the same in every image: the position embedding, and what blocks made of it.
+without = z - z.mean(0)
+clouds = {"all": z, "without places": without}
+pd.DataFrame({name: directions(cloud).cpu() for name, cloud in clouds.items()}).round(1)
