@@ -7,128 +7,194 @@
 # %% [markdown]
 # # Frequencies
 #
-# **Claim.** Contrastive encoders keep the low frequencies of an image and lose the high ones; masked image models
-# keep the high ones {cite:p}`park2023what`. Low frequencies carry outlines and layout, high frequencies carry
-# texture.
+# **Claim.** The late tokens of a masked image model hold more high frequencies than those of a contrastive encoder
+# {cite:p}`park2023what`.
 #
-# The patch tokens $z$ of an image, channel by channel, are a small picture on the patch grid. Its Fourier
-# transform $\mathcal{F} z$ has an amplitude at every frequency, and the **Δ log amplitude** compares one frequency
-# with the mean of the picture, frequency 0 {cite:p}`park2022how`:
+# Look at a photograph through frosted glass: the outlines stay, the fur is gone. What stays are low frequencies, what
+# goes are high ones. A Vision Transformer never blurs an image, but it may blur its own tokens, until neighbours
+# on the grid say nearly the same. A model that names the object can afford it; one that has to paint the fur cannot.
+#
+# The patch tokens $z$ of an image, channel by channel, are a small picture on the patch grid. Its Fourier transform
+# $\hat z_d$ has an amplitude at each frequency, and the **Δ log amplitude** compares one frequency with the constant
+# part, frequency 0 {cite:p}`park2022how`:
 #
 # $$
-# \Delta(f) = \Big\langle \log \lvert (\mathcal{F} z)(f, f) \rvert \Big\rangle
-#           - \Big\langle \log \lvert (\mathcal{F} z)(0, 0) \rvert \Big\rangle ,
-# $$ (eq-delta-log-amplitude)
+# F(f) = \frac{1}{D} \sum_d \log \lvert \hat z_d(f, f) \rvert , \qquad \Delta F(f) = F(f) - F(0) .
+# $$
 #
-# averaged over channels and images after the logarithm. It is 0 for tokens whose high frequencies are as strong as
-# their mean, and the lower the smoother they are over the grid.
-#
-# Frequencies are given as a share of the grid's Nyquist frequency, one wave per two patches. The paper reports the
-# last point of the diagonal below it: on a grid of 14 x 14 that is 6/7 of Nyquist on both axes. Our grid is 8 x 8,
-# so its last point is {glue:text}`frequency:.2f` of Nyquist, a slightly coarser pattern.
+# It is 0 where a frequency is as strong as the mean, and the lower, the smoother the tokens are over the grid. The
+# paper draws the last frequency of the diagonal below the grid's Nyquist frequency (one wave per two patches): 6/7 of
+# it on a grid of 14 x 14, 3/4 on one of 8 x 8. Compare signs and shapes between the two, not levels.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
+
+# %% tags=["hide-input"]
+import math
+
+import pandas as pd
+import torch
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.results import at_end, early, gather, late, published
+
+plots.style()
+METRICS = ["delta_log_amplitude", "fourier_radial"]
+frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+
+# %% [markdown]
+# ## Result
+#
+# The claim itself first. The paper says two things beside it: that masked models are ahead at all depths, and that
+# their last blocks lower high frequencies, as if they were a decoder.
+
+# %% tags=["hide-input"]
+scorecard.result(["9c", "9a", "9b"], STUDIES, MODELS)
+
+# %% [markdown]
+# ## The quantity
+#
+# Eight images through one encoder; `capture` hands over the tokens $z$ after each block. Folded back onto the grid
+# they are a picture of $D$ channels, and the formula is a Fourier transform, a logarithm and a mean.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.metrics import delta_log_amplitude
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.mim"])[:1])
+depths = []
+with capture(encoder, on_stream=depths.append, places=("block",)):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+z, grid = depths[-1].patches, depths[-1].grid  # B N D; rows and columns
+
+# %%
+z_hat = torch.fft.fft2(z.unflatten(1, grid), dim=(1, 2))  # B rows columns D
+F = (z_hat.abs() + 1e-6).log().mean(-1)  # mean over channels after the logarithm
+F = F.diagonal(dim1=1, dim2=2)[:, : math.ceil(grid[0] / 2)]  # B F: up to Nyquist
+delta_F = F - F[:, :1]
+
+assert_close(delta_F, delta_log_amplitude(z, grid), atol=1e-3, rtol=1e-3)
+shares = [f"{2 * f / grid[0]:.2f}" for f in range(F.shape[1])]
+table = pd.DataFrame(delta_F.mean(0)[None].cpu().numpy(), ["Δ log amplitude"], shares)
+table.rename_axis(columns="frequency / Nyquist").round(2)
 
 # %% [markdown]
 # ## High frequencies by depth
 #
-# A line per model, with the 95 % interval over images. Depth 0 is the embedding: patches and positions, before any
-# block.
+# The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and
+# positions, before any block.
 
-# %%
-from nbhelpers import plots
-from nbhelpers.results import published, table
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal, by depth. Lines: means, with the 95 % interval over images; thinner lines: further training seeds of the same model. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster with bars for the reading error."}}
+titles = [*map(plots.title, frames.values()), *missing, "published"]
+axes = plots.panels(titles, sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "delta_log_amplitude", ax)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
+    plots.note(ax, reason)
+plots.published_by_depth(published(), "delta_log_amplitude", axes[-1])
+legend = plots.legend_below(axes)
 
-plots.style()
-frames = [table(study, "metrics", MODELS) for study in STUDIES]
-axes = plots.beside_published(frames, "delta_log_amplitude", published())
-plots.show(axes, "Δ log amplitude near Nyquist against depth, a line per model; one panel per study.")
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import against_published, late
-
-rows = published().query("metric == 'delta_log_amplitude' and model in ['MoCo v3', 'SimMIM']")
-theirs = rows.pivot(index="depth", columns="objective", values="value")
-glue("published-first", float((theirs["MIM"] - theirs["CL"])[1]), display=False)
-glue("published-last", float((theirs["MIM"] - theirs["CL"]).iloc[-1]), display=False)
-for study, frame in zip(STUDIES, frames, strict=True):
-    for objective, value in late(frame, "delta_log_amplitude").items():
-        glue(f"{study}-{objective}", value, display=False)
-point = frames[0][frames[0]["metric"] == "delta_log_amplitude"]
-glue("frequency", float(point["frequency"].iloc[0]), display=False)
-glue("published", against_published(frames, "delta_log_amplitude"), display=False)
+# %% tags=["remove-input"]
+plots.download(pd.concat(frames.values()), "delta_log_amplitude")
 
 # %% [markdown]
-# In the last third of the blocks Δ log amplitude is {glue:text}`shapes-CL:.2f` for CL and {glue:text}`shapes-MIM:.2f`
-# for MIM on `shapes`, {glue:text}`cifar10-CL:.2f` and {glue:text}`cifar10-MIM:.2f` on CIFAR-10, and
-# {glue:text}`shapes-random:.2f` and {glue:text}`cifar10-random:.2f` in the untrained encoders. The claim holds on a study
-# where CL's number is the lower one.
-#
-# In the published curves MIM lies above CL by {glue:text}`published-first:.2f` after the first block and by
-# {glue:text}`published-last:.2f` after the last: the two differ most where the encoder begins. The last blocks of the
-# masked model lower its high frequencies, which the authors read as blocks that work as a decoder. Levels of the
-# two grids are not comparable one by one, since the reported frequencies differ; signs and shapes are.
-# {glue:text}`published`
+# Read two things. At the right: where MIM's line is above CL's, the claim holds. Then the last steps of MIM's line: if
+# they go down, the last blocks smooth, as in the published curve; if they go up, these blocks sharpen, and the picture of
+# a decoder hidden in the encoder does not fit. An untrained encoder has no opinion: it keeps what the embedding gave it.
+# Averaged over the first and the last third of the blocks:
+
+# %% tags=["hide-input"]
+rows = {
+    (name, when.__name__): when(frame, "delta_log_amplitude")
+    for name, frame in frames.items()
+    for when in (early, late)
+}
+pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# ## The whole spectrum
+# ## Smooth, or merely alike?
 #
-# One point of the diagonal cannot say whether the spectrum falls evenly. Here are all frequencies: rings of equal
-# radius, in units of Nyquist on one axis, so that the corner of the spectrum is at 1.41. One line per depth, from
-# the embedding (light) to the last block (dark).
+# A low Δ log amplitude has two possible causes. The tokens may be smooth over the grid. Or they may share one large
+# vector: then the constant part is huge, and *all* other frequencies lie far below it, high and low ones alike. The
+# whole spectrum tells the two apart. It is averaged over rings of equal radius, from the constant part (0) to the
+# corner (1.41 times the Nyquist frequency of one axis).
 
-# %%
-models, titles = plots.per_model(frames)
-axes = plots.panels(titles, height=2.3, columns=len(models) // len(frames), sharex=True, sharey=True)
+# %% mystnb={"image": {"alt": "Δ log amplitude against the radius of the frequency, one panel per model and one line per depth, coloured from light to dark."}, "figure": {"caption": "The whole spectrum after each block, from the embedding (light) to the last block (dark), a panel per model. The step from 0 to the first ring is what tokens share; the slope beyond it is how smooth they are."}}
+models, titles = plots.per_model(list(frames.values()))
+axes = plots.panels(titles, height=2.3, sharex=True, sharey=True)
 for ax, rows in zip(axes, models, strict=True):
     plots.spectra(rows, "fourier_radial", ax)
-    ax.label_outer()
-plots.depth_bar(axes, frames[0]["depth"].max())
-plots.show(axes, "Δ log amplitude against the radius of the frequency, a panel per model, a line per depth.")
+plots.depth_bar(axes, max(rows["depth"].max() for rows in models))
 
-# %% tags=["remove-cell"]
-for study, frame in zip(STUDIES, frames, strict=True):
-    rings = frame[frame["metric"] == "fourier_radial"]
-    last = rings[rings["depth"] == rings["depth"].max()].sort_values("frequency")
-    for objective, line in last.groupby("objective"):
-        line = line.groupby("frequency")["value"].mean()
-        glue(f"{study}-{objective}-low", float(line.iloc[1]), display=False)
-        glue(f"{study}-{objective}-fall", float(line.iloc[1] - line.iloc[-1]), display=False)
+# %% tags=["hide-input"]
+spectra = pd.concat(at_end(frame, "fourier_radial") for frame in frames.values())
+rows = {}
+for model, line in spectra.groupby("model", sort=False):
+    values = line.sort_values("frequency")["value"].to_numpy()
+    step, slope = -values[1], values[1] - values[-1]
+    rows[model] = {"step to the first ring": step, "fall beyond it": slope}
+pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# After the last block, the step from the mean to the lowest ring is {glue:text}`shapes-CL-low:.2f` in CL and
-# {glue:text}`shapes-MIM-low:.2f` in MIM on `shapes`, {glue:text}`cifar10-CL-low:.2f` and
-# {glue:text}`cifar10-MIM-low:.2f` on CIFAR-10. From that ring to the corner the spectrum falls by another
-# {glue:text}`shapes-CL-fall:.2f` and {glue:text}`shapes-MIM-fall:.2f`, and by {glue:text}`cifar10-CL-fall:.2f` and
-# {glue:text}`cifar10-MIM-fall:.2f`.
-#
-# The first number belongs to the mean: tokens that share a large common vector have all other frequencies far below
-# it, however they vary over the grid. Only the second is about smooth against rough. A low point in the first figure
-# means that high frequencies are lost when it comes from the second; when it comes from the first, the tokens of an
-# image have become alike, which is what the chapter on [diversity](diversity.py) measures.
+# The table takes the dark lines apart. Only the second column is about smooth against rough. Where two models differ
+# mostly in the first, one of them has made the tokens of an image *alike*, which is what the chapter on
+# [diversity](diversity.py) measures.
+
+# %% tags=["remove-input"]
+plots.download(spectra, "fourier_radial_last_block")
 
 # %% [markdown]
 # ## What would refute it
 #
 # A contrastive encoder whose Δ log amplitude in the last third of its blocks is not below that of a masked encoder of
-# the same architecture, trained on the same images, by more than the interval over images. A lower value with a
-# spectrum that does not fall more steeply beyond the first ring would not refute the number, but its reading.
-#
-# What the [scorecard](../index.py) says:
+# the same architecture, trained on the same images (9c). A masked encoder that is behind at a single depth refutes
+# the wider statement (9a), and one whose last blocks do not lower it refutes the reading as a decoder (9b), not the
+# claim.
 
-# %%
-from nbhelpers import scorecard
-
+# %% tags=["hide-input"]
 scorecard.rows("representations/frequency", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Draw `"fourier_diagonal"` instead of `"fourier_radial"`: its last point is the one in the first figure.
-# 3. The position embedding is part of every token, the same in every image. Take it out of depth 0 with
-#    `nbhelpers.metrics.delta_log_amplitude`: how much of the untrained encoder's curve was position?
+# - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
+# - Look at the whole spectrum before you say *smooth*: a large vector that all tokens share lowers every frequency.
+# - "More high frequencies late" and "the last blocks lower them" are two statements; an encoder may show the one
+#   without the other.
+#
+# ## Exercises
+#
+# 1. **Another model.** Do twelve untrained blocks smooth their tokens? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Hardly: what an untrained block adds is small, so early and late differ little.
+tiny, _ = gather(["shapes"], METRICS[:1], ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({when.__name__: when(tiny["shapes"], METRICS[0]) for when in (early, late)}).round(2)
+
+# %% [markdown]
+# 2. **Where the arrow of the mean points.** Subtract from every token the mean token of its image. What happens to
+#    $F(f)$ for $f > 0$, and what to $\Delta F$?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# The mean is the constant part alone: F(f > 0) stays, F(0) falls to log 1e-6 or so, and ΔF means nothing any more.
+from nbhelpers.metrics import log_amplitude
+
+centred = z - z.mean(1, keepdim=True)
+before, after = log_amplitude(z, grid), log_amplitude(centred, grid)
+pd.DataFrame({"before": before.mean(0)[:4].cpu(), "after": after.mean(0)[:4].cpu()}).round(2)
+
+# %% [markdown]
+# 3. **The roughest picture.** For which tokens on a grid of 4 x 4 is $\Delta F$ as large as it can be at the radius
+#    1.41? Check with `nbhelpers.metrics.radial_delta_log_amplitude`.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# A checkerboard: all its amplitude is in the corner, and none in the constant part.
+from nbhelpers.metrics import radial_delta_log_amplitude
+
+sign = torch.tensor([1.0, -1.0, 1.0, -1.0])
+radial_delta_log_amplitude(sign.outer(sign).reshape(1, 16, 1), (4, 4))
