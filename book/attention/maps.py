@@ -46,7 +46,8 @@ from nbhelpers.studies import label
 
 plots.style()
 frames, missing = gather(STUDIES, ["query_cosine"], MODELS, N_IMAGES, SEED)
-pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in ("shapes", "cifar10")}
+BOTH = ("shapes", "cifar10")
+pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in BOTH}
 
 # %% [markdown]
 # ## Result
@@ -72,7 +73,9 @@ DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
 
 
 def maps(encoders, image):
-    return {label(e.name, e.objective): attention_maps(e, image)[:, 0] for e in encoders}
+    names = [label(e.name, e.objective) for e in encoders]
+    seen = [attention_maps(e, image)[:, 0] for e in encoders]  # L H N N
+    return dict(zip(names, seen, strict=True))
 
 
 # %% mystnb={"image": {"alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
@@ -202,13 +205,15 @@ def queries(encoder, masks):
     first = torch.zeros_like(torch.cat([prefix, patches], 1))
     first[:, :1] = encoder.prefix > 0  # the class token comes first, where there is one
     on = torch.cat([prefix, patches], 1)
-    return on, dict(zip(KINDS, (first, on, torch.cat([prefix, ~patches], 1)), strict=True))
+    off = torch.cat([prefix, ~patches], 1)
+    return on, dict(zip(KINDS, (first, on, off), strict=True))
 
 
 # %%
 def object_share(encoder, images):
     """Mean share of attention on the object by kind of query, block and head."""
-    sums = {k: Metric(k, object_attention, "", per_head=True).of(encoder) for k in KINDS}
+    metrics = {k: Metric(k, object_attention, "", per_head=True) for k in KINDS}
+    sums = {k: metric.of(encoder) for k, metric in metrics.items()}
 
     def add(b):
         A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, all tokens
@@ -256,7 +261,8 @@ plots.download(shares, "object_attention")
 # %% tags=["hide-input"]
 area = max(areas.values())
 lines = []
-for (model, objective), rows in shares[shares["head"] < 0].groupby(["model", "objective"]):
+whole = shares[shares["head"] < 0]
+for (model, objective), rows in whole.groupby(["model", "objective"]):
     ends = {kind: at_end(rows, kind).iloc[0] for kind in KINDS}
     said = []
     for kind, end in ends.items():
@@ -276,12 +282,12 @@ Markdown(text + "\n".join(lines))
 ends = shares[shares["head"] < 0]
 last = {kind: at_end(ends, kind) for kind in KINDS}
 passed = {kind: rows.loc[rows["low"] > area] for kind, rows in last.items()}
-names = {k: [label(*r) for r in p[["model", "objective"]].values] for k, p in passed.items()}
+names = {kind: [label(*who) for who in rows[["model", "objective"]].values] for kind, rows in passed.items()}
 everywhere = sorted(set.intersection(*map(set, names.values())))
 class_only = sorted(set(names[KINDS[0]]) - set(names[KINDS[2]]))
 said = [
     f"All three kinds of query: {', '.join(everywhere) or 'no encoder'}.",
-    f"The class token, but not the background: {', '.join(class_only) or 'no encoder'}.",
+    f"Class token, but not background: {', '.join(class_only) or 'no encoder'}.",
 ]
 Markdown("Who looks at the object more than its area explains? " + " ".join(said))
 
