@@ -282,7 +282,8 @@ Markdown(text + "\n".join(lines))
 ends = shares[shares["head"] < 0]
 last = {kind: at_end(ends, kind) for kind in KINDS}
 passed = {kind: rows.loc[rows["low"] > area] for kind, rows in last.items()}
-names = {kind: [label(*who) for who in rows[["model", "objective"]].values] for kind, rows in passed.items()}
+whose = {kind: rows[["model", "objective"]].values for kind, rows in passed.items()}
+names = {kind: [label(*who) for who in models] for kind, models in whose.items()}
 everywhere = sorted(set.intersection(*map(set, names.values())))
 class_only = sorted(set(names[KINDS[0]]) - set(names[KINDS[2]]))
 said = [
