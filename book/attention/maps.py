@@ -7,141 +7,335 @@
 # %% [markdown]
 # # Attention maps
 #
-# **Claim.** Ask a contrastive encoder where two different tokens of an image look, and in its late layers both
-# answer with the same map, often the outline of the object. Ask a masked image model, and each token looks around
-# itself {cite:p}`park2023what`.
+# **Claim.** Ask two different tokens of an image where they look. In the late blocks of a contrastive encoder both answer
+# with the same map, often the outline of the object; in a masked image model each looks around itself
+# {cite:p}`park2023what`.
 #
-# The map of a query token $q$ is the row $A_{q\cdot}$ of the attention among the patch tokens,
+# A map is the plainest thing to look at in a Vision Transformer, and the easiest to believe too much of. This chapter
+# shows maps first, and then counts what they seem to show: how alike the maps of two queries are, and whether they lie on
+# the object.
+#
+# The map of query $q$ is its row of the attention among the patch tokens, and two maps are compared by their cosine:
 #
 # $$
-# A_{qk} = \frac{\exp(q_q \cdot k_k / \sqrt{d})}{\sum_{k'} \exp(q_q \cdot k_{k'} / \sqrt{d})} ,
+# A_{qk} = \frac{\exp(q_q \cdot k_k / \sqrt{d})}{\sum_{k'} \exp(q_q \cdot k_{k'} / \sqrt{d})} , \qquad
+# c = \frac{1}{N (N - 1)} \sum_{q \neq q'} \cos(A_{q\cdot}, A_{q'\cdot}) .
 # $$
 #
-# and how alike the maps of two queries are is the cosine $\cos(A_{q\cdot}, A_{q'\cdot})$, from 0 (they share no key) to
-# 1 (the same map).
+# The cosine is 0 if two queries share no key, and 1 if they have the same map.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # a list of encoders by name, for example ["vit_small_patch16_224.dino"]; None: the study's own
-IMAGE = 7  # which generated test image
-QUERIES = [(0.2, 0.2), (0.55, 0.55)]  # places of the two queries: shares of the image's height and width
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
+IMAGE = 2  # which generated test image
+QUERIES = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]  # shares of the image's height and width
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.images import photographs
+from nbhelpers.measure import attention_maps, identified
+from nbhelpers.results import COMPUTED, at_end, gather, late, published_maps
+from nbhelpers.studies import label
+
+plots.style()
+frames, missing = gather(STUDIES, ["query_cosine"], MODELS, N_IMAGES, SEED)
+BOTH = ("shapes", "cifar10")
+pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in BOTH}
 
 # %% [markdown]
-# ## Two queries on one image
+# ## Result
 #
-# Maps are averaged over heads and lie over the image; the query patch is outlined. The scale is that of each map, from
-# nothing to its maximum. First a generated image:
+# Whether the map depends on the query is judged by the mutual information of the two, for which see
+# [Attention collapse](collapse.py):
 
-# %%
-from nbhelpers import plots, study
-from nbhelpers.images import photographs
-from nbhelpers.measure import attention_maps
-from nbhelpers.studies import label
+# %% tags=["hide-input"]
+scorecard.result(["2"], STUDIES, MODELS)
+
+# %% [markdown]
+# Whether the map lies on the object is a second question, and has [an answer of its own](#does-attention-follow-the-object)
+# below: it depends on who is asking.
+
+# %% [markdown]
+# ## Three queries on one image
+#
+# Maps are averaged over heads and lie over the image; the query patch is outlined. Each map has its own scale, from
+# nothing to its maximum. Compare the three rows of one model in the last column.
+
+# %% tags=["hide-input"]
+DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
 
 
 def maps(encoders, image):
-    return {label(e.name, e.objective): attention_maps(e, image)[:, 0] for e in encoders}
+    names = [label(e.name, e.objective) for e in encoders]
+    seen = [attention_maps(e, image)[:, 0] for e in encoders]  # L H N N
+    return dict(zip(names, seen, strict=True))
 
 
-plots.style()
-DEPTHS = (1 / 8, 3 / 8, 5 / 8, 1)  # as shares of each model's own
-generated = study("shapes").images("test").batch([IMAGE])
-figure = plots.query_maps(generated, maps(study("shapes").encoders(MODELS), generated), QUERIES, DEPTHS)
-plots.show(figure, "Attention maps of two query patches at four depths, a row per model and query.")
-
-# %% [markdown]
-# Then a photograph, which comes with scikit-image, shown to the encoders trained on CIFAR-10:
-
-# %%
-photograph = photographs(32).batch([0])
-figure = plots.query_maps(photograph, maps(study("cifar10").encoders(MODELS), photograph), QUERIES, DEPTHS)
-plots.show(figure, "Attention maps of two query patches of a photograph at four depths, per model and query.")
+# %% mystnb={"image": {"alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
+image = study("shapes").images("test").batch([IMAGE])
+looking = maps(study("shapes").encoders(pairs["shapes"]), image)
+figure = plots.query_maps(image, looking, QUERIES, DEPTHS)
 
 # %% [markdown]
-# ## One head at a time
-#
-# An average over heads can hide that each of them looks elsewhere. These are the heads of the last but one block,
-# for the second query.
+# Then a photograph, which comes with scikit-image, shown to encoders that were trained on CIFAR-10:
 
-# %%
-encoders = study("cifar10").encoders(MODELS)
-figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=7 / 8)
-plots.show(
-    figure, "Attention maps of one query patch in every head of the last but one block, a row per model."
-)
+# %% mystnb={"image": {"alt": "Attention maps of three query patches on a photograph of a cup of coffee, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "As above, on a photograph of a cup of coffee. The photograph is none of the training images and has none of their ten classes."}}
+photograph = photographs(32).batch([3])
+looking = maps(study("cifar10").encoders(pairs["cifar10"]), photograph)
+figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
 
 # %% [markdown]
 # ## Any query, at any depth, in any head
 #
-# Click a patch of the image, or move the outlined query with the arrow keys once it has the focus. Each map is drawn
-# on its own scale. The number below it is the attention distance of this one query, beside that of uniform
-# attention: from a corner, every map reaches further than from the middle. Rows, columns and heads are counted from 0.
+# Click a patch of the image, or move the outlined query with the arrow keys once it has the focus. It opens at the last
+# depth, where the two kinds of training differ most to the eye. Below each map stands the attention distance of this one
+# query, beside that of uniform attention: from a corner, every map reaches further than from the middle. Rows, columns
+# and heads are counted from 0.
 
-# %%
+# %% tags=["hide-input"]
 from nbhelpers import interactive
 
 scenes = []
 for number in (IMAGE, IMAGE + 1):
     image = study("shapes").images("test").batch([number])
-    encoders = study("shapes").encoders(MODELS or ["shapes.cl", "shapes.mim"])
+    encoders = study("shapes").encoders(pairs["shapes"])
     scenes.append(interactive.Scene(f"generated image {number}", image, encoders))
 pictures = photographs(32)
-for number in (0, 2, 4):
-    encoders = study("cifar10").encoders(MODELS or ["cifar10.cl", "cifar10.mim"])
+for number in (3, 0, 2):
+    encoders = study("cifar10").encoders(pairs["cifar10"])
     title = f"photograph, {pictures.classes['class'][number]}"
     scenes.append(interactive.Scene(title, pictures.batch([number]), encoders))
 interactive.explore(scenes)
 
 # %% [markdown]
-# ## How similar are the maps of different queries?
+# ## The quantity
 #
-# What the eye sees on one image is counted here over many: the mean cosine between the maps of all pairs of
-# queries, per head, then averaged over heads.
+# Three queries on one image are an anecdote. Eight images through one encoder, then: `capture` hands over the queries and
+# keys of each block as the model uses them, and `patch_attention` is the softmax of the formula above.
 
 # %%
-from nbhelpers.results import table
+from nbhelpers.capture import capture
+from nbhelpers.metrics import mean_pairwise_cosine, patch_attention
 
-frames = [table(name, "metrics", MODELS) for name in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
-for ax, frame in zip(axes, frames, strict=True):
-    plots.by_depth(frame, "query_cosine", ax, heads=True, reference=(1, "same map for all queries"))
-axes[0].legend()
-plots.show(
-    axes, "Mean cosine between the attention maps of different queries against depth, a line per model."
-)
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+blocks = []
+with capture(encoder, on_attention=blocks.append):
+    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+b = blocks[-1]
+A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
 
-# %% tags=["remove-cell"]
-import torch
-from myst_nb import glue
+# %%
+unit = A / A.norm(dim=-1, keepdim=True)  # B H N N: maps of length one
+cosines = unit @ unit.mT  # B H N N: every query with every other
+N = A.shape[-1]
+c = (cosines.sum((-2, -1)) - N) / (N * (N - 1))  # B H; without the N pairs q = q'
 
-from nbhelpers.results import late, published_maps
-
-paper = published_maps().set_index(["objective", "query"])["value"]
-for objective in ("CL", "MIM"):
-    one, two = (torch.tensor(paper[objective, query].to_numpy()) for query in (1, 2))
-    glue(f"paper-{objective}", float(torch.cosine_similarity(one, two, dim=0)), display=False)
-for name, frame in zip(STUDIES, frames, strict=True):
-    for objective, value in late(frame, "query_cosine").items():
-        glue(f"{name}-{objective}", value, display=False)
+assert_close(c, mean_pairwise_cosine(A), atol=1e-4, rtol=1e-4)
+values = c.mean(0)[None].cpu().numpy()
+pd.DataFrame(values, index=["cosine"]).rename_axis(columns="head").round(3)
 
 # %% [markdown]
-# In the last third of the blocks the mean cosine is {glue:text}`shapes-CL:.2f` for CL and {glue:text}`shapes-MIM:.2f`
-# for MIM on `shapes`, {glue:text}`cifar10-CL:.2f` and {glue:text}`cifar10-MIM:.2f` on CIFAR-10, where an untrained
-# encoder has {glue:text}`cifar10-random:.2f`: its maps are flat, and flat maps are all alike. The two maps of the
-# paper's own figure 2 have a cosine of {glue:text}`paper-CL:.2f` for MoCo v3 and {glue:text}`paper-MIM:.2f` for SimMIM
-# (published; read off the poster's figure, each map scaled to its own range).
+# ## How alike are the maps of different queries?
 #
-# A cosine of one has two causes, the same object for all and nothing in particular for all; the chapter on
-# [attention collapse](collapse.py) tells them apart.
+# What the eye sees on one image, counted over all of them, for every block and head.
+
+# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1: a line per model and a dot per head, in one panel per study."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: one map for all queries, which flat maps have too."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    same = (1, "same map for all queries")
+    plots.by_depth(frame, "query_cosine", ax, heads=True, reference=same)
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat(frames.values()), "query_cosine")
+
+# %% [markdown]
+# Averaged over the last third of the blocks, with the two maps of the paper's own figure 2 below (published; read off the
+# poster, each map scaled to its own range, one image and two queries):
+
+# %% tags=["hide-input"]
+paper = published_maps().set_index(["objective", "query"])["value"]
+theirs = {}
+for kind in ("CL", "MIM"):
+    one, two = (torch.tensor(paper[kind, query].to_numpy()) for query in (1, 2))
+    theirs[kind] = torch.cosine_similarity(one, two, dim=0).item()
+rows = {name: late(frame, "query_cosine") for name, frame in frames.items()}
+pd.DataFrame(rows | {"published": theirs}).T.round(2).astype(object).fillna("")
+
+# %% [markdown]
+# A cosine near 1 has two causes: the same object for all, and nothing in particular for all. An untrained encoder has the
+# second. The entropy of [Attention collapse](collapse.py) tells them apart, and so does the next section.
+
+# %% [markdown]
+# ## Does attention follow the object?
+#
+# On `shapes` every pixel of the object is known, so the question has a number: the share of a query's attention that falls
+# on patches of the object,
+#
+# $$
+# m_q = \sum_{k \in \mathrm{object}} A_{qk} .
+# $$
+#
+# Here $A$ is the softmax over *all* tokens, since the class token is one of the queries. A query that looks everywhere
+# alike has a share equal to the object's area, and one that sees nothing else has 1. It matters who is asking: the class
+# token, a patch of the object (which finds the object by looking next to itself), or a patch of the background (which has
+# to look for it).
+
+# %%
+from nbhelpers.metrics import Metric, object_attention
+from nbhelpers.probes.dense import patch_masks
+
+KINDS = ("class token", "object patches", "background patches")
+
+
+def queries(encoder, masks):
+    """Which keys are object, `B N`, and which queries are of each kind, `B N`."""
+    seen = encoder.resize(255 * masks[:, None].to(torch.uint8))[:, 0] > 127
+    patches = patch_masks(seen, encoder.grid).to(encoder.device)
+    prefix = torch.zeros_like(patches[:, : encoder.prefix])
+    first = torch.zeros_like(torch.cat([prefix, patches], 1))
+    first[:, :1] = encoder.prefix > 0  # the class token comes first, where there is one
+    on = torch.cat([prefix, patches], 1)
+    off = torch.cat([prefix, ~patches], 1)
+    return on, dict(zip(KINDS, (first, on, off), strict=True))
+
+
+# %%
+def object_share(encoder, images):
+    """Mean share of attention on the object by kind of query, block and head."""
+    metrics = {k: Metric(k, object_attention, "", per_head=True) for k in KINDS}
+    sums = {k: metric.of(encoder) for k, metric in metrics.items()}
+
+    def add(b):
+        A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, all tokens
+        m = object_attention(A, on)  # B H N: a share for each query
+        for kind, chosen in of.items():
+            mean = (m * chosen[:, None]).sum(-1) / chosen.sum(-1)[:, None]  # B H
+            sums[kind].update(b.depth, mean)
+
+    with capture(encoder, on_attention=add):
+        for some in torch.arange(len(images)).split(50):
+            on, of = queries(encoder, images.masks[some])
+            encoder.forward(encoder.batch(images, some))
+    return identified(pd.concat([s.compute() for s in sums.values()]), encoder, images)
+
+
+# %% [markdown]
+# `object_attention` is the sum above and nothing more; on the eight images:
+
+# %%
+images = study("shapes").images("test")
+on, of = queries(encoder, images.masks[:8])
+A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, now over all tokens
+m = (A * on[:, None, None]).sum(-1)  # B H N
+assert_close(m, object_attention(A, on), atol=1e-5, rtol=1e-4)
+
+# %% tags=["hide-input"]
+drawn = images.subset(min(N_IMAGES, len(images)), SEED)
+watched = study("shapes").encoders(MODELS)
+shares = pd.concat([object_share(e, drawn) for e in watched]).assign(source=COMPUTED)
+areas = {e.grid: queries(e, drawn.masks)[0][:, e.prefix :] for e in watched}
+areas = {grid: on.float().mean().item() for grid, on in areas.items()}
+
+# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model and a dot per head, the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by who is asking. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the object's area, the share of a query that looks everywhere alike. The most that is possible is 1."}}
+axes = plots.panels(KINDS, sharey=True)
+for ax, kind in zip(axes, KINDS, strict=True):
+    plots.by_depth(shares, kind, ax, heads=True)
+    for area in areas.values():
+        ax.axhline(area, color="#555555", lw=1, ls="--", label="area of the object")
+    ax.set(ylabel="attention on the object", ylim=(0, 1))
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(shares, "object_attention")
+
+# %% tags=["hide-input"]
+area = max(areas.values())
+lines = []
+whole = shares[shares["head"] < 0]
+for (model, objective), rows in whole.groupby(["model", "objective"]):
+    ends = {kind: at_end(rows, kind).iloc[0] for kind in KINDS}
+    said = []
+    for kind, end in ends.items():
+        words = "more than" if end["low"] > area else "no more than"
+        said.append(f"{kind} {end['value']:.2f} ({words} the area)")
+    lines.append(f"- **{label(model, objective)}**: {', '.join(said)}.")
+text = f"In the last block, with an object that covers {area:.2f} of the image:\n\n"
+Markdown(text + "\n".join(lines))
+
+# %% [markdown]
+# "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its area
+# explains. Patches of the object are the easy case: whoever looks around itself passes. The patches of the background
+# are the test, and the class token is one only where training has used it. In MIM nothing has: its class token is read
+# by no loss, so a low share there says nothing about masked image modelling.
+
+# %% tags=["hide-input"]
+ends = shares[shares["head"] < 0]
+last = {kind: at_end(ends, kind) for kind in KINDS}
+passed = {kind: rows.loc[rows["low"] > area] for kind, rows in last.items()}
+whose = {kind: rows[["model", "objective"]].values for kind, rows in passed.items()}
+names = {kind: [label(*who) for who in models] for kind, models in whose.items()}
+everywhere = sorted(set.intersection(*map(set, names.values())))
+class_only = sorted(set(names[KINDS[0]]) - set(names[KINDS[2]]))
+said = [
+    f"All three kinds of query: {', '.join(everywhere) or 'no encoder'}.",
+    f"Class token, but not background: {', '.join(class_only) or 'no encoder'}.",
+]
+Markdown("Who looks at the object more than its area explains? " + " ".join(said))
 
 # %% [markdown]
 # ## What would refute it
 #
-# Maps of a contrastive encoder's late layers that follow the query as closely as those of a masked encoder; in
-# numbers, a cosine in the last third of the blocks that is not higher.
+# Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder, which is the
+# row below. The outline of the object is refuted for a kind of query whose curve lies at the dashed line or under it.
+
+# %% tags=["hide-input"]
+scorecard.rows("attention/collapse", STUDIES, MODELS)
+
+# %% [markdown]
+# ## Takeaways
 #
-# ## Try it yourself
+# - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
+# - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
+#   same *something*.
+# - The fine maps that are shown of contrastive encoders are mostly maps of the class token. They do not speak for the
+#   patches.
 #
-# 1. Put a model of yours, or any name that `timm` knows, into `MODELS` and run the page again.
-# 2. Move the two queries: both onto the object, both onto the ground.
-# 3. `photographs(32)` holds two more pictures. Is there one whose maps contradict the numbers?
+# ## Exercises
+#
+# 1. **Another model.** Where does an untrained ViT with twelve blocks look, at 224 px? Run the chapter with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below, on eight images.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Nowhere in particular: each kind of query gives the object about its area.
+(tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
+ends = object_share(tiny, images.select(range(8))).query("head < 0")
+pd.DataFrame({kind: at_end(ends, kind)["value"].to_numpy() for kind in KINDS}).round(2)
+
+# %% [markdown]
+# 2. **One head at a time.** An average over heads can hide that each looks elsewhere. Draw every head of the last block
+#    for the second query.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+encoders = study("cifar10").encoders(pairs["cifar10"])
+figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=1)
+
+# %% [markdown]
+# 3. **A fairer class token.** The class token of MIM is trained by nothing. Which one query stands for all patches? Take
+#    the mean map of all patches, and compare its share on the object with the area.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# The share is linear in the map: that of the mean map is the mean of the shares.
+patch = shares[(shares["head"] < 0) & shares["metric"].isin(KINDS[1:])]
+weight = {KINDS[1]: area, KINDS[2]: 1 - area}
+mean = patch.assign(value=patch["value"] * patch["metric"].map(weight))
+mean.groupby(["model", "depth"], sort=False)["value"].sum().unstack("model").round(2)

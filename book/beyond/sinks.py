@@ -8,88 +8,160 @@
 # # Registers and attention sinks
 #
 # **Claim.** Some encoders keep global information in a few tokens: patch tokens of little content grow large norms
-# {cite:p}`darcet2024registers`, and attention flows to them or to the class token whatever the query. Where that
-# happens, maps and averages of the other chapters read differently: a hot cell can be a store, not an object.
+# {cite:p}`darcet2024registers`, and attention flows to them or to the class token whatever the query.
 #
-# Two numbers show it. The norm of a patch token, $\lVert z_l \rVert$, set against the median over the tokens of its
-# image, and the attention that patch tokens pay to the prefix tokens in the full softmax,
+# Where that happens, the maps of the other chapters read differently: a hot cell can be a store, not an object. Two
+# numbers show it. The first is the attention that patch tokens pay to the prefix tokens in the full softmax, which the
+# other chapters leave out; the second is the largest norm of a patch token $z_n$ against the median of its image:
 #
 # $$
-# s = \frac{1}{N} \sum_{q} \sum_{k \in \text{prefix}} A_{qk} ,
+# s = \frac{1}{N} \sum_{q} \sum_{k \in \text{prefix}} A_{qk} , \qquad
+# r = \frac{\max_n \lVert z_n \rVert}{\mathrm{median}_n \lVert z_n \rVert} .
 # $$
 #
-# which the other chapters leave out: they look at attention among patch tokens alone. Uniform attention would pay
-# one part in $N + 1$ to a single class token.
+# Uniform attention pays one part in $N + 1$ to a single class token; tokens that are all alike have $r = 1$.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = (
-    None  # a list of encoders by name, for example ["vit_small_patch14_reg4_dinov2"]; None: the study's own
-)
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from torch.testing import assert_close
+
+from nbhelpers import plots, study
+from nbhelpers.results import gather, late
+from nbhelpers.studies import label
+
+plots.style()
+METRICS = ["prefix_attention", "token_norm_peak", "outlier_tokens"]
+frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+
+# %% [markdown]
+# ## Result
+#
+# The scorecard has no row for this claim, which is not one of the paper's. Counted as a sink is an encoder whose patch
+# tokens pay the prefix more than twice what uniform attention would, in the last third of the blocks; as a store, one
+# with tokens of more than three times the median norm there.
+
+# %% tags=["hide-input"]
+uniform = {}
+for name in frames:
+    for e in study(name).encoders(MODELS):
+        uniform[name, label(e.name, e.objective)] = e.prefix / e.tokens
+
+lines = []
+for name, frame in frames.items():
+    paid, outliers = late(frame, "prefix_attention"), late(frame, "outlier_tokens")
+    sinks = [who for who in paid if paid[who] > 2 * uniform[name, who] > 0]
+    stores = [who for who, share in outliers.items() if share > 0.001]
+    lines.append(
+        f"- {name}: a sink in {', '.join(sinks) or 'no encoder'}; "
+        f"tokens of outstanding norm in {', '.join(stores) or 'no encoder'}."
+    )
+lines += [f"- {name}: {reason}" for name, reason in missing.items()]
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# ## The quantity
+#
+# Eight images through one encoder. `capture` hands over the queries and keys of each block and the tokens after it; a
+# prefix of 0 keeps all tokens in the softmax.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.metrics import norm_peak, patch_attention, prefix_attention, token_norms
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+blocks, stream = [], []
+images = encoder.batch(study("shapes").images("test"), torch.arange(8))
+with capture(encoder, blocks.append, stream.append, places=["block"]):
+    encoder.forward(images)
+b, z = blocks[-1], stream[-1].patches  # z: B N D
+A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, prefix included
+
+# %%
+s = A[:, :, b.prefix :, : b.prefix].sum(-1).mean(-1)  # B H: sum over k, mean over q
+norm = z.norm(dim=-1)  # B N
+r = norm.amax(-1) / norm.quantile(0.5, dim=-1)  # B
+
+assert_close(s, prefix_attention(A, b.prefix), atol=1e-5, rtol=1e-4)
+assert_close(r, norm_peak(token_norms(z)), atol=1e-4, rtol=1e-4)
+pd.Series({"s": s.mean().item(), "r": r.mean().item()}).round(3)
 
 # %% [markdown]
 # ## Attention to the class token
+#
+# A share far above the dashed line is a sink: the maps of the other chapters then show how the rest is divided.
 
-# %%
-from nbhelpers import load, plots
-from nbhelpers.results import table
+# %% mystnb={"image": {"alt": "Share of attention that patch tokens pay to the prefix tokens against depth, from 0 to 1: a line per model and a dot per head, uniform attention dashed, in one panel per study."}, "figure": {"caption": "Attention that patch tokens pay to the prefix tokens, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: uniform attention."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, (name, frame) in zip(axes, frames.items(), strict=False):
+    plots.by_depth(frame, "prefix_attention", ax, heads=True)
+    for share in {share for key, share in uniform.items() if key[0] == name}:
+        ax.axhline(share, color="#555555", lw=1, ls="--", label="uniform attention")
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
 
-plots.style()
-frames = [table(study, "metrics", MODELS) for study in STUDIES]
-axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
-for ax, frame in zip(axes, frames, strict=True):
-    encoder = load(frame["model"].iloc[0])
-    plots.by_depth(
-        frame, "prefix_attention", ax, heads=True, reference=(encoder.prefix / encoder.tokens, "uniform")
-    )
-axes[0].legend()
-plots.show(axes, "Attention that patch tokens pay to the prefix tokens against depth, a line per model.")
-
-# %% tags=["remove-cell"]
-from myst_nb import glue
-
-from nbhelpers.results import late
-
-for study, frame in zip(STUDIES, frames, strict=True):
-    for metric in ("prefix_attention", "token_norm_peak", "outlier_tokens"):
-        for objective, value in late(frame, metric).items():
-            glue(f"{study}-{objective}-{metric}", value, display=False)
-
-# %% [markdown]
-# In the last third of the blocks, patch tokens pay {glue:text}`shapes-CL-prefix_attention:.3f` (CL) and
-# {glue:text}`shapes-MIM-prefix_attention:.3f` (MIM) of their attention to the class token on `shapes`, and
-# {glue:text}`cifar10-CL-prefix_attention:.3f` and {glue:text}`cifar10-MIM-prefix_attention:.3f` on CIFAR-10. A share
-# far above the dashed line is a sink: the maps of the other chapters then show how the rest is divided.
+# %% tags=["remove-input"]
+plots.download(pd.concat(frames.values()), "attention_sinks")
 
 # %% [markdown]
 # ## Norms of patch tokens
 #
-# The largest norm among the tokens of an image, relative to their median. Registers would show as a jump of one
-# token to several times the others'.
+# Registers would show as a jump of one token to several times the others' norm. They were reported in large encoders
+# after long training; encoders as small as the book's are not expected to grow them.
 
-# %%
-axes = plots.panels([plots.title(frame) for frame in frames], sharey=True)
-for ax, frame in zip(axes, frames, strict=True):
+# %% mystnb={"image": {"alt": "Largest norm of an image's patch tokens relative to the median against depth: a line per model, the value 1 dashed, in one panel per study."}, "figure": {"caption": "Largest norm among an image's patch tokens, relative to their median, against depth. Lines: mean over images, with the 95 % interval; dashed: tokens that are all alike."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_norm_peak", ax, reference=(1, "all tokens alike"))
-axes[0].legend()
-plots.show(
-    axes, "Largest norm of an image's patch tokens relative to the median, against depth, a line per model."
-)
+    ax.set_ylabel("largest norm / median")
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
 
 # %% [markdown]
-# In the last third the largest token is {glue:text}`shapes-CL-token_norm_peak:.2f` times the median for CL and
-# {glue:text}`shapes-MIM-token_norm_peak:.2f` times for MIM on `shapes`, {glue:text}`cifar10-CL-token_norm_peak:.2f`
-# and {glue:text}`cifar10-MIM-token_norm_peak:.2f` times on CIFAR-10. Registers were reported in large encoders after
-# long training; encoders as small and as briefly trained as these are not expected to grow them.
+# Averaged over the last third of the blocks:
+
+# %% tags=["hide-input"]
+rows = {
+    (name, metric.replace("_", " ")): late(frame, metric)
+    for name, frame in frames.items()
+    for metric in METRICS
+}
+pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # ## What would refute it
 #
-# The claim is about maps: if removing the tokens of the largest norm left distance and NMI as they are, they would
-# not change how a map must be read.
+# The claim is about how maps must be read. It is refuted for an encoder whose curves stay at both dashed lines, and it
+# would not matter if removing the tokens of the largest norm left distance and NMI as they are.
 #
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put a DINOv2 model with and one without registers into `MODELS`, with photographs of your own.
-# 2. Draw `"outlier_tokens"`, the share of tokens whose norm stands out, instead of the peak.
-# 3. Where in an image are the tokens of the largest norm? `nbhelpers.capture` gives you the stream.
+# - A map among patch tokens is a division of what is left after the prefix has had its share. Look at that share first.
+# - A few tokens of large norm are stores, not objects. Look for them before you interpret a hot cell.
+#
+# ## Exercises
+#
+# 1. **Another model.** What do you expect of an untrained ViT with twelve blocks? Run the chapter with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below. With weights at hand, DINOv2 with and without
+#    registers is the pair to compare.
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Flat attention: the class token gets its 1 part in 197, and no token stands out.
+tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
+pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(4)
+
+# %% [markdown]
+# 2. **Where are they?** In which patch of the image lies the token of the largest norm, for the eight images above?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+place = norm.argmax(-1).cpu().numpy()  # B
+pd.DataFrame({"row": place // b.grid[1], "column": place % b.grid[1]})
