@@ -64,17 +64,12 @@ def by_step(rows, metric, ax, drawn):
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
 
 
-# %%
+# %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training: between the two losses, and of each loss with itself on another batch."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training: between the two losses, and of each loss with itself on another batch."}}
 axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batches"])
 for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
     by_step(followed, metric, ax, steps)
     ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
-axes[0].set(ylabel="cosine between gradients")
-plots.show(
-    axes,
-    "Cosine between gradients against depth, a line per step of training: between the two losses, and of each "
-    "loss with itself on another batch.",
-)
+drawn_on = axes[0].set(ylabel="cosine between gradients")
 
 # %% [markdown]
 # The left panel is $c_\ell$; mind its scale. The other two put it into proportion: they compare a loss with *itself*, on two
@@ -156,7 +151,7 @@ Markdown(
 # makes of it. It needs a direction on both sides, so only steps are drawn at which each loss agrees with itself in every
 # block, interval included.
 
-# %%
+# %% mystnb={"image": {"alt": "Cosine between the expected gradients of the two losses against depth, a line per step."}, "figure": {"caption": "Cosine between the expected gradients of the two losses against depth, a line per step."}}
 own = followed[followed["metric"].isin(["mim_cosine", "cl_cosine"])].groupby("step")["low"].min()
 clear = [step for step in steps if own[step] > 0]
 (ax,) = plots.panels(["expected gradients of MIM and CL"])
@@ -165,7 +160,6 @@ ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
 ax.set(ylabel="cosine", ylim=(-1, 1))
 if not clear:
     plots.note(ax, "At no step do both losses agree with themselves beyond the noise.")
-plots.show(ax, "Cosine between the expected gradients of the two losses against depth, a line per step.")
 
 # %% [markdown]
 # ## Who pulls harder?
@@ -177,7 +171,7 @@ plots.show(ax, "Cosine between the expected gradients of the two losses against 
 # \lambda^* = \frac{\lVert g \rVert}{\lVert g \rVert + \lVert h \rVert} .
 # $$ (eq-balance)
 
-# %%
+# %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, against depth, a line per step."}, "figure": {"caption": "The weight at which both gradients are equally long, against depth, a line per step."}}
 norms = {
     name: followed[followed["metric"] == f"{name}_norm"].reset_index(drop=True) for name in ("mim", "cl")
 }
@@ -185,8 +179,7 @@ share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
 balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
 (ax,) = plots.panels(["where both losses pull alike"])
 by_step(balance, "balance", ax, steps)
-ax.set(ylabel="λ*", yscale="log")
-plots.show(ax, "The weight at which both gradients are equally long, against depth, a line per step.")
+drawn_on = ax.set(ylabel="λ*", yscale="log")
 
 # %% tags=["hide-input"]
 first, end = (balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1]))
@@ -215,7 +208,7 @@ from nbhelpers import study
 models = {s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"] for s in STUDIES}
 compared = {s: table(s, "cka", models[s]) for s in STUDIES}
 
-# %%
+# %% mystnb={"image": {"alt": "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model."}, "figure": {"caption": "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model."}}
 axes = plots.panels(
     [f"with {parent}: {plots.title(frame)}" for parent in ("CL", "MIM") for frame in compared.values()],
     columns=len(STUDIES),
@@ -226,8 +219,7 @@ for ax, (parent, s) in zip(axes, [(p, s) for p in ("cl", "mim") for s in STUDIES
     rows = rows[(rows["other"] == f"{s}.{parent}") & (rows["model"] != rows["other"])]
     plots.by_depth(rows, "cka", ax)
     ax.set(ylabel="linear CKA")
-plots.legend_below(axes)
-plots.show(axes, "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model.")
+legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]
 from nbhelpers.results import early, late
@@ -265,7 +257,7 @@ chosen = MODELS[0] if MODELS else next(iter(study(s).trained("hybrid")), f"{s}.r
 pairs = [(f"{s}.mim", f"{s}.cl"), (chosen, f"{s}.cl"), (chosen, f"{s}.mim")]
 whole = pd.concat([compared[s], table(s, "cka", [f"{s}.mim"])])
 
-# %%
+# %% mystnb={"image": {"alt": "Linear CKA between all depths of two encoders: MIM and CL, and one more model with either."}, "figure": {"caption": "Linear CKA between all depths of two encoders: MIM and CL, and one more model with either."}}
 axes = plots.panels([" and ".join(name.split(".", 1)[-1] for name in pair) for pair in pairs])
 for ax, (one, two) in zip(axes, pairs, strict=True):
     rows = whole[(whole["model"] == one) & (whole["other"] == two)].drop_duplicates(["depth", "other_depth"])
@@ -274,8 +266,7 @@ for ax, (one, two) in zip(axes, pairs, strict=True):
     ax.set(xticks=grid.columns, yticks=grid.index)
     ax.set(xlabel=f"depth of {two.split('.', 1)[-1]}", ylabel=f"depth of {one.split('.', 1)[-1]}")
     ax.grid(False)
-axes[0].figure.colorbar(image, ax=axes, label="linear CKA", pad=0.01)
-plots.show(axes, "Linear CKA between all depths of two encoders: MIM and CL, and one more model with either.")
+drawn_on = axes[0].figure.colorbar(image, ax=axes, label="linear CKA", pad=0.01)
 
 # %% [markdown]
 # ## The same on your machine

@@ -7,7 +7,7 @@
 # %% [markdown]
 # # Train your own
 #
-# One trainer made all encoders of this book. Here it runs on your machine, for two minutes. From random weights that is
+# One trainer made all encoders of this book. Here it runs on your machine, for a minute. From random weights that is
 # enough to see a loss fall, and too little for attention to take shape on one core. So this run goes on from the book's
 # masked encoder, adds the contrastive loss, and shows what becomes of its attention.
 #
@@ -19,7 +19,7 @@
 STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
 OBJECTIVE = "hybrid-0.2"  # a hybrid of any lambda, or "mim", "cl", "mae", "dino", "supervised"
 START = "mim"  # the book's encoder to go on from, by objective; None: random weights
-SECONDS = 120  # how long to train
+SECONDS = 60  # how long to train
 BATCH_SIZE = 64
 N_IMAGES = 500  # test images that attention is measured on
 MODELS = None  # encoders to draw beside yours, by name; None: the book's own of this objective
@@ -113,7 +113,7 @@ for loss in trainer.steps():
 # paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's high in
 # the middle blocks and low in the last. "Before" is where this run began.
 
-# %%
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth, before and after training, and of a finished encoder."}}
 from nbhelpers import analyse
 
 after = load(save_encoder(trainer.objective.saved, "yours", about, place))
@@ -124,8 +124,7 @@ sample = test.subset(min(N_IMAGES, len(test)))
 frame = pd.concat([analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders])
 (ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
 plots.by_depth(frame, "nmi", ax, heads=True)
-ax.legend()
-plots.show(ax, "NMI of query and key against depth, before and after training, and of a finished encoder.")
+legend = ax.legend()
 
 # %% tags=["hide-input"]
 from nbhelpers.results import early, late
@@ -163,7 +162,7 @@ Markdown(
 # ## Try it yourself
 #
 # 1. Draw another model beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours closer to
-#    after two minutes, and after ten?
+#    after one minute, and after ten?
 # 2. Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as `CLASS/FILE`.
 # 3. Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree with
 #    [who pulls harder](agreement.py)? Another architecture is

@@ -31,7 +31,7 @@ SEED = 0
 #
 # A row per shape, a column per texture. The labels of an image are its row and its column.
 
-# %%
+# %% mystnb={"image": {"alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture."}, "figure": {"caption": "A ten by ten table of generated images: each row is one silhouette, each column one texture."}}
 import torch
 
 from nbhelpers import plots, study
@@ -43,22 +43,21 @@ shape, texture = images.labels["shape"], images.labels["texture"]
 table = [[(shape == s) & (texture == t) for t in range(10)] for s in range(10)]
 chosen = [int(cell.nonzero()[0]) for row in table for cell in row]
 ax = plots.gallery(images.batch(chosen), columns=10)
-plots.grid_labels(ax, rows=SHAPES, columns=TEXTURES)
-plots.show(ax, "A ten by ten table of generated images: each row is one silhouette, each column one texture.")
+drawn_on = plots.grid_labels(ax, rows=SHAPES, columns=TEXTURES)
 
-# %% tags=["remove-cell"]
-from myst_nb import glue
+# %% tags=["hide-input"]
+from IPython.display import Markdown
 from scipy.stats.contingency import association
 
 counts = torch.tensor([[int(cell.sum()) for cell in row] for row in table])
-glue("cramer", float(association(counts.numpy(), method="cramer")), display=False)
-glue("fewest", int(counts.min()), display=False)
-glue("number", len(images), display=False)
-glue("share", 100 * float(images.masks.float().mean()), display=False)
-
-# %% [markdown]
-# Among {glue:text}`number` images of the split every pair occurs at least {glue:text}`fewest` times, and knowing the
-# shape says next to nothing about the texture: Cramér's V is {glue:text}`cramer:.3f` on a scale from 0 to 1.
+v = float(association(counts.numpy(), method="cramer"))
+Markdown(
+    f"Among {len(images)} images of the split every pair occurs at least {counts.min()} "
+    "times, and knowing the shape says next to nothing about the texture: Cramér's V is "
+    f"{v:.3f} on a scale from 0 to 1. On average "
+    f"{100 * float(images.masks.float().mean()):.0f} % of an image's pixels belong to the "
+    "object."
+)
 
 # %% [markdown]
 # ## What a token sees
@@ -67,18 +66,13 @@ glue("share", 100 * float(images.masks.float().mean()), display=False)
 # the wavelength of most textures, and far smaller than an object: both have to be put together from several
 # tokens. The generator knows which pixels belong to the object, which the chapters on dense prediction use.
 
-# %%
+# %% mystnb={"image": {"alt": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}, "figure": {"caption": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}}
 few = images.select(chosen[::13])
 axes = plots.panels(["images, cut into patches", "object masks"], height=1.6)
 plots.gallery(few.batch(range(8)), columns=4, ax=axes[0], patch_size=4)
-plots.gallery(few.masks[:8, None].expand(-1, 3, -1, -1) * 255, columns=4, ax=axes[1])
-plots.show(
-    axes, "Eight generated images with the patch grid drawn over them, and the masks of their objects."
-)
+drawn_on = plots.gallery(few.masks[:8, None].expand(-1, 3, -1, -1) * 255, columns=4, ax=axes[1])
 
 # %% [markdown]
-# On average {glue:text}`share:.0f` % of an image's pixels belong to the object.
-#
 # ## Photographs
 #
 # The second study is CIFAR-10: 60,000 photographs of ten classes, also of $32 \times 32$ pixels. They are not part of
