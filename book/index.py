@@ -49,8 +49,7 @@ Markdown(
 picture = photographs(32).batch([0])
 encoders = [load(name) for name in study("cifar10").trained("cl", "mim")[:2]]
 maps = {encoder.objective: attention_maps(encoder, picture)[:, 0] for encoder in encoders}
-plots.query_maps(picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875]);
-
+plots.query_maps(picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875])
 # %% [markdown]
 # **How much the query matters to where it looks** ([attention collapse](attention/collapse.py)): at 0 all queries of an
 # image share one map.
@@ -60,8 +59,7 @@ frame = table(STUDIES[-1], "metrics", metrics=["nmi"])
 axes = plots.panels([plots.title(frame), "published"], sharey=True)
 plots.by_depth(frame, "nmi", axes[0])
 plots.published_by_depth(published(), "nmi", axes[1])
-plots.legend_below(axes);
-
+plots.legend_below(axes)
 # %% [markdown]
 # **What a linear layer reads at each depth** ([layers](components/layers.py)): in these generated images shape and texture
 # are drawn independently.
@@ -71,8 +69,7 @@ frame = table(STUDIES[0], "probes")
 axes = plots.panels([f"{label}\n{plots.title(rows)}" for label, rows in frame.groupby("label")], sharey=True)
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
     plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
-plots.legend_below(axes);
-
+plots.legend_below(axes)
 # %% [markdown]
 # ## The scorecard
 #
