@@ -77,7 +77,7 @@ pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
 # The first of the images, as each model sees it, and the maps of three queries over it: means over heads, each on its
 # own scale. Depths are shares of each model's own.
 
-# %%
+# %% mystnb={"image": {"alt": "Attention maps of three queries at four depths, drawn over the image, a row per query."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
     name: attention_maps(e, image)[:, 0] for name, e, image in zip(names, encoders, pictures, strict=True)
@@ -99,7 +99,7 @@ interactive.explore([interactive.Scene("first image", pictures[0], encoders)])
 # One pass over the images per model measures everything. Lines are means over heads and images with the 95 % interval
 # over images, dots single heads; depth 0 is the embedding.
 
-# %%
+# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
 frame = pd.concat(
     [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders], ignore_index=True
 )
@@ -129,7 +129,7 @@ curves(["attention_distance"], {"attention_distance": list(distances.values())},
 # How far attention reaches, in pixels of the model's input. Next: NMI is 0 where all queries have the same map, entropy 1
 # where attention is uniform, and the cosine between the maps of different queries 1 where all are the same.
 
-# %%
+# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
 same = {"attention_entropy": [(1, "uniform attention")], "query_cosine": [(1, "same map for all queries")]}
 curves(["nmi", "attention_entropy"], same, heads=True)
 curves(["query_cosine", "head_cosine"], same)
@@ -137,14 +137,14 @@ curves(["query_cosine", "head_cosine"], same)
 # %% [markdown]
 # How alike the tokens of an image are, and their updates by attention; how little attention and whole blocks turn them:
 
-# %%
+# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
 curves(["token_cosine", "attention_token_cosine", "across_attention_cosine", "across_block_cosine"], {})
 
 # %% [markdown]
 # What attention does to the tokens of the first image, in their first two components; then the share of that movement
 # that all tokens have in common, against $1/N$, that of independent ones.
 
-# %%
+# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention, a row per model; and curves of the common share of that movement."}}
 steps, colours = {}, {}
 looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
 for name, encoder, image in zip(names, encoders, pictures, strict=True):
@@ -162,7 +162,7 @@ curves(["common_update_share", "token_effective_rank"], {"common_update_share": 
 # %% [markdown]
 # Spectra of the tokens of an image and of the images, and the amplitude of frequencies, a line per depth:
 
-# %%
+# %% mystnb={"image": {"alt": "Spectra of tokens, images and frequencies: a panel per model, a line per depth."}}
 for metric in ("token_spectrum", "image_spectrum", "fourier_radial"):
     models, _ = plots.per_model([frame])
     axes = plots.panels(names, sharey=True)
@@ -176,7 +176,7 @@ curves(["delta_log_amplitude"], {})
 # Sinks: the norm of patch tokens, the largest of an image against the mean, and the attention that they pay to prefix
 # tokens.
 
-# %%
+# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
 prefix = {
     e.prefix / e.tokens: (e.prefix / e.tokens, f"uniform, {e.prefix} of {e.tokens} tokens") for e in encoders
 }
@@ -199,7 +199,7 @@ plots.download(frame, "metrics")
 # A model of your own needs a description of its tokens where it carries none: how many stand before the patches,
 # and how the patches are arranged. The rest is the same.
 
-# %% tags=["site"]
+# %% tags=["site"] mystnb={"image": {"alt": "NMI against depth of an untrained module, a dot per head."}}
 import timm
 
 from nbhelpers.models import wrap
