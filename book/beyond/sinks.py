@@ -46,7 +46,7 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 #
 # The scorecard has no row for this claim, which is not one of the paper's. Counted as a sink is an encoder whose patch
 # tokens pay the prefix more than twice what uniform attention would, in the last third of the blocks; as a store, one
-# with tokens of more than three times the median norm there.
+# where more than one token in a thousand has over three times the median norm.
 
 # %% tags=["hide-input"]
 uniform = {}
