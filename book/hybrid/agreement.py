@@ -139,29 +139,6 @@ Markdown(
 )
 
 # %% [markdown]
-# ## With the noise taken out
-#
-# Averages over pairs of *different* batches $j \ne k$ contain no product of one batch's noise with itself, so
-#
-# $$
-# \frac{\sum_{j \ne k} g_j \cdot h_k}{\sqrt{\sum_{j \ne k} g_j \cdot g_k \; \sum_{j \ne k} h_j \cdot h_k}}
-# $$ (eq-direction)
-#
-# estimates the cosine between the *expected* gradients: what the two losses want on average, rather than what a batch
-# makes of it. It needs a direction on both sides, so only steps are drawn at which each loss agrees with itself in every
-# block, interval included.
-
-# %% mystnb={"image": {"alt": "Cosine between the expected gradients of the two losses against depth, a line per step."}, "figure": {"caption": "Cosine between the expected gradients of the two losses against depth, a line per step."}}
-own = followed[followed["metric"].isin(["mim_cosine", "cl_cosine"])].groupby("step")["low"].min()
-clear = [step for step in steps if own[step] > 0]
-(ax,) = plots.panels(["expected gradients of MIM and CL"])
-by_step(followed, "direction", ax, clear)
-ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
-ax.set(ylabel="cosine", ylim=(-1, 1))
-if not clear:
-    plots.note(ax, "At no step do both losses agree with themselves beyond the noise.")
-
-# %% [markdown]
 # ## Who pulls harder?
 #
 # The step is taken along $(1 - \lambda)\, g + \lambda\, h$, and a gradient a hundred times as long decides it alone, whatever
@@ -244,29 +221,6 @@ def parents(frame, s):
 
 # %% tags=["hide-input"]
 Markdown("\n".join(line for s in STUDIES for line in parents(compared[s], s)))
-
-# %% [markdown]
-# ### Which depth answers to which
-#
-# The same depth need not be the same stage. Here every depth of one encoder meets every depth of another. MoCo v3 keeps its
-# patch embedding as it was drawn, so CL shares depth 0 with every random encoder of its seed.
-
-# %% tags=["hide-input"]
-s = STUDIES[0]
-chosen = MODELS[0] if MODELS else next(iter(study(s).trained("hybrid")), f"{s}.random")
-pairs = [(f"{s}.mim", f"{s}.cl"), (chosen, f"{s}.cl"), (chosen, f"{s}.mim")]
-whole = pd.concat([compared[s], table(s, "cka", [f"{s}.mim"])])
-
-# %% mystnb={"image": {"alt": "Linear CKA between all depths of two encoders: MIM and CL, and one more model with either."}, "figure": {"caption": "Linear CKA between all depths of two encoders: MIM and CL, and one more model with either."}}
-axes = plots.panels([" and ".join(name.split(".", 1)[-1] for name in pair) for pair in pairs])
-for ax, (one, two) in zip(axes, pairs, strict=True):
-    rows = whole[(whole["model"] == one) & (whole["other"] == two)].drop_duplicates(["depth", "other_depth"])
-    grid = rows.pivot(index="depth", columns="other_depth", values="value")
-    image = ax.imshow(grid, origin="lower", vmin=0, vmax=1, cmap="viridis")
-    ax.set(xticks=grid.columns, yticks=grid.index)
-    ax.set(xlabel=f"depth of {two.split('.', 1)[-1]}", ylabel=f"depth of {one.split('.', 1)[-1]}")
-    ax.grid(False)
-drawn_on = axes[0].figure.colorbar(image, ax=axes, label="linear CKA", pad=0.01)
 
 # %% [markdown]
 # ## The same on your machine

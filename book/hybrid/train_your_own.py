@@ -70,6 +70,40 @@ Markdown(
 )
 
 # %% [markdown]
+# ## The training loop
+#
+# This is all that training is: draw the views, compute the loss, go back through the network, take a step of the optimiser.
+# It works on a copy, so that the run below begins where it should. `Trainer` adds a schedule of the learning rate and
+# checkpoints.
+
+# %%
+import copy
+
+import torch
+
+objective = copy.deepcopy(trial.objective)
+optimizer = torch.optim.AdamW(
+    [p for p in objective.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.05
+)
+noise = torch.Generator(trial.device).manual_seed(0)
+label = objective.label  # None, unless the objective is supervised
+
+# %%
+first_losses = []
+for step in range(4):
+    rows = torch.randperm(len(train))[:BATCH_SIZE]
+    views = objective.views(train.batch(rows).to(trial.device), noise)
+    known = [] if label is None else [train.labels[label][rows].to(trial.device)]
+    loss = objective.loss(*views, *known)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(objective.parameters(), chosen.clip)
+    optimizer.step()
+    objective.after_step(torch.tensor((step + 1) / 4))  # a momentum encoder follows
+    first_losses.append(round(loss.item(), 3))
+first_losses
+
+# %% [markdown]
 # ## The run
 #
 # `Trainer.steps` takes one step after the other and gives the loss of each. In a notebook the figure grows while the encoder
@@ -86,7 +120,9 @@ before = load(save_encoder(trainer.objective.saved, "before", about, place))
 loss_before = trainer.validation_loss()
 
 # %%
+import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
 
 
 def curve(losses):
@@ -103,8 +139,13 @@ losses, picture, drawn = [], None, 0.0
 for loss in trainer.steps():
     losses.append(float(loss))
     if time.monotonic() - drawn > 2 or trainer.done:
-        alt = f"Training loss against the step, from {losses[0]:.3f} to {losses[-1]:.3f} after {len(losses)} steps."
-        picture, drawn = plots.live(curve(losses), alt, picture), time.monotonic()
+        figure = curve(losses).figure
+        if picture is None:
+            picture = display(figure, display_id=True)
+        else:
+            picture.update(figure)
+        plt.close(figure)
+        drawn = time.monotonic()
 
 # %% [markdown]
 # ## What became of attention
