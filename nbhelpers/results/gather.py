@@ -34,7 +34,7 @@ def gather(
 
     Returns:
         A frame as of `nbhelpers.analyse` for each study that has one, with the column `source`; and for each
-        of the others what is missing.
+        of the others what is missing. Decoders are left out.
     """
     draw = {"n_images": None if n_images == IMAGES else n_images, "seed": seed}
     frames, missing = {}, {}
@@ -44,7 +44,8 @@ def gather(
         for kind in ("metrics", "profile"):
             if set(metrics) <= set(TABLES[kind].metrics):
                 try:
-                    frames[name] = results.table(name, kind, wanted, metrics=metrics, **draw)
+                    frame = results.table(name, kind, wanted, metrics=metrics, **draw)
+                    frames[name] = frame[~frame["model"].str.endswith(":decoder")]
                     break
                 except MissingDataError as reason:
                     missing.setdefault(name, str(reason))

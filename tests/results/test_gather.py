@@ -36,3 +36,8 @@ def test_a_study_without_images_and_stored_rows_says_what_is_missing(no_photogra
     frames, missing = gather(["shapes", "cifar10"], ["nmi"], ["shapes.random"], n_images=4)
     assert list(frames) == ["shapes"]
     assert missing == {"cifar10": "no photographs here"}
+
+
+def test_decoders_of_stored_rows_are_left_out(no_photographs: None) -> None:
+    frames, _ = gather(["cifar10"], ["nmi"], objectives=["mae"])
+    assert [name for name in frames["cifar10"]["model"].unique() if name.endswith(":decoder")] == []
