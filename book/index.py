@@ -45,31 +45,31 @@ Markdown(
 # %% [markdown]
 # **Where two late blocks look, from three places of one image.** The outlined patch asks; bright patches answer.
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with an outlined query patch in three places, and over it the attention maps of that query in the last but one block: for CL the three maps are nearly one map, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries, averaged over heads, of the encoders trained on CIFAR-10, in the middle and in the last but one block.", "name": "fig-front-maps"}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with an outlined query patch in three places, and over it the attention maps of that query in the last but one block: for CL the three maps are nearly one map, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries, averaged over heads, of the encoders trained on CIFAR-10, in the middle and in the last but one block."}}
 picture = photographs(32).batch([0])
 encoders = [load(name) for name in study("cifar10").trained("cl", "mim")[:2]]
 maps = {encoder.objective: attention_maps(encoder, picture)[:, 0] for encoder in encoders}
-plots.query_maps(picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875])
+figure = plots.query_maps(picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875])
 # %% [markdown]
 # **How much the query matters to where it looks** ([attention collapse](attention/collapse.py)): at 0 all queries of an
 # image share one map.
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Normalised mutual information of query and key against depth, a line per model, for CIFAR-10 and as published: that of CL falls towards zero at the end, that of MIM stays high."}, "figure": {"caption": "Normalised mutual information of query and key by depth, here and as published for ViT-B/16. Grey: an untrained encoder.", "name": "fig-front-nmi"}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Normalised mutual information of query and key against depth, a line per model, for CIFAR-10 and as published: that of CL falls towards zero at the end, that of MIM stays high."}, "figure": {"caption": "Normalised mutual information of query and key by depth, here and as published for ViT-B/16. Grey: an untrained encoder."}}
 frame = table(STUDIES[-1], "metrics", metrics=["nmi"])
 axes = plots.panels([plots.title(frame), "published"], sharey=True)
 plots.by_depth(frame, "nmi", axes[0])
 plots.published_by_depth(published(), "nmi", axes[1])
-plots.legend_below(axes)
+legend = plots.legend_below(axes)
 # %% [markdown]
 # **What a linear layer reads at each depth** ([layers](components/layers.py)): in these generated images shape and texture
 # are drawn independently.
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images.", "name": "fig-front-probes"}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images."}}
 frame = table(STUDIES[0], "probes")
 axes = plots.panels([f"{label}\n{plots.title(rows)}" for label, rows in frame.groupby("label")], sharey=True)
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
     plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
-plots.legend_below(axes)
+legend = plots.legend_below(axes)
 # %% [markdown]
 # ## The scorecard
 #

@@ -20,7 +20,7 @@
 #
 # $$
 # \mathrm{mIoU} = \frac{1}{C} \sum_{c} \frac{|P_c \cap T_c|}{|P_c \cup T_c|} ,
-# $$ (eq-miou)
+# $$
 #
 # with $P_c$ the patches that are predicted to show class $c$ and $T_c$ those that do.
 
@@ -70,7 +70,7 @@ def own_label(frame):
 # %% [markdown]
 # ## The quantity
 #
-# {eq}`eq-miou` on two small images of four patches: one patch of the object is missed, one of the ground is taken for it.
+# The formula on two small images of four patches: one patch of the object is missed, one of the ground is taken for it.
 
 # %%
 from nbhelpers.probes import mean_iou
@@ -99,14 +99,14 @@ for name in STUDIES:
 paper = published().query("source.str.endswith('figure 1a')", engine="python")
 paper = paper.assign(low=paper["value"] - paper["error"], high=paper["value"] + paper["error"])
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against accuracy of a linear probe, a dot per encoder; a panel per study and one published."}, "figure": {"caption": "Fine-tuned accuracy against a linear probe of the last layer, with 95 % intervals over test images. Labels say where an encoder has another width or saw other images than CL and MIM.", "name": "fig-trade-off"}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against accuracy of a linear probe, a dot per encoder; a panel per study and one published."}, "figure": {"caption": "Fine-tuned accuracy against a linear probe of the last layer, with 95 % intervals over test images. Labels say where an encoder has another width or saw other images than CL and MIM."}}
 titles = [plots.title(probed) for probed, _ in points.values()]
 axes = plots.panels([*titles, "published"], height=3.2)
 for ax, (probed, tuned) in zip(axes, points.values(), strict=False):
     plots.trade_off(probed, tuned, ("linear probe, last layer", "fine-tuned"), ax)
 linear, tuned = (paper[paper["metric"] == metric] for metric in ("linear", "finetune"))
 plots.trade_off(linear, tuned, ("linear probe, last layer", "fine-tuned"), axes[len(points)])
-plots.legend_below(axes)
+legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 plots.download(pd.concat([rows for pair in points.values() for rows in pair]), "behaviour")
 
@@ -152,11 +152,11 @@ theirs.pivot(index="model", columns="metric", values="value")[["knn", "linear", 
 tokens = stored("shapes", "tokens")
 dense = {what: tokens[tokens["label"] == what] for what in ("mask", "texture")}
 
-# %% mystnb={"image": {"alt": "Mean IoU of a linear layer on single tokens against depth, one panel for the object's mask and one for its texture, a line per encoder."}, "figure": {"caption": "Mean IoU of a linear layer on single tokens, by depth, on generated images.", "name": "fig-dense"}}
+# %% mystnb={"image": {"alt": "Mean IoU of a linear layer on single tokens against depth, one panel for the object's mask and one for its texture, a line per encoder."}, "figure": {"caption": "Mean IoU of a linear layer on single tokens, by depth, on generated images."}}
 axes = plots.panels([f"{what}\n{plots.title(rows)}" for what, rows in dense.items()], sharey=True)
 for ax, rows in zip(axes, dense.values(), strict=True):
     plots.by_depth(rows, "miou", ax)
-plots.legend_below(axes)
+legend = plots.legend_below(axes)
 # %% tags=["hide-input"]
 plots.download(tokens, "dense")
 
@@ -179,13 +179,13 @@ sized = sized.assign(parameter=widths, model="shapes." + sized["objective"].str.
 where = "source.str.endswith('figure 1b') and setting.str.contains('100 epochs')"
 sizes = published().query(where, engine="python")
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM, here and published."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder (256,000 images seen each, one seed), and as published for ViT-Ti, S and B after 100 epochs.", "name": "fig-width"}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM, here and published."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder (256,000 images seen each, one seed), and as published for ViT-Ti, S and B after 100 epochs."}}
 axes = plots.panels([plots.title(sized), "published: ImageNet"])
 plots.by_parameter(sized, "fine_tuning", "width", axes[0]).set_xticks(sorted(set(widths)))
 for model, rows in sizes.groupby("model"):
     look = plots.line_style(model, rows["objective"].iloc[0])
     axes[1].plot(rows["size"], rows["value"], label=rows["objective"].iloc[0], **look)
-plots.legend_below(axes)
+legend = plots.legend_below(axes)
 # %% [markdown]
 # In the published panel the lines cross between the second and the third size: with more weights, SimMIM gains more.
 #

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nbhelpers import analyse, load, study
+from nbhelpers import load, study
 from nbhelpers.images import MissingDataError
+from nbhelpers.measure import analyse
 from nbhelpers.results import gather
 from nbhelpers.studies import Study
 
