@@ -24,7 +24,7 @@
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # names, paths of weight files or Encoders; None: MIM and MAE of each study
+MODELS = None  # names, paths of weight files or Encoders; None: MIM and MAE
 N_IMAGES = 2000
 SEED = 0
 MASK_RATIO = 0.75
@@ -66,7 +66,9 @@ scorecard.result(["13a", "13b"], STUDIES, MODELS)
 
 # %%
 from nbhelpers.models import MaskedAutoencoder
-from nbhelpers.pretrain.mae import hidden_mse, kept_patches, normalised_patches, reconstruct
+from nbhelpers.pretrain.mae import hidden_mse, kept_patches
+from nbhelpers.pretrain.mae import normalised_patches as normalised
+from nbhelpers.pretrain.mae import reconstruct
 
 source = study("shapes").images("test")
 some = study("shapes").encoders([*(MODELS or []), *study("shapes").trained("mae")])
@@ -84,8 +86,9 @@ error = (g - x_tilde).square().mean(-1)  # B N
 H = torch.ones_like(error, dtype=torch.bool).scatter(1, V, False)
 L = error[H].mean()
 
-assert_close(L, hidden_mse(g, normalised_patches(x), V), atol=1e-4, rtol=1e-4)
-pd.DataFrame({"hidden patches: L": [float(L)], "visible": [float(error[~H].mean())]}).round(2)
+assert_close(L, hidden_mse(g, normalised(x), V), atol=1e-4, rtol=1e-4)
+means = {"hidden patches: L": [L.item()], "visible": [error[~H].mean().item()]}
+pd.DataFrame(means).round(2)
 
 # %% [markdown]
 # The second number is no mistake. Nobody ever asked the decoder for the patches that were visible, so it does not care.
@@ -195,7 +198,7 @@ losses = {}
 for ratio in (0.25, 0.5, 0.75, 0.9, 0.95):
     keep = kept_patches(*x.shape[:2], ratio, torch.Generator().manual_seed(SEED))
     with torch.no_grad():
-        losses[ratio] = float(hidden_mse(mae(pixels, keep), normalised_patches(x), keep))
+        losses[ratio] = float(hidden_mse(mae(pixels, keep), normalised(x), keep))
 pd.Series(losses, name="L").rename_axis("mask ratio").round(2)
 
 # %% [markdown]
@@ -204,5 +207,5 @@ pd.Series(losses, name="L").rename_axis("mask ratio").round(2)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # The variance is the unbiased one, so the mean square of D normalised pixels is 1 - 1/D.
 D = x.shape[-1]
-noise = normalised_patches(torch.randn(1, 64, D))
+noise = normalised(torch.randn(1, 64, D))
 float(hidden_mse(torch.zeros_like(noise), noise, torch.tensor([[0]]))), 1 - 1 / D

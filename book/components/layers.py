@@ -26,7 +26,7 @@
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # names, paths of weight files or Encoders; None: CL, MIM, MAE and the untrained one
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -35,7 +35,15 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import already, by_label, highest, peak, published, table
+from nbhelpers.results import (
+    StaleTableError,
+    already,
+    by_label,
+    highest,
+    peak,
+    published,
+    table,
+)
 
 plots.style()
 panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
@@ -43,7 +51,7 @@ for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), *study(name).models]
     try:
         probes = table(name, "probes", MODELS or list(dict.fromkeys(own)))
-    except MissingDataError as reason:
+    except (MissingDataError, StaleTableError) as reason:
         missing[name] = str(reason)
         continue
     panels |= {(name, label): rows for label, rows in probes.groupby("label")}
@@ -135,8 +143,9 @@ for name in filter(lambda name: study(name).splits, STUDIES):
         continue
     whole, _ = already(name, "fine_tuning", pd.concat(new)["model"].unique().tolist())
     tuned[name] = pd.concat([*whole, *new], ignore_index=True).query("share == 1")
-    scratch = table(name, "fine_tuning", [f"{name}.random"]).query("share == 1")
-    untrained[name] = scratch["value"].iloc[0], "nothing pre-trained"
+    for scratch in already(name, "fine_tuning", [f"{name}.random"])[0]:
+        value = scratch.query("share == 1")["value"].iloc[0]
+        untrained[name] = value, "nothing pre-trained"
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study. A dashed line is an encoder with nothing pre-trained."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images; thinner lines: further training seeds; dashed: an encoder with nothing pre-trained."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
@@ -144,11 +153,15 @@ titles = [f"{end} blocks, {plots.title(tuned[name])}" for name, end in ends]
 axes = plots.panels(titles or ["fine-tuning"], sharey="row")
 for ax, (name, end) in zip(axes, ends, strict=False):
     other = {"first": "last", "last": "first"}[end]
-    rows = tuned[name][tuned[name][other] == 0].assign(parameter=lambda d, end=end: d[end])
-    plots.by_parameter(rows, "fine_tuning", f"{end} blocks made new", ax, untrained[name])
+    rows = tuned[name][tuned[name][other] == 0]
+    rows, axis = rows.assign(parameter=rows[end]), f"{end} blocks made new"
+    plots.by_parameter(rows, "fine_tuning", axis, ax, untrained.get(name))
 if not ends:
     plots.note(axes[0], "stored for the book's own studies only")
 legend = ends and plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([pd.DataFrame(), *tuned.values()]), "new_blocks")
 
 # %% tags=["hide-input"]
 rows = {}

@@ -174,19 +174,21 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Hardly: what an untrained block adds is small, so early and late differ little.
 tiny, _ = gather(["shapes"], METRICS[:1], ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({when.__name__: when(tiny["shapes"], METRICS[0]) for when in (early, late)}).round(2)
+rows = {when.__name__: when(tiny["shapes"], METRICS[0]) for when in (early, late)}
+pd.DataFrame(rows).round(2)
 
 # %% [markdown]
 # 2. **Where the arrow of the mean points.** Subtract from every token the mean token of its image. What happens to
 #    $F(f)$ for $f > 0$, and what to $\Delta F$?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# The mean is the constant part alone: F(f > 0) stays, F(0) falls to log 1e-6 or so, and ΔF means nothing any more.
+# The mean is the constant part alone: F(f > 0) stays, of F(0) only rounding is left, and ΔF means nothing any more.
 from nbhelpers.metrics import log_amplitude
 
 centred = z - z.mean(1, keepdim=True)
-before, after = log_amplitude(z, grid), log_amplitude(centred, grid)
-pd.DataFrame({"before": before.mean(0)[:4].cpu(), "after": after.mean(0)[:4].cpu()}).round(2)
+both = {"before": z, "after": centred}
+rows = {key: log_amplitude(each, grid).mean(0)[:4].cpu() for key, each in both.items()}
+pd.DataFrame(rows).round(2)
 
 # %% [markdown]
 # 3. **The roughest picture.** For which tokens on a grid of 4 x 4 is $\Delta F$ as large as it can be at the radius

@@ -32,7 +32,7 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import NoTableError, at_end, table
+from nbhelpers.results import NoTableError, StaleTableError, at_end, table
 
 plots.style()
 
@@ -43,7 +43,7 @@ def tables(kind):
     for name in STUDIES:
         try:
             frames[name] = table(name, kind, MODELS)
-        except (MissingDataError, NoTableError) as reason:
+        except (MissingDataError, NoTableError, StaleTableError) as reason:
             missing[name] = str(reason)
     return frames, missing
 
@@ -112,7 +112,8 @@ plots.download(pd.concat([*bias.values(), pd.DataFrame()]), "shape_bias")
 # %% tags=["hide-input"]
 rows = {}
 for frame in bias.values():
-    ends = [at_end(frame, metric).set_index("model") for metric in ("shape_bias", "covered")]
+    both = ("shape_bias", "covered")
+    ends = [at_end(frame, metric).set_index("model") for metric in both]
     rows |= {
         model: {"shape bias": row.value, "from": row.low, "to": row.high}
         | {"covered": ends[1].loc[model, "value"], "trials": row.images}
@@ -191,7 +192,7 @@ rows[["metric", "value", "low", "high", "images"]].round(2)
 #    `noise` has both.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-drops = pd.concat([at_end(frame, "drop") for frame in noise.values()] or [pd.DataFrame()])
+drops = pd.concat([pd.DataFrame(), *(at_end(each, "drop") for each in noise.values())])
 keys = ["change", "label", "parameter", "model"]
 drops.groupby(keys)["value"].mean().unstack().round(2) if len(drops) else "no table"
 
