@@ -237,7 +237,7 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #
 # 1. **Other models.** Which of the older encoders of width 64 are read best by a linear probe?
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 older = [name for name in family if ".w64." in name]
 frame = stored("shapes", "fine_tuning", older).query("share == 1")
 frame.set_index("model")["value"].sort_values().round(3)
@@ -245,6 +245,6 @@ frame.set_index("model")["value"].sort_values().round(3)
 # %% [markdown]
 # 2. **A predictor that knows nothing.** What is the mIoU of an object mask if every patch is called background?
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # The background is right where it is, the object never: half of the background's share.
 mean_iou(torch.zeros_like(T), T)[0], float((T == 0).float().mean() / 2)
