@@ -59,7 +59,7 @@ pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in BOTH}
 scorecard.result(["2"], STUDIES, MODELS)
 
 # %% [markdown]
-# Whether the map lies on the object is a second question, and has [an answer of its own](#does-attention-follow-the-object)
+# Whether the map lies on the object is a second question, and has an answer of its own
 # below: it depends on who is asking.
 
 # %% [markdown]
