@@ -66,9 +66,8 @@ scorecard.result(["13a", "13b"], STUDIES, MODELS)
 
 # %%
 from nbhelpers.models import MaskedAutoencoder
-from nbhelpers.pretrain.mae import hidden_mse, kept_patches
+from nbhelpers.pretrain.mae import hidden_mse, kept_patches, reconstruct
 from nbhelpers.pretrain.mae import normalised_patches as normalised
-from nbhelpers.pretrain.mae import reconstruct
 
 source = study("shapes").images("test")
 some = study("shapes").encoders([*(MODELS or []), *study("shapes").trained("mae")])
