@@ -199,7 +199,7 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 # 1. **Another model.** At which depth do untrained blocks read best? Check with
 #    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # At no depth in particular: no block has learnt to make the label any easier to read.
 from nbhelpers.probes import linear_by_depth
 
@@ -213,7 +213,7 @@ rows[["depth", "value", "low", "high"]].round(2)
 # 2. **Without training anything.** A trained probe can pick out a direction that hardly varies; voting among the nearest
 #    training images ({term}`k-NN`) cannot. Is the best depth the same?
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 rows = {key: peak(frame, "knn") for key, frame in panels.items()}
 pd.DataFrame(rows).rename_axis(index="best depth of k-NN")
 
@@ -221,7 +221,7 @@ pd.DataFrame(rows).rename_axis(index="best depth of k-NN")
 # 3. **The same from a library.** Fit scikit-learn's `LogisticRegression` to `x_std` with the same $C$. How far are its
 #    weights from $W$?
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 from sklearn.linear_model import LogisticRegression
 
 theirs = LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(x_std.numpy(), y.numpy())

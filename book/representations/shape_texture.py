@@ -177,7 +177,7 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # 1. **Another model.** Which bias and which coverage do you expect of an untrained ViT? Check with
 #    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # What it covers is colour and roughness, which say more about texture: few trials, and a bias that is hardly known.
 from nbhelpers.probes import shape_bias_by_depth
 
@@ -191,7 +191,7 @@ rows[["metric", "value", "low", "high", "images"]].round(2)
 # 2. **Other damage.** Which of the two does a low-pass filter cost more, and which the shuffling of patches? The table
 #    `noise` has both.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 drops = pd.concat([pd.DataFrame(), *(at_end(each, "drop") for each in noise.values())])
 keys = ["change", "label", "parameter", "model"]
 drops.groupby(keys)["value"].mean().unstack().round(2) if len(drops) else "no table"
@@ -200,7 +200,7 @@ drops.groupby(keys)["value"].mean().unstack().round(2) if len(drops) else "no ta
 # 3. **By hand.** Of 200 trials, 30 go to the shape, 20 to the texture. What are bias and coverage, and would you believe
 #    the bias of an encoder of ten classes?
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Bias 0.6, coverage 0.25: hardly above the 0.2 of guessing, and the interval holds one half.
 decided = torch.tensor([1] * 30 + [2] * 20 + [0] * 150)
 shape_bias(decided, torch.ones(200), torch.full((200,), 2))
