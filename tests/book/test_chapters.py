@@ -18,11 +18,6 @@ PARTS = {
     for part in TOC.get("parts", [])
 }
 CHAPTERS = [path for paths in PARTS.values() for path in paths if path.exists()]
-ONE_PER_PART = [
-    next(path for path in paths if "\nMODELS = " in path.read_text())
-    for paths in PARTS.values()
-    if any(path.exists() and "\nMODELS = " in path.read_text() for path in paths)
-]
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 
@@ -52,7 +47,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 
 def solutions(path: Path) -> list[str]:
     """The hidden solutions of a chapter's exercises."""
-    return tagged(jupytext.read(path), "solution")
+    return tagged(jupytext.read(path), "solution") if path.suffix == ".py" and path.exists() else []
 
 
 def test_copied_chapters_build_beside_their_originals(tmp_path: Path) -> None:
@@ -101,6 +96,9 @@ def run(path: Path, folder: Path, **parameters: object) -> None:
         cwd=path.parent,
         progress_bar=False,
     )
+
+
+ONE_PER_PART = [next(filter(solutions, paths)) for paths in PARTS.values() if any(map(solutions, paths))]
 
 
 @pytest.mark.slow
