@@ -219,7 +219,7 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 #    224 px? Check with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Position embeddings drawn at random point everywhere, so that an untrained encoder may use many.
+# Few, of the 195 that 196 tokens could use: read it beside the untrained encoder in the figures.
 which = ["token_effective_rank"]
 tiny, _ = gather(["shapes"], which, ["random:vit_tiny_patch16_224"], n_images=16)
 pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(1)
