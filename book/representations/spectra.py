@@ -95,7 +95,7 @@ pd.DataFrame(rows, index=["effective rank, last block"]).round(2)
 #
 # First the tokens of an image:
 
-# %% mystnb={"image": {"alt": "Effective rank of the tokens of an image against depth, from the embedding on, a line per model in one panel per study, with an untrained encoder as a dotted line."}, "figure": {"caption": "Effective rank of the tokens of an image against depth, with the 95 % interval over images. Dotted: an untrained encoder, whose tokens differ by their position embedding and little else."}}
+# %% mystnb={"image": {"alt": "Effective rank of the tokens of an image against depth, from the embedding on, a line per model in one panel per study, with an untrained encoder as a dotted line."}, "figure": {"caption": "Effective rank of the tokens of an image against depth, with the 95 % interval over images. Dotted: an untrained encoder, whose tokens differ mostly by their place."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_effective_rank", ax)
@@ -109,8 +109,9 @@ tokens = pd.concat(frames.values()).query("metric == 'token_effective_rank'")
 plots.download(tokens, "token_effective_rank")
 
 # %% [markdown]
-# Part of this needs no image. The position embedding spreads the tokens over some directions, the same in every image,
-# and that is most of what an untrained encoder has. Then the images:
+# Part of this needs no image. The position embedding spreads the tokens over a few directions, the same in every image,
+# and these hold most of the variance in the book's untrained encoders; the third exercise takes them off. Then the
+# images:
 
 # %% tags=["hide-input"]
 by = ["study", "source", "model", "objective", "seed", "depth"]
@@ -219,7 +220,7 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 #    224 px? Check with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Position embeddings drawn at random point everywhere, so that an untrained encoder may use many.
+# Few, of the 195 that 196 tokens could use: read it beside the untrained encoder in the figures.
 which = ["token_effective_rank"]
 tiny, _ = gather(["shapes"], which, ["random:vit_tiny_patch16_224"], n_images=16)
 pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(1)
@@ -238,7 +239,7 @@ directions(cigar), directions(ball)
 #    directions are left that depend on the image?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# What changes was the same in every image: the position embedding, and what blocks made of it.
+# What goes is the same in every image. Where it held the largest variances, the rank rises.
 without = z - z.mean(0)
 clouds = {"all": z, "without places": without}
 pd.DataFrame({name: directions(cloud).cpu() for name, cloud in clouds.items()}).round(1)
