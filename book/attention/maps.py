@@ -325,7 +325,7 @@ pd.DataFrame({kind: at_end(ends, kind)["value"].to_numpy() for kind in KINDS}).r
 # 2. **One head at a time.** An average over heads can hide that each looks elsewhere. Draw every head of the last block
 #    for the second query.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "Attention maps of one query in every head of a late block, drawn over the image."}}
 encoders = study("cifar10").encoders(pairs["cifar10"])
 figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=1)
 

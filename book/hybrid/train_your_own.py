@@ -119,7 +119,7 @@ about = description(trainer, name)
 before = load(save_encoder(trainer.objective.saved, "before", about, place))
 loss_before = trainer.validation_loss()
 
-# %%
+# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}}
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display

@@ -216,7 +216,7 @@ figure = token_steps(study("cifar10").encoders(), photographs(32), 0)
 # 4. **A map.** t-SNE puts tokens near each other that are near each other in the stream. Draw one for six images, in
 #    which each image has a colour. Does it show more groups than the silhouette says?
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "A map of the patch tokens of a few images by t-SNE, coloured by image."}}
 # A map shows neighbours and distorts distances: a lattice of small clumps is places, not images.
 from nbhelpers.probes import token_map
 
