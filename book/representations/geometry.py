@@ -207,7 +207,7 @@ common_update_share(torch.zeros_like(u), u).mean().item(), 1 / 64
 # 3. **A photograph.** Draw the tokens of one of the photographs that come with scikit-image, for the encoders that were
 #    trained on CIFAR-10.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "Tokens of a photograph before and after the self-attention of four blocks, a row per model."}}
 from nbhelpers.images import photographs
 
 figure = token_steps(study("cifar10").encoders(), photographs(32), 0)
