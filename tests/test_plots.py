@@ -65,8 +65,10 @@ def test_a_later_seed_alone_is_named_and_has_its_panel(frame):
 
 def test_a_decoder_follows_its_encoder(frame):
     decoder = frame[frame["model"] == "shapes.mim"].assign(model="shapes.mim:decoder")
-    moved = plots.behind_encoder(pd.concat([frame, decoder], ignore_index=True))
+    colon = frame[frame["model"] == "shapes.cl"].assign(model="random:vit_tiny_patch16_224")
+    moved = plots.behind_encoder(pd.concat([frame, decoder, colon], ignore_index=True))
     assert moved.groupby("model")["depth"].agg(["min", "max"]).T.to_dict("list") == {
+        "random:vit_tiny_patch16_224": [1, 3],
         "shapes.cl": [1, 3],
         "shapes.mim": [1, 3],
         "shapes.mim:decoder": [4, 6],

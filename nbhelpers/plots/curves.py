@@ -46,8 +46,8 @@ def by_depth(
 def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the depths of decoders counted on from the depth of their encoders."""
     last = frame.groupby("model")["depth"].max()
-    encoders = frame["model"].str.partition(":")
-    offset = encoders[0].map(last).where(encoders[2] != "", 0)
+    encoders = frame["model"].str.removesuffix(":decoder")
+    offset = encoders.map(last).where(encoders != frame["model"], 0)
     return frame.assign(depth=frame["depth"] + offset.astype(int))
 
 
