@@ -99,7 +99,7 @@ def test_the_rule(low, high, said):
 def test_the_list_is_whole():
     numbers = [claim.number for claim in CLAIMS]
     assert len(set(numbers)) == len(numbers)
-    assert list(dict.fromkeys(int(re.match(r"\d+", number)[0]) for number in numbers)) == list(range(1, 16))
+    assert list(dict.fromkeys(int(re.match(r"\d+", number)[0]) for number in numbers)) == list(range(1, 17))
 
 
 def test_nothing_measured_is_said_and_no_error(toy):
@@ -225,6 +225,25 @@ def test_the_gain_from_width_is_from_the_narrowest_to_the_usual(toy):
     toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in ("cl.w16", "mim.w16", "mim.w32")}
     toy["fine_tuning"] = tuned(**{"cl": 0.75, "cl.w16": 0.5, "mim": 0.8, "mim.w16": 0.3, "mim.w32": 0.9})
     assert effect("14d") == [25.0, 23.0, 27.0]
+
+
+def test_components(toy):
+    def by_share(metric, model, values):
+        rows = [
+            curve(metric, model, [value], label="shape", parameter=share) for share, value in values.items()
+        ]
+        return pd.concat(rows)
+
+    toy["components"] = pd.concat(
+        [
+            by_share("knn_without_leading", "cl", {0: 0.8, 1 / 64: 0.1, 1 / 16: 0.7}),
+            by_share("knn_without_leading", "mim", {0: 0.2, 1 / 64: 0.1, 1 / 16: 0.4}),
+            by_share("linear_leading", "cl", {1 / 16: 0.1, 1 / 8: 0.8, 1: 0.9}),
+            by_share("linear_leading", "mim", {1 / 16: 0.1, 1 / 8: 0.3, 1: 0.7}),
+        ]
+    )
+    assert effect("16a") == [30.0] * 3
+    assert effect("16b") == [30.0] * 3
 
 
 def test_depth_of_the_best_probe(toy):

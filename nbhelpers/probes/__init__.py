@@ -2,6 +2,7 @@
 
 from nbhelpers.probes.attentive import AttentiveProbe, attentive_by_depth, fit_attentive
 from nbhelpers.probes.clusters import silhouette_by_depth, token_map
+from nbhelpers.probes.components import components_by_share, principal_components
 from nbhelpers.probes.dense import dense_by_depth, mean_iou
 from nbhelpers.probes.features import features, patch_tokens
 from nbhelpers.probes.finetune import FineTuning, classify, fine_tune, fine_tuning_by_share, reinitialise
@@ -28,6 +29,8 @@ __all__ = [
     "silhouette_by_depth",
     "token_map",
     "robustness_by_depth",
+    "principal_components",
+    "components_by_share",
     "cka_by_depth",
     "mean_iou",
     "dense_by_depth",

@@ -21,6 +21,7 @@ from nbhelpers.probes import (
     FineTuning,
     attentive_by_depth,
     cka_by_depth,
+    components_by_share,
     dense_by_depth,
     fine_tuning_by_share,
     knn_by_depth,
@@ -195,6 +196,12 @@ def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
     labels = sorted(test.labels)
     linear = _probed(linear_by_depth, encoder, train, validation, test, label=labels)
     return pd.concat([linear, _probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
+
+
+def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
+    labels = [name for name in ("shape", "texture", "class") if name in images["test"].labels]
+    splits = [images[role] for role in ("train", "validation", "test")]
+    return _probed(components_by_share, encoder, *splits, label=labels or sorted(images["test"].labels))
 
 
 def _cues(study: Study) -> Images:
@@ -391,6 +398,16 @@ TABLES: dict[str, Table] = {
             _probes,
             "probes",
             models=_every_kind,
+            learns=TRAIN,
+            kept=True,
+        ),
+        Table(
+            "components",
+            "probes of the leading and of the trailing principal components of the last block",
+            _probe_images,
+            _components,
+            "probes",
+            models=_everything,
             learns=TRAIN,
             kept=True,
         ),

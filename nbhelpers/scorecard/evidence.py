@@ -121,6 +121,21 @@ def under_high_noise(rows: pd.DataFrame) -> Interval:
     return last(rows[rows["parameter"] > HIGH])
 
 
+def _parameter(rows: pd.DataFrame, value: float) -> Interval:
+    """The one row of a parameter."""
+    return _part(rows, (rows["parameter"] - value).abs() < 1e-6)
+
+
+def without_leading_sixteenth(rows: pd.DataFrame) -> Interval:
+    """What is gained when the sixteenth of the principal components that varies most is left out."""
+    return difference(_parameter(rows, 1 / 16), _parameter(rows, 0), same_encoder=True)
+
+
+def outside_leading_eighth(rows: pd.DataFrame) -> Interval:
+    """What all principal components have above the eighth of them that varies most."""
+    return difference(_parameter(rows, 1), _parameter(rows, 1 / 8), same_encoder=True)
+
+
 def of_all_labels(rows: pd.DataFrame) -> Interval:
     """After fine-tuning on all the labels there are."""
     return Interval(*rows.loc[rows["share"] == 1, ["value", "low", "high"]].iloc[0].astype(float))
@@ -160,7 +175,13 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
 
 
 CURVE_READINGS = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
-OTHER_READINGS = (under_high_noise, of_all_labels, late_effective_rank)
+OTHER_READINGS = (
+    under_high_noise,
+    without_leading_sixteenth,
+    outside_leading_eighth,
+    of_all_labels,
+    late_effective_rank,
+)
 READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVE_READINGS, *OTHER_READINGS)}
 
 

@@ -1,0 +1,217 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Whose labels hide where?
+#
+# **Claim.** What a masked pixel model knows of an image's class lies in directions in which its features hardly vary. The
+# directions in which they vary most are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of
+# whoever compares features by their distance {cite:p}`vanyan2023local`.
+#
+# k-NN, a linear probe and an attentive probe [disagree about a masked encoder](../components/behaviour.py) far more than
+# about a contrastive one. Think of a library with two catalogues. One sorts books by the colour of their backs, in large
+# letters; the other by subject, in small print. Somebody who walks along the shelf sees the colours. Somebody who was told
+# where to look reads the subject.
+#
+# Let $x$ be the mean of an image's patch tokens after the last block. Over the training images
+#
+# $$
+# \frac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top = U \operatorname{diag}(\lambda_1 \ge \dots \ge \lambda_D)\, U^\top ,
+# \qquad x_S = U_S U_S^\top (x - \bar x)
+# $$
+#
+# gives the *principal components*, and what is left of an image when only a set $S$ of them may be seen. The variance
+# $\lambda$ says how large the letters are. The question is which $S$ holds the label.
+
+# %% tags=["parameters"]
+STUDIES = ["shapes", "cifar10"]
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.images import MissingDataError
+from nbhelpers.results import StaleTableError, by_label, table
+
+plots.style()
+panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
+for name in STUDIES:
+    own = [*study(name).trained("cl", "mim", "mae"), f"{name}.random"]
+    try:
+        rows = table(name, "components", MODELS or own)
+    except (MissingDataError, StaleTableError) as reason:
+        missing[name] = str(reason)
+        continue
+    panels |= {(name, label): part for label, part in rows.groupby("label")}
+titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in panels.items()]
+titles += missing
+
+
+def draw(metric, axis, reference=None):
+    """A panel per study and label, over shares of components on a logarithmic axis."""
+    axes = plots.panels(titles, sharey=True)
+    for ax, rows in zip(axes, panels.values(), strict=False):
+        rows = rows[rows["parameter"] > 0]
+        plots.by_parameter(rows, metric, axis, ax, reference)
+        shares = [1 / 64, 1 / 16, 1 / 4, 1]
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(shares, ["1/64", "1/16", "1/4", "1"])
+        ax.set_ylim(0, 1)
+    for ax, reason in zip(axes[len(panels) :], missing.values(), strict=False):
+        plots.note(ax, reason)
+    return axes
+
+
+# %% [markdown]
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["16a", "16b"], STUDIES, MODELS)
+
+# %% [markdown]
+# ## The quantity
+#
+# The components of 500 images at the last block of one encoder, and what is left of the features without the leading
+# sixteenth of them. As a check: no component that is left points along one that was taken, and together both parts are $x$.
+
+# %%
+from nbhelpers.probes import features, principal_components
+
+(encoder,) = study("shapes").encoders((MODELS or ["shapes.mim"])[:1])
+images = study("shapes").images("train").subset(500)
+x = features(encoder, images, [encoder.depth])[0].double()  # N D
+
+# %%
+centred = x - x.mean(0)
+variances, U = torch.linalg.eigh(centred.mT @ centred / len(x))  # ascending
+variances, U = variances.flip(0), U.flip(1)
+K = max(1, x.shape[1] // 16)
+leading, trailing = U[:, :K], U[:, K:]
+x_S = centred @ trailing @ trailing.mT
+
+assert_close(x_S + centred @ leading @ leading.mT, centred)
+assert_close(variances, principal_components(x)[1])
+share = variances[:K].sum() / variances.sum()
+pd.DataFrame({"components taken": [K], "their share of the variance": [share]}).round(2)
+
+# %% [markdown]
+# ## How much is in large letters?
+#
+# First the letters' size alone. A curve near 1 at the left: almost everything that distinguishes two images' features, as a
+# distance sees it, is in a few directions.
+
+# %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, a line per model, one panel per study and label."}, "figure": {"caption": "Variance in the leading principal components of the last block, as a share of all variance, against how many components that is. Equal variance in all directions would be a curve that reaches a half only at one half."}}
+axes = draw("variance_leading", "leading share of components")
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([pd.DataFrame(), *panels.values()]), "components")
+
+# %% [markdown]
+# ## What a linear layer reads in them
+#
+# A linear probe that sees the leading components alone. At the right end it sees everything, and is the probe of the other
+# chapters. The place where a curve reaches its end says how far down the list of components one has to read.
+
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the leading components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the leading principal components of the last block. Bands: 95 % interval over test images; dashed: guessing among ten classes. Where a label names a number of images, that encoder was trained for less time than CL and MIM."}}
+guessing = (0.1, "guessing") if {*STUDIES} <= {"shapes", "cifar10"} else None
+axes = draw("linear_leading", "leading share of components", guessing)
+legend = plots.legend_below(axes)
+
+# %% [markdown]
+# And the same from the other end, the components of least variance first:
+
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the trailing components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the trailing principal components. Bands and dashed line as above."}}
+axes = draw("linear_trailing", "trailing share of components", guessing)
+legend = plots.legend_below(axes)
+
+# %% [markdown]
+# The probe does not mind small letters: it standardises what it sees, and learns a weight for each direction. So a curve
+# that is low in the one figure and high in the other has its label in the small print.
+#
+# ## What stands in the way of neighbours
+#
+# k-NN has nothing but distances. Take the leading components away, and what they shouted over can be heard.
+
+# %% mystnb={"image": {"alt": "Accuracy of k-NN against the share of leading components that were removed, a line per model, one panel per study and label; a dotted line per model marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components. Dotted: with all of them. A curve above its dotted line has gained by the loss."}}
+axes = draw("knn_without_leading", "leading share removed", guessing)
+for ax, rows in zip(axes, panels.values(), strict=False):
+    whole = rows[(rows["metric"] == "knn_without_leading") & (rows["parameter"] == 0)]
+    looks = plots.line_styles(zip(whole["model"], whole["objective"], strict=True))
+    for model, value in zip(whole["model"], whole["value"], strict=True):
+        ax.axhline(value, color=looks[model]["color"], lw=0.8, ls=":")
+    ax.set_xlim(1 / 64 / 1.2, 0.6)
+legend = plots.legend_below(axes)
+
+# %% tags=["hide-input"]
+rows = {}
+for (name, label), frame in panels.items():
+    knn = frame[frame["metric"] == "knn_without_leading"]
+    whole = by_label(knn[knn["parameter"] == 0])
+    for share, text in {1 / 64: "1/64", 1 / 16: "1/16", 1 / 4: "1/4"}.items():
+        left = by_label(knn[(knn["parameter"] - share).abs() < 1e-6])
+        gains = {who: 100 * (left[who] - whole[who]) for who in left}
+        rows[f"{name}, {label}", f"without {text}"] = gains
+pd.DataFrame(rows).rename_axis(index="points gained").round(1)
+
+# %% [markdown]
+# A gain by *removing* features is a thing that only a distance can have. A classifier that is trained would have learnt to
+# ignore them.
+#
+# ## What would refute it
+#
+# A masked encoder that gains no more than a contrastive one when its leading components are removed, or one whose leading
+# components tell a linear probe as large a part of what it could know. Both rows were fixed before they were computed: the
+# leading sixteenth for neighbours, the leading eighth for the probe.
+
+# %% tags=["hide-input"]
+scorecard.rows("beyond/components", STUDIES, MODELS)
+
+# %% [markdown]
+# ## Takeaways
+#
+# - Variance is not importance. The loss decides which directions are large, the label does not.
+# - k-NN asks whether a label is *loud*, a linear probe whether it is *there*. Report both.
+# - Before a masked encoder's features go into a search index, whiten them, or take their leading components away.
+#
+# ## Exercises
+#
+# 1. **Another model.** In how many directions do the features of an untrained ViT vary? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# A few: random features of an image are hardly more than its mean colour and its contrast.
+(tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
+few = study("shapes").images("train").subset(64)
+_, values = principal_components(features(tiny, few, [tiny.depth])[0])
+(values.cumsum(0) / values.sum())[[0, 1, 3, 7]]
+
+# %% [markdown]
+# 2. **Whitening.** Divide each component by the root of its variance instead of removing the leading ones. What does k-NN
+#    say then, and why may a small data set spoil it?
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# All letters are of one size. With few images, the least of them are noise, now as large as the rest.
+from nbhelpers.probes import knn_predict
+
+parts = [study("shapes").images(split).subset(500) for split in ("train", "test")]
+learnt, asked = (features(encoder, part, [encoder.depth])[0].double() for part in parts)
+U, variances = principal_components(learnt)
+scale = U / variances.clamp(min=1e-9).sqrt()
+labels, truth = (part.labels["shape"] for part in parts)
+centre = learnt.mean(0)
+plain = knn_predict(learnt - centre, labels, asked - centre)
+white = knn_predict((learnt - centre) @ scale, labels, (asked - centre) @ scale)
+Markdown(
+    ", ".join(
+        f"{name}: {(predicted == truth).double().mean():.2f}"
+        for name, predicted in {"plain": plain, "whitened": white}.items()
+    )
+)

@@ -1,0 +1,113 @@
+"""Where labels lie among the principal components of frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nbhelpers.images.source import ImageSource
+from nbhelpers.measure import identified
+from nbhelpers.models import Encoder
+from nbhelpers.probes.features import Pool, features
+from nbhelpers.probes.knn import knn_predict
+from nbhelpers.probes.linear import fit_linear
+from nbhelpers.probes.rows import accuracy, label_names, labels_of
+
+# Of all components; 0 and 1 are the features as they are.
+REMOVED = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+HELD = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+
+
+def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Directions `D D` (a column each) and variances `D` of features `N D`, from the largest variance down.
+
+    $\frac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top = U \,\mathrm{diag}(\lambda)\, U^\top$, in float64.
+
+    >>> u, variances = principal_components(torch.tensor([[0.0, 1.0], [0.0, -1.0], [3.0, 0.0], [-3.0, 0.0]]))
+    >>> variances.tolist(), u.abs().tolist()
+    ([4.5, 0.5], [[1.0, 0.0], [0.0, 1.0]])
+    """
+    centred = features.double() - features.double().mean(0)
+    variances, directions = torch.linalg.eigh(centred.mT @ centred / len(centred))
+    return directions.flip(1), variances.flip(0).clamp(min=0)
+
+
+def components_by_share(
+    encoder: Encoder,
+    train: ImageSource,
+    validation: ImageSource,
+    test: ImageSource,
+    label: str | Sequence[str],
+    depth: int | None = None,
+    pool: Pool = "mean",
+) -> pd.DataFrame:
+    r"""Accuracy of probes that see only some of the principal components of the features of one depth.
+
+    With the components $U$ of the training images and a set $S$ of them, a probe sees $\bar x + U_S U_S^\top
+    (x - \bar x)$: rotated back, so that a linear probe of all components is the linear probe of the book.
+
+    - `knn_without_leading`: k-NN in $x - \bar x$ without the leading share of the components.
+    - `linear_leading`, `linear_trailing`: a linear probe of the leading or of the trailing share alone.
+    - `variance_leading`: the leading share's part of the variance.
+
+    Args:
+        encoder: the frozen model.
+        train: images to learn from and to take components of.
+        validation: images that the linear probe's penalty is chosen on.
+        test: images to predict.
+        label: name of the label, or several.
+        depth: default the last.
+        pool: as in `features`.
+
+    Returns:
+        Tidy frame `study model objective seed metric depth parameter label value low high images`; the
+        parameter is the share of components in [0, 1], `low` and `high` are Wilson's 95 % interval over test
+        images (NaN for the variance).
+
+    Raises:
+        ValueError: the errors of `features`, `fit_linear` and `knn_predict`.
+
+    Source: Balestriero & LeCun 2024 (arXiv 2402.11337), who sort the components of pixels.
+    """
+    depth = encoder.depth if depth is None else depth
+    learnt, chosen, asked = (
+        features(encoder, source, [depth], pool)[0].double() for source in (train, validation, test)
+    )
+    directions, variances = principal_components(learnt)
+    mean = learnt.mean(0)
+
+    def seen(x: Tensor, components: slice) -> Tensor:
+        basis = directions[:, components]
+        return (x - mean) @ basis @ basis.mT
+
+    def number(share: float) -> int:
+        return max(1, round(share * len(variances)))
+
+    rows = []
+    for name in label_names(label):
+        known, checked, truth = (labels_of(source, name) for source in (train, validation, test))
+
+        def row(
+            metric: str, share: float, predicted: Tensor, name: str = name, truth: Tensor = truth
+        ) -> None:
+            column = {"metric": metric, "depth": depth, "parameter": share, "label": name}
+            rows.append(column | accuracy(predicted, truth))
+
+        for share in REMOVED:
+            rest = slice(number(share) if share else 0, None)
+            row("knn_without_leading", share, knn_predict(seen(learnt, rest), known, seen(asked, rest)))
+        for share in HELD:
+            count = number(share)
+            for metric, part in (
+                ("leading", slice(count)),
+                ("trailing", slice(len(variances) - count, None)),
+            ):
+                probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
+                row(f"linear_{metric}", share, probe.predict(seen(asked, part)))
+            held = float(variances[:count].sum() / variances.sum())
+            column = {"metric": "variance_leading", "depth": depth, "parameter": share, "label": name}
+            rows.append(column | {"value": held, "images": len(learnt)})
+    return identified(pd.DataFrame(rows), encoder, test)

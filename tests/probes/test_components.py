@@ -1,0 +1,81 @@
+"""Probes of principal components, against loops over single directions and against the plain probes."""
+
+import numpy as np
+import pytest
+import torch
+
+from nbhelpers.probes import (
+    components_by_share,
+    features,
+    fit_linear,
+    knn_predict,
+    linear_by_depth,
+    principal_components,
+)
+
+
+def test_components_are_those_of_numpy():
+    x = torch.randn(50, 5, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.arange(1.0, 6))
+    directions, variances = principal_components(x)
+    centred = x.double().numpy() - x.double().numpy().mean(0)
+    _, singular, vectors = np.linalg.svd(centred, full_matrices=False)
+    assert variances.numpy() == pytest.approx(singular**2 / len(x), rel=1e-10)
+    assert np.abs((directions.T.numpy() * vectors).sum(1)) == pytest.approx(np.ones(5), abs=1e-10)
+
+
+@pytest.fixture
+def splits(colours):
+    return [colours(count, seed) for seed, count in enumerate((120, 40, 60))]
+
+
+def row(frame, metric, share):
+    (value,) = frame[(frame["metric"] == metric) & np.isclose(frame["parameter"], share)]["value"]
+    return value
+
+
+def test_all_components_are_the_plain_probe(encoder, splits):
+    frame = components_by_share(encoder, *splits, "colour")
+    plain = linear_by_depth(encoder, *splits, "colour", depths=[2])["value"].item()
+    assert row(frame, "linear_leading", 1) == row(frame, "linear_trailing", 1) == plain
+    assert row(frame, "variance_leading", 1) == pytest.approx(1)
+    assert set(frame["depth"]) == {2} and set(frame["label"]) == {"colour"}
+
+
+def test_shares_by_a_loop_over_directions(encoder, splits):
+    frame = components_by_share(encoder, *splits, ["colour", "coin"])
+    learnt, chosen, asked = (features(encoder, source, [2])[0].double() for source in splits)
+    covariance = np.cov(learnt.T.numpy(), bias=True)
+    _, columns = np.linalg.eigh(covariance)  # ascending
+    directions = torch.from_numpy(columns[:, ::-1].copy())
+
+    def only(x, wanted):
+        centred, seen = x - learnt.mean(0), torch.zeros_like(x)
+        for d in wanted:
+            seen += (centred @ directions[:, d])[:, None] * directions[:, d]
+        return seen
+
+    labels = [source.labels["colour"] for source in splits]
+    for metric, wanted in {"leading": range(2), "trailing": range(6, 8)}.items():  # a quarter of eight
+        parts = [only(x, wanted) for x in (learnt, chosen, asked)]
+        probe = fit_linear(parts[0], labels[0], parts[1], labels[1])
+        found = row(frame[frame["label"] == "colour"], f"linear_{metric}", 1 / 4)
+        assert found == probe.accuracy(parts[2], labels[2])
+    predicted = knn_predict(only(learnt, range(1, 8)), labels[0], only(asked, range(1, 8)))
+    found = row(frame[frame["label"] == "colour"], "knn_without_leading", 1 / 8)
+    assert found == (predicted == labels[2]).double().mean().item()
+
+
+def test_a_label_that_hides_in_little_variance_is_found_when_much_is_removed(encoder, splits, monkeypatch):
+    """Features of which two directions are loud and say nothing, and three others are the classes."""
+
+    def loud(_, source, depths, pool):
+        noise = torch.randn(len(source), 8, generator=torch.Generator().manual_seed(len(source)))
+        noise[:, :2] *= 100
+        noise[:, 2:] *= 0.1
+        noise[range(len(source)), 2 + source.labels["colour"]] += 1
+        return noise[None]
+
+    monkeypatch.setattr("nbhelpers.probes.components.features", loud)
+    frame = components_by_share(encoder, *splits, "colour")
+    assert row(frame, "knn_without_leading", 0) < 0.6 < 0.95 < row(frame, "knn_without_leading", 1 / 4)
+    assert row(frame, "linear_leading", 1 / 4) < 0.6 < 0.95 < row(frame, "linear_leading", 1 / 2)
