@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from scipy.special import stdtrit
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from nbhelpers.images import ImageSource
@@ -42,16 +42,30 @@ def block_gradients(objective: Hybrid, views: Sequence[Tensor]) -> tuple[Tensor,
         ValueError: if the objective has but one loss.
     """
     twin = copy.deepcopy(objective)
-    parameters = [list(block.parameters()) for block in twin.encoder.blocks]
-    losses, rows = twin.terms(*views), []
+    losses = twin.terms(*views)
     if None in losses:
         raise ValueError(
             f"lambda = {objective.weight:g} leaves one loss: there is nothing to compare it with"
         )
+    return torch.stack(losses).detach(), loss_gradients(losses, twin.encoder.blocks)
+
+
+def loss_gradients(losses: Sequence[Tensor], blocks: Iterable[nn.Module]) -> Tensor:
+    r"""Gradients `S L P` of scalar losses with respect to each of a model's L blocks, all of P parameters.
+
+    For any two losses in a training loop of one's own; the graph is kept, so that `backward` can follow.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> y = layer(torch.ones(1, 1)).sum()
+    >>> loss_gradients([y, -2 * y], [layer]).flatten().tolist()
+    [1.0, -2.0]
+    """
+    parameters = [list(block.parameters()) for block in blocks]
+    rows = []
     for loss in losses:
-        flat = iter(torch.autograd.grad(loss, [p for block in parameters for p in block]))
+        flat = iter(torch.autograd.grad(loss, [p for block in parameters for p in block], retain_graph=True))
         rows.append(torch.stack([torch.cat([next(flat).flatten() for _ in block]) for block in parameters]))
-    return torch.stack(losses).detach(), torch.stack(rows)
+    return torch.stack(rows)
 
 
 def block_alignment(gradients: Tensor) -> pd.DataFrame:

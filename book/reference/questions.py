@@ -1,0 +1,156 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Questions that users of the paper's code asked
+#
+# The paper's notebooks, its predecessor's and those of a sister paper have public lists of issues. Most questions there are
+# about code that was not released, or about a model that the code does not take. This page answers them with a few lines
+# each. The models below are small; any other can stand in their place.
+
+# %% tags=["hide-input"]
+import pandas as pd
+import timm
+import torch
+from matplotlib.patches import Rectangle
+
+from nbhelpers import plots, study
+from nbhelpers.capture import capture
+
+plots.style()
+images = study("shapes").images("test").subset(64)
+encoders = study("shapes").encoders(["shapes.cl", "shapes.mim"])
+
+# %% [markdown]
+# ## How do I average attention maps over a data set?
+#
+# One sum per depth, filled while the images go by. Nothing is stored but the sums, so the number of images does not matter.
+# The mean over images hides what the image is, and leaves what the model does with *places*.
+
+# %%
+from nbhelpers.metrics import patch_attention
+
+
+def mean_attention(encoder, images, batch=32):
+    """Attention `L N N` among patches, averaged over heads and images."""
+    N = encoder.grid[0] * encoder.grid[1]
+    total = torch.zeros(encoder.depth, N, N)
+
+    def add(b):
+        A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
+        total[b.depth - 1] += A.mean(1).sum(0).cpu()
+
+    with capture(encoder, on_attention=add):
+        for start in range(0, len(images), batch):
+            rows = range(start, min(start + batch, len(images)))
+            encoder.forward(encoder.batch(images, rows))
+    return total / len(images)
+
+
+# %% mystnb={"image": {"alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and 64 images."}}
+axes = plots.panels([encoder.objective for encoder in encoders])
+for ax, encoder in zip(axes, encoders, strict=True):
+    rows, columns = encoder.grid
+    query = rows // 4 * columns + columns // 4
+    mean = mean_attention(encoder, images)[-2, query].reshape(rows, columns)
+    ax.imshow(mean, vmin=0)
+    corner = columns // 4 - 0.5, rows // 4 - 0.5
+    ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="w"))
+    drawn_on = ax.set(xticks=[], yticks=[])
+
+# %% [markdown]
+# ## What is the feature map variance, and how does it run with depth?
+#
+# The variance of an image's tokens around their mean, averaged over channels and images (asked in
+# [how-do-vits-work 6](https://github.com/xxxnell/how-do-vits-work/issues/6)). It grows where a block makes tokens differ, and
+# falls where it averages them.
+
+# %%
+from nbhelpers.metrics import feature_variance
+
+rows = {}
+for encoder in encoders:
+    found = {}
+
+    def measure(stream, found=found):
+        found[stream.depth] = feature_variance(stream.patches).mean().item()
+
+    with capture(encoder, on_stream=measure, places=("block",)):
+        encoder.forward(encoder.batch(images, range(64)))
+    rows[encoder.objective] = found
+pd.DataFrame(rows).rename_axis("depth").T.round(2)
+
+# %% [markdown]
+# ## Fourier analysis of a network that is not a ViT?
+#
+# `feature_map_log_amplitude` takes any feature map `B C H W`: a single convolution, a stage of a CNN, a hierarchical ViT.
+# Sizes differ from stage to stage, so frequencies are given as shares of each map's own highest one (asked in how-do-vits-work
+# [4](https://github.com/xxxnell/how-do-vits-work/issues/4) and
+# [45](https://github.com/xxxnell/how-do-vits-work/issues/45),
+# [ViT-Adapter 152](https://github.com/czczup/ViT-Adapter/issues/152) and
+# [iFormer 2](https://github.com/sail-sg/iFormer/issues/2)).
+
+# %%
+from nbhelpers.metrics import feature_map_log_amplitude, half_diagonal_frequencies
+
+torch.manual_seed(0)
+cnn = timm.create_model("resnet10t", features_only=True).eval()
+pictures = images.batch(range(16)).float() / 255
+with torch.no_grad():
+    stages = cnn(torch.nn.functional.interpolate(pictures, size=128))
+
+# %% mystnb={"image": {"alt": "Relative log amplitude against spatial frequency, a line per stage of an untrained CNN; all fall from zero."}, "figure": {"caption": "Relative log amplitude of the stages of an untrained ResNet. Each stage has its own grid, so its line has its own number of points."}}
+(ax,) = plots.panels(["ResNet, random weights"])
+for number, features in enumerate(stages, 1):
+    if min(features.shape[-2:]) < 3:
+        continue
+    line = feature_map_log_amplitude(features).mean(0)
+    frequency = half_diagonal_frequencies(features.shape[-2:])
+    ax.plot(frequency, line, label=f"stage {number}, {features.shape[-1]} px")
+ax.set(xlabel="frequency / Nyquist", ylabel="relative log amplitude")
+legend = ax.legend()
+
+# %% [markdown]
+# ## Do two losses pull my model the same way?
+#
+# The code for training with both losses was never released (asked in
+# [cl-vs-mim 4 and 5](https://github.com/naver-ai/cl-vs-mim/issues)). The book's is in
+# [its chapter on hybrids](../hybrid/hybrid.py), and [another](../hybrid/agreement.py) follows the gradients. For two losses of
+# your own, ask for both gradients every few steps of your loop, and give them to `block_alignment`:
+
+# %%
+from nbhelpers.pretrain.alignment import block_alignment, loss_gradients
+
+vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=3, num_classes=10)
+x = (images.batch(range(64)).float() / 255 - 0.5).split(16)
+labels = images.labels["shape"].split(16)
+seen = []
+for batch, y in zip(x, labels, strict=True):  # in the place of your training loop
+    tokens = vit.forward_features(batch)
+    classify = torch.nn.functional.cross_entropy(vit.forward_head(tokens), y)
+    spread = tokens[:, 1:].var(1).mean()
+    seen.append(loss_gradients([classify, spread], vit.blocks))  # S L P
+frame = block_alignment(torch.stack(seen))
+frame[frame["metric"] == "cosine"].drop(columns="metric").round(3)
+
+# %% [markdown]
+# Below 0 in a block, the two losses want different things of it.
+#
+# ## And the others
+#
+# | question | answer |
+# | --- | --- |
+# | Where is the code of the singular value spectra? ([cl-vs-mim 2](https://github.com/naver-ai/cl-vs-mim/issues/2)) | [Spectra](../representations/spectra.py): by the Gram matrix, with the same values as a decomposition of the covariance |
+# | Where is NMI computed, and with which prior? ([UNIP 7](https://github.com/casiatao/UNIP/issues/7)) | [Attention collapse](../attention/collapse.py), four lines; the prior over queries is uniform |
+# | Is my Fourier curve of MoCo v3 right? ([how-do-vits-work 25](https://github.com/xxxnell/how-do-vits-work/issues/25)) | [Frequency](../representations/frequency.py) draws the published curves beside ours, as data in `data/published.csv` |
+# | Attention hooks collect nothing, or lists are empty ([vit-explain 23](https://github.com/jacobgil/vit-explain/issues/23)) | Fused attention has no map to hook. `capture` sees the call itself, and counts: too few blocks are an error |
+# | Registers break my reshape ([dinov2 90](https://github.com/facebookresearch/dinov2/issues/90)) | An `Encoder` knows its [prefix tokens](glossary.md); `stream.patches` is what is left |
+# | One hot cell swallows the map ([dinov2 306](https://github.com/facebookresearch/dinov2/pull/306)) | [Registers and sinks](../beyond/sinks.py): look at token norms and at the attention that the prefix gets |
+# | My images are not square ([dinov2 506](https://github.com/facebookresearch/dinov2/issues/506)) | Every metric takes `grid=(rows, columns)` and patches of any height and width |
+# | Which block and which pooling does a linear probe of SimMIM need? ([SimMIM 14](https://github.com/microsoft/SimMIM/issues/14)) | [Layers](../components/layers.py) probes every depth, mean-pooled without the final norm; `norm` and `pool` are arguments |
+# | Where are the weights of MAE's decoder? ([mae 8](https://github.com/facebookresearch/mae/issues/8)) | In the files called *visualize*, which `load("mae_visualize.vit_base_patch16_224")` knows |
+# | Which stimuli count for the shape bias? ([texture-vs-shape 6](https://github.com/rgeirhos/texture-vs-shape/issues/6)) | [Shape or texture](../representations/shape_texture.py): those whose two cues differ, with the share that was decided for either |
+# | Hessian spectra and loss landscapes? ([how-do-vits-work 11](https://github.com/xxxnell/how-do-vits-work/issues/11)) | Not in this book |
