@@ -9,9 +9,24 @@ from typing import Any
 
 import jupytext
 from docutils import nodes
+from nbformat.v4 import new_code_cell
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+# First cell of a downloaded notebook. The package reads encoders and tables beside it, so it comes as a checkout.
+ANYWHERE = """\
+# Runs anywhere: where the book's package is missing, it is fetched and installed.
+import importlib.util
+import subprocess
+import sys
+
+ADDRESS = {address!r}
+if importlib.util.find_spec("nbhelpers") is None:
+    if not ADDRESS:
+        raise ModuleNotFoundError("nbhelpers: clone the project, then `pip install -e .` in it")
+    subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "book"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "book"], check=True)
+    sys.path.insert(0, "book")"""
 MATHJAX = "tex-svg-full.js"  # one file, fonts and TeX extensions included: also works from file://
 
 
@@ -30,6 +45,7 @@ def link_repository(app: Sphinx, config: Config) -> None:
     """
     server, name = os.environ.get("GITHUB_SERVER_URL", ""), os.environ.get("GITHUB_REPOSITORY", "")
     address = os.environ.get("BOOK_REPOSITORY") or (f"{server}/{name}" if server and name else "")
+    config.repository_address = address
     if not address:
         return
     config.html_theme_options |= {
@@ -53,6 +69,8 @@ def offer_notebook(
     target.parent.mkdir(parents=True, exist_ok=True)
     notebook = jupytext.read(app.env.doc2path(page))
     notebook.metadata["language_info"] = {"name": "python"}  # papermill asks for it
+    if any("nbhelpers" in cell.source for cell in notebook.cells if cell.cell_type == "code"):
+        notebook.cells.insert(0, new_code_cell(ANYWHERE.format(address=app.config.repository_address)))
     jupytext.write(notebook, target)
     context["ipynb_source"] = f"{page}.ipynb"
 
@@ -74,6 +92,7 @@ def leave_out_methods(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.setup_extension("sphinx.ext.autodoc")
+    app.add_config_value("repository_address", "", "html")
     app.connect("config-inited", serve_mathjax)
     app.connect("config-inited", link_repository)
     app.connect("html-page-context", offer_notebook)

@@ -1,5 +1,7 @@
 """What the book's Sphinx extensions add to a page, on a scratch chapter."""
 
+import importlib
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +23,7 @@ CHAPTER = """\
 # Mutual information $I(Q; K)$.
 
 # %%
-print("a cell")
+import nbhelpers
 """
 CONF = f"""\
 import sys
@@ -76,10 +78,31 @@ def test_formulas_need_no_other_host(site: Path) -> None:
 def test_notebook_and_script_can_be_downloaded(site: Path) -> None:
     links = Attributes(site / "chapter.html", "a", "href").values
     assert {"_sources/chapter.py", "_sources/chapter.ipynb"} <= set(links)
-    notebook = jupytext.read(site / "_sources" / "chapter.ipynb")
-    assert [cell.source for cell in notebook.cells] == [
+    first, *others = jupytext.read(site / "_sources" / "chapter.ipynb").cells
+    assert [cell.source for cell in others] == [
         cell.source for cell in jupytext.reads(CHAPTER, fmt="py:percent").cells
     ]
+    assert "https://github.com/someone/a-fork" in first.source
+
+
+@pytest.mark.parametrize("address", ["https://github.com/someone/a-fork", ""])
+def test_a_downloaded_notebook_fetches_the_package_where_it_is_missing(monkeypatch, address: str) -> None:
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    pages = importlib.import_module("pages")
+    cell, ran = pages.ANYWHERE.format(address=address), []
+    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command))
+    exec(cell, {})
+    assert ran == []  # it is there
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if not address:
+        with pytest.raises(ModuleNotFoundError, match="clone"):
+            exec(cell, {})
+        return
+    exec(cell, {})
+    clone, install = ran
+    assert clone[:2] == ["git", "clone"] and clone[-2] == address
+    assert install[0] == sys.executable and install[-1] == clone[-1] == sys.path[0]
 
 
 def test_a_fork_links_to_itself(site: Path) -> None:
