@@ -1,0 +1,43 @@
+"""The difference of two models' curves, against numbers by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nbhelpers.compare import difference_by_depth
+
+
+def curve(model: str, values: list[float], margin: float = 0.1, metric: str = "nmi") -> pd.DataFrame:
+    values = np.array(values)
+    rows = {"depth": range(1, len(values) + 1), "value": values, "low": values - margin}
+    return pd.DataFrame(rows | {"high": values + margin, "model": model, "metric": metric, "head": -1})
+
+
+def test_margins_add_in_squares_and_the_verdict_holds_for_all_depths():
+    frame = pd.concat([curve("a", [0.5, 0.65], 0.3 * 2**0.5 / 2), curve("b", [0.5, 0.3], 0.3 * 2**0.5 / 2)])
+    found = difference_by_depth(frame, "a", "b")
+    assert found["value"].tolist() == pytest.approx([0, 0.35])
+    assert found["low"].tolist() == pytest.approx([-0.3, 0.05])
+    assert found["high"].tolist() == pytest.approx([0.3, 0.65])
+    # Two depths: 2.241 / 1.960 * 0.3 = 0.343 < 0.35; three would need 2.394 / 1.960 * 0.3 = 0.366.
+    assert found["apart"].tolist() == [False, True]
+    longer = pd.concat([curve("a", [0.5, 0.5, 0.65], 0.2121), curve("b", [0.5, 0.5, 0.3], 0.2121)])
+    assert not difference_by_depth(longer, "a", "b")["apart"].any()
+    turned = difference_by_depth(frame, "b", "a")
+    assert turned["apart"].tolist() == [False, True] and turned["high"].iloc[1] < 0
+
+
+def test_models_of_different_depth_meet_at_the_same_share():
+    frame = pd.concat([curve("a", [1.0, 2.0, 3.0, 4.0]), curve("b", [2.0, 4.0])])
+    # Shares 1/4, 1/2, 3/4, 1 of b: its first block (nothing before it), its first, 3, 4.
+    assert difference_by_depth(frame, "a", "b")["value"].tolist() == pytest.approx([-1, 0, 0, 0])
+
+
+def test_heads_and_foreign_metrics_stand_aside_and_unknown_models_are_named():
+    frame = pd.concat([curve("a", [0.5]), curve("b", [0.5]), curve("a", [9.0]).assign(head=0)])
+    frame = pd.concat([frame, curve("b", [1.0], metric="entropy")])
+    assert difference_by_depth(frame, "a", "b")[["metric", "value"]].to_numpy().tolist() == [["nmi", 0.0]]
+    with pytest.raises(ValueError, match="'c'"):
+        difference_by_depth(frame, "a", "c")
+    with pytest.raises(ValueError, match="in common"):
+        difference_by_depth(frame[frame["metric"].eq("entropy") | frame["model"].eq("a")], "a", "b")
