@@ -140,8 +140,12 @@ def _write_cifar10(path: Path, cached: Path) -> None:
     """Decode CIFAR-10 at `path`, split it, and write the cache file."""
     read = _read_torchvision if path.name == CIFAR10.base_folder else _read_image_files
     origin, official = read(path)
-    parts = dict(zip(("train", "val"), _hold_out(*official["train"]), strict=True))
-    parts["test"] = _take_turns(*official["test"])
+    train, val = _hold_out(official["train"][1])
+    parts = {
+        "train": [part[train] for part in official["train"]],
+        "val": [part[val] for part in official["train"]],
+        "test": [part[in_turns(official["test"][1])] for part in official["test"]],
+    }
     mean, std = channel_statistics([parts["train"][0]])
     about = {
         "origin": origin,
@@ -195,20 +199,10 @@ def _read_image_files(path: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]
     return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", official
 
 
-def _hold_out(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Training and validation part: the same share of every class, drawn with the fixed seed."""
+def _hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of training and validation part, classes taking turns: the same share of every class."""
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
-    train, val = [], []
-    for number in range(len(CIFAR10_CLASSES)):
-        members = torch.nonzero(labels == number).flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        held = round(len(members) * VALIDATION_SHARE)
-        val.append(members[:held])
-        train.append(members[held:])
-    return [_take_turns(images[rows], labels[rows]) for rows in (torch.cat(train), torch.cat(val))]
-
-
-def _take_turns(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Reorder so that classes take turns."""
-    order = in_turns(labels)
-    return images[order], labels[order]
+    members = [torch.nonzero(labels == number).flatten() for number in range(len(CIFAR10_CLASSES))]
+    rows = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in members], dim=1)
+    held = round(len(rows) * VALIDATION_SHARE)
+    return rows[held:].flatten(), rows[:held].flatten()

@@ -6,7 +6,6 @@ import socket
 import tarfile
 import urllib.error
 from hashlib import md5
-from importlib.metadata import files as package_files
 
 import numpy as np
 import pytest
@@ -235,11 +234,6 @@ def test_photographs_at_any_size_without_network(no_network):
     assert (deviation > 20).all(), "a photograph is no constant"
     colourful = (source.images[:, 0].int() - source.images[:, 2].int()).abs().amax((1, 2)) > 50
     assert colourful.tolist() == [name != "camera" for name in PHOTOGRAPHS]
-
-
-def test_photographs_are_part_of_the_wheel():
-    held = {file.stem for file in package_files("scikit-image") if file.parent.as_posix() == "skimage/data"}
-    assert set(PHOTOGRAPHS) <= held
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Sources in memory: what is checked, what a selection keeps, what the fingerprint follows."""
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -110,11 +108,6 @@ def test_fingerprint_follows_content():
     prints = {source.fingerprint, *(source.select(rows).fingerprint for rows in ([0, 1], [1, 0], [0, 1, 2]))}
     assert len(prints) == 4
     assert source.select([0, 1]).fingerprint == source.select(torch.tensor([0, 1])).fingerprint
-
-
-def test_pickles_for_worker_processes():
-    source = pickle.loads(pickle.dumps(make()))
-    assert torch.equal(source.images, make().images)
 
 
 @pytest.mark.parametrize(
