@@ -1,4 +1,4 @@
-"""A study pairs images with the encoders that were trained on their like."""
+"""A study: images, and the encoders that were trained on similar ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PUBLIC = (  # the paper's own models, and an untrained one of their architecture
 
 @dataclass(frozen=True)
 class Study:
-    """Images and the encoders that were trained on their like.
+    """Images and the encoders that were trained on similar ones.
 
     Attributes:
         name: "shapes", "cifar10", "imagenet" or "folder:PATH".
@@ -58,15 +58,15 @@ class Study:
 
     @property
     def splits(self) -> bool:
-        """Whether training, validation and test images are apart; else probes cut what there is in three."""
+        """Whether there are training, validation and test images; else probes split those of `images`."""
         return self.name in ("shapes", "cifar10")
 
     @property
     def sample(self) -> ImageSource:
         """The test images that the book's figures are averaged over: the same for every model.
 
-        Drawn anew each time, since files may have been added to a folder. Of photographs without splits,
-        classes take turns, so that few images are of many classes.
+        Drawn again at each access, since files may have been added to a folder. Without splits, classes take
+        turns, so that a few images still cover many classes.
         """
         images = self.images("test")
         return images.subset(
@@ -103,7 +103,7 @@ class Study:
         )
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
-        """One of its encoders per objective, or those named or given, ready to be looked at one by one."""
+        """Loaded encoders: those named or given, else one per objective."""
         return [model if isinstance(model, Encoder) else load(model) for model in models or self.examples]
 
     @property

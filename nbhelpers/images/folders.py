@@ -7,12 +7,10 @@ import os
 import shutil
 import tarfile
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -216,13 +214,14 @@ def unpacked(path: Path) -> Path:
         with tarfile.open(path) as archive, atomic_path(target) as temporary:
             _unpack(archive, temporary)
         return target
-    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the system, not of gzip or bzip2
+    except Exception as error:  # tarfile and what decompresses raise almost any type on broken bytes
+        clash = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)  # of two members
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno and not clash):
             raise
         with path.open("rb") as file:
             kind = disguise(file.read(64))
         if path.suffix.lower() in SUFFIXES:
-            kind = "a single image (name the folder that it lies in)"
+            kind = kind or "a single image (name the folder that it lies in)"
         raise ValueError(
             f"{printable(path)} is {kind or f'not a complete tar archive: {error}'}; "
             "images are read from a folder or a tar archive"
@@ -293,21 +292,18 @@ def _split(path: Path) -> tuple[Path, str]:
 
 
 def _unpack(archive: tarfile.TarFile, target: Path) -> None:
-    """Write the regular files of an archive below `target`, and see that it is whole."""
+    """Write the regular files of an archive below `target`; a ReadError unless the archive is complete."""
     target.mkdir()
     for member in tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None):
         name = PurePosixPath(member.name)
         if not member.isfile():
             continue
         if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{archive.name} names a file outside of it: {printable(name)}")
-        try:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with (target / name).open("wb") as file:
-                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
-        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise ValueError(f"{archive.name} names a file and a folder alike: {printable(name)}") from error
-    # tarfile takes a damaged record for the end, which is a block of zeros.
+            raise tarfile.ReadError(f"it names a file outside of it, {printable(name)}")
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with (target / name).open("wb") as file:
+            shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+    # A complete archive ends in a block of zeros; tarfile stops at a damaged record without an error.
     archive.fileobj.seek(archive.offset)
     end = archive.fileobj.read(tarfile.BLOCKSIZE)
     while archive.fileobj.read(1 << 20):
