@@ -30,13 +30,10 @@
     context.putImageData(picture, 0, 0);
   }
 
-  // The arrays of a model out of base64, once.
+  // The arrays of a model out of base64.
   function unpack(model) {
-    if (typeof model.maps === "string") {
-      model.maps = bytes(model.maps);
-      for (const key of ["peaks", "distances", "uniform"]) model[key] = floats(model[key]);
-    }
-    return model;
+    const arrays = ["peaks", "distances", "uniform"].map((key) => [key, floats(model[key])]);
+    return { ...model, maps: bytes(model.maps), ...Object.fromEntries(arrays) };
   }
 
   // Map and attention distance of one query, in one head or averaged over heads.
@@ -90,7 +87,7 @@
   }
 
   // The image with a grid of patches over it, one of them the query.
-  function picker(scene, grid, pick) {
+  function picker(address, grid, pick) {
     const cells = [];
     const rows = [...Array(grid[0]).keys()].map((row) => {
       cells.push([]);
@@ -108,21 +105,25 @@
       }
       return element("div", { role: "row" }, ...cells[row]);
     });
-    const image = element("img", { src: scene.image, alt: scene.title, class: "dark-light" });
-    const overlay = element("div", { role: "grid", "aria-label": `query patch on the ${scene.title}` }, ...rows);
+    const image = element("img", { src: address, alt: "the image", class: "dark-light" });
+    const overlay = element("div", { role: "grid", "aria-label": "query patch on the image" }, ...rows);
     return { cells, frame: element("div", { class: "frame" }, image, overlay) };
   }
 
   function start(host) {
     const content = JSON.parse(host.querySelector("script").textContent);
     const colours = bytes(content.colours);
-    const state = { row: 0, column: 0, depth: 1, head: MEAN };
-    let [grid, cells, draws] = [[1, 1], [], []];
+    const models = content.models.map(unpack);
+    const [grid] = models.map((model) => model.grid);
+    const last = Math.max(...models.map((model) => model.depth));
+    const most = Math.max(...models.map((model) => model.heads));
+    const [row, column] = grid.map((size) => Math.floor(size / 2));
+    const state = { row, column, depth: last, head: MEAN };
 
-    const images = select(content.scenes.map((scene, i) => [i, scene.title]));
-    const depth = element("input", { type: "range", min: 1 });
+    const depth = element("input", { type: "range", min: 1, max: last, value: last });
     const shown = element("span", { class: "value" });
-    const head = select([]);
+    const single = most > 1 ? [...Array(most).keys()].map((i) => [i, `head ${i}`]) : [];
+    const head = select([[MEAN, "mean over heads"], ...single]);
     const panels = element("div", { class: "panels" });
     const place = element("span");
     const status = element("p", { role: "status" });
@@ -151,28 +152,11 @@
       cells[row][column].focus({ preventScroll: true });
     }
 
-    function show(scene) {
-      const models = scene.models.map(unpack);
-      const previous = grid;
-      grid = models[0].grid;
-      state.row = Math.floor(((state.row + 0.5) / previous[0]) * grid[0]);
-      state.column = Math.floor(((state.column + 0.5) / previous[1]) * grid[1]);
-      depth.max = Math.max(...models.map((model) => model.depth));
-      state.depth = Math.min(state.depth, depth.max);
-      const heads = Math.max(...models.map((model) => model.heads));
-      state.head = state.head < heads ? state.head : MEAN;
-      const single = heads > 1 ? [...Array(heads).keys()].map((i) => [i, `head ${i}`]) : [];
-      head.replaceChildren(...select([[MEAN, "mean over heads"], ...single]).children);
-      [depth.value, head.value] = [state.depth, state.head];
-      const made = picker(scene, grid, pick);
-      cells = made.cells;
-      const caption = element("div", { class: "caption" }, element("strong", {}, "query"), place);
-      panels.replaceChildren(element("div", {}, made.frame, caption));
-      draws = models.map((model) => panel(model, colours, panels));
-      draw();
-    }
+    const { cells, frame } = picker(content.image, grid, pick);
+    const caption = element("div", { class: "caption" }, element("strong", {}, "query"), place);
+    panels.append(element("div", {}, frame, caption));
+    const draws = models.map((model) => panel(model, colours, panels));
 
-    images.addEventListener("change", () => show(content.scenes[images.value]));
     depth.addEventListener("input", () => {
       state.depth = Number(depth.value);
       draw();
@@ -185,7 +169,7 @@
     host.setAttribute("role", "group");
     host.setAttribute("aria-label", "Attention maps of any query patch");
     host.dataset.lmSuppressShortcuts = "true"; // in JupyterLab arrow keys would move between cells
-    const controls = [["Image", images], ["Depth", depth, shown], ["Head", head]];
+    const controls = [["Depth", depth, shown], ["Head", head]];
     host.replaceChildren(
       element("div", { class: "controls" }, ...controls.map((parts) => element("label", {}, ...parts))),
       panels,
@@ -193,8 +177,7 @@
       ...(content.note ? [element("p", {}, content.note)] : []),
       status,
     );
-    state.depth = Infinity; // the last one there is
-    show(content.scenes[0]);
+    draw();
   }
 
   for (const host of document.querySelectorAll(".attention-maps")) {

@@ -10,10 +10,8 @@ import io
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from IPython.display import HTML
 from matplotlib import colormaps
 from PIL import Image
@@ -30,83 +28,51 @@ FALLBACK = (
     "Here the attention map of any query patch can be looked at, at every depth and in every head. It needs "
     "a browser with scripts enabled; the figures on this page show a selection."
 )
+MEANS_ONLY = "Means over heads only: with this many tokens, more would be too large for a page."
 
 
-class Scene(NamedTuple):
-    """An image and the encoders whose maps of it are set beside each other."""
-
-    title: str
-    image: Tensor  # uint8 1 C H W
-    encoders: Sequence[Encoder]
-
-
-def explore(scenes: Sequence[Scene]) -> HTML:
+def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
     """Attention maps of the query patch that the reader picks, by click or by arrow keys, a panel per model.
 
-    Depth, head (or the mean over heads) and image are chosen beside it. Each map is drawn on its own scale,
-    from nothing to its maximum, with the attention distance of this one query and that of uniform attention.
-
-    What exceeds `LIMIT` is left out, and the page says so: first single heads, then the last images.
+    Depth and head (or the mean over heads) are chosen beside it. Each map is drawn on its own scale, from
+    nothing to its maximum, with the attention distance of this one query and that of uniform attention.
+    Single heads are left out where they exceed `LIMIT`, and the page says so.
 
     Args:
-        scenes: what can be chosen from; the first is shown first.
-
-    Raises:
-        ValueError: no scene, a scene without encoders, or an image that is not uint8 `1 C H W`.
+        image: uint8 `1 C H W`.
+        encoders: one at least.
     """
-    _check(scenes)
-    single_heads = sum(_size(scene, single_heads=True) for scene in scenes) <= LIMIT
-    kept = list(scenes)
-    while len(kept) > 1 and sum(_size(scene, single_heads) for scene in kept) > LIMIT:
-        kept.pop()
+    size = sum(e.depth * e.heads * (e.grid[0] * e.grid[1]) ** 2 for e in encoders)
     content = {
-        "note": _note(single_heads, len(kept), len(scenes)),
-        "colours": _base64(np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255), "u1"),
-        "scenes": [
-            {
-                "title": scene.title,
-                "image": _png(scene.image[0]),
-                "models": [_maps(encoder, scene.image, single_heads) for encoder in scene.encoders],
-            }
-            for scene in kept
-        ],
+        "note": MEANS_ONLY if size > LIMIT else "",
+        "models": [_maps(encoder, image, single_heads=size <= LIMIT) for encoder in encoders],
+        "image": png(image.squeeze(0)),
     }
-    data = json.dumps(content).replace("<", "\\u003c")  # nothing in it may end the script element
     style, script = (
-        (files("nbhelpers") / f"interactive.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+        (files("nbhelpers") / f"interactive.{kind}").read_text("utf-8") for kind in ("css", "js")
     )
+    return application("attention-maps", FALLBACK, content, style, script)
+
+
+def application(name: str, fallback: str, content: dict, style: str, script: str, *texts: str) -> HTML:
+    """A piece of HTML that holds all it needs.
+
+    Args:
+        name: class of its element.
+        fallback: what stands in it until the script has run.
+        content: what the script reads as JSON; the colours of attention maps are added.
+        style: CSS.
+        script: JavaScript.
+        texts: further texts for the script.
+    """
+    colours = np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255)
+    data = json.dumps(content | {"colours": base64_of(colours, "u1")})
+    data = data.replace("<", "\\u003c")  # nothing in it may end the script element
+    more = "".join(f'<script type="text/plain">{text}</script>' for text in texts)
     return HTML(
-        f'<style>{style}</style>\n<div class="attention-maps"><p>{FALLBACK}</p>'
-        f'<script type="application/json">{data}</script></div>\n<script>{script}</script>'
+        f'<style>{style}</style>\n<div class="{name}"><p>{fallback}</p>'
+        f'<script type="application/json">{data}</script>{more}</div>\n<script>{script}</script>'
     )
-
-
-def _check(scenes: Sequence[Scene]) -> None:
-    if not scenes:
-        raise ValueError("explore needs at least one scene")
-    for scene in scenes:
-        if scene.image.dtype != torch.uint8 or scene.image.ndim != 4 or len(scene.image) != 1:
-            raise ValueError(
-                f"{scene.title}: expected one image, uint8 (1 C H W), got {scene.image.dtype} "
-                f"{tuple(scene.image.shape)}"
-            )
-        if not scene.encoders:
-            raise ValueError(f"{scene.title}: no encoder to look through")
-
-
-def _size(scene: Scene, single_heads: bool) -> int:
-    """Bytes that the maps of a scene take."""
-    return sum(
-        e.depth * (e.heads if single_heads else 1) * (e.grid[0] * e.grid[1]) ** 2 for e in scene.encoders
-    )
-
-
-def _note(single_heads: bool, kept: int, scenes: int) -> str:
-    """What was left out, for the reader; empty where nothing was."""
-    if single_heads:
-        return ""
-    images = f" of {kept} of the {scenes} images" if kept < scenes else ""
-    return f"Means over heads{images} only: with this many tokens, more would be too large for a page."
 
 
 def _maps(encoder: Encoder, image: Tensor, single_heads: bool) -> dict:
@@ -125,19 +91,20 @@ def _maps(encoder: Encoder, image: Tensor, single_heads: bool) -> dict:
         "grid": encoder.grid,
         "depth": attention.shape[0],
         "heads": attention.shape[1],
-        "maps": _base64((attention / peaks[..., None] * 255).round(), "u1"),
-        "peaks": _base64(peaks, "<f4"),
-        "distances": _base64((attention * apart).sum(-1), "<f4"),
-        "uniform": _base64(apart.mean(-1), "<f4"),
+        "maps": base64_of((attention / peaks[..., None] * 255).round(), "u1"),
+        "peaks": base64_of(peaks, "<f4"),
+        "distances": base64_of((attention * apart).sum(-1), "<f4"),
+        "uniform": base64_of(apart.mean(-1), "<f4"),
     }
 
 
-def _base64(values: Tensor | np.ndarray, dtype: str) -> str:
+def base64_of(values: Tensor | np.ndarray, dtype: str) -> str:
+    """The bytes of values of a NumPy type as text."""
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 
-def _png(image: Tensor) -> str:
+def png(image: Tensor) -> str:
     """An image (uint8 `C H W`) as an address that holds its content."""
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png")
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""A study pairs images with the encoders that were trained on their like."""
+"""A study: images, and the encoders that were trained on similar ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nbhelpers.models.mini import WIDTH
 IMAGES = 2_000  # how many test images a figure of the book is averaged over
 IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
 PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked at; default: all
-VARIED = ("width", "images")  # what of an encoder's recipe its name tells where it is not the usual
+VARIED = ("width", "images")  # recipe fields that a name holds where they are not the default
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
 NAMES = {"cl": "CL", "mim": "MIM", "mae": "MAE", "dino": "DINO", "decoder": "MAE's decoder"}
 PUBLIC = (  # the paper's own models, and an untrained one of their architecture
@@ -31,7 +31,7 @@ PUBLIC = (  # the paper's own models, and an untrained one of their architecture
 
 @dataclass(frozen=True)
 class Study:
-    """Images and the encoders that were trained on their like.
+    """Images and the encoders that were trained on similar ones.
 
     Attributes:
         name: "shapes", "cifar10", "imagenet" or "folder:PATH".
@@ -58,15 +58,15 @@ class Study:
 
     @property
     def splits(self) -> bool:
-        """Whether training, validation and test images are apart; else probes cut what there is in three."""
+        """Whether there are training, validation and test images; else probes split those of `images`."""
         return self.name in ("shapes", "cifar10")
 
     @property
     def sample(self) -> ImageSource:
         """The test images that the book's figures are averaged over: the same for every model.
 
-        Drawn anew each time, since files may have been added to a folder. Of photographs without splits,
-        classes take turns, so that few images are of many classes.
+        Drawn again at each access, since files may have been added to a folder. Without splits, classes take
+        turns, so that a few images still cover many classes.
         """
         images = self.images("test")
         return images.subset(
@@ -86,10 +86,9 @@ class Study:
         """Names of the encoders that were trained for this study, all of them or those of some objectives.
 
         An objective is named as for training, such as "mae" or "hybrid-0.2"; "hybrid" means every lambda.
-        Encoders of another width than the book's usual one, or that saw another number of images, such as
-        "shapes.cl.w64.n600000", only come where `vary` has "width" or "images", or where there is no usual
-        one of their objective: then those come that are next to it, the widest and of these the longest
-        trained. `label` names what is unusual of them.
+        Encoders of another than the default width, or trained on another number of images, such as
+        "shapes.cl.w64.n600000", come where `vary` has "width" or "images". Where an objective has no encoder
+        of the default size, the widest come, and of these the longest trained; `label` says so.
         """
         family = "cifar10" if self.name.startswith("folder:") else self.name
         of = {name: _parts(name) for name, row in manifest().items() if row["study"] == family}
@@ -104,7 +103,7 @@ class Study:
         )
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
-        """One of its encoders per objective, or those named or given, ready to be looked at one by one."""
+        """Loaded encoders: those named or given, else one per objective."""
         return [model if isinstance(model, Encoder) else load(model) for model in models or self.examples]
 
     @property
@@ -133,7 +132,7 @@ def label(model: str, objective: str) -> str:
     if model.partition(".")[0] not in TITLES:
         return model
     words = {"width": "width {}", "images": "{:,} images"}
-    unusual = _parts(_part(model))[1]
+    unusual = _parts(model)[1]
     return ", ".join([kind(model), *(words[what].format(number) for what, number in unusual.items())])
 
 
@@ -143,17 +142,12 @@ def kind(model: str) -> str:
     >>> kind("cifar10.hybrid-0.2.n600000"), kind("shapes.mae.w64:decoder")
     ('hybrid 0.2', "MAE's decoder")
     """
-    key = _parts(_part(model))[0]
+    key = _parts(model)[0]
     return NAMES.get(key, key.replace("-", " "))
 
 
-def _part(model: str) -> str:
-    """The decoder's name where there is one behind the encoder's."""
-    return model.rpartition(":")[2] if ":" in model else model
-
-
 def _nearness(unusual: dict[str, int]) -> tuple[float, float]:
-    """Order of encoders by how near they are to the usual width and number of images."""
+    """Sort key by which the encoder nearest to the default width and number of images is the largest."""
     return unusual.get("width", WIDTH), unusual.get("images", float("inf"))
 
 
@@ -170,9 +164,9 @@ def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
 
 
 def _parts(model: str) -> tuple[str, dict[str, int]]:
-    """Objective, as training knows it, and VARIED that are unusual, in the name of one of the book's own."""
+    """Objective, as training knows it, and the VARIED in the name of an encoder of the book or a decoder."""
     numbers = r"(?:\.w(?P<width>\d+))?(?:\.n(?P<images>\d+))?(?:\.s\d+)?"
-    parts = re.fullmatch(r"(?:\w+\.)?(?P<objective>.+?)" + numbers, model)
+    parts = re.fullmatch(r"(?:.*:)?(?:\w+\.)?(?P<objective>.+?)" + numbers, model)
     return parts["objective"], {key: int(parts[key]) for key in VARIED if parts[key]}
 
 

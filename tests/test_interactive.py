@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from nbhelpers import interactive
-from nbhelpers.interactive import Scene, explore
+from nbhelpers.interactive import explore
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import attention_distance, patch_distances
 from nbhelpers.models import mini_vit, wrap
@@ -42,8 +43,7 @@ def array(text, dtype, *shape):
 
 
 def test_the_page_holds_the_maps_to_within_quantisation(encoder, image):
-    (scene,) = content(explore([Scene("noise", image, [encoder])]))["scenes"]
-    (model,) = scene["models"]
+    (model,) = content(explore(image, [encoder]))["models"]
     attention = attention_maps(encoder, image)[:, 0]  # L H N N
     shape = (model["depth"], model["heads"], 64)
     assert shape == attention.shape[:3] and model["grid"] == [8, 8] and model["label"] == "mine"
@@ -55,8 +55,7 @@ def test_the_page_holds_the_maps_to_within_quantisation(encoder, image):
 
 
 def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, image):
-    (scene,) = content(explore([Scene("noise", image, [encoder])]))["scenes"]
-    (model,) = scene["models"]
+    (model,) = content(explore(image, [encoder]))["models"]
     distances = array(model["distances"], "<f4", model["depth"], model["heads"], 64)
     expected = attention_distance(attention_maps(encoder, image)[:, 0], encoder.grid, encoder.patch_size)
     torch.testing.assert_close(distances.mean(-1), expected)
@@ -66,42 +65,25 @@ def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, imag
 
 
 def test_the_image_is_shown_as_it_is(encoder, image):
-    (scene,) = content(explore([Scene("noise", image, [encoder])]))["scenes"]
-    head, data = scene["image"].split(",")
+    head, data = content(explore(image, [encoder]))["image"].split(",")
     assert head == "data:image/png;base64"
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert np.array_equal(shown, image[0].permute(1, 2, 0).numpy())
 
 
-def test_without_scripts_a_sentence_is_left_and_a_title_ends_nothing(encoder, image):
-    page = explore([Scene("</script><b>", image, [encoder])])
+def test_without_scripts_a_sentence_is_left_and_a_name_ends_nothing(encoder, image):
+    page = explore(image, [replace(encoder, name="</script><b>")])
     visible = re.sub(r"<(script|style).*?</\1>", "", page.data, flags=re.DOTALL)
     assert re.sub(r"<.*?>", "", visible).strip() == interactive.FALLBACK
-    assert content(page)["scenes"][0]["title"] == "</script><b>"
+    assert content(page)["models"][0]["label"] == "</script><b>"
     assert not re.search("https?:", page.data)  # nothing is fetched
 
 
-def test_what_is_too_large_for_a_page_is_left_out_and_named(encoder, image, monkeypatch):
-    scenes = [Scene(f"noise {i}", image, [encoder]) for i in range(3)]
-    assert content(explore(scenes))["note"] == ""
-
-    monkeypatch.setattr(interactive, "LIMIT", 2 * 2 * 64**2)  # two images without single heads
-    shown = content(explore(scenes))
-    assert [scene["title"] for scene in shown["scenes"]] == ["noise 0", "noise 1"]
-    assert "Means over heads of 2 of the 3 images only" in shown["note"]
-    model = shown["scenes"][0]["models"][0]
-    assert model["heads"] == 1
+def test_single_heads_that_are_too_large_for_a_page_are_left_out_and_named(encoder, image, monkeypatch):
+    assert content(explore(image, [encoder]))["note"] == ""
+    monkeypatch.setattr(interactive, "LIMIT", 2 * 2 * 64**2 - 1)
+    shown = content(explore(image, [encoder]))
+    assert "Means over heads only" in shown["note"]
+    assert shown["models"][0]["heads"] == 1
     mean = attention_maps(encoder, image)[:, 0].mean(1)
-    torch.testing.assert_close(array(model["peaks"], "<f4", 2, 64), mean.amax(-1))
-
-    monkeypatch.setattr(interactive, "LIMIT", 1)  # the first image always stays
-    assert len(content(explore(scenes))["scenes"]) == 1
-
-
-def test_bad_input_is_named(encoder, image):
-    with pytest.raises(ValueError, match="at least one scene"):
-        explore([])
-    with pytest.raises(ValueError, match=r"noise: expected one image, uint8 \(1 C H W\), got .*float32"):
-        explore([Scene("noise", image.float(), [encoder])])
-    with pytest.raises(ValueError, match="noise: no encoder"):
-        explore([Scene("noise", image, [])])
+    torch.testing.assert_close(array(shown["models"][0]["peaks"], "<f4", 2, 64), mean.amax(-1))

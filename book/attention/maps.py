@@ -94,25 +94,11 @@ figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
 # %% [markdown]
 # ## Any query, at any depth, in any head
 #
-# Click a patch of the image, or move the outlined query with the arrow keys once it has the focus. It opens at the last
-# depth, where the two kinds of training differ most to the eye. Below each map stands the attention distance of this one
-# query, beside that of uniform attention: from a corner, every map reaches further than from the middle. Rows, columns
-# and heads are counted from 0.
-
-# %% tags=["hide-input"]
-from nbhelpers import interactive
-
-scenes = []
-for number in (IMAGE, IMAGE + 1):
-    image = study("shapes").images("test").batch([number])
-    encoders = study("shapes").encoders(pairs["shapes"])
-    scenes.append(interactive.Scene(f"generated image {number}", image, encoders))
-pictures = photographs(32)
-for number in (3, 0, 2):
-    encoders = study("cifar10").encoders(pairs["cifar10"])
-    title = f"photograph, {pictures.classes['class'][number]}"
-    scenes.append(interactive.Scene(title, pictures.batch([number]), encoders))
-interactive.explore(scenes)
+# On [Your own picture](../beyond/own_picture.py) you click a patch, or move the query with the arrow keys, and see its map
+# at any depth and in any head, on generated images, photographs and pictures of yours.
+# [Your own model](../beyond/own_model.py) does the same for any encoder. Compare the last depths, where the two kinds of
+# training differ most to the eye, and the attention distance below each map with that of uniform attention: from a corner,
+# every map reaches further than from the middle.
 
 # %% [markdown]
 # ## The quantity

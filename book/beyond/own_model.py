@@ -91,7 +91,7 @@ for name, image in zip(names, pictures, strict=True):
 # Click any patch, or move the query by the arrow keys:
 
 # %%
-interactive.explore([interactive.Scene("first image", pictures[0], encoders)])
+interactive.explore(pictures[0], encoders)
 
 # %% [markdown]
 # ## Curves

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import torch
 
-from nbhelpers.images.decode import Size, decode
-from nbhelpers.images.folders import find_images, unpacked, warn_of
-from nbhelpers.images.source import ArraySource, MissingDataError
+from nbhelpers.images.decode import Size
+from nbhelpers.images.folders import read_all
+from nbhelpers.images.source import ArraySource, MissingDataError, named_path
 
 CUE_CLASSES = (
     "airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat",
@@ -43,26 +42,27 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
         MissingDataError: the stimuli are not there.
         ValueError: the folder holds other files, or a file cannot be decoded.
     """
-    path = _find()
-    root = unpacked(path)
-    names, left_out = find_images(root)
-    warn_of(path, left_out)
+    path = named_path("NBHELPERS_CUE_CONFLICT")
+    if path is None:
+        raise MissingDataError(
+            "the cue-conflict stimuli of Geirhos et al. (2019) are not on this machine. Two ways to get "
+            "them: (1) set NBHELPERS_CUE_CONFLICT to a folder or tar archive laid out as "
+            "cue-conflict/SHAPE/shapeN-textureM.png; (2) clone the authors' repository "
+            "rgeirhos/texture-vs-shape and set the variable to its folder "
+            "stimuli/style-transfer-preprocessed-512 (224 x 224 pixels)"
+        )
     images, shapes, textures = [], [], []
-    for name in names:
+    for name, image in read_all(path, size):
         match = _NAME.fullmatch(PurePosixPath(name).stem)
         if match is None or not set(match.groups()) <= set(CUE_CLASSES):
             raise ValueError(
                 f"{path}: {name} is no cue-conflict stimulus; expected names such as "
                 "airplane/airplane1-bicycle2.png, the classes being " + ", ".join(CUE_CLASSES)
             )
-        if match["shape"] == match["texture"]:
-            continue
-        try:
-            images.append(decode((root / name).read_bytes(), size))
-        except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
-            raise ValueError(f"{path}: {name} cannot be decoded: {error}") from error
-        shapes.append(CUE_CLASSES.index(match["shape"]))
-        textures.append(CUE_CLASSES.index(match["texture"]))
+        if match["shape"] != match["texture"]:
+            images.append(image)
+            shapes.append(CUE_CLASSES.index(match["shape"]))
+            textures.append(CUE_CLASSES.index(match["texture"]))
     if not images:
         raise ValueError(f"{path} holds no cue-conflict stimuli, SHAPE/shapeN-textureM.png")
     return ArraySource(
@@ -89,17 +89,3 @@ def cue_conflict_cifar10(size: Size = 32) -> ArraySource:
         trials.classes[label] = tuple(TO_CIFAR10.values())
     trials.name = "cue-conflict/cifar10"
     return trials
-
-
-def _find() -> Path:
-    """The folder or archive of the stimuli."""
-    named = os.environ.get("NBHELPERS_CUE_CONFLICT")
-    if named and Path(named).expanduser().exists():
-        return Path(named).expanduser()
-    reason = f"NBHELPERS_CUE_CONFLICT names {named}, which does not exist" if named else "none is named"
-    raise MissingDataError(
-        f"the cue-conflict stimuli of Geirhos et al. (2019) are not on this machine: {reason}. Two ways to "
-        "get them: (1) set NBHELPERS_CUE_CONFLICT to a folder or tar archive laid out as "
-        "cue-conflict/SHAPE/shapeN-textureM.png; (2) clone the authors' repository rgeirhos/texture-vs-shape "
-        "and set the variable to its folder stimuli/style-transfer-preprocessed-512 (224 x 224 pixels)"
-    )

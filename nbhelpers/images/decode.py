@@ -16,14 +16,22 @@ FORMATS = [
     kind for kind in ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF") if kind in Image.OPEN
 ]
 SUFFIXES = tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind in FORMATS))
-DECODER = 1  # part of every identity: raise it when the same bytes give other pixels
+DECODER = 1  # part of every fingerprint: raise it when the same bytes give other pixels
 BACKGROUND = "white"  # what shows through transparent pixels
+# First bytes of what a file that should be an image or an archive often is instead.
+DISGUISES = {
+    b"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
+    b"<!doctype html": "an HTML page, as a failed download leaves it",
+    b"<html": "an HTML page, as a failed download leaves it",
+    b"pk\x03\x04": "a zip archive (unpack it and name the folder)",
+}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, ignored by Pillow for deep grey
 
 Size = int | tuple[int, int]
 
 
 class RefusedError(ValueError):
-    """An image file that is whole, but of which it is unclear or too costly to say what it shows."""
+    """An image file that is damaged, or of which it is unclear or too costly to say what it shows."""
 
 
 def decode(data: bytes, size: Size | None = None) -> Tensor:
@@ -33,31 +41,15 @@ def decode(data: bytes, size: Size | None = None) -> Tensor:
     an animation the first picture is taken.
 
     Raises:
-        RefusedError: more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or values whose white is not known.
+        RefusedError: no image, damaged, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or values whose white
+            is not known.
     """
     return resize(_read(data), size)
 
 
-def flaw(data: bytes) -> str | None:
-    """Why an image file cannot be read, None where it can; JPEG is decoded at reduced size, much faster."""
-    try:
-        _read(data, reduced=True)
-    except MemoryError:  # says nothing about the file
-        raise
-    except RefusedError as error:
-        return str(error)
-    except Exception:  # Pillow's plug-ins raise almost any type on broken bytes
-        return disguise(data) or "cannot be decoded"
-    return None
-
-
-# First bytes of what a file that should be an image or an archive often is instead.
-DISGUISES = {
-    b"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
-    b"<!doctype html": "an HTML page, as a failed download leaves it",
-    b"<html": "an HTML page, as a failed download leaves it",
-    b"pk\x03\x04": "a zip archive (unpack it and name the folder)",
-}
+def check(data: bytes) -> None:
+    """Raise a RefusedError where `decode` would; JPEG is decoded at an eighth of its size, much faster."""
+    _read(data, reduced=True)
 
 
 def disguise(start: bytes) -> str | None:
@@ -89,62 +81,54 @@ def resize(image: Image.Image, size: Size | None = None) -> Tensor:
         rows, columns = (size, size) if isinstance(size, int) else size
         if min(rows, columns) < 1:
             raise ValueError(f"size must be positive, got {size}")
-        if image.size != (columns, rows):
-            image = ImageOps.fit(image, (columns, rows), method=Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, (columns, rows), method=Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _read(data: bytes, reduced: bool = False) -> Image.Image:
     """Decode a file to an upright RGB image; `reduced` allows JPEG an eighth of its size."""
-    limit = Image.MAX_IMAGE_PIXELS or math.inf
-    too_large = RefusedError(f"too large: more than {limit / 1e6:.0f} million pixels")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where made an error
-        raise too_large from None
-    with image:
-        if image.width * image.height > limit:
-            raise too_large
-        # Pillow compares a transparent colour, stored at the file's depth, with values of 8 bits.
-        by_colour = image.format == "PNG" and image.mode != "P" and "transparency" in image.info
-        if by_colour and (depth := data[24]) != 8:
-            raise RefusedError(f"a transparent colour in a PNG of {depth} bits")
-        if reduced:
-            image.draft("RGB", (1, 1))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError
+            # Pillow compares a transparent colour, stored at the file's depth, with values of 8 bits.
+            by_colour = image.format == "PNG" and image.mode != "P" and "transparency" in image.info
+            if by_colour and (depth := data[24]) != 8:
+                raise RefusedError(f"a transparent colour in a PNG of {depth} bits")
+            if reduced:
+                image.draft("RGB", (1, 1))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except (MemoryError, RefusedError):  # a lack of memory says nothing about the file
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RefusedError(
+            f"too large: more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+        ) from error
+    except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
+        raise RefusedError(disguise(data) or "cannot be decoded") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB, transparent pixels on the background."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _eight_bits(image)
-    try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
-        return image.convert("RGB")
-    except ValueError as error:
-        raise RefusedError(f"no way from mode {image.mode} to RGB") from error
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+    return image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Deep grey scaled to 8 bits."""
     tags = getattr(image, "tag_v2", {})
-    if image.mode == "F":
-        white = 1
-    elif image.mode == "I" and image.format not in ("PNG", "PPM"):
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise RefusedError("integers of 32 bits (mode I), of which it is not known what is white")
-    else:
-        white = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+    white = 1 if image.mode == "F" else 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
     values = np.asarray(image, dtype=np.float32)
     if not (values.min() >= 0 and values.max() <= white):  # NaN, too
         raise RefusedError(f"mode {image.mode} with values outside 0..{white}")
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = white - values
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-
-
-# Tags of TIFF that Pillow leaves to the reader for deep grey.
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0

@@ -146,26 +146,20 @@ def patch_shuffle(images: Tensor, patch_size: int | tuple[int, int], generator: 
         generator: where the permutations are drawn from, on its own device.
 
     Raises:
-        ValueError: images that are not `B C H W`, or a size that the patches do not divide.
+        einops.EinopsError: images that are not `B C H W`, or a size that the patches do not divide.
 
     >>> image = torch.arange(4).reshape(1, 1, 2, 2)
     >>> rows = patch_shuffle(image, (1, 2), torch.Generator())[0, 0].tolist()
     >>> sorted(rows)
     [[0, 1], [2, 3]]
     """
-    if images.ndim != 4:
-        raise ValueError(f"images must be B C H W, got {tuple(images.shape)}")
     rows, columns = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    height, width = images.shape[-2:]
-    if min(rows, columns) < 1 or height % rows or width % columns:
-        raise ValueError(f"patches of {rows} x {columns} do not divide images of {height} x {width} pixels")
     patches = rearrange(images, "b c (y p) (x q) -> b (y x) (c p q)", p=rows, q=columns)
     draw = torch.rand(patches.shape[:2], generator=generator, device=generator.device)
     order = draw.argsort(dim=1).to(images.device)
     shuffled = patches.gather(1, order[:, :, None].expand_as(patches))
-    return rearrange(
-        shuffled, "b (y x) (c p q) -> b c (y p) (x q)", y=height // rows, c=images.shape[1], p=rows, q=columns
-    )
+    height = images.shape[2] // rows
+    return rearrange(shuffled, "b (y x) (c p q) -> b c (y p) (x q)", y=height, p=rows, q=columns)
 
 
 def _centred_box(size: tuple[int, int], frequency: float) -> Tensor:

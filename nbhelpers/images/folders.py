@@ -7,25 +7,24 @@ import os
 import shutil
 import tarfile
 import warnings
-import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
-from lzma import LZMAError
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir, sha256
-from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, decode, disguise, flaw
+from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode, disguise
 from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
-MOST_BYTES = 1 << 30  # of an image file
+MAX_BYTES = 1 << 30  # of an image file
+_sound: set[str] = set()  # SHA-256 of the files that this process has decoded
 
 
 class ImageFile(NamedTuple):
@@ -39,7 +38,7 @@ class FileSource(ImageSource):
     """A source that decodes its image files when they are asked for; the images may differ in size.
 
     `mean` and `std` are over all pixels of up to 256 images drawn at random. A file that changed since the
-    source was opened is an error, so that `fingerprint` tells what is seen.
+    source was opened is an error: `fingerprint` is of the contents as they were.
     """
 
     masks = None
@@ -48,27 +47,17 @@ class FileSource(ImageSource):
         self,
         name: str,
         files: Sequence[ImageFile],
-        labels: Mapping[str, Tensor],
-        classes: Mapping[str, Sequence[str]],
+        labels: Tensor,
+        classes: Sequence[str],
         origin: str,
         size: Size | None = None,
-        whole: FileSource | None = None,
     ) -> None:
-        """Take the listed files; `whole` is what they were selected from: its statistics stay."""
-        self.name = name
+        """Take the listed files with the label `class`."""
+        self.name, self.origin, self.size = name, origin, size
         self.files = tuple(files)
-        self.labels = dict(labels)
-        self.classes = {label: tuple(names) for label, names in classes.items()}
-        self.origin = origin
-        self.size = size
-        self._whole = whole or self
-        seen = [
-            DECODER,
-            size,
-            [file.sha256 for file in files],
-            [values.tolist() for values in labels.values()],
-        ]
-        self.fingerprint = hashlib.sha256(repr(seen).encode()).hexdigest()
+        self.labels, self.classes = {"class": labels}, {"class": tuple(classes)}
+        self._whole = self  # a selection keeps the statistics of what it was selected from
+        self._keep(torch.arange(len(files)))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -77,21 +66,18 @@ class FileSource(ImageSource):
         """Image `index` as `uint8 C H W`."""
         path, digest = self.files[index]
         try:
-            data = read_file(path)
-            if hashlib.sha256(data).hexdigest() != digest:
+            data, found = _read(path)
+            if found != digest:
                 raise ValueError("its content changed since the source was opened")
             return decode(data, self.size)
-        except MemoryError:  # says nothing about the file
-            raise
-        except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
+        except (OSError, ValueError) as error:
             raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
 
-    def select(self, indices: Sequence[int] | Tensor) -> FileSource:
-        """The images at `indices`, in that order; labels follow, name, mean and std stay."""
-        indices = torch.as_tensor(indices, dtype=torch.long)
-        files = [self.files[i] for i in indices.tolist()]
-        labels = {label: values[indices] for label, values in self.labels.items()}
-        return FileSource(self.name, files, labels, self.classes, self.origin, self.size, self._whole)
+    def _keep(self, indices: Tensor) -> None:
+        self.files = tuple(self.files[i] for i in indices.tolist())
+        labels = [values.tolist() for values in self.labels.values()]
+        seen = [DECODER, self.size, [file.sha256 for file in self.files], labels]
+        self.fingerprint = hashlib.sha256(repr(seen).encode()).hexdigest()
 
     @property
     def mean(self) -> Triple:
@@ -140,37 +126,39 @@ def folder(
     generator = torch.Generator().manual_seed(seed)
     files, numbers = [], []
     expected = len(found) if per_class is None else per_class * len(groups)
-    with _known_sound() as sound, tqdm(total=expected, desc=f"checking {path.name}", disable=None) as bar:
+    with tqdm(total=expected, desc=f"checking {path.name}", disable=None) as bar:
         for number, (title, names) in enumerate(groups.items()):
             if per_class is not None:
                 names = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
-            taken = 0
-            for name in names:
-                if taken == per_class:
-                    break
-                try:
-                    file = _checked(os.path.join(root, name), sound)
-                except (OSError, RefusedError) as error:
-                    left_out[name] = str(error)
-                    continue
+            before = len(files)
+            for file in islice(_readable(root, names, left_out), per_class):
                 files.append(file)
                 numbers.append(number)
-                taken += 1
                 bar.update()
-            if taken < (per_class or 1):
+            if len(files) - before < (per_class or 1):
                 raise ValueError(
-                    f"{printable(path)}: class {printable(title)!r} has {taken} images that can be read, "
-                    f"needed {per_class or 1}; left out: {summary(left_out)}"
+                    f"{printable(path)}: class {printable(title)!r} has {len(files) - before} images that "
+                    f"can be read, needed {per_class or 1}; left out: {summary(left_out)}"
                 )
-    warn_of(path, left_out)
-    return FileSource(
-        f"folder:{printable(path)}",
-        files,
-        {"class": torch.tensor(numbers)},
-        {"class": [printable(title) for title in groups]},
-        printable(container.name),
-        size,
-    )
+    _warn_of(path, left_out)
+    classes = [printable(title) for title in groups]
+    origin = printable(container.name)
+    return FileSource(f"folder:{printable(path)}", files, torch.tensor(numbers), classes, origin, size)
+
+
+def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and pixels `uint8 3 H W` of all images of a folder or tar archive, sorted by name.
+
+    For data sets whose content is known: an image that cannot be read is an error.
+    """
+    root = unpacked(path)
+    found, left_out = find_images(root)
+    _warn_of(path, left_out)
+    for name in tqdm(found, f"decoding {path.name}", disable=None):
+        try:
+            yield name, decode(_read(root / name)[0], size)
+        except (OSError, RefusedError) as error:
+            raise ValueError(f"{path}: {printable(name)}: {error}") from error
 
 
 def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
@@ -178,38 +166,32 @@ def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
 
     Every real folder is entered once, links to folders last, so that loops end. Hidden names are passed over.
     """
-    found, left_out = [], {}
-    entered = set()
-    folders, links = [""], []
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
+    found, left_out, entered = [], {}, set()
+    folders = deque([""])
+    while folders:
+        folder = folders.popleft()
         try:
-            status = (root / folder).stat()
-            if (status.st_dev, status.st_ino) in entered:
-                left_out[folder] = "a link to a folder that is read already"
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            entries = list(os.scandir(root / folder))
+            status = os.stat(root / folder)
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
             left_out[folder] = error.strerror
             continue
+        if (place := (status.st_dev, status.st_ino)) in entered:
+            left_out[folder] = "a link to a folder that is read already"
+            continue
+        entered.add(place)
         for entry in entries:
+            name, suffix = os.path.join(folder, entry.name), os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            name = os.path.join(folder, entry.name)
-            suffix = os.path.splitext(entry.name)[1].lower()
-            try:
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(name)
-                elif not entry.is_file():
-                    left_out[name] = "a link to nothing" if entry.is_symlink() else "no regular file"
-                elif suffix not in SUFFIXES:
-                    left_out[name] = f"{suffix or 'without suffix'}, which is not read"
-                else:
-                    found.append(name)
-            except OSError as error:
-                left_out[name] = error.strerror
-        links.sort()
+            if os.path.isdir(entry):
+                (folders.append if entry.is_symlink() else folders.appendleft)(name)
+            elif not os.path.isfile(entry):
+                left_out[name] = "no regular file, or a link to nothing"
+            elif suffix not in SUFFIXES:
+                left_out[name] = f"{suffix or 'without suffix'}, which is not read"
+            else:
+                found.append(name)
     return sorted(found), left_out
 
 
@@ -225,32 +207,25 @@ def unpacked(path: Path) -> Path:
         return path
     if not path.is_file():
         raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
+    target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
+    if target.exists():
+        return target
     try:
-        with tarfile.open(path) as archive:
-            target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
-            if not target.exists():
-                with atomic_path(target) as temporary:
-                    _unpack(archive, temporary)
-            return target
-    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the system, not of gzip or bzip2
+        with tarfile.open(path) as archive, atomic_path(target) as temporary:
+            _unpack(archive, temporary)
+        return target
+    except Exception as error:  # tarfile and what decompresses raise almost any type on broken bytes
+        clash = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)  # of two members
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno and not clash):
             raise
         with path.open("rb") as file:
             kind = disguise(file.read(64))
         if path.suffix.lower() in SUFFIXES:
             kind = kind or "a single image (name the folder that it lies in)"
-        kind = kind or f"not a complete tar archive: {error}"
         raise ValueError(
-            f"{printable(path)} is {kind}; images are read from a folder or a tar archive"
+            f"{printable(path)} is {kind or f'not a complete tar archive: {error}'}; "
+            "images are read from a folder or a tar archive"
         ) from error
-
-
-def read_file(path: str | Path) -> bytes:
-    """The bytes of an image file."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            raise RefusedError(f"too large: more than {MOST_BYTES >> 30} GiB")
-        return file.read()
 
 
 def printable(name: str | Path) -> str:
@@ -260,12 +235,6 @@ def printable(name: str | Path) -> str:
     'caf\\xe9'
     """
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def warn_of(path: Path, left_out: Mapping[str, str]) -> None:
-    """Name and count what was left out, if anything."""
-    if left_out:
-        warnings.warn(f"{printable(path)}: left out {summary(left_out)}", stacklevel=3)
 
 
 def summary(left_out: Mapping[str, str], most: int = 5) -> str:
@@ -283,32 +252,33 @@ def summary(left_out: Mapping[str, str], most: int = 5) -> str:
     )
 
 
-def _checked(path: str, sound: set[str]) -> ImageFile:
-    """An image file, if it can be read; `sound` holds the SHA-256 of those that are known to be."""
-    data = read_file(path)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest not in sound:
-        if reason := flaw(data):
-            raise RefusedError(reason)
-        sound.add(digest)
-    return ImageFile(path, digest)
+def _warn_of(path: Path, left_out: Mapping[str, str]) -> None:
+    if left_out:
+        warnings.warn(f"{printable(path)}: left out {summary(left_out)}", stacklevel=3)
 
 
-@contextmanager
-def _known_sound() -> Iterator[set[str]]:
-    """SHA-256 of files that are known to decode; what is added is remembered in the cache folder."""
-    path = cache_dir() / "images" / f"sound-{DECODER}-{PIL.__version__}.txt"
-    known = set(path.read_text().split()) if path.exists() else set()
-    before = len(known)
-    try:
-        yield known
-    finally:  # also when interrupted: checking a large folder takes minutes
-        if len(known) > before:
-            try:
-                with atomic_path(path) as temporary:
-                    temporary.write_text("\n".join(sorted(known)))
-            except OSError as error:
-                warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
+def _read(path: str | Path) -> tuple[bytes, str]:
+    """The bytes of an image file and their SHA-256."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise RefusedError(f"too large: more than {MAX_BYTES >> 30} GiB")
+        data = file.read()
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _readable(root: Path, names: Iterable[str], left_out: dict[str, str]) -> Iterator[ImageFile]:
+    """The files that can be read and decoded; `left_out` gets the reasons for the others."""
+    for name in names:
+        path = os.path.join(root, name)
+        try:
+            data, digest = _read(path)
+            if digest not in _sound:
+                check(data)
+        except (OSError, RefusedError) as error:
+            left_out[name] = str(error)
+            continue
+        _sound.add(digest)
+        yield ImageFile(path, digest)
 
 
 def _split(path: Path) -> tuple[Path, str]:
@@ -322,21 +292,18 @@ def _split(path: Path) -> tuple[Path, str]:
 
 
 def _unpack(archive: tarfile.TarFile, target: Path) -> None:
-    """Write the regular files of an archive below `target`, and see that it is whole."""
+    """Write the regular files of an archive below `target`; a ReadError unless the archive is complete."""
     target.mkdir()
     for member in tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None):
         name = PurePosixPath(member.name)
         if not member.isfile():
             continue
         if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{archive.name} names a file outside of it: {printable(name)}")
-        try:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with (target / name).open("wb") as file:
-                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
-        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise ValueError(f"{archive.name} names a file and a folder alike: {printable(name)}") from error
-    # tarfile takes a damaged record for the end, which is a block of zeros.
+            raise tarfile.ReadError(f"it names a file outside of it, {printable(name)}")
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with (target / name).open("wb") as file:
+            shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+    # A complete archive ends in a block of zeros; tarfile stops at a damaged record without an error.
     archive.fileobj.seek(archive.offset)
     end = archive.fileobj.read(tarfile.BLOCKSIZE)
     while archive.fileobj.read(1 << 20):

@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import skimage.data
@@ -17,22 +16,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import CIFAR10
-from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir, sha256
-from nbhelpers.images.decode import DECODER, Size, decode, resize
-from nbhelpers.images.folders import find_images, printable, unpacked
+from nbhelpers.images.decode import DECODER, Size, resize
+from nbhelpers.images.folders import find_images, printable, read_all
 from nbhelpers.images.source import (
     ArraySource,
     MissingDataError,
     channel_statistics,
     content_fingerprint,
-    take_turns,
+    in_turns,
+    named_path,
 )
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Images of each class in the official parts.
-CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}
+CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}  # images of each class in the official parts
 SPLITS = ("train", "val", "test")
 VALIDATION_SEED = 0
 VALIDATION_SHARE = 0.1
@@ -98,71 +96,56 @@ def photographs(size: Size = 224) -> ArraySource:
 
 def _find_cifar10(download: bool) -> Path:
     """The folder or archive that holds CIFAR-10, in the documented order."""
-    if named := os.environ.get("NBHELPERS_CIFAR10"):
-        path = Path(named).expanduser()
-        if not path.exists():
-            raise MissingDataError(f"NBHELPERS_CIFAR10 names {path}, which does not exist")
-        return _torchvision_copy(path) or path
+    if named := named_path("NBHELPERS_CIFAR10"):
+        return _torchvision_copy(named) or named
     own = cache_dir() / "torchvision"
     roots = [own, Path("data"), Path("~/data").expanduser(), Path(torch.hub.get_dir()).parent / "datasets"]
-    for root in roots:
-        if copy := _torchvision_copy(root):
-            return copy
+    if copies := list(filter(None, map(_torchvision_copy, roots))):
+        return copies[0]
+    ways = (
+        "Three ways to get it: (1) set NBHELPERS_CIFAR10 to a folder or tar archive laid out as "
+        f"cifar10/{{train,test}}/CLASS/*.jpg; (2) put a torchvision copy (the folder {CIFAR10.base_folder}) "
+        f"into one of {', '.join(map(str, roots))}; (3) with a network connection, run once: "
+        'python -c "from nbhelpers.images import cifar10; cifar10(download=True)"'
+    )
     if not download:
-        raise MissingDataError(
-            "CIFAR-10 is not on this machine. Three ways to get it: (1) set NBHELPERS_CIFAR10 to a folder "
-            "or tar archive laid out as cifar10/{train,test}/CLASS/*.jpg; (2) put a torchvision copy (the "
-            f"folder {CIFAR10.base_folder}) into one of {', '.join(map(str, roots))}; (3) with a network "
-            'connection, run once: python -c "from nbhelpers.images import cifar10; cifar10(download=True)"'
-        )
+        raise MissingDataError(f"CIFAR-10 is not on this machine. {ways}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # torchvision would wait for a silent network without end
     try:
-        with _network_timeout(30):
-            CIFAR10(str(own), download=True)
+        CIFAR10(str(own), download=True)
     except (OSError, RuntimeError) as error:
-        raise MissingDataError(
-            f"downloading CIFAR-10 failed ({error}); set NBHELPERS_CIFAR10 to a folder or tar archive "
-            f"instead, or put a torchvision copy (the folder {CIFAR10.base_folder}) into {own}"
-        ) from error
+        raise MissingDataError(f"downloading CIFAR-10 failed ({error}). {ways}") from error
+    finally:
+        socket.setdefaulttimeout(before)
     return own / CIFAR10.base_folder
 
 
 def _torchvision_copy(root: Path) -> Path | None:
     """The folder of torchvision's batches: `root` itself or directly under it."""
-    for candidate in (root, root / CIFAR10.base_folder):
-        if candidate.name == CIFAR10.base_folder and candidate.is_dir():
-            return candidate
-    return None
-
-
-@contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """Give up on a silent network, which torchvision's downloader would wait for without end."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    here = root if root.name == CIFAR10.base_folder else root / CIFAR10.base_folder
+    return here if here.is_dir() else None
 
 
 def _content(path: Path) -> str:
     """SHA-256 of an archive, or of names and contents of the files in a folder that CIFAR-10 is made of."""
     if path.is_file():
         return sha256(path)
-    torchvision = path.name == CIFAR10.base_folder
-    names = sorted(os.listdir(path)) if torchvision else find_images(path)[0]
-    lines = [f"{printable(name)} {sha256(path / name)}" for name in names]
-    return hashlib.sha256("\n".join([path.name, *lines]).encode(errors="surrogateescape")).hexdigest()
+    names = find_images(path)[0] or sorted(os.listdir(path))  # torchvision's batches are no images
+    lines = [path.name, *(f"{printable(name)} {sha256(path / name)}" for name in names)]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _write_cifar10(path: Path, cached: Path) -> None:
     """Decode CIFAR-10 at `path`, split it, and write the cache file."""
-    if path.name == CIFAR10.base_folder:
-        origin, official = "torchvision (original)", _read_torchvision(path)
-    else:
-        origin, official = _read_image_files(path)
-    parts = dict(zip(("train", "val"), _hold_out(*official["train"]), strict=True))
-    parts["test"] = _take_turns(*official["test"])
+    read = _read_torchvision if path.name == CIFAR10.base_folder else _read_image_files
+    origin, official = read(path)
+    train, val = _hold_out(official["train"][1])
+    parts = {
+        "train": [part[train] for part in official["train"]],
+        "val": [part[val] for part in official["train"]],
+        "test": [part[in_turns(official["test"][1])] for part in official["test"]],
+    }
     mean, std = channel_statistics([parts["train"][0]])
     about = {
         "origin": origin,
@@ -172,15 +155,15 @@ def _write_cifar10(path: Path, cached: Path) -> None:
     }
     tensors = {}
     for split, (images, labels) in parts.items():
-        tensors[f"{split}.images"], tensors[f"{split}.labels"] = images, labels
+        tensors |= {f"{split}.images": images, f"{split}.labels": labels}
     with atomic_path(cached) as temporary:
         save_file(tensors, temporary, metadata={"about": json.dumps(about)})
 
 
-def _read_torchvision(batches: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Official `train` and `test` images `uint8 N 3 H W` and labels, checksums verified by torchvision."""
+def _read_torchvision(batches: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Origin, and official `train` and `test` images `uint8 N 3 H W` and labels; torchvision checks sums."""
     official = {}
-    for part in ("train", "test"):
+    for part in CIFAR10_PER_CLASS:
         try:
             data = CIFAR10(str(batches.parent), train=part == "train")
         except RuntimeError as error:
@@ -189,55 +172,37 @@ def _read_torchvision(batches: Path) -> dict[str, tuple[Tensor, Tensor]]:
             ) from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         official[part] = images, torch.tensor(data.targets)
-    return official
+    return "torchvision (original)", official
 
 
 def _read_image_files(path: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Origin, then official `train` and `test` images and labels from `{train,test}/CLASS/FILE`, by name."""
-    found: dict[str, list] = {part: [] for part in CIFAR10_PER_CLASS}
-    kinds = set()
-    root = unpacked(path)
-    for name in tqdm(find_images(root)[0], "decoding CIFAR-10", disable=None):
-        parts = PurePosixPath(name).parts[-3:]
-        if len(parts) == 3 and parts[0] in found and parts[1] in CIFAR10_CLASSES:
-            try:
-                image = decode((root / name).read_bytes())
-            except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
-                raise ValueError(f"{path}: {name} cannot be decoded: {error}") from error
-            if image.shape != (3, 32, 32):
-                raise ValueError(f"{path}: {name} is not 32 x 32 but {image.shape[1]} x {image.shape[2]}")
-            found[parts[0]].append((CIFAR10_CLASSES.index(parts[1]), parts[2], image))
-            kinds.add(PurePosixPath(name).suffix.lower())
+    """The same from `{train,test}/CLASS/FILE`, sorted by class and name."""
+    rows: dict[str, list] = {part: [] for part in CIFAR10_PER_CLASS}
+    lossy = False
+    for name, image in read_all(path):
+        part, title = PurePosixPath(name).parts[-3:-1] if name.count("/") > 1 else ("", "")
+        if part not in rows or title not in CIFAR10_CLASSES:
+            continue
+        if image.shape != (3, 32, 32):
+            raise ValueError(f"{path}: {name} is not 32 x 32 but {image.shape[1]} x {image.shape[2]}")
+        rows[part].append((image, CIFAR10_CLASSES.index(title)))
+        lossy |= name.lower().endswith((".jpg", ".jpeg", ".webp"))
     official = {}
-    for part, rows in found.items():
-        rows.sort(key=lambda row: row[:2])
-        labels = torch.tensor([row[0] for row in rows], dtype=torch.long)
-        counts = torch.bincount(labels, minlength=len(CIFAR10_CLASSES)).tolist()
-        if set(counts) != {CIFAR10_PER_CLASS[part]}:
-            held = ", ".join(f"{name} {count}" for name, count in zip(CIFAR10_CLASSES, counts, strict=True))
+    for part, found in rows.items():
+        counts = Counter(CIFAR10_CLASSES[label] for _, label in found)
+        if any(counts[title] != CIFAR10_PER_CLASS[part] for title in CIFAR10_CLASSES):
             raise ValueError(
                 f"{path} is not CIFAR-10: {part} should hold {CIFAR10_PER_CLASS[part]} images of every class "
-                f"as cifar10/{part}/CLASS/*.jpg; it holds {held}"
+                f"as cifar10/{part}/CLASS/*.jpg; it holds {dict(counts)}"
             )
-        official[part] = torch.stack([row[2] for row in rows]), labels
-    lossy = kinds & {".jpg", ".jpeg", ".webp"}
+        official[part] = torch.stack([image for image, _ in found]), torch.tensor([n for _, n in found])
     return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", official
 
 
-def _hold_out(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Training and validation part: the same share of every class, drawn with the fixed seed."""
+def _hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of training and validation part, classes taking turns: the same share of every class."""
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
-    train, val = [], []
-    for number in range(len(CIFAR10_CLASSES)):
-        members = torch.nonzero(labels == number).flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        held = round(len(members) * VALIDATION_SHARE)
-        val.append(members[:held])
-        train.append(members[held:])
-    return [_take_turns(images[rows], labels[rows]) for rows in (torch.cat(train), torch.cat(val))]
-
-
-def _take_turns(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Reorder so that classes take turns: first of every class, second of every class, ..."""
-    order = torch.argsort(take_turns(labels) * len(CIFAR10_CLASSES) + labels)
-    return images[order], labels[order]
+    members = [torch.nonzero(labels == number).flatten() for number in range(len(CIFAR10_CLASSES))]
+    rows = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in members], dim=1)
+    held = round(len(rows) * VALIDATION_SHARE)
+    return rows[held:].flatten(), rows[:held].flatten()

@@ -1,13 +1,14 @@
 """`shapes`: generated 32 px images of one object, whose shape and texture are independent labels.
 
-Every image is a function of (split, index) alone: images are made in blocks of `BLOCK`, and each block has
-its own random stream, so that neither the batch size nor the order in which they are asked for matters.
+Images are made in blocks of `BLOCK`, each with its own seed: an image depends on its split and index alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -159,10 +160,7 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
     A pixel belongs to the mask where the object covers at least half of it.
     """
     generator = torch.Generator().manual_seed(1_000_003 * _SEEDS[split] + block)
-
-    def uniform(low: float, high: float, *size: int) -> Tensor:
-        return low + (high - low) * torch.rand(BLOCK, *size, generator=generator)
-
+    uniform = partial(_uniform, generator, BLOCK)
     shape = torch.randint(len(SHAPES), (BLOCK,), generator=generator)
     texture = torch.randint(len(TEXTURES), (BLOCK,), generator=generator)
     centre, angle = uniform(-3, 3, 2, 1, 1), uniform(-0.3, 0.3, 1, 1)
@@ -233,12 +231,8 @@ def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> Arra
     if source.masks is None or "texture" not in source.labels or source.images.shape[-1] != SIZE:
         raise ValueError(f"{source.name} must have object masks, the label texture and {SIZE} px")
     generator = torch.Generator().manual_seed(seed)
-    number = len(source)
-
-    def uniform(low: float, high: float, *size: int) -> Tensor:
-        return low + (high - low) * torch.rand(number, *size, generator=generator)
-
-    other = torch.randint(1, len(TEXTURES), (number,), generator=generator)
+    uniform = partial(_uniform, generator, len(source))
+    other = torch.randint(1, len(TEXTURES), (len(source),), generator=generator)
     texture = (source.labels["texture"] + other * replace) % len(TEXTURES)
     ticks = (torch.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - SIZE / 2
     y, x = (grid - _centre(source.masks, grid) for grid in torch.meshgrid(ticks, ticks, indexing="ij"))
@@ -263,7 +257,12 @@ def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
 
 
-def _colour_pair(uniform) -> tuple[Tensor, Tensor]:
+def _uniform(generator: torch.Generator, number: int, low: float, high: float, *size: int) -> Tensor:
+    """Random numbers `number *size` between two bounds."""
+    return low + (high - low) * torch.rand(number, *size, generator=generator)
+
+
+def _colour_pair(uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     """Two colours `B 3 1 1` each, at least 0.45 apart in every image's mean brightness."""
     middle, half = uniform(0.35, 0.65, 1, 1, 1), uniform(0.24, 0.34, 1, 1, 1)
     tint_dark, tint_light = uniform(-0.25, 0.25, 3, 1, 1), uniform(-0.25, 0.25, 3, 1, 1)
@@ -282,15 +281,6 @@ def generate(split: str, start: int, stop: int) -> dict[str, Tensor]:
     }
 
 
-def _fingerprint(split: str) -> str:
-    """Hash of the first block: a changed generator never meets images that an older one left in the cache."""
-    first = generate_block(split, 0)
-    digest = hashlib.sha256()
-    for name in sorted(first):
-        digest.update(first[name].numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def shapes(split: str = "test") -> ArraySource:
     """The generated images of a split: "train" (100,000), "val" (5,000) or "test" (10,000).
 
@@ -302,7 +292,9 @@ def shapes(split: str = "test") -> ArraySource:
     """
     if split not in SPLITS:
         raise ValueError(f"shapes has no split {split!r}; there are {', '.join(SPLITS)}")
-    fingerprint = _fingerprint(split)
+    first = generate_block(split, 0)  # so that a changed generator never reads an older one's images
+    content = b"".join(first[name].numpy().tobytes() for name in sorted(first))
+    fingerprint = hashlib.sha256(content).hexdigest()[:16]
     path = cache_dir() / "images" / f"shapes-{split}-{fingerprint}.safetensors"
     if not path.exists():
         with atomic_path(path) as temporary:

@@ -1,9 +1,12 @@
-"""What every source of pictures offers: `uint8 C H W` images with labels, a name and a fingerprint."""
+"""Image data sets: `uint8 C H W` images with labels, a name and a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,15 +42,18 @@ class ImageSource(Dataset):
     std: Triple
     fingerprint: str
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Image `index` as `uint8 C H W`."""
-        raise NotImplementedError
-
     def select(self, indices: Sequence[int] | Tensor) -> ImageSource:
         """The images at `indices`, in that order; labels and masks follow, name, mean and std stay."""
+        indices = torch.as_tensor(indices, dtype=torch.long)
+        part = copy(self)
+        part.labels = {label: values[indices] for label, values in self.labels.items()}
+        part.classes = dict(self.classes)
+        part.masks = None if self.masks is None else self.masks[indices]
+        part._keep(indices)
+        return part
+
+    def _keep(self, indices: Tensor) -> None:
+        """Restrict the images themselves to those at `indices`, and renew the fingerprint."""
         raise NotImplementedError
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class ImageSource(Dataset):
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if label is not None:
-            order = order[take_turns(self.labels[label][order]).argsort(stable=True)]
+            order = order[earlier(self.labels[label][order]).argsort(stable=True)]
         return self.select(order[:n])
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> ImageSource:
@@ -85,19 +91,14 @@ class ImageSource(Dataset):
         Raises:
             ValueError: a class has fewer than `n` images, or there is no such label.
         """
-        if label not in self.labels:
-            raise ValueError(f"{self.name} has no label {label!r}; it has {sorted(self.labels)}")
+        counts = self._values(label).bincount(minlength=len(self.classes[label]))
+        if not 1 <= n <= counts.min():
+            title = self.classes[label][counts.argmin()]
+            raise ValueError(
+                f"{self.name}: {label} {title!r} has {counts.min()} images; cannot draw {n} of them"
+            )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        drawn = self.labels[label][order]
-        rows = []
-        for number, title in enumerate(self.classes[label]):
-            members = order[drawn == number]
-            if not 1 <= n <= len(members):
-                raise ValueError(
-                    f"{self.name}: {label} {title!r} has {len(members)} images; cannot draw {n} of them"
-                )
-            rows.append(members[:n])
-        return self.select(torch.stack(rows, dim=1).flatten())
+        return self.select(order[in_turns(self.labels[label][order])][: n * len(counts)])
 
     def restrict(self, names: Sequence[str], label: str = "class") -> ImageSource:
         """The images whose `label` is one of `names`; these become its classes, in that order.
@@ -105,25 +106,23 @@ class ImageSource(Dataset):
         Raises:
             ValueError: an unknown label or class, or one without images.
         """
-        if label not in self.labels:
-            raise ValueError(f"{self.name} has no label {label!r}; it has {sorted(self.labels)}")
-        numbers = torch.full((len(self.classes[label]),), -1)
-        for number, title in enumerate(names):
-            if title not in self.classes[label]:
-                raise ValueError(
-                    f"{self.name} has no {label} {title!r}; it has {', '.join(self.classes[label])}"
-                )
-            numbers[self.classes[label].index(title)] = number
-        renumbered = numbers[self.labels[label]]
-        kept = torch.nonzero(renumbered >= 0).flatten()
-        empty = [names[i] for i in range(len(names)) if i not in renumbered]
-        if empty:
-            raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
-        part = self.select(kept)
-        part.labels[label] = renumbered[kept]
+        values, known = self._values(label), self.classes[label]
+        if unknown := set(names) - set(known):
+            raise ValueError(f"{self.name} has no {label} {min(unknown)!r}; it has {', '.join(known)}")
+        numbers = torch.full((len(known),), -1)  # new number of each class
+        numbers[[known.index(title) for title in names]] = torch.arange(len(names))
+        part = self.select(torch.nonzero(numbers[values] >= 0).flatten())
+        part.labels[label] = numbers[part.labels[label]]
         part.classes[label] = tuple(names)
         part.fingerprint = selection_fingerprint(part.fingerprint, numbers)
+        if empty := [title for number, title in enumerate(names) if number not in part.labels[label]]:
+            raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
         return part
+
+    def _values(self, label: str) -> Tensor:
+        if label not in self.labels:
+            raise ValueError(f"{self.name} has no label {label!r}; it has {sorted(self.labels)}")
+        return self.labels[label]
 
     def __repr__(self) -> str:
         labels = ", ".join(f"{len(names)} x {label}" for label, names in self.classes.items())
@@ -159,14 +158,12 @@ class ArraySource(ImageSource):
         fingerprint: str | None = None,
         origin: str = "generated",
     ) -> None:
-        """Check that everything fits together and fill in what was not given."""
-        _check(name, images, labels, classes, masks)
-        self.name = name
-        self.origin = origin
-        self.images = images
+        """Check that everything fits together and compute what was not given."""
+        self.name, self.origin = name, origin
+        self.images, self.masks = images, masks
         self.labels = dict(labels)
         self.classes = {label: tuple(names) for label, names in classes.items()}
-        self.masks = masks
+        self._check()
         if mean is None or std is None:
             content_mean, content_std = channel_statistics([images])
             mean, std = mean or content_mean, std or content_std
@@ -184,20 +181,31 @@ class ArraySource(ImageSource):
         """The images at `indices` as `uint8 B C H W`."""
         return self.images[torch.as_tensor(indices, dtype=torch.long)]
 
-    def select(self, indices: Sequence[int] | Tensor) -> ArraySource:
-        """The images at `indices`, in that order; labels and masks follow, name, mean and std stay."""
-        indices = torch.as_tensor(indices, dtype=torch.long)
-        return ArraySource(
-            self.name,
-            self.images[indices],
-            {label: values[indices] for label, values in self.labels.items()},
-            self.classes,
-            None if self.masks is None else self.masks[indices],
-            self.mean,
-            self.std,
-            selection_fingerprint(self.fingerprint, indices),
-            self.origin,
-        )
+    def _keep(self, indices: Tensor) -> None:
+        self.images = self.images[indices]
+        self.fingerprint = selection_fingerprint(self.fingerprint, indices)
+
+    def _check(self) -> None:
+        """Raise a ValueError that names the part that does not fit."""
+        n, size = len(self.images), self.images.shape[-2:]
+        labels = {f"label {label!r}": (self.labels[label], torch.int64, (n,)) for label in self.labels}
+        masks = {} if self.masks is None else {"masks": (self.masks, torch.bool, (n, *size))}
+        images = {"images": (self.images, torch.uint8, (n, 3, *size))}
+        for what, (tensor, dtype, shape) in (images | labels | masks).items():
+            if tensor.dtype != dtype or tensor.shape != shape or n == 0:
+                raise ValueError(
+                    f"{self.name}: {what} must be {dtype} {tuple(shape)} with N > 0, "
+                    f"got {tensor.dtype} {tuple(tensor.shape)}"
+                )
+        if self.labels.keys() != self.classes.keys():
+            raise ValueError(
+                f"{self.name}: labels {sorted(self.labels)} and classes {sorted(self.classes)} differ in name"
+            )
+        for label, values in self.labels.items():
+            if values.min() < 0 or values.max() >= len(self.classes[label]):
+                raise ValueError(
+                    f"{self.name}: label {label!r} holds numbers outside 0..{len(self.classes[label]) - 1}"
+                )
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Triple, Triple]:
@@ -219,17 +227,26 @@ def channel_statistics(batches: Iterable[Tensor]) -> tuple[Triple, Triple]:
     return tuple(means.flatten().tolist()), tuple(variances.sqrt().tolist())
 
 
-def take_turns(labels: Tensor) -> Tensor:
-    """How many earlier entries have the same label, `N -> N`: sorted by it, classes take turns.
+def earlier(labels: Tensor) -> Tensor:
+    """How many earlier entries have the same label, `N -> N`.
 
-    >>> take_turns(torch.tensor([5, 5, 7, 5])).tolist()
+    >>> earlier(torch.tensor([5, 5, 7, 5])).tolist()
     [0, 1, 0, 2]
     """
-    turn = torch.empty_like(labels)
+    count = torch.empty_like(labels)
     for number in labels.unique():
         members = labels == number
-        turn[members] = torch.arange(int(members.sum()))
-    return turn
+        count[members] = torch.arange(int(members.sum()))
+    return count
+
+
+def in_turns(labels: Tensor) -> Tensor:
+    """Indices `N` by which classes take turns: the first of every class, the second of every class, ...
+
+    >>> in_turns(torch.tensor([1, 1, 0, 1])).tolist()
+    [2, 0, 1, 3]
+    """
+    return torch.argsort(earlier(labels) * (labels.max() + 1) + labels)
 
 
 def content_fingerprint(*tensors: Tensor) -> str:
@@ -246,26 +263,14 @@ def selection_fingerprint(fingerprint: str, indices: Tensor) -> str:
     return hashlib.sha256(fingerprint.encode() + content_fingerprint(indices).encode()).hexdigest()
 
 
-def _check(name: str, images: Tensor, labels: Mapping, classes: Mapping, masks: Tensor | None) -> None:
-    """Raise a ValueError that names the part that does not fit."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise ValueError(f"{name}: images must be uint8 N 3 H W with N > 0, got {_describe(images)}")
-    if set(labels) != set(classes):
-        raise ValueError(
-            f"{name}: labels {sorted(labels)} and classes {sorted(classes)} must have the same names"
-        )
-    for label, values in labels.items():
-        if values.dtype != torch.int64 or values.shape != images.shape[:1]:
-            raise ValueError(
-                f"{name}: label {label!r} must be int64 of length {len(images)}, got {_describe(values)}"
-            )
-        if values.min() < 0 or values.max() >= len(classes[label]):
-            raise ValueError(f"{name}: label {label!r} holds numbers outside 0..{len(classes[label]) - 1}")
-    expected = (len(images), *images.shape[2:])
-    if masks is not None and (masks.dtype != torch.bool or masks.shape != expected):
-        raise ValueError(f"{name}: masks must be bool N H W = {expected}, got {_describe(masks)}")
+def named_path(variable: str) -> Path | None:
+    """The file or folder that an environment variable names, None if it is not set.
 
-
-def _describe(tensor: Tensor) -> str:
-    """Type and shape, for error messages."""
-    return f"{tensor.dtype} {tuple(tensor.shape)}"
+    Raises:
+        MissingDataError: there is nothing at that path.
+    """
+    if not (named := os.environ.get(variable)):
+        return None
+    if not (path := Path(named).expanduser()).exists():
+        raise MissingDataError(f"{variable} names {path}, which does not exist")
+    return path

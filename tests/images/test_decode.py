@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nbhelpers.images.decode import SUFFIXES, RefusedError, decode, disguise, flaw, resize
+from nbhelpers.images.decode import SUFFIXES, RefusedError, check, decode, disguise, resize
 
 
 def encoded(image, kind="PNG", **options):
@@ -64,7 +64,7 @@ KNOWN = {
 def test_every_mode_has_the_value_it_should(name):
     data, colour = KNOWN[name]
     image = decode(data)
-    assert flaw(data) is None
+    check(data)
     assert image.dtype == torch.uint8 and image.shape[0] == 3
     assert (image.int() - torch.tensor(colour)[:, None, None]).abs().max() <= 1
 
@@ -96,9 +96,9 @@ def test_tiff_in_which_zero_is_white():
     ],
 )
 def test_what_has_no_known_white_or_is_too_large_is_refused_by_name(data, named):
-    with pytest.raises(RefusedError, match=named) as caught:
-        decode(data)
-    assert flaw(data) == str(caught.value)
+    for read in (decode, check):
+        with pytest.raises(RefusedError, match=named):
+            read(data)
 
 
 def test_a_large_picture_is_refused_before_it_is_decoded(monkeypatch):
@@ -107,7 +107,8 @@ def test_a_large_picture_is_refused_before_it_is_decoded(monkeypatch):
     for action in ("ignore", "error"):
         with warnings.catch_warnings():
             warnings.simplefilter(action, Image.DecompressionBombWarning)
-            assert "too large" in flaw(data)
+            with pytest.raises(RefusedError, match="too large"):
+                check(data)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -136,8 +137,6 @@ def test_pictures_are_upright(orientation, kind):
 def test_transparency_of_deep_images_composes():
     premultiplied = Image.new("RGBA", (2, 2), (100, 100, 100, 128)).convert("RGBa")
     assert resize(premultiplied)[:, 0, 0].tolist() == pytest.approx([177] * 3, abs=1)
-    with pytest.raises(RefusedError, match="mode La"):
-        resize(Image.new("La", (2, 2), (50, 128)))
 
 
 def test_resize_covers_and_crops_at_the_centre():
@@ -156,9 +155,10 @@ def test_resize_covers_and_crops_at_the_centre():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
 def test_truncated_files_are_flawed(kind):
     data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
-    assert flaw(data) is None
-    assert flaw(data[: len(data) // 2])
-    assert flaw(b"") and flaw(b"no image at all")
+    check(data)
+    for broken in (data[: len(data) // 2], b"", b"no image at all"):
+        with pytest.raises(RefusedError):
+            check(broken)
 
 
 def test_lack_of_memory_says_nothing_about_a_file(monkeypatch):
@@ -167,13 +167,20 @@ def test_lack_of_memory_says_nothing_about_a_file(monkeypatch):
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
     with pytest.raises(MemoryError):
-        flaw(KNOWN["L"][0])
+        check(KNOWN["L"][0])
 
 
-def test_disguises():
-    assert "git-lfs" in flaw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert "HTML" in flaw(b"\n<!DOCTYPE html>\n<title>404</title>")
-    assert "zip" in flaw(b"PK\x03\x04 and more")
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs"),
+        (b"\n<!DOCTYPE html>\n<title>404</title>", "HTML"),
+        (b"PK\x03\x04 and more", "zip"),
+    ],
+)
+def test_disguises(data, named):
+    with pytest.raises(RefusedError, match=named):
+        check(data)
     assert disguise(KNOWN["L"][0]) is None
 
 

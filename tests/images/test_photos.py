@@ -6,7 +6,6 @@ import socket
 import tarfile
 import urllib.error
 from hashlib import md5
-from importlib.metadata import files as package_files
 
 import numpy as np
 import pytest
@@ -164,7 +163,7 @@ def test_decoded_once_and_again_when_the_content_changes(tmp_path, monkeypatch, 
     monkeypatch.setenv("NBHELPERS_CIFAR10", str(path))
     before = cifar10("test").fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr("nbhelpers.images.photos.decode", None)
+        patch.setattr("nbhelpers.images.photos.read_all", None)
         assert cifar10("test").fingerprint == before
     status = path.stat()
     changed = root / "test" / "cat" / "0000.bmp"
@@ -216,7 +215,7 @@ def test_incomplete_or_wrong_copies_are_named(tmp_path, monkeypatch):
     root = tiny_cifar10(tmp_path / "cifar10")
     monkeypatch.setenv("NBHELPERS_CIFAR10", str(root))
     (root / "test" / "cat" / "0000.png").rename(tmp_path / "spare.png")
-    with pytest.raises(ValueError, match="cat 1"):
+    with pytest.raises(ValueError, match="'cat': 1"):
         cifar10("test")
     target = root / "test" / "cat" / "0000.png"
     target.write_bytes(b"damaged")
@@ -235,11 +234,6 @@ def test_photographs_at_any_size_without_network(no_network):
     assert (deviation > 20).all(), "a photograph is no constant"
     colourful = (source.images[:, 0].int() - source.images[:, 2].int()).abs().amax((1, 2)) > 50
     assert colourful.tolist() == [name != "camera" for name in PHOTOGRAPHS]
-
-
-def test_photographs_are_part_of_the_wheel():
-    held = {file.stem for file in package_files("scikit-image") if file.parent.as_posix() == "skimage/data"}
-    assert set(PHOTOGRAPHS) <= held
 
 
 @pytest.fixture

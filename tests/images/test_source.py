@@ -1,7 +1,5 @@
 """Sources in memory: what is checked, what a selection keeps, what the fingerprint follows."""
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -112,28 +110,23 @@ def test_fingerprint_follows_content():
     assert source.select([0, 1]).fingerprint == source.select(torch.tensor([0, 1])).fingerprint
 
 
-def test_pickles_for_worker_processes():
-    source = pickle.loads(pickle.dumps(make()))
-    assert torch.equal(source.images, make().images)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": torch.zeros(12, 3, 4, 5)}, r"uint8 N 3 H W .* got torch.float32 \(12, 3, 4, 5\)"),
+        ({"images": torch.zeros(12, 3, 4, 5)}, r"images must be torch.uint8.* got torch.float32"),
         ({"images": torch.zeros(0, 3, 4, 5, dtype=torch.uint8)}, r"N > 0, got torch.uint8 \(0, 3, 4, 5\)"),
         ({"images": torch.zeros(12, 1, 4, 5, dtype=torch.uint8)}, r"\(12, 1, 4, 5\)"),
-        ({"labels": {}}, r"labels \[\] and classes \['class'\] must have the same names"),
+        ({"labels": {}}, r"labels \[\] and classes \['class'\]"),
         (
             {"labels": {"class": torch.zeros(11, dtype=torch.long)}},
-            r"int64 of length 12, got torch.int64 \(11,\)",
+            r"'class' must be torch.int64 \(12,\).* got torch.int64 \(11,\)",
         ),
         ({"labels": {"class": torch.zeros(12)}}, "got torch.float32"),
         ({"labels": {"class": torch.full((12,), 3)}}, r"outside 0\.\.2"),
         ({"labels": {"class": torch.full((12,), -1)}}, r"outside 0\.\.2"),
         (
             {"masks": torch.zeros(12, 5, 4, dtype=torch.bool)},
-            r"bool N H W = \(12, 4, 5\), got .* \(12, 5, 4\)",
+            r"masks must be torch.bool \(12, 4, 5\).* got .* \(12, 5, 4\)",
         ),
         ({"masks": torch.zeros(12, 4, 5)}, "got torch.float32"),
     ],
