@@ -12,9 +12,9 @@ COLUMNS = ["metric", "depth", "value", "low", "high", "apart"]
 def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     r"""How far one model's curves lie above another's, at each depth of the first.
 
-    $d_l = a_l - b_{l'}$ with margins $\sqrt{m_a^2 + m_b^2}$, as of two independent samples: where both saw the
-    same images the difference is surer than that. Where the two have different numbers of blocks, $l'$ is the
-    same share of the second's depth, between two of its blocks by linear interpolation.
+    $d_l = a_l - b_{l'}$ with margins $\sqrt{m_a^2 + m_b^2}$, as of two independent samples: where both saw
+    the same images the difference is surer than that. Where the two have different numbers of blocks, $l'$ is
+    the same share of the second's depth, between two of its blocks by linear interpolation.
 
     Args:
         frame: rows of both models as `analyse` gives them; rows of single heads are left out.
@@ -28,8 +28,9 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
     Raises:
         ValueError: a model has no rows, or the two have no metric in common.
 
-    >>> rows = {"metric": "nmi", "depth": [1, 2], "low": [0.1, 0.5], "high": [0.3, 0.7], "value": [0.2, 0.6]}
-    >>> frame = pd.concat([pd.DataFrame(rows | {"model": "a"}), pd.DataFrame(rows | {"model": "b", "value": 0.2})])
+    >>> ends = {"metric": "nmi", "depth": [1, 2], "low": [0.1, 0.5], "high": [0.3, 0.7]}
+    >>> one = pd.DataFrame({"model": "a", "value": [0.2, 0.6]} | ends)
+    >>> frame = pd.concat([one, one.assign(model="b", value=0.2)])
     >>> difference_by_depth(frame, "a", "b")["value"].round(3).tolist()
     [0.0, 0.4]
     """

@@ -201,12 +201,6 @@ def test_sound_files_are_decoded_once(pets, monkeypatch):
         assert len(folder(pets)) == 8
 
 
-def test_sound_files_are_decoded_once(pets, monkeypatch):
-    folder(pets)
-    monkeypatch.setattr("nbhelpers.images.folders.check", lambda _: pytest.fail("decoded again"))
-    assert len(folder(pets)) == 8
-
-
 def test_other_formats_are_counted_and_the_usual_ones_read(tmp_path):
     root = tmp_path / "photos"
     root.mkdir()
