@@ -3,7 +3,7 @@
 from nbhelpers.probes.attentive import AttentiveProbe, attentive_by_depth, fit_attentive
 from nbhelpers.probes.clusters import silhouette_by_depth, token_map
 from nbhelpers.probes.dense import dense_by_depth, mean_iou
-from nbhelpers.probes.features import features, patch_tokens
+from nbhelpers.probes.features import features
 from nbhelpers.probes.finetune import FineTuning, classify, fine_tune, fine_tuning_by_share, reinitialise
 from nbhelpers.probes.knn import knn_by_depth, knn_predict
 from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
@@ -13,7 +13,6 @@ from nbhelpers.probes.similarity import cka_by_depth
 
 __all__ = [
     "features",
-    "patch_tokens",
     "knn_predict",
     "knn_by_depth",
     "LinearProbe",

@@ -12,7 +12,6 @@ from timm.models import named_apply
 from timm.models.vision_transformer import init_weights_vit_timm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -20,7 +19,6 @@ from tqdm import tqdm
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
-from nbhelpers.probes.features import batches
 from nbhelpers.probes.rows import accuracy, labels_of
 
 
@@ -77,26 +75,6 @@ def reinitialise(encoder: Encoder, first: int = 0, last: int = 0, seed: int = 0)
             named_apply(init_weights_vit_timm, block)
 
 
-def _optimiser(module: nn.Module, recipe: FineTuning) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """AdamW with layer-wise decay of the learning rate, linear warm-up and cosine decay over the steps."""
-    optimizer = create_optimizer_v2(
-        module,
-        opt="adamw",
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-    )
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        num_epochs=1,
-        warmup_epochs=recipe.warmup,
-        warmup_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=recipe.steps,
-    )
-    return optimizer, schedule
-
-
 def fine_tune(
     encoder: Encoder,
     images: ImageSource,
@@ -136,7 +114,11 @@ def fine_tune(
     standardise = nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6)
     module.fc_norm = nn.Sequential(module.fc_norm, standardise)
     module.to(device).requires_grad_(True).train()
-    optimizer, schedule = _optimiser(module, recipe)
+    rates = {"lr": recipe.learning_rate, "layer_decay": recipe.layer_decay}
+    optimizer = create_optimizer_v2(module, opt="adamw", weight_decay=recipe.weight_decay, **rates)
+    steps = {"num_epochs": 1, "updates_per_epoch": recipe.steps, "step_on_epochs": False}
+    warmup = {"warmup_epochs": recipe.warmup, "warmup_lr": 0.0}
+    schedule, _ = create_scheduler_v2(optimizer, **steps, **warmup)
     generator = torch.Generator().manual_seed(seed)
     drawn = recipe.steps * recipe.batch_size
     epochs = [torch.randperm(len(images), generator=generator) for _ in range(-(-drawn // len(images)))]
@@ -169,11 +151,10 @@ def fine_tune(
 
 
 @torch.no_grad()
-def classify(tuned: Encoder, images: ImageSource | Tensor, batch_size: int = 256) -> Tensor:
+def classify(tuned: Encoder, images: ImageSource, batch_size: int = 256) -> Tensor:
     """Most probable class `N` of images `N C H W` for an encoder that `fine_tune` returned."""
-    return torch.cat(
-        [tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches(tuned, images, batch_size)]
-    )
+    batches = (tuned.batch(images, rows) for rows in torch.arange(len(images)).split(batch_size))
+    return torch.cat([tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches])
 
 
 def fine_tuning_by_share(

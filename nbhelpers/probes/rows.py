@@ -1,6 +1,6 @@
 """The loop and the rows that all probes share: fit at every depth, predict, score, in one frame format.
 
-A new probe is a function `fit(train, validation)` of two pairs (features, labels) that returns a predictor;
+A new probe is a function `fit(train, validation)` of pairs (features, labels) that returns a predictor;
 `accuracy_by_depth` makes its frame.
 """
 
@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.intervals import wilson
 from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Read, checked_depths
+from nbhelpers.probes.features import checked_depths, features
 
 Predictor = Callable[[Tensor], Tensor]
-Fit = Callable[..., Predictor]
-Test = tuple[
-    Encoder, ImageSource
-]  # what is looked at, and by whom: a probe may be tested on changed features
+Row = dict[str, Any]
 MEMORY = 2**30  # bytes that the features of the depths that are held together may take
 
 
@@ -39,40 +37,59 @@ def labels_of(source: ImageSource, label: str) -> Tensor:
     return source.labels[label]
 
 
-def label_names(label: str | Sequence[str]) -> list[str]:
-    """One label name or several, as a list."""
-    return [label] if isinstance(label, str) else list(label)
+def targets_of(
+    sources: Sequence[ImageSource],
+    label: str | Sequence[str],
+    read: Callable[[ImageSource, str], Tensor] = labels_of,
+) -> dict[str, list[Tensor]]:
+    """What a probe is to predict for each source, by the name of the label, or of several."""
+    names = [label] if isinstance(label, str) else label
+    return {name: [read(source, name) for source in sources] for name in names}
 
 
-def accuracy(predicted: Tensor | None, labels: Tensor) -> dict[str, float | int]:
+def checked(name: str, x: Tensor, layout: str, labels: Tensor | None = None) -> Tensor:
+    """Features, if they are finite and have the layout, such as "N P D", and as many labels as images."""
+    if x.ndim != len(layout.split()) or (labels is not None and len(labels) != len(x)):
+        wrong = "" if labels is None else f" with a label for each; got {len(labels)} {name}_labels"
+        raise ValueError(f"{name} features must be {layout}{wrong}; they are {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise Undefined(f"non-finite {name} features {tuple(x.shape)}")
+    return x
+
+
+def accuracy(predicted: Tensor | None, labels: Tensor) -> Row:
     """Columns `value low high images`: share of predictions `N` equal to the labels `N`, Wilson's interval.
 
     All NaN where there are no predictions.
 
-    >>> import torch
     >>> accuracy(torch.tensor([1, 2, 3, 3]), torch.tensor([1, 2, 3, 0]))["value"]
     0.75
     """
-    images = len(labels)
     if predicted is None:
-        return {"value": math.nan, "low": math.nan, "high": math.nan, "images": images}
+        return row(math.nan, math.nan, math.nan, len(labels))
     if predicted.shape != labels.shape:
         raise ValueError(f"{len(labels)} labels for {len(predicted)} predictions")
     correct = int((predicted.cpu() == labels.cpu()).sum())
-    low, high = wilson(correct, images)
-    return {"value": correct / images, "low": low, "high": high, "images": images}
+    return row(correct / len(labels), *wilson(correct, len(labels)), len(labels))
 
 
-def predictions(
+def row(value: float, low: float, high: float, images: int) -> Row:
+    """The columns that every row of a probe ends with."""
+    return {"value": value, "low": low, "high": high, "images": images}
+
+
+def by_depth(
     encoder: Encoder,
     learn: Sequence[ImageSource],
-    tests: Mapping[Hashable, Test],
+    tests: Mapping[Hashable, tuple[Encoder, ImageSource]],
     targets: Mapping[str, Sequence[Tensor]],
-    read: Read,
-    fit: Fit,
-    depths: Sequence[int] | None = None,
-) -> Iterator[tuple[Any, str, int, Tensor | None]]:
-    """Fit a probe at every depth for every label, and predict the tests: `(test, label, depth, predicted)`.
+    fit: Callable[..., Predictor],
+    score: Callable[[dict[Any, Tensor | None], Tensor], Iterable[tuple[Row, Row]]],
+    depths: Sequence[int] | None,
+    pool: str,
+    norm: bool,
+) -> list[Row]:
+    """Fit a probe at every depth for every label, predict the tests, and score: the rows of a probe's frame.
 
     The encoder runs once for as many depths as fit `MEMORY`. Where a probe is `Undefined`, a warning says why
     and the prediction is None.
@@ -80,33 +97,45 @@ def predictions(
     Args:
         encoder: the frozen model.
         learn: images to learn from, and, for probes that choose something, to choose on.
-        tests: images to predict, by a key of the caller.
-        targets: for each label, what to predict for the images of `learn`.
-        read: features of each depth, such as `features` and `patch_tokens`.
-        fit: the probe.
+        tests: images to predict and the encoder that sees them, by a key of the caller.
+        targets: for each label, what to predict for the images of `learn`, and for those of the tests.
+        fit: the probe; gets a pair (features, targets) for each of `learn`.
+        score: rows (first columns, last columns) of the predictions by test, and their targets.
         depths: default all of 0..L.
+        pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
+        norm: as in `features`.
     """
-    remaining = checked_depths(encoder, depths)
+
+    def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> Tensor:
+        if pool in ("none", "query"):
+            return features(viewer, source, chosen, "none", norm, dtype=torch.float16)
+        return features(viewer, source, chosen, pool, norm)
+
+    rows, remaining = [], checked_depths(encoder, depths)
     images = sum(map(len, learn)) + max(len(source) for _, source in tests.values())
     together = max(1, MEMORY // (images * read(encoder, learn[0].select([0]), remaining[:1])[0].nbytes))
     while remaining:
         chosen, remaining = remaining[:together], remaining[together:]
-        layers = [read(encoder, source, chosen) for source in learn]
+        layers = [dict(zip(chosen, read(encoder, source, chosen), strict=True)) for source in learn]
         probes = {
             (label, depth): _attempt(
                 f"{encoder.name}, depth {depth}, {label}",
                 fit,
-                *((x[place], y) for x, y in zip(layers, goals, strict=True)),
+                *((layer[depth], goal) for layer, goal in zip(layers, goals[:-1], strict=True)),
             )
             for label, goals in targets.items()
-            for place, depth in enumerate(chosen)
+            for depth in chosen
         }
+        predicted: dict[tuple[str, int], dict] = {place: {} for place in probes}
         for key, (viewer, source) in tests.items():
             layer = dict(zip(chosen, read(viewer, source, chosen), strict=True))
             for (label, depth), probe in probes.items():
                 where = f"{viewer.name}, depth {depth}, {label}, {source.name}"
-                predicted = probe and _attempt(where, probe, layer[depth])
-                yield key, label, depth, predicted
+                predicted[label, depth][key] = probe and _attempt(where, probe, layer[depth])
+        for (label, depth), found in predicted.items():
+            place = {"depth": depth, "label": label, "pool": pool, "norm": norm}
+            rows += [first | place | last for first, last in score(found, targets[label][-1])]
+    return rows
 
 
 def _attempt(where: str, function: Callable, *arguments: object) -> Any:
@@ -124,29 +153,27 @@ def accuracy_by_depth(
     learn: Sequence[ImageSource],
     test: ImageSource,
     label: str | Sequence[str],
-    read: Read,
-    fit: Fit,
-    depths: Sequence[int] | None = None,
-    **columns: object,
+    fit: Callable[..., Predictor],
+    depths: Sequence[int] | None,
+    pool: str,
+    norm: bool,
 ) -> pd.DataFrame:
-    """Accuracy of a probe at every depth for one label or several: the frame of a probe.
+    """Accuracy of a probe at every depth for one label or several; arguments as of `by_depth`.
 
-    Columns: `study model objective seed metric depth label`, `columns`, `value low high images`.
+    Columns: `study model objective seed metric depth label pool norm value low high images`.
 
     Raises:
         ValueError: a label that the images lack, a class to be recognised that the training images lack, or
-            as `read` and `fit` raise.
+            as `features` and `fit` raise.
     """
-    targets = {name: [labels_of(source, name) for source in (*learn, test)] for name in label_names(label)}
+    targets = targets_of([*learn, test], label)
     for name, (known, *_, asked) in targets.items():
         if unseen := sorted({*asked.tolist()} - {*known.tolist()}):
             names = ", ".join(test.classes[name][number] for number in unseen)
             raise ValueError(f"{test.name} shows {name} {names}, of which there is no image to learn from")
-    learnt = {name: goals[:-1] for name, goals in targets.items()}
-    rows = [
-        {"metric": metric, "depth": depth, "label": name, **columns} | accuracy(predicted, targets[name][-1])
-        for _, name, depth, predicted in predictions(
-            encoder, learn, {"": (encoder, test)}, learnt, read, fit, depths
-        )
-    ]
+
+    def score(predicted: dict, truth: Tensor) -> list[tuple[Row, Row]]:
+        return [({"metric": metric}, accuracy(predicted[""], truth))]
+
+    rows = by_depth(encoder, learn, {"": (encoder, test)}, targets, fit, score, depths, pool, norm)
     return identified(pd.DataFrame(rows), encoder, test)

@@ -66,9 +66,9 @@ def test_by_depth_separable_and_noise(encoder, colours):
 
 def test_errors(encoder, colours):
     x, y = needle(8, 0)
-    with pytest.raises(ValueError, match=r"train_tokens must be N P D with N labels; got \(8, 5\) and 8"):
+    with pytest.raises(ValueError, match=r"train features must be N P D.*\(8, 5\)"):
         fit_attentive(x[:, 0], y, x, y)
-    with pytest.raises(ValueError, match="non-finite validation_tokens"):
+    with pytest.raises(ValueError, match="non-finite validation"):
         fit_attentive(x, y, x / 0, y)
     source = colours(9, 0)
     with pytest.raises(ValueError, match="no label 'class'"):

@@ -154,16 +154,14 @@ def test_by_depth(encoder, colours):
 
 def test_errors(encoder, colours):
     x, y = blobs(10, 0)
-    with pytest.raises(ValueError, match=r"9 train_labels for train_features \(10, 5\)"):
+    with pytest.raises(ValueError, match=r"9 train_labels.*\(10, 5\)"):
         fit_linear(x, y[:9], x, y)
     with pytest.raises(ValueError, match="at least two classes"):
         fit_linear(x, y * 0, x, y)
-    with pytest.raises(ValueError, match="non-finite train_features"):
+    with pytest.raises(ValueError, match="non-finite train"):
         fit_linear(x / 0, y, x, y)
     with pytest.raises(ValueError, match="the same for every image"):
         fit_linear(x * 0, y, x, y)
-    with pytest.raises(ValueError, match="no strengths"):
-        fit_linear(x, y, x, y, [])
     source = colours(10, 0)
     with pytest.raises(ValueError, match=r"no label 'class'.*'coin', 'colour'"):
         linear_by_depth(encoder, source, source, source, "class")
