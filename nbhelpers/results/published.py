@@ -73,21 +73,17 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     if theirs.empty:
         known = published().dropna(subset="depth")["metric"].unique()
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
-    rows = frame[frame["metric"] == metric]
+    names = {model: name for name, models in CHECKPOINT_OF.items() for model in models}
+    rows = frame[(frame["metric"] == metric) & frame["model"].isin(names)]
     rows = rows[rows["head"] < 0] if "head" in rows else rows
-    differences = []
-    for name, curve in theirs.groupby("model", sort=False):
-        for model in CHECKPOINT_OF.get(name, ()):
-            ours = rows.loc[rows["model"] == model, ["depth", "value"]]
-            if ours["depth"].duplicated().any():
-                raise ValueError(
-                    f"{metric}: {model} has several values at a depth; give the rows of one label"
-                )
-            both = ours.merge(curve, on="depth", suffixes=("", "_published"))
-            if len(both):
-                rms, error = _rms(both["value"] - both["value_published"]), _rms(both["error"])
-                differences.append((model, name, rms, error, len(both)))
-    return pd.DataFrame(differences, columns=["model", "published", "rms", "error", "depths"])
+    if (twice := rows[rows.duplicated(["model", "depth"])]["model"].unique()).size:
+        raise ValueError(f"{metric}: {twice[0]} has several values at a depth; give the rows of one label")
+    rows = rows[["model", "depth", "value"]].assign(published=rows["model"].map(names))
+    both = rows.merge(theirs.rename(columns={"model": "published"}), on=["published", "depth"])
+    both = both.assign(square=(both["value_x"] - both["value_y"]) ** 2, error=both["error"] ** 2)
+    groups = both.groupby(["model", "published"], sort=False)
+    means = groups[["square", "error"]].mean() ** 0.5
+    return means.rename(columns={"square": "rms"}).assign(depths=groups.size()).reset_index()
 
 
 def against_published(frames: Sequence[pd.DataFrame], metric: str) -> str:
@@ -109,7 +105,3 @@ def against_published(frames: Sequence[pd.DataFrame], metric: str) -> str:
     return (
         f"Root mean square difference of the curves drawn here from the published ones: {', '.join(parts)}."
     )
-
-
-def _rms(values: pd.Series) -> float:
-    return float(values.pow(2).mean() ** 0.5)

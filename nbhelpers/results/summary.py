@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from nbhelpers.studies import label
@@ -16,11 +18,8 @@ def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
     rows = frame[frame["metric"] == metric]
     rows = rows[rows["head"] < 0] if "head" in rows else rows
-    return (
-        rows.assign(label=_labels(rows))
-        .groupby(["label", "depth"], as_index=False, sort=False)["value"]
-        .mean()
-    )
+    groups = rows.assign(label=_labels(rows)).groupby(["label", "depth"], as_index=False, sort=False)
+    return groups["value"].mean()
 
 
 def first_third(depth: pd.Series) -> pd.Series:
@@ -41,6 +40,12 @@ def last_third(depth: pd.Series) -> pd.Series:
     return depth > 2 / 3 * depth.max()
 
 
+def _mean(frame: pd.DataFrame, metric: str, third: Callable[[pd.Series], pd.Series]) -> dict[str, float]:
+    rows = _whole(frame, metric)
+    rows = rows[rows.groupby("label")["depth"].transform(third)]  # of each label: a decoder has fewer blocks
+    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+
+
 def late(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     """Mean of a metric over the last third of each label's blocks.
 
@@ -48,9 +53,7 @@ def late(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     >>> late(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
     {'CL': 5.5}
     """
-    rows = _whole(frame, metric)
-    rows = rows[rows.groupby("label")["depth"].transform(last_third)]  # a decoder has fewer blocks
-    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+    return _mean(frame, metric, last_third)
 
 
 def early(frame: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -60,9 +63,7 @@ def early(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     >>> early(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
     {'CL': 1.5}
     """
-    rows = _whole(frame, metric)
-    rows = rows[rows.groupby("label")["depth"].transform(first_third)]
-    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+    return _mean(frame, metric, first_third)
 
 
 def peak(frame: pd.DataFrame, metric: str) -> dict[str, int]:
