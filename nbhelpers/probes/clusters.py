@@ -16,7 +16,7 @@ from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import checked_depths, features
-from nbhelpers.probes.rows import labels_of
+from nbhelpers.probes.rows import labels_of, row
 
 
 def silhouette_by_depth(
@@ -60,9 +60,7 @@ def silhouette_by_depth(
                 tokens = group.repeat_interleave(count).numpy()
                 each = silhouette_samples(distances, tokens, metric="precomputed")
                 values = each.reshape(-1, count).mean(1)
-            value, low, high = mean_interval(values)
-            row = {"metric": metric, "depth": depth, "value": value, "low": low, "high": high}
-            rows.append(row | {"images": len(values)})
+            rows.append({"metric": metric, "depth": depth} | row(*mean_interval(values), len(values)))
     return identified(pd.DataFrame(rows), encoder, images)
 
 

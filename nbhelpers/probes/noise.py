@@ -22,11 +22,10 @@ from nbhelpers.probes.rows import Row, accuracy, by_depth, row, targets_of
 
 Change = Callable[[Tensor], Tensor]
 PLAIN = ("none", math.nan)  # change and parameter of the images as they are
-TENTHS = tuple(k / 10 for k in range(1, 11))
 CHANGES: Mapping[str, Sequence[float]] = {
-    "noise": TENTHS,
-    "low-pass": TENTHS,
-    "high-pass": TENTHS,
+    "noise": tuple(k / 10 for k in range(1, 11)),
+    "low-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "high-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
     "patch-shuffle": (16, 8, 4),
 }
 

@@ -28,18 +28,13 @@ from nbhelpers.probes import (
     robustness_by_depth,
     shape_bias_by_depth,
 )
+from nbhelpers.probes.noise import CHANGES
 from nbhelpers.probes.shape_bias import agreeing
 from nbhelpers.studies import PAIR, VARIED, Study, study
 
 # How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
 AGREEING = 20_000  # drawn so that the tenth of `shapes` whose shape and texture agree is enough to learn from
-CHANGES = {
-    "noise": tuple(k / 10 for k in range(1, 11)),
-    "low-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
-    "high-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
-    "patch-shuffle": (16, 8, 4),
-}
 # What chapters compare all models by, the decoder's blocks included.
 PROFILE = ("nmi", "attention_distance", "attention_entropy", "token_cosine", "delta_log_amplitude")
 SHARES = (0.01, 0.1, 1.0)  # of the labels

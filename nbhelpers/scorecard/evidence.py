@@ -159,9 +159,9 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
     return average(ranks)
 
 
-CURVE_READINGS = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
-OTHER_READINGS = (under_high_noise, of_all_labels, late_effective_rank)
-READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVE_READINGS, *OTHER_READINGS)}
+CURVES = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
+OTHERS = (under_high_noise, of_all_labels, late_effective_rank)
+READINGS: dict[str, Reading] = {read.__name__: read for read in CURVES + OTHERS}
 
 
 class Evidence:
