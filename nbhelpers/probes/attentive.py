@@ -28,7 +28,7 @@ class AttentiveProbe(nn.Module):
     ...     _ = probe.queries.copy_(torch.tensor([[2.0**0.5, 0.0]]))
     >>> tokens = torch.tensor([[[torch.tensor(3.0).log(), 0.0], [0.0, 1.0]]])
     >>> probe.attention(tokens)
-    tensor([[[0.7500, 0.2500]]])
+    tensor([[[0.7500, 0.2500]]], grad_fn=...)
     """
 
     def __init__(self, width: int, classes: int, queries: int = 4) -> None:
@@ -39,21 +39,14 @@ class AttentiveProbe(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
-    def _standardised(self, tokens: Tensor) -> Tensor:
-        return (tokens.float() - self.mean) / self.std
-
-    def _attention(self, tokens: Tensor) -> Tensor:
-        return torch.einsum("qd,bpd->bqp", self.queries, tokens).div(tokens.shape[-1] ** 0.5).softmax(-1)
-
-    @torch.no_grad()
     def attention(self, tokens: Tensor) -> Tensor:
-        """Weights `B Q P` of the patch tokens `B P D`; each row sums to 1."""
-        return self._attention(self._standardised(tokens))
+        """Weights `B Q P` of standardised patch tokens `B P D`; each row sums to 1."""
+        return torch.einsum("qd,bpd->bqp", self.queries, tokens).div(tokens.shape[-1] ** 0.5).softmax(-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Class logits `B C` of patch tokens `B P D`."""
-        tokens = self._standardised(tokens)
-        return self.head(torch.einsum("bqp,bpd->bqd", self._attention(tokens), tokens).flatten(1))
+        tokens = (tokens.float() - self.mean) / self.std
+        return self.head(torch.einsum("bqp,bpd->bqd", self.attention(tokens), tokens).flatten(1))
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
@@ -91,6 +84,7 @@ def fit_attentive(
     flat = train_tokens.flatten(0, 1).float()
     probe.mean.copy_(flat.mean(0))
     probe.std.copy_(flat.std(0).clamp(min=1e-6))
+    del flat  # as large as the tokens, and not needed for training
     optimizer = torch.optim.AdamW(probe.parameters(), learning_rate, weight_decay=weight_decay)
     steps = epochs * -(-len(train_tokens) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -116,7 +110,6 @@ def attentive_by_depth(
     test: ImageSource,
     label: str | Sequence[str],
     depths: Sequence[int] | None = None,
-    norm: bool = False,
     queries: int = 4,
     epochs: int = 50,
     seed: int = 0,
@@ -133,4 +126,4 @@ def attentive_by_depth(
         return fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
 
     splits = [train, validation]
-    return accuracy_by_depth("attentive", encoder, splits, test, label, fit, depths, "query", norm)
+    return accuracy_by_depth("attentive", encoder, splits, test, label, fit, depths, "query", False)

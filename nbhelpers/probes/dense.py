@@ -25,16 +25,10 @@ STRENGTHS = (1e-2, 1e-1, 1.0)
 def patch_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """Whether at least half of a patch is object: masks `N H W` -> `N P`, patches in row order.
 
-    Raises:
-        ValueError: where the grid does not divide the image.
-
     >>> masks = torch.tensor([[[1, 1, 0, 1], [1, 0, 0, 0]]], dtype=torch.bool)
     >>> patch_masks(masks, (1, 2)).tolist()
     [[True, False]]
     """
-    height, width = masks.shape[1:]
-    if height % grid[0] or width % grid[1]:
-        raise ValueError(f"masks N H W = {tuple(masks.shape)} cannot be cut into a grid of {grid} patches")
     shares = reduce(masks.double(), "n (r h) (c w) -> n (r c)", "mean", r=grid[0], c=grid[1])
     return shares >= 0.5
 
@@ -100,7 +94,6 @@ def dense_by_depth(
     test: ImageSource,
     label: str | Sequence[str] = ("mask", "texture"),
     depths: Sequence[int] | None = None,
-    norm: bool = False,
 ) -> pd.DataFrame:
     """Mean IoU at every depth of a linear head on single patch tokens, with a bootstrap interval over images.
 
@@ -124,5 +117,5 @@ def dense_by_depth(
         return [({"metric": "miou"}, row(*found, len(target)))]
 
     tests = {"": (encoder, test)}
-    rows = by_depth(encoder, sources[:2], tests, targets, fit, score, depths, "none", norm)
+    rows = by_depth(encoder, sources[:2], tests, targets, fit, score, depths, "none", False)
     return identified(pd.DataFrame(rows), encoder, test)

@@ -110,7 +110,7 @@ def fine_tune(
         torch.manual_seed(seed)
         nn.init.trunc_normal_(module.head.weight, std=2e-5)
     nn.init.zeros_(module.head.bias)
-    # What all images have in common can outweigh what tells them apart by far, and the head would not learn.
+    # The mean feature can be far larger than the differences between images; the head would then not learn.
     standardise = nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6)
     module.fc_norm = nn.Sequential(module.fc_norm, standardise)
     module.to(device).requires_grad_(True).train()
@@ -141,7 +141,7 @@ def fine_tune(
                 f"{encoder.name}: the loss is not finite at step {step}; lower learning_rate"
             )
     module.requires_grad_(False)
-    # Moments of the final weights, as the running ones lag behind: a plain mean over a few batches.
+    # The running statistics lag behind the weights: take those of the final weights, over ten batches.
     standardise.reset_running_stats()
     standardise.momentum = None
     for rows in order[:10]:
@@ -175,13 +175,11 @@ def fine_tuning_by_share(
 
     Columns: `study model objective seed metric label share first last value low high images`; metric is
     "fine_tuning".
-    Raises the errors of `fine_tune`, and ValueError for a share outside (0, 1] or without an image per class.
+    Raises the errors of `fine_tune`, and ValueError for a share with no image, or too many, of a class.
     """
     labels = labels_of(test, label)
     rows = []
     for share in shares:
-        if not 0 < share <= 1:
-            raise ValueError(f"share {share} of the labels is not in (0, 1]")
         per_class = round(share * len(train) / len(train.classes[label]))
         part = train if share == 1 else train.balanced(per_class, label, seed)
         predicted = classify(fine_tune(encoder, part, label, recipe, first, last, seed), test)

@@ -38,8 +38,6 @@ def knn_predict(
     """
     checked("train", train_features, "N D", train_labels)
     checked("test", test_features, "M D")
-    if not 1 <= k <= len(train_features):
-        raise ValueError(f"k={k} neighbours of {len(train_features)} training images")
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
     # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks
     # alike; e^(-d^2 / 2 tau) is the vote up to the constant factor e^(1 / tau).

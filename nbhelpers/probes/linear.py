@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -82,8 +81,8 @@ def fit_linear(
     with threadpool_limits(1):  # matrices this small cost more to share among threads than to multiply
         scaler = StandardScaler().fit(x)
         for strength in sorted(strengths):
-            # For two classes scikit-learn fits one vector, which the softmax splits in two halves: their
-            # squared norm is half of its own.
+            # For two classes scikit-learn fits one vector w. The rows of the softmax are -w / 2 and w / 2,
+            # with half the squared norm of w, so that C counts twice.
             two = len(classes) == 2
             model.set_params(C=2 * strength if two else strength).fit(scaler.transform(x), y)
             weight, bias = (
@@ -103,7 +102,6 @@ def linear_by_depth(
     depths: Sequence[int] | None = None,
     pool: Pool = "mean",
     norm: bool = False,
-    strengths: Sequence[float] = STRENGTHS,
 ) -> pd.DataFrame:
     """Accuracy of a linear probe at every depth, for one label or several, with Wilson's 95 % interval.
 
@@ -112,8 +110,8 @@ def linear_by_depth(
     NaN at a depth whose features are not finite or do not vary. Raises the errors of `features`, `fit_linear`
     and `accuracy_by_depth`.
     """
-    fit = partial(predictor, strengths=strengths)
-    return accuracy_by_depth("linear", encoder, [train, validation], test, label, fit, depths, pool, norm)
+    learn = [train, validation]
+    return accuracy_by_depth("linear", encoder, learn, test, label, predictor, depths, pool, norm)
 
 
 def predictor(learnt: tuple, chosen: tuple, strengths: Sequence[float] = STRENGTHS) -> Predictor:

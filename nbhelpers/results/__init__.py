@@ -20,7 +20,6 @@ from nbhelpers.images.source import content_fingerprint
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import Encoder, load, manifest
 from nbhelpers.results.published import (
-    against_published,
     difference_to_published,
     published,
     published_maps,
@@ -41,7 +40,6 @@ __all__ = [
     "Table",
     "add",
     "already",
-    "against_published",
     "at_end",
     "by_label",
     "early",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from nbhelpers.files import DATA
@@ -84,24 +82,3 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     groups = both.groupby(["model", "published"], sort=False)
     means = groups[["square", "error"]].mean() ** 0.5
     return means.rename(columns={"square": "rms"}).assign(depths=groups.size()).reset_index()
-
-
-def against_published(frames: Sequence[pd.DataFrame], metric: str) -> str:
-    """A sentence on `difference_to_published` of all models in some frames, for the prose of a chapter.
-
-    >>> curve = published().query("metric == 'nmi' and model == 'MoCo v3'")
-    >>> ours = curve.assign(model="mocov3.vit_base_patch16_224", value=curve["value"] + 0.02)
-    >>> against_published([ours], "nmi")
-    'Root mean square difference of the curves drawn here from the published ones: MoCo v3 0.02 (reading
-    error 0.006).'
-    """
-    differences = pd.concat([difference_to_published(frame, metric) for frame in frames])
-    if differences.empty:
-        return (
-            "None of the encoders drawn here is one of the published ones: the study imagenet computes the "
-            "same curves for those, on the reader's photographs."
-        )
-    parts = [f"{row[1]} {row[2]:.2g} (reading error {row[3]:.1g})" for row in differences.to_numpy()]
-    return (
-        f"Root mean square difference of the curves drawn here from the published ones: {', '.join(parts)}."
-    )

@@ -32,18 +32,18 @@ from nbhelpers.probes.noise import CHANGES
 from nbhelpers.probes.shape_bias import agreeing
 from nbhelpers.studies import PAIR, VARIED, Study, study
 
-# How many images the probes see: learnt from, penalty chosen on, and (the noise, thirty times) tested on.
+# Images that probes learn from, choose the penalty on, and are tested on under noise (some thirty times).
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
-AGREEING = 20_000  # drawn so that the tenth of `shapes` whose shape and texture agree is enough to learn from
-# What chapters compare all models by, the decoder's blocks included.
+AGREEING = 20_000  # of `shapes`; the probe of shape bias learns from the tenth with equal shape and texture
+# Metrics that chapters compare all models by, decoders included.
 PROFILE = ("nmi", "attention_distance", "attention_entropy", "token_cosine", "delta_log_amplitude")
 SHARES = (0.01, 0.1, 1.0)  # of the labels
 FINE_TUNING = FineTuning(steps=200, batch_size=64)
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
-FEWEST = 40  # photographs that can be cut in three: half of them are the neighbours of k-NN
-# Of ten images of a class, those that are learnt from, chosen on, tested on; three images suffice for all.
+FEWEST = 40  # photographs of a folder: half of them are learnt from, and k-NN asks 20
+# Number of an image within its class, modulo ten -> its split; any three images of a class are in all splits.
 ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
 

@@ -126,6 +126,12 @@ def of_all_labels(rows: pd.DataFrame) -> Interval:
     return Interval(*rows.loc[rows["share"] == 1, ["value", "low", "high"]].iloc[0].astype(float))
 
 
+def _around(value: float, drawn: np.ndarray) -> Interval:
+    """A value with the interval of its bootstrap, which is made to hold it."""
+    low, high = map(float, np.quantile(drawn, [0.025, 0.975]))
+    return Interval(value, min(value, low), max(value, high))
+
+
 def peak(rows: pd.DataFrame) -> Interval:
     """Depth at which the value is highest, with a parametric bootstrap.
 
@@ -136,9 +142,7 @@ def peak(rows: pd.DataFrame) -> Interval:
     depth, value = rows["depth"].to_numpy(), rows["value"].to_numpy()
     error = (rows["high"] - rows["low"]).to_numpy() / (2 * 1.96)
     drawn = np.random.default_rng(0).normal(value, error, (DRAWS, len(value)))
-    low, high = np.quantile(depth[drawn.argmax(1)], [0.025, 0.975])
-    best = float(depth[value.argmax()])
-    return Interval(best, min(best, float(low)), max(best, float(high)))
+    return _around(float(depth[value.argmax()]), depth[drawn.argmax(1)])
 
 
 def late_effective_rank(rows: pd.DataFrame) -> Interval:
@@ -153,9 +157,8 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
         spectrum = torch.tensor(lines["value"].to_numpy())
         error = (2 / (int(lines["images"].iloc[0]) - 1)) ** 0.5
         noise = torch.randn(DRAWS, len(spectrum), generator=torch.Generator().manual_seed(0))
-        low, high = np.quantile(effective_rank(spectrum + error * noise).numpy(), [0.025, 0.975])
-        value = effective_rank(spectrum).item()
-        ranks.append(Interval(value, min(value, float(low)), max(value, float(high))))
+        drawn = effective_rank(spectrum + error * noise).numpy()
+        ranks.append(_around(effective_rank(spectrum).item(), drawn))
     return average(ranks)
 
 

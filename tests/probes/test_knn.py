@@ -62,7 +62,7 @@ def test_errors(encoder, colours):
         knn_predict(x, y[:2], x, k=1)
     with pytest.raises(ValueError, match="non-finite"):
         knn_predict(x, y, x * torch.nan, k=1)
-    with pytest.raises(ValueError, match="k=20 neighbours of 3"):
+    with pytest.raises(ValueError, match="n_neighbors = 20"):
         knn_predict(x, y, x)
     source = colours(30, 0)
     with pytest.raises(ValueError, match=r"no label 'shape'.*'coin', 'colour'"):
