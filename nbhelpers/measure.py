@@ -72,7 +72,7 @@ def analyse(
         return {name: accumulator.compute() for name, accumulator in accumulators.items()}
 
     keys = {name: [name, code_version("metrics")] for name in rows}
-    frames = cached("analyses", encoder, [images], keys, compute) if cache else compute(list(rows))
+    frames = cached(encoder, [images], keys, compute) if cache else compute(list(rows))
     frame = pd.concat([frames[name] for name in rows], ignore_index=True)
     _note_undefined(frame, len(images))
     return identified(frame, encoder, images)
@@ -157,7 +157,6 @@ def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def cached(
-    kind: str,
     encoder: Encoder,
     images: Sequence[ImageSource],
     keys: Mapping[str, Sequence[object]],
@@ -168,7 +167,6 @@ def cached(
     Of an encoder with hooks nothing is kept. A cache folder that cannot be used is warned of, and no error.
 
     Args:
-        kind: folder in the cache folder.
         encoder: what was measured; its weights, preprocessing and device are part of each key.
         images: what it was measured on; their fingerprints are part of each key.
         keys: by name, all else that the numbers depend on, code included (`code_version`), as JSON knows it.
@@ -180,7 +178,7 @@ def cached(
         try:
             for name, key in keys.items():
                 digest = hashlib.sha256(json.dumps([*who, *key]).encode()).hexdigest()
-                places[name] = cache_dir() / kind / f"{digest[:24]}.csv"
+                places[name] = cache_dir() / "frames" / f"{digest[:24]}.csv"
         except OSError as error:
             warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
     frames = [{name: read_table(place) for name, place in places.items() if place.exists()}]

@@ -78,7 +78,7 @@ def test_filling_in_leaves_out_a_table_without_images(toy, monkeypatch):
         monkeypatch.setattr(fill, name, value)
     for job in fill.jobs(["toy"]):
         fill.measure(*job)
-    assert not list(cache_dir().glob("analyses/*"))
+    assert not list(cache_dir().glob("frames/*"))
 
 
 def test_a_stored_table_is_the_computed_one(toy):
@@ -416,7 +416,7 @@ def test_classes_too_small_to_be_cut_are_left_out_by_name(tiny, monkeypatch):
     assert {tuple(part.labels["class"].unique().tolist()) for part in parts.values()} == {(2, 3)}
     images.labels = {"class": torch.arange(60)}
     images.classes = {"class": tuple(f"class {i}" for i in range(60))}
-    with pytest.raises(MissingDataError, match="too small left out: class 0"):
+    with pytest.raises(MissingDataError, match="left out: class 0"):
         results.TABLES["probes"].images(Study("folder:/photographs", "photographs", ()))
 
 

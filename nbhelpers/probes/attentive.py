@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.rows import Predictor, accuracy, accuracy_by_depth, checked
+from nbhelpers.probes.rows import Predictor, accuracies, accuracy, by_depth, checked, targets_of
 
 
 class AttentiveProbe(nn.Module):
@@ -119,11 +119,13 @@ def attentive_by_depth(
     Patch tokens are kept in half precision, of as many depths at a time as fit memory.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
-    whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `accuracy_by_depth`.
+    whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `targets_of`.
     """
 
     def fit(learnt: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]) -> Predictor:
         return fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
 
-    splits = [train, validation]
-    return accuracy_by_depth("attentive", encoder, splits, test, label, fit, depths, "query", False)
+    learn, tests, score = [train, validation], {"": (encoder, test)}, accuracies("attentive")
+    return by_depth(
+        encoder, learn, tests, targets_of([*learn, test], label), fit, score, depths, "query", False
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,9 @@ from einops import reduce
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
-from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.linear import predictor
-from nbhelpers.probes.rows import Predictor, Row, by_depth, labels_of, row, targets_of
+from nbhelpers.probes.rows import Predictor, Row, by_depth, labels_of, row
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
 STRENGTHS = (1e-2, 1e-1, 1.0)
@@ -104,8 +102,8 @@ def dense_by_depth(
     NaN at a depth whose tokens are not finite or do not vary.
     Raises the errors of `features`, `fit_linear` and `patch_targets`.
     """
-    sources = [train, validation, test]
-    targets = targets_of(sources, label, partial(patch_targets, encoder))
+    learn, names = [train, validation], [label] if isinstance(label, str) else label
+    targets = {name: [patch_targets(encoder, source, name) for source in (*learn, test)] for name in names}
 
     def fit(*splits: tuple[Tensor, Tensor]) -> Predictor:
         flat = [(tokens.flatten(0, 1), y.flatten()) for tokens, y in splits]
@@ -117,5 +115,4 @@ def dense_by_depth(
         return [({"metric": "miou"}, row(*found, len(target)))]
 
     tests = {"": (encoder, test)}
-    rows = by_depth(encoder, sources[:2], tests, targets, fit, score, depths, "none", False)
-    return identified(pd.DataFrame(rows), encoder, test)
+    return by_depth(encoder, learn, tests, targets, fit, score, depths, "none", False)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool
-from nbhelpers.probes.rows import Predictor, accuracy_by_depth, checked
+from nbhelpers.probes.rows import Predictor, accuracies, by_depth, checked, targets_of
 
 
 def knn_predict(
@@ -61,10 +61,11 @@ def knn_by_depth(
 
     Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
     NaN at a depth whose features are not finite. Raises the errors of `features`, `knn_predict` and
-    `accuracy_by_depth`.
+    `targets_of`.
     """
 
     def fit(learnt: tuple[Tensor, Tensor]) -> Predictor:
         return lambda x: knn_predict(*learnt, x, k, temperature)
 
-    return accuracy_by_depth("knn", encoder, [train], test, label, fit, depths, pool, norm)
+    tests, targets = {"": (encoder, test)}, targets_of([train, test], label)
+    return by_depth(encoder, [train], tests, targets, fit, accuracies("knn"), depths, pool, norm)

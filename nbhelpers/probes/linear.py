@@ -16,7 +16,7 @@ from torch import Tensor
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool
-from nbhelpers.probes.rows import Predictor, Undefined, accuracy, accuracy_by_depth, checked
+from nbhelpers.probes.rows import Predictor, Undefined, accuracies, accuracy, by_depth, checked, targets_of
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -108,10 +108,11 @@ def linear_by_depth(
     The interval is over the test images, the probe held fixed.
     Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
     NaN at a depth whose features are not finite or do not vary. Raises the errors of `features`, `fit_linear`
-    and `accuracy_by_depth`.
+    and `targets_of`.
     """
-    learn = [train, validation]
-    return accuracy_by_depth("linear", encoder, learn, test, label, predictor, depths, pool, norm)
+    learn, tests, score = [train, validation], {"": (encoder, test)}, accuracies("linear")
+    targets = targets_of([*learn, test], label)
+    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)
 
 
 def predictor(learnt: tuple, chosen: tuple, strengths: Sequence[float] = STRENGTHS) -> Predictor:

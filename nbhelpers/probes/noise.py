@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
-from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.names import nearest
 from nbhelpers.probes.features import Pool
@@ -147,5 +146,4 @@ def robustness_by_depth(
 
     learn, depths = [train, validation], [encoder.depth] if depths is None else depths
     targets = targets_of([*learn, test], label)
-    rows = by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)
-    return identified(pd.DataFrame(rows), encoder, test)
+    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)

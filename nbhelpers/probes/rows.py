@@ -1,7 +1,7 @@
 """The loop and the rows that all probes share: fit at every depth, predict, score, in one frame format.
 
 A new probe is a function `fit(train, validation)` of pairs (features, labels) that returns a predictor;
-`accuracy_by_depth` makes its frame.
+`by_depth` makes its frame, with `accuracies` for its score.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from nbhelpers.probes.features import checked_depths, features
 
 Predictor = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
+Score = Callable[[dict[Any, Tensor | None], Tensor], Iterable[tuple[Row, Row]]]
 MEMORY = 2**30  # bytes that the features of the depths that are held together may take
 
 
@@ -37,14 +38,19 @@ def labels_of(source: ImageSource, label: str) -> Tensor:
     return source.labels[label]
 
 
-def targets_of(
-    sources: Sequence[ImageSource],
-    label: str | Sequence[str],
-    read: Callable[[ImageSource, str], Tensor] = labels_of,
-) -> dict[str, list[Tensor]]:
-    """What a probe is to predict for each source, by the name of the label, or of several."""
-    names = [label] if isinstance(label, str) else label
-    return {name: [read(source, name) for source in sources] for name in names}
+def targets_of(sources: Sequence[ImageSource], label: str | Sequence[str]) -> dict[str, list[Tensor]]:
+    """The labels `N` of each source, by the name of the label, or of several.
+
+    Raises:
+        ValueError: a label that a source lacks, or a class that the last one shows and the first does not.
+    """
+    targets, test = {}, sources[-1]
+    for name in [label] if isinstance(label, str) else label:
+        known, *_, asked = targets[name] = [labels_of(source, name) for source in sources]
+        if unseen := sorted({*asked.tolist()} - {*known.tolist()}):
+            names = ", ".join(test.classes[name][number] for number in unseen)
+            raise ValueError(f"{test.name} shows {name} {names}, of which there is no image to learn from")
+    return targets
 
 
 def checked(name: str, x: Tensor, layout: str, labels: Tensor | None = None) -> Tensor:
@@ -73,6 +79,11 @@ def accuracy(predicted: Tensor | None, labels: Tensor) -> Row:
     return row(correct / len(labels), *wilson(correct, len(labels)), len(labels))
 
 
+def accuracies(metric: str) -> Score:
+    """The score of probes that predict one test: a row with the accuracy, under that name."""
+    return lambda predicted, truth: [({"metric": metric}, accuracy(predicted[""], truth))]
+
+
 def row(value: float, low: float, high: float, images: int) -> Row:
     """The columns that every row of a probe ends with."""
     return {"value": value, "low": low, "high": high, "images": images}
@@ -84,12 +95,12 @@ def by_depth(
     tests: Mapping[Hashable, tuple[Encoder, ImageSource]],
     targets: Mapping[str, Sequence[Tensor]],
     fit: Callable[..., Predictor],
-    score: Callable[[dict[Any, Tensor | None], Tensor], Iterable[tuple[Row, Row]]],
+    score: Score,
     depths: Sequence[int] | None,
     pool: str,
     norm: bool,
-) -> list[Row]:
-    """Fit a probe at every depth for every label, predict the tests, and score: the rows of a probe's frame.
+) -> pd.DataFrame:
+    """Fit a probe at every depth for every label, predict the tests, and score: the frame of a probe.
 
     The encoder runs once for as many depths as fit `MEMORY`. Where a probe is `Undefined`, a warning says why
     and the prediction is None.
@@ -104,6 +115,10 @@ def by_depth(
         depths: default all of 0..L.
         pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
         norm: as in `features`.
+
+    Returns:
+        Columns `study model objective seed`, those that `score` puts first, `depth label pool norm`, and its
+        last ones.
     """
 
     def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> Tensor:
@@ -135,7 +150,7 @@ def by_depth(
         for (label, depth), found in predicted.items():
             place = {"depth": depth, "label": label, "pool": pool, "norm": norm}
             rows += [first | place | last for first, last in score(found, targets[label][-1])]
-    return rows
+    return identified(pd.DataFrame(rows), encoder, learn[0])
 
 
 def _attempt(where: str, function: Callable, *arguments: object) -> Any:
@@ -145,35 +160,3 @@ def _attempt(where: str, function: Callable, *arguments: object) -> Any:
     except Undefined as reason:
         warnings.warn(f"{where}: {reason}; its rows are NaN", stacklevel=2)
         return None
-
-
-def accuracy_by_depth(
-    metric: str,
-    encoder: Encoder,
-    learn: Sequence[ImageSource],
-    test: ImageSource,
-    label: str | Sequence[str],
-    fit: Callable[..., Predictor],
-    depths: Sequence[int] | None,
-    pool: str,
-    norm: bool,
-) -> pd.DataFrame:
-    """Accuracy of a probe at every depth for one label or several; arguments as of `by_depth`.
-
-    Columns: `study model objective seed metric depth label pool norm value low high images`.
-
-    Raises:
-        ValueError: a label that the images lack, a class to be recognised that the training images lack, or
-            as `features` and `fit` raise.
-    """
-    targets = targets_of([*learn, test], label)
-    for name, (known, *_, asked) in targets.items():
-        if unseen := sorted({*asked.tolist()} - {*known.tolist()}):
-            names = ", ".join(test.classes[name][number] for number in unseen)
-            raise ValueError(f"{test.name} shows {name} {names}, of which there is no image to learn from")
-
-    def score(predicted: dict, truth: Tensor) -> list[tuple[Row, Row]]:
-        return [({"metric": metric}, accuracy(predicted[""], truth))]
-
-    rows = by_depth(encoder, learn, {"": (encoder, test)}, targets, fit, score, depths, pool, norm)
-    return identified(pd.DataFrame(rows), encoder, test)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
-from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.features import Pool
 from nbhelpers.probes.linear import predictor
@@ -119,5 +118,4 @@ def shape_bias_by_depth(
         yield {"metric": "covered"}, accuracy(either, shape)
 
     tests, targets = {"": (encoder, conflict.select(trials))}, {"shape/texture": [*cues, shape]}
-    rows = by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)
-    return identified(pd.DataFrame(rows), encoder, train)
+    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)

@@ -43,7 +43,7 @@ NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
 FEWEST = 40  # photographs of a folder: half of them are learnt from, and k-NN asks 20
-# Number of an image within its class, modulo ten -> its split; any three images of a class are in all splits.
+# Number of an image within its class, modulo ten -> its split; the first three are in one each.
 ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
 
@@ -156,16 +156,14 @@ def _drawn(study: Study, train: int) -> Images:
     order = order[numbers[order].argsort(stable=True)]
     order = order[sizes[numbers[order]] >= len(ROLES)]
     classes = numbers[order].unique(return_counts=True)[1]
+    left_out = f"; too small to be cut, left out: {', '.join(small)}" if small else ""
     if len(order) < FEWEST or len(classes) < 2:
         raise MissingDataError(
             f"probes need at least {FEWEST} photographs of two classes, laid out as CLASS/FILE, and "
-            f"{len(ROLES)} of each class; {whole.name} has {len(order)} of {len(classes)}"
-            + (f", classes too small left out: {', '.join(small)}" if small else "")
+            f"{len(ROLES)} of each class; {whole.name} has {len(order)} of {len(classes)}{left_out}"
         )
     if small:
-        warnings.warn(
-            f"{whole.name}: left out, with fewer than {len(ROLES)} images: {', '.join(small)}", stacklevel=2
-        )
+        warnings.warn(f"{whole.name} is cut in {len(ROLES)}{left_out}", stacklevel=2)
     place = torch.cat([torch.arange(count) for count in classes.tolist()]) % 10
     cut = {role: torch.isin(place, torch.tensor(places)) for role, places in ROLES.items()}
     most = {"train": train, "validation": VALIDATION, "test": len(study.sample)}
@@ -174,14 +172,13 @@ def _drawn(study: Study, train: int) -> Images:
 
 
 def _kept(
-    kind: str,
     encoder: Encoder,
     sources: Sequence[ImageSource],
     key: Sequence[object],
     compute: Callable[[], pd.DataFrame],
 ) -> pd.DataFrame:
     """A frame from the cache folder, or computed and kept there; arguments as of `cached`."""
-    frames = cached(kind, encoder, sources, {"frame": key}, lambda _: {"frame": compute()})
+    frames = cached(encoder, sources, {"frame": key}, lambda _: {"frame": compute()})
     return identified(frames["frame"], encoder, sources[0])
 
 
@@ -193,7 +190,7 @@ def _probed(
     readable = {"versions": list, "recipe": asdict}
     arguments = {key: readable[key](value) if key in readable else value for key, value in options.items()}
     key = [probe.__name__, arguments, code_version("probes")]
-    return _kept("probes", encoder, sources, key, partial(probe, encoder, *images, **options))
+    return _kept(encoder, sources, key, partial(probe, encoder, *images, **options))
 
 
 def _splits(images: Images, kind: str = "") -> list[ImageSource]:
@@ -321,7 +318,7 @@ def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     chosen, test = study(images["test"].name.split("/")[0]), images["test"]
     others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
     key = ["cka", [other.fingerprint for other in others], code_version("metrics"), code_version("probes")]
-    return _kept("analyses", encoder, [test], key, lambda: cka_by_depth(encoder, others, test))
+    return _kept(encoder, [test], key, lambda: cka_by_depth(encoder, others, test))
 
 
 # A run of seed 0 begins with the random encoder.
@@ -337,6 +334,4 @@ def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
     sources = [images["train"], images["validation"]]
     key = ["gradients", run.as_dict(), STEPS, BATCHES, code_version("pretrain")]
-    return _kept(
-        "analyses", encoder, sources, key, partial(gradient_alignment, run, *sources, STEPS, BATCHES)
-    )
+    return _kept(encoder, sources, key, lambda: gradient_alignment(run, *sources, STEPS, BATCHES))
