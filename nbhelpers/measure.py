@@ -218,7 +218,7 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
     return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
 
 
-# What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
+# Files whose code turns weights and images into the numbers of a frame, beside capture and the encoder's.
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
     "probes": ("probes/*.py", "images/filters.py"),

@@ -121,29 +121,23 @@ def by_depth(
         last ones.
     """
 
-    def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> Tensor:
-        if pool in ("none", "query"):
-            return features(viewer, source, chosen, "none", norm, dtype=torch.float16)
-        return features(viewer, source, chosen, pool, norm)
+    def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> dict[int, Tensor]:
+        as_read, dtype = ("none", torch.float16) if pool in ("none", "query") else (pool, torch.float32)
+        return dict(zip(chosen, features(viewer, source, chosen, as_read, norm, dtype=dtype), strict=True))
 
     rows, remaining = [], checked_depths(encoder, depths)
     images = sum(map(len, learn)) + max(len(source) for _, source in tests.values())
-    together = max(1, MEMORY // (images * read(encoder, learn[0].select([0]), remaining[:1])[0].nbytes))
+    one = read(encoder, learn[0].select([0]), remaining[:1])[remaining[0]]
+    together = max(1, MEMORY // (images * one.nbytes))
     while remaining:
         chosen, remaining = remaining[:together], remaining[together:]
-        layers = [dict(zip(chosen, read(encoder, source, chosen), strict=True)) for source in learn]
-        probes = {
-            (label, depth): _attempt(
-                f"{encoder.name}, depth {depth}, {label}",
-                fit,
-                *((layer[depth], goal) for layer, goal in zip(layers, goals[:-1], strict=True)),
-            )
-            for label, goals in targets.items()
-            for depth in chosen
-        }
-        predicted: dict[tuple[str, int], dict] = {place: {} for place in probes}
+        layers = [read(encoder, source, chosen) for source in learn]
+        probes, predicted = {}, {(label, depth): {} for label in targets for depth in chosen}
+        for label, depth in predicted:
+            pairs = [(layer[depth], goal) for layer, goal in zip(layers, targets[label], strict=False)]
+            probes[label, depth] = _attempt(f"{encoder.name}, depth {depth}, {label}", fit, *pairs)
         for key, (viewer, source) in tests.items():
-            layer = dict(zip(chosen, read(viewer, source, chosen), strict=True))
+            layer = read(viewer, source, chosen)
             for (label, depth), probe in probes.items():
                 where = f"{viewer.name}, depth {depth}, {label}, {source.name}"
                 predicted[label, depth][key] = probe and _attempt(where, probe, layer[depth])

@@ -79,8 +79,8 @@ def table(
 ) -> pd.DataFrame:
     """A result table of a study: computed here where all its images are, else as stored in `data/results`.
 
-    A slow table is always the stored one, and so are those rows of a kept one that are stored. What is
-    computed stays in the cache folder.
+    A slow table is always read as stored. Of a kept one, stored rows are read and the others computed. What
+    is computed stays in the cache folder.
 
     Args:
         study_name: see `nbhelpers.studies`.
@@ -198,7 +198,7 @@ def _read(study_name: str, name: str) -> tuple[pd.DataFrame, dict[str, dict]]:
 def _weights(model: str | Encoder, study_name: str) -> str | None:
     """What identifies an encoder's weights: the checksum of their file, or the recipe of random ones.
 
-    Empty for one of the study's own that is no longer there; None where only a download could tell.
+    Empty for an encoder of the study that is gone; None where only a download could tell.
     """
     if isinstance(model, str):
         if row := manifest().get(model):
@@ -251,7 +251,7 @@ def _encoder_of(frame: pd.DataFrame) -> pd.Series:
 
 
 def _fingerprint(images: Images) -> str:
-    """Of the images of a table; of generated ones by their labels, as their pixels round on each machine."""
+    """Identity of a table's images; generated ones by their labels, since their pixels differ by rounding."""
     parts = []
     for role, source in sorted(images.items()):
         labels = [source.labels[key] for key in sorted(source.labels)]

@@ -1,4 +1,4 @@
-"""Numbers that stand for a curve: its late mean and its peak."""
+"""Numbers that summarise a curve: early and late mean, peak, end."""
 
 from __future__ import annotations
 
