@@ -6,8 +6,10 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -169,7 +171,8 @@ def cached(
     Args:
         encoder: what was measured; its weights, preprocessing and device are part of each key.
         images: what it was measured on; their fingerprints are part of each key.
-        keys: by name, all else that the numbers depend on, code included (`code_version`), as JSON knows it.
+        keys: by name, all else that the numbers depend on, code included (`code_version`): what JSON knows,
+            encoders, images and dataclasses.
         compute: makes the frames of the names that it is given.
     """
     places: dict[str, Path] = {}
@@ -177,7 +180,7 @@ def cached(
         who = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images]]
         try:
             for name, key in keys.items():
-                digest = hashlib.sha256(json.dumps([*who, *key]).encode()).hexdigest()
+                digest = hashlib.sha256(json.dumps([*who, *key], default=_as_key).encode()).hexdigest()
                 places[name] = cache_dir() / "frames" / f"{digest[:24]}.csv"
         except OSError as error:
             warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
@@ -193,6 +196,11 @@ def cached(
         except OSError as error:
             warnings.warn(f"{places[name]} could not be written, so it is not kept: {error}", stacklevel=3)
     return frames[0] | computed
+
+
+def _as_key(thing: Any) -> object:
+    """What a key holds of an encoder or images, or of a recipe."""
+    return thing.fingerprint if hasattr(thing, "fingerprint") else asdict(thing)
 
 
 def _note_undefined(frame: pd.DataFrame, images: int) -> None:

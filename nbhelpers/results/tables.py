@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -186,11 +186,8 @@ def _probed(
     probe: Callable[..., pd.DataFrame], encoder: Encoder, *images: ImageSource, **options
 ) -> pd.DataFrame:
     """The frame of a function of `nbhelpers.probes`, kept in the cache folder."""
-    sources = [*images, *options.get("versions", {}).values()]
-    readable = {"versions": list, "recipe": asdict}
-    arguments = {key: readable[key](value) if key in readable else value for key, value in options.items()}
-    key = [probe.__name__, arguments, code_version("probes")]
-    return _kept(encoder, sources, key, partial(probe, encoder, *images, **options))
+    key = [probe.__name__, options, code_version("probes")]
+    return _kept(encoder, images, key, lambda: probe(encoder, *images, **options))
 
 
 def _splits(images: Images, kind: str = "") -> list[ImageSource]:
@@ -317,7 +314,7 @@ def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     """CKA of pooled features with those of the CL and the MIM encoder, between all depths."""
     chosen, test = study(images["test"].name.split("/")[0]), images["test"]
     others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
-    key = ["cka", [other.fingerprint for other in others], code_version("metrics"), code_version("probes")]
+    key = ["cka", others, code_version("metrics"), code_version("probes")]
     return _kept(encoder, [test], key, lambda: cka_by_depth(encoder, others, test))
 
 
@@ -333,5 +330,5 @@ def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Whether the two losses of a hybrid agree in each block, along a short training."""
     run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
     sources = [images["train"], images["validation"]]
-    key = ["gradients", run.as_dict(), STEPS, BATCHES, code_version("pretrain")]
+    key = ["gradients", run, STEPS, BATCHES, code_version("pretrain")]
     return _kept(encoder, sources, key, lambda: gradient_alignment(run, *sources, STEPS, BATCHES))

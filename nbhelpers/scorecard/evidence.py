@@ -239,7 +239,7 @@ class Evidence:
         return list(dict.fromkeys(label(name, "hybrid") for name in self.study.trained("hybrid")))
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
-        """A table with these encoders; that of the pair with all models that chapters draw, as they read it."""
+        """A table with these encoders; that of the pair with all models, as chapters read it."""
         as_drawn = who in PAIR and name in TABLES and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:
