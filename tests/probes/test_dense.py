@@ -57,12 +57,7 @@ def test_targets(encoder):
 def test_by_depth(encoder):
     splits = [scenes(n, seed) for seed, n in enumerate((150, 50, 80))]
     frame = dense_by_depth(encoder, *splits, depths=[0, 1])
-    assert frame[["depth", "label"]].values.tolist() == [
-        [0, "mask"],
-        [1, "mask"],
-        [0, "texture"],
-        [1, "texture"],
-    ]
+    assert frame[["label", "depth"]].values.tolist() == [[k, d] for k in ("mask", "texture") for d in (0, 1)]
     assert (frame.value > 0.98).all() and (frame.images == 80).all()
     blind = [ArraySource("b", s.images.roll(1, 0), s.labels, s.classes, s.masks) for s in splits]
     frame = dense_by_depth(encoder, *blind, "mask", depths=[0])

@@ -115,12 +115,7 @@ def test_penalty_is_chosen_on_validation():
 def test_by_depth(encoder, colours):
     splits = [colours(n, seed) for seed, n in enumerate((200, 100, 150))]
     frame = linear_by_depth(encoder, *splits, ["colour", "coin"], depths=[0, 2], pool="mean", norm=True)
-    assert frame[["label", "depth"]].values.tolist() == [
-        ["colour", 0],
-        ["colour", 2],
-        ["coin", 0],
-        ["coin", 2],
-    ]
+    assert frame[["label", "depth"]].values.tolist() == [[k, d] for k in ("colour", "coin") for d in (0, 2)]
     colour, coin = frame[frame.label == "colour"], frame[frame.label == "coin"]
     assert (colour.value == 1).all() and (colour.low > 0.97).all()
     assert ((coin.low < 0.5) & (coin.high > 0.5)).all()
