@@ -77,7 +77,7 @@ def features(
         if all(isinstance(each, nn.Identity) for each in norms):
             raise ValueError(f"norm=True, but {type(module).__name__} has no final norm; ask for norm=False")
     if isinstance(images, Tensor):
-        images = ArraySource("images", images, {}, {})
+        images = ArraySource("images", images.cpu(), {}, {})
     kept: dict[int, list[Tensor]] = {depth: [] for depth in chosen}
 
     def keep(stream: Stream) -> None:
