@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,8 +28,6 @@ from nbhelpers.ranks import rank, world_size
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
 MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
-
-Value = TypeVar("Value")
 
 
 def analyse(
@@ -68,16 +67,14 @@ def analyse(
     rows = {name: METRICS[name] for name in metrics}
     if not rows:
         raise ValueError(f"analyse: name at least one metric; there are {', '.join(METRICS)}")
-    version = code_version("metrics")
-    places = {name: _place("analyses", encoder, [images], [name, version]) for name in rows if cache}
-    frames = _from_first_rank(lambda: {name: _kept(place) for name, place in places.items()})
-    missing = [name for name in rows if frames.get(name) is None]
-    accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
-    if missing:
+
+    def compute(missing: Sequence[str]) -> dict[str, pd.DataFrame]:
+        accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
         feed(encoder, images, list(accumulators.values()), batch_size)
-    for name in missing:
-        frames[name] = accumulators[name].compute()
-        _keep(frames[name], places.get(name))
+        return {name: accumulator.compute() for name, accumulator in accumulators.items()}
+
+    keys = {name: [name, code_version("metrics")] for name in rows}
+    frames = cached(encoder, [images], keys, compute) if cache else compute(list(rows))
     frame = pd.concat([frames[name] for name in rows], ignore_index=True)
     _note_undefined(frame, len(images))
     return identified(frame, encoder, images)
@@ -162,64 +159,48 @@ def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def cached(
-    kind: str,
     encoder: Encoder,
     images: Sequence[ImageSource],
-    key: Sequence[object],
-    compute: Callable[[], pd.DataFrame],
-) -> pd.DataFrame:
-    """The frame of `compute`, from the cache folder where it was computed before from the same things.
+    keys: Mapping[str, Sequence[object]],
+    compute: Callable[[list[str]], Mapping[str, pd.DataFrame]],
+) -> dict[str, pd.DataFrame]:
+    """Frames by name: those that were computed before from the cache folder, the others by `compute`.
+
+    Of an encoder with hooks nothing is kept. A cache folder that cannot be used is warned of, and no error.
 
     Args:
-        kind: folder in the cache folder.
-        encoder: what was measured; its weights, preprocessing and device are part of the key.
-        images: what it was measured on; their fingerprints are part of the key.
-        key: all else that the numbers depend on, code included (`code_version`), as JSON knows it.
-        compute: makes the frame.
+        encoder: what was measured; its weights, preprocessing and device are part of each key.
+        images: what it was measured on; their fingerprints are part of each key.
+        keys: by name, all else that the numbers depend on, code included (`code_version`): what JSON knows,
+            encoders, images and dataclasses.
+        compute: makes the frames of the names that it is given.
     """
-    place = _place(kind, encoder, images, key)
-    if (found := _from_first_rank(lambda: _kept(place))) is not None:
-        return found
-    frame = compute()
-    _keep(frame, place)
-    return frame
+    places: dict[str, Path] = {}
+    if not encoder.hooked:
+        who = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images]]
+        try:
+            for name, key in keys.items():
+                digest = hashlib.sha256(json.dumps([*who, *key], default=_as_key).encode()).hexdigest()
+                places[name] = cache_dir() / "frames" / f"{digest[:24]}.csv"
+        except OSError as error:
+            warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
+    frames = [{name: read_table(place) for name, place in places.items() if place.exists()}]
+    if world_size() > 1:  # ranks that disagreed on what is missing would wait for each other forever
+        dist.broadcast_object_list(frames)
+    missing = [name for name in keys if name not in frames[0]]
+    computed = compute(missing) if missing else {}
+    for name in missing if places and rank() == 0 else ():
+        try:
+            with atomic_path(places[name]) as temporary:
+                computed[name].to_csv(temporary, index=False)
+        except OSError as error:
+            warnings.warn(f"{places[name]} could not be written, so it is not kept: {error}", stacklevel=3)
+    return frames[0] | computed
 
 
-def _place(kind: str, encoder: Encoder, images: Sequence[ImageSource], key: Sequence[object]) -> Path | None:
-    """Where in the cache folder a frame lies, arguments as of `cached`; None: it is not kept."""
-    if encoder.hooked:
-        return None
-    parts = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images], *key]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    try:
-        return cache_dir() / kind / f"{name}.csv"
-    except OSError as error:
-        warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
-        return None
-
-
-def _kept(place: Path | None) -> pd.DataFrame | None:
-    return read_table(place) if place and place.exists() else None
-
-
-def _keep(frame: pd.DataFrame, place: Path | None) -> None:
-    """Write a frame to the cache folder, on one of the ranks; a failure loses no results."""
-    if place is None or rank() > 0:
-        return
-    try:
-        with atomic_path(place) as temporary:
-            frame.to_csv(temporary, index=False)
-    except OSError as error:
-        warnings.warn(f"{place} could not be written, so it will be computed again: {error}", stacklevel=3)
-
-
-def _from_first_rank(read: Callable[[], Value]) -> Value:
-    """What rank 0 reads, on all ranks: if they disagreed on what is missing, they would wait forever."""
-    if world_size() == 1:
-        return read()
-    box = [read() if rank() == 0 else None]
-    dist.broadcast_object_list(box)
-    return box[0]
+def _as_key(thing: Any) -> object:
+    """What a key holds of an encoder or images, or of a recipe."""
+    return thing.fingerprint if hasattr(thing, "fingerprint") else asdict(thing)
 
 
 def _note_undefined(frame: pd.DataFrame, images: int) -> None:
@@ -235,20 +216,17 @@ def _note_undefined(frame: pd.DataFrame, images: int) -> None:
         )
 
 
-def identity(encoder: Encoder, images: ImageSource) -> dict[str, object]:
-    """Columns that say which model was measured on which study (`shapes/test` belongs to study `shapes`)."""
-    study = images.name if ":" in images.name else images.name.split("/")[0]
-    return dict(zip(IDENTITY, (study, encoder.name, encoder.objective, encoder.seed), strict=True))
-
-
 def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd.DataFrame:
-    """The frame with the columns of `identity` in front."""
-    return frame.assign(**identity(encoder, images))[
-        [*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]
-    ]
+    """The frame with columns in front that say which model was measured on which study.
+
+    `shapes/test` belongs to study `shapes`; a folder is a study of its own.
+    """
+    study = images.name if ":" in images.name else images.name.split("/")[0]
+    who = dict(zip(IDENTITY, (study, encoder.name, encoder.objective, encoder.seed), strict=True))
+    return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
 
 
-# What turns weights and images into the numbers of a frame, beside capture and the encoder itself.
+# Files whose code turns weights and images into the numbers of a frame, beside capture and the encoder's.
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
     "probes": ("probes/*.py", "images/filters.py"),

@@ -46,12 +46,14 @@ def test_every_encoder_is_compared_with_both_parents(shapes, monkeypatch):
 def test_gradients_are_followed_from_the_random_encoder(shapes, monkeypatch):
     for name, value in {"RUN": {"images": 12, "batch_size": 6}, "STEPS": (0, 2), "BATCHES": 3}.items():
         monkeypatch.setattr(tables, name, value)
-    encoder = load(*tables._start(shapes))
+    encoder = load(*results.TABLES["gradients"].models(shapes))
     frame = measured("gradients", encoder, shapes)
     assert set(frame["model"]) == {"shapes.random"}
     assert sorted(set(frame["step"])) == [0, 2]
     run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
-    begin = Trainer(run, *tables._splits(shapes).values(), Path()).objective.encoder.state_dict()
+    begin = Trainer(
+        run, *results.TABLES["gradients"].images(shapes).values(), Path()
+    ).objective.encoder.state_dict()
     assert all(torch.equal(value, begin[key]) for key, value in encoder.module.state_dict().items())
 
 
@@ -59,7 +61,7 @@ def test_gradients_are_followed_from_the_random_encoder(shapes, monkeypatch):
 def test_the_stored_gradients_are_those_of_the_initialisation():
     chosen = study("shapes")
     run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
-    sources = tables._splits(chosen).values()
+    sources = results.TABLES["gradients"].images(chosen).values()
     computed = gradient_alignment(run, *sources, steps=[0], batches=tables.BATCHES)
     kept = results.stored("shapes", "gradients").query("step == 0")
     # Class tokens of a fresh encoder hardly differ, and the heads' batch norm magnifies what rounding adds to

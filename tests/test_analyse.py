@@ -146,7 +146,7 @@ def test_what_cannot_be_cached_is_returned(broken, tmp_path, monkeypatch):
         (tmp_path / "cache").write_text("")
     else:
         (tmp_path / "cache").mkdir()
-        (tmp_path / "cache" / "analyses").write_text("")
+        (tmp_path / "cache" / "frames").write_text("")
     with pytest.warns(UserWarning, match="cache"):
         assert_frame_equal(analyse(tiny(), toy(), NAMES), expected)
 

@@ -78,7 +78,7 @@ def test_filling_in_leaves_out_a_table_without_images(toy, monkeypatch):
         monkeypatch.setattr(fill, name, value)
     for job in fill.jobs(["toy"]):
         fill.measure(*job)
-    assert not list(cache_dir().glob("analyses/*"))
+    assert not list(cache_dir().glob("frames/*"))
 
 
 def test_a_stored_table_is_the_computed_one(toy):
@@ -396,7 +396,7 @@ def test_photographs_need_the_stimuli(tiny, monkeypatch):
 
 
 def test_a_folder_is_cut_into_three(tiny):
-    images = tables._probe_images(Study("folder:/photographs", "photographs", ()))
+    images = results.TABLES["probes"].images(Study("folder:/photographs", "photographs", ()))
     rows = [row.numpy().tobytes() for source in images.values() for row in source.images]
     assert {role: len(source) for role, source in images.items()} == {
         "train": 59,
@@ -412,43 +412,12 @@ def test_classes_too_small_to_be_cut_are_left_out_by_name(tiny, monkeypatch):
     images.classes = {"class": ("one", "uno", "three", "many")}
     monkeypatch.setattr(Study, "images", lambda self, split="test": images)
     with pytest.warns(UserWarning, match="one, uno"):
-        parts = tables._probe_images(Study("folder:/photographs", "photographs", ()))
+        parts = results.TABLES["probes"].images(Study("folder:/photographs", "photographs", ()))
     assert {tuple(part.labels["class"].unique().tolist()) for part in parts.values()} == {(2, 3)}
     images.labels = {"class": torch.arange(60)}
     images.classes = {"class": tuple(f"class {i}" for i in range(60))}
-    with pytest.raises(MissingDataError, match="too small left out: class 0"):
-        tables._probe_images(Study("folder:/photographs", "photographs", ()))
-
-
-def test_triples_stand_side_by_side(monkeypatch):
-    def fake(study, name, models, metrics):
-        rows = [("a", depth, metric, depth / 10) for depth in (1, 2) for metric in metrics]
-        return pd.DataFrame(rows, columns=["model", "depth", "metric", "value"])
-
-    monkeypatch.setattr(results, "table", fake)
-    frame = results.triples("shapes")
-    assert frame[["metric", "value", "learnt"]].to_numpy().tolist() == [
-        ["knn", 0.2, 3000],
-        ["linear", 0.2, 3000],
-        ["attentive", 0.2, 1000],
-    ]
-
-
-def test_a_training_is_followed_where_a_trainer_lets_it(tiny, monkeypatch):
-    encoder, chosen = tiny
-    with pytest.raises(MissingDataError, match="no trainer"):
-        measured("along_training", encoder, chosen)
-
-    def train(encoder, images, look):
-        for seen in (64, 640):
-            look(replace(encoder, name="a snapshot"), seen)
-
-    monkeypatch.setattr(tables, "train_along", train)
-    frame = measured("along_training", encoder, chosen)
-    assert set(frame["metric"]) == {*tables.ALONG, "linear", "knn"}
-    assert frame["images_seen"].unique().tolist() == [64, 640]
-    assert set(frame["run"]) == set(frame["model"]) == {"shapes.cl"}
-    assert {"study", "objective", "seed", "depth", "head", "value", "low", "high"} <= set(frame)
+    with pytest.raises(MissingDataError, match="left out: class 0"):
+        results.TABLES["probes"].images(Study("folder:/photographs", "photographs", ()))
 
 
 def test_published_numbers_have_source_and_error():
@@ -480,7 +449,7 @@ def test_a_few_cells_of_a_stored_table_are_computed_anew(monkeypatch, tmp_path):
     rows = stored("shapes", "tokens", [m for m in chosen.trained("cl") if ".s" not in m][:1])
     rows = rows.query("metric == 'attentive' and label == 'shape' and depth == 8")
     encoder = load(rows["model"].item())
-    splits = [tables._token_images(chosen)[role] for role in ("train", "validation", "test")]
+    splits = [results.TABLES["tokens"].images(chosen)[role] for role in ("train", "validation", "test")]
     computed = attentive_by_depth(encoder, *splits, "shape", depths=[8])
     # Training on another kind of CPU rounds differently; the interval over 2,000 test images is +-.02.
     assert computed["value"].item() == pytest.approx(rows["value"].item(), abs=0.01)

@@ -23,7 +23,6 @@ from nbhelpers.scorecard import CLAIMS, evidence
 from nbhelpers.scorecard.evidence import Quantity, highest_less_last, late_effective_rank, peak
 from nbhelpers.scorecard.intervals import (
     Interval,
-    average,
     combined,
     difference,
     largest,
@@ -459,10 +458,6 @@ def test_digits():
     assert figures(0.0, 0.0, 0.0) == ["0", "0", "0"]
     assert figures(26.37) == ["26"]
     assert figures(16.205, 16.2, 16.21) == ["16.2", "16.2", "16.2"]
-
-
-def test_average_is_that_of_values_and_margins():
-    assert average([Interval(1, 0, 3), Interval(3, 2, 5)]) == Interval(2.0, 1.0, 4.0)
 
 
 @pytest.mark.parametrize("chapter", sorted({claim.chapter for claim in CLAIMS}))

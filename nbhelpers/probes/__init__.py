@@ -1,29 +1,25 @@
 """What can be read off frozen features, and what fine-tuning makes of them."""
 
-from nbhelpers.probes.attentive import AttentiveProbe, attentive_by_depth, fit_attentive
+from nbhelpers.probes.attentive import attentive_by_depth, fit_attentive
 from nbhelpers.probes.clusters import silhouette_by_depth, token_map
 from nbhelpers.probes.components import components_by_share, principal_components
 from nbhelpers.probes.dense import dense_by_depth, mean_iou
-from nbhelpers.probes.features import features, patch_tokens
+from nbhelpers.probes.features import features
 from nbhelpers.probes.finetune import FineTuning, classify, fine_tune, fine_tuning_by_share, reinitialise
 from nbhelpers.probes.knn import knn_by_depth, knn_predict
-from nbhelpers.probes.linear import LinearProbe, fit_linear, linear_by_depth
+from nbhelpers.probes.linear import fit_linear, linear_by_depth
 from nbhelpers.probes.noise import robustness_by_depth
-from nbhelpers.probes.shape_bias import ShapeBias, shape_bias, shape_bias_by_depth
+from nbhelpers.probes.shape_bias import shape_bias, shape_bias_by_depth
 from nbhelpers.probes.similarity import cka_by_depth
 
 __all__ = [
     "features",
-    "patch_tokens",
     "knn_predict",
     "knn_by_depth",
-    "LinearProbe",
     "fit_linear",
     "linear_by_depth",
-    "AttentiveProbe",
     "fit_attentive",
     "attentive_by_depth",
-    "ShapeBias",
     "shape_bias",
     "shape_bias_by_depth",
     "silhouette_by_depth",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 
 import pandas as pd
 import torch
@@ -13,8 +12,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import patch_tokens
-from nbhelpers.probes.rows import Undefined, accuracy, accuracy_by_depth
+from nbhelpers.probes.rows import Predictor, accuracies, accuracy, by_depth, checked, targets_of
 
 
 class AttentiveProbe(nn.Module):
@@ -30,7 +28,7 @@ class AttentiveProbe(nn.Module):
     ...     _ = probe.queries.copy_(torch.tensor([[2.0**0.5, 0.0]]))
     >>> tokens = torch.tensor([[[torch.tensor(3.0).log(), 0.0], [0.0, 1.0]]])
     >>> probe.attention(tokens)
-    tensor([[[0.7500, 0.2500]]])
+    tensor([[[0.7500, 0.2500]]], grad_fn=...)
     """
 
     def __init__(self, width: int, classes: int, queries: int = 4) -> None:
@@ -41,28 +39,20 @@ class AttentiveProbe(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
-    def _standardised(self, tokens: Tensor) -> Tensor:
-        return (tokens.float() - self.mean) / self.std
-
-    def _attention(self, tokens: Tensor) -> Tensor:
-        return torch.einsum("qd,bpd->bqp", self.queries, tokens).div(tokens.shape[-1] ** 0.5).softmax(-1)
-
-    @torch.no_grad()
     def attention(self, tokens: Tensor) -> Tensor:
-        """Weights `B Q P` of the patch tokens `B P D`; each row sums to 1."""
-        return self._attention(self._standardised(tokens))
+        """Weights `B Q P` of standardised patch tokens `B P D`; each row sums to 1."""
+        return torch.einsum("qd,bpd->bqp", self.queries, tokens).div(tokens.shape[-1] ** 0.5).softmax(-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Class logits `B C` of patch tokens `B P D`."""
-        tokens = self._standardised(tokens)
-        return self.head(torch.einsum("bqp,bpd->bqd", self._attention(tokens), tokens).flatten(1))
+        tokens = (tokens.float() - self.mean) / self.std
+        return self.head(torch.einsum("bqp,bpd->bqd", self.attention(tokens), tokens).flatten(1))
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
         """Most probable class `N` of patch tokens `N P D`; ValueError for tokens that are not finite."""
-        if not tokens.isfinite().all():
-            raise Undefined(f"non-finite tokens {tuple(tokens.shape)}")
-        return torch.cat([self(part).argmax(1) for part in tokens.split(1024)])
+        parts = checked("test", tokens, "N P D").split(1024)
+        return torch.cat([self(part).argmax(1) for part in parts])
 
 
 def fit_attentive(
@@ -85,16 +75,8 @@ def fit_attentive(
     Raises:
         ValueError: for shapes that do not fit, or tokens that are not finite.
     """
-    for name, x, y in (
-        ("train", train_tokens, train_labels),
-        ("validation", validation_tokens, validation_labels),
-    ):
-        if x.ndim != 3 or len(x) != len(y):
-            raise ValueError(
-                f"{name}_tokens must be N P D with N labels; got {tuple(x.shape)} and {len(y)} labels"
-            )
-        if not x.isfinite().all():
-            raise Undefined(f"non-finite {name}_tokens {tuple(x.shape)}")
+    checked("train", train_tokens, "N P D", train_labels)
+    checked("validation", validation_tokens, "M P D", validation_labels)
     device = train_tokens.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,7 +84,7 @@ def fit_attentive(
     flat = train_tokens.flatten(0, 1).float()
     probe.mean.copy_(flat.mean(0))
     probe.std.copy_(flat.std(0).clamp(min=1e-6))
-    del flat
+    del flat  # as large as the tokens, and not needed for training
     optimizer = torch.optim.AdamW(probe.parameters(), learning_rate, weight_decay=weight_decay)
     steps = epochs * -(-len(train_tokens) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -128,7 +110,6 @@ def attentive_by_depth(
     test: ImageSource,
     label: str | Sequence[str],
     depths: Sequence[int] | None = None,
-    norm: bool = False,
     queries: int = 4,
     epochs: int = 50,
     seed: int = 0,
@@ -138,19 +119,13 @@ def attentive_by_depth(
     Patch tokens are kept in half precision, of as many depths at a time as fit memory.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
-    whose tokens are not finite. Raises the errors of `patch_tokens`, `fit_attentive` and `accuracy_by_depth`.
+    whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `targets_of`.
     """
-    return accuracy_by_depth(
-        "attentive",
-        encoder,
-        [train, validation],
-        test,
-        label,
-        partial(patch_tokens, norm=norm, finite=False),
-        lambda learnt, chosen: (
-            fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
-        ),
-        depths,
-        pool="query",
-        norm=norm,
+
+    def fit(learnt: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]) -> Predictor:
+        return fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
+
+    learn, tests, score = [train, validation], {"": (encoder, test)}, accuracies("attentive")
+    return by_depth(
+        encoder, learn, tests, targets_of([*learn, test], label), fit, score, depths, "query", False
     )

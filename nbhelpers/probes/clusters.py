@@ -15,8 +15,8 @@ from nbhelpers.images.source import ImageSource
 from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import checked_depths, patch_tokens
-from nbhelpers.probes.rows import labels_of
+from nbhelpers.probes.features import checked_depths, features
+from nbhelpers.probes.rows import labels_of, row
 
 
 def silhouette_by_depth(
@@ -40,11 +40,11 @@ def silhouette_by_depth(
         `low` and `high` bound the 95 % interval over images (Student's t).
 
     Raises:
-        ValueError: an unknown label, or the errors of `patch_tokens`.
+        ValueError: an unknown label, or the errors of `features`.
     """
     classes = labels_of(images, label)
     depths = checked_depths(encoder, depths)
-    layers = patch_tokens(encoder, images, depths, dtype=torch.float32)
+    layers = features(encoder, images, depths, "none")
     count = layers.shape[2]
     groups = {"silhouette_image": torch.arange(len(images)), "silhouette_label": classes}
     for name, group in groups.items():
@@ -60,9 +60,7 @@ def silhouette_by_depth(
                 tokens = group.repeat_interleave(count).numpy()
                 each = silhouette_samples(distances, tokens, metric="precomputed")
                 values = each.reshape(-1, count).mean(1)
-            value, low, high = mean_interval(values)
-            row = {"metric": metric, "depth": depth, "value": value, "low": low, "high": high}
-            rows.append(row | {"images": len(values)})
+            rows.append({"metric": metric, "depth": depth} | row(*mean_interval(values), len(values)))
     return identified(pd.DataFrame(rows), encoder, images)
 
 
@@ -77,9 +75,9 @@ def token_map(
         A row per token: `study model objective seed depth image x y`, and a column of class names per label.
 
     Raises:
-        ValueError: more perplexity than tokens, or the errors of `patch_tokens`.
+        ValueError: more perplexity than tokens, or the errors of `features`.
     """
-    tokens = patch_tokens(encoder, images, [depth], dtype=torch.float32)[0]
+    tokens = features(encoder, images, [depth], "none")[0]
     count = tokens.shape[1]
     place = TSNE(perplexity=perplexity, max_iter=1000, random_state=seed)
     x, y = place.fit_transform(tokens.flatten(0, 1).numpy()).T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -14,7 +15,7 @@ from nbhelpers.models import Encoder
 from nbhelpers.probes.features import Pool, features
 from nbhelpers.probes.knn import knn_predict
 from nbhelpers.probes.linear import fit_linear
-from nbhelpers.probes.rows import accuracy, label_names, labels_of
+from nbhelpers.probes.rows import accuracy, row, targets_of
 
 # Of all components; 0 and 1 are the features as they are.
 REMOVED = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -87,27 +88,19 @@ def components_by_share(
         return max(1, round(share * len(variances)))
 
     rows = []
-    for name in label_names(label):
-        known, checked, truth = (labels_of(source, name) for source in (train, validation, test))
-
-        def row(
-            metric: str, share: float, predicted: Tensor, name: str = name, truth: Tensor = truth
-        ) -> None:
-            column = {"metric": metric, "depth": depth, "parameter": share, "label": name}
-            rows.append(column | accuracy(predicted, truth))
-
+    for name, (known, checked, truth) in targets_of([train, validation, test], label).items():
+        place = {"depth": depth, "label": name}
         for share in REMOVED:
             rest = slice(number(share) if share else 0, None)
-            row("knn_without_leading", share, knn_predict(seen(learnt, rest), known, seen(asked, rest)))
+            found = accuracy(knn_predict(seen(learnt, rest), known, seen(asked, rest)), truth)
+            rows.append({"metric": "knn_without_leading", "parameter": share} | place | found)
         for share in HELD:
             count = number(share)
-            for metric, part in (
-                ("leading", slice(count)),
-                ("trailing", slice(len(variances) - count, None)),
-            ):
-                probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
-                row(f"linear_{metric}", share, probe.predict(seen(asked, part)))
             held = float(variances[:count].sum() / variances.sum())
-            column = {"metric": "variance_leading", "depth": depth, "parameter": share, "label": name}
-            rows.append(column | {"value": held, "images": len(learnt)})
+            found = row(held, math.nan, math.nan, len(learnt))
+            rows.append({"metric": "variance_leading", "parameter": share} | place | found)
+            for end, part in {"leading": slice(count), "trailing": slice(-count, None)}.items():
+                probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
+                found = accuracy(probe.predict(seen(asked, part)), truth)
+                rows.append({"metric": f"linear_{end}", "parameter": share} | place | found)
     return identified(pd.DataFrame(rows), encoder, test)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,9 @@ from einops import reduce
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
-from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import patch_tokens
 from nbhelpers.probes.linear import predictor
-from nbhelpers.probes.rows import Predictor, label_names, labels_of, predictions
+from nbhelpers.probes.rows import Predictor, Row, by_depth, labels_of, row
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
 STRENGTHS = (1e-2, 1e-1, 1.0)
@@ -26,16 +23,10 @@ STRENGTHS = (1e-2, 1e-1, 1.0)
 def patch_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """Whether at least half of a patch is object: masks `N H W` -> `N P`, patches in row order.
 
-    Raises:
-        ValueError: where the grid does not divide the image.
-
     >>> masks = torch.tensor([[[1, 1, 0, 1], [1, 0, 0, 0]]], dtype=torch.bool)
     >>> patch_masks(masks, (1, 2)).tolist()
     [[True, False]]
     """
-    height, width = masks.shape[1:]
-    if height % grid[0] or width % grid[1]:
-        raise ValueError(f"masks N H W = {tuple(masks.shape)} cannot be cut into a grid of {grid} patches")
     shares = reduce(masks.double(), "n (r h) (c w) -> n (r c)", "mean", r=grid[0], c=grid[1])
     return shares >= 0.5
 
@@ -101,8 +92,6 @@ def dense_by_depth(
     test: ImageSource,
     label: str | Sequence[str] = ("mask", "texture"),
     depths: Sequence[int] | None = None,
-    norm: bool = False,
-    strengths: Sequence[float] = STRENGTHS,
 ) -> pd.DataFrame:
     """Mean IoU at every depth of a linear head on single patch tokens, with a bootstrap interval over images.
 
@@ -111,24 +100,19 @@ def dense_by_depth(
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; metric "miou";
     NaN at a depth whose tokens are not finite or do not vary.
-    Raises the errors of `patch_tokens`, `fit_linear` and `patch_targets`.
+    Raises the errors of `features`, `fit_linear` and `patch_targets`.
     """
-    learn = [train, validation]
-    targets = {
-        name: [patch_targets(encoder, source, name) for source in (*learn, test)]
-        for name in label_names(label)
-    }
-    learnt = {name: [goal.flatten() for goal in goals[:-1]] for name, goals in targets.items()}
+    learn, names = [train, validation], [label] if isinstance(label, str) else label
+    targets = {name: [patch_targets(encoder, source, name) for source in (*learn, test)] for name in names}
 
     def fit(*splits: tuple[Tensor, Tensor]) -> Predictor:
-        probe = predictor(*((tokens.flatten(0, 1), y) for tokens, y in splits), strengths=strengths)
+        flat = [(tokens.flatten(0, 1), y.flatten()) for tokens, y in splits]
+        probe = predictor(*flat, strengths=STRENGTHS)
         return lambda tokens: probe(tokens.flatten(0, 1)).view(tokens.shape[:2])
 
-    rows = []
-    read = partial(patch_tokens, norm=norm, finite=False)
+    def score(predicted: dict, target: Tensor) -> list[tuple[Row, Row]]:
+        found = (math.nan,) * 3 if predicted[""] is None else mean_iou(predicted[""], target)
+        return [({"metric": "miou"}, row(*found, len(target)))]
+
     tests = {"": (encoder, test)}
-    for _, name, depth, predicted in predictions(encoder, learn, tests, learnt, read, fit, depths):
-        found = (math.nan,) * 3 if predicted is None else mean_iou(predicted, targets[name][-1])
-        row = {"metric": "miou", "depth": depth, "label": name, "pool": "none", "norm": norm}
-        rows.append(row | dict(zip(("value", "low", "high"), found, strict=True)) | {"images": len(test)})
-    return identified(pd.DataFrame(rows), encoder, test)
+    return by_depth(encoder, learn, tests, targets, fit, score, depths, "none", False)

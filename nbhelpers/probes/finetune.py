@@ -12,7 +12,6 @@ from timm.models import named_apply
 from timm.models.vision_transformer import init_weights_vit_timm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -20,7 +19,6 @@ from tqdm import tqdm
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
-from nbhelpers.probes.features import batches
 from nbhelpers.probes.rows import accuracy, labels_of
 
 
@@ -77,26 +75,6 @@ def reinitialise(encoder: Encoder, first: int = 0, last: int = 0, seed: int = 0)
             named_apply(init_weights_vit_timm, block)
 
 
-def _optimiser(module: nn.Module, recipe: FineTuning) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """AdamW with layer-wise decay of the learning rate, linear warm-up and cosine decay over the steps."""
-    optimizer = create_optimizer_v2(
-        module,
-        opt="adamw",
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-    )
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        num_epochs=1,
-        warmup_epochs=recipe.warmup,
-        warmup_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=recipe.steps,
-    )
-    return optimizer, schedule
-
-
 def fine_tune(
     encoder: Encoder,
     images: ImageSource,
@@ -132,11 +110,15 @@ def fine_tune(
         torch.manual_seed(seed)
         nn.init.trunc_normal_(module.head.weight, std=2e-5)
     nn.init.zeros_(module.head.bias)
-    # What all images have in common can outweigh what tells them apart by far, and the head would not learn.
+    # The mean feature can be far larger than the differences between images; the head would then not learn.
     standardise = nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6)
     module.fc_norm = nn.Sequential(module.fc_norm, standardise)
     module.to(device).requires_grad_(True).train()
-    optimizer, schedule = _optimiser(module, recipe)
+    rates = {"lr": recipe.learning_rate, "layer_decay": recipe.layer_decay}
+    optimizer = create_optimizer_v2(module, opt="adamw", weight_decay=recipe.weight_decay, **rates)
+    steps = {"num_epochs": 1, "updates_per_epoch": recipe.steps, "step_on_epochs": False}
+    warmup = {"warmup_epochs": recipe.warmup, "warmup_lr": 0.0}
+    schedule, _ = create_scheduler_v2(optimizer, **steps, **warmup)
     generator = torch.Generator().manual_seed(seed)
     drawn = recipe.steps * recipe.batch_size
     epochs = [torch.randperm(len(images), generator=generator) for _ in range(-(-drawn // len(images)))]
@@ -159,7 +141,7 @@ def fine_tune(
                 f"{encoder.name}: the loss is not finite at step {step}; lower learning_rate"
             )
     module.requires_grad_(False)
-    # Moments of the final weights, as the running ones lag behind: a plain mean over a few batches.
+    # The running statistics lag behind the weights: take those of the final weights, over ten batches.
     standardise.reset_running_stats()
     standardise.momentum = None
     for rows in order[:10]:
@@ -169,11 +151,10 @@ def fine_tune(
 
 
 @torch.no_grad()
-def classify(tuned: Encoder, images: ImageSource | Tensor, batch_size: int = 256) -> Tensor:
+def classify(tuned: Encoder, images: ImageSource, batch_size: int = 256) -> Tensor:
     """Most probable class `N` of images `N C H W` for an encoder that `fine_tune` returned."""
-    return torch.cat(
-        [tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches(tuned, images, batch_size)]
-    )
+    batches = (tuned.batch(images, rows) for rows in torch.arange(len(images)).split(batch_size))
+    return torch.cat([tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches])
 
 
 def fine_tuning_by_share(
@@ -194,13 +175,11 @@ def fine_tuning_by_share(
 
     Columns: `study model objective seed metric label share first last value low high images`; metric is
     "fine_tuning".
-    Raises the errors of `fine_tune`, and ValueError for a share outside (0, 1] or without an image per class.
+    Raises the errors of `fine_tune`, and ValueError for a share with no image, or too many, of a class.
     """
     labels = labels_of(test, label)
     rows = []
     for share in shares:
-        if not 0 < share <= 1:
-            raise ValueError(f"share {share} of the labels is not in (0, 1]")
         per_class = round(share * len(train) / len(train.classes[label]))
         part = train if share == 1 else train.balanced(per_class, label, seed)
         predicted = classify(fine_tune(encoder, part, label, recipe, first, last, seed), test)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,8 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.rows import Undefined, accuracy_by_depth
+from nbhelpers.probes.features import Pool
+from nbhelpers.probes.rows import Predictor, accuracies, by_depth, checked, targets_of
 
 
 def knn_predict(
@@ -37,15 +36,8 @@ def knn_predict(
     >>> knn_predict(train, torch.tensor([7, 3, 3]), torch.tensor([[5.0, 1.0]]), k=3).tolist()
     [7]
     """
-    shapes = f"train_features {tuple(train_features.shape)}, test_features {tuple(test_features.shape)}"
-    if {train_features.ndim, test_features.ndim} != {2} or train_features.shape[1] != test_features.shape[1]:
-        raise ValueError(f"features must be N D and M D with the same D; got {shapes}")
-    if len(train_labels) != len(train_features):
-        raise ValueError(f"{len(train_labels)} train_labels for {len(train_features)} train_features")
-    if not train_features.isfinite().all() or not test_features.isfinite().all():
-        raise Undefined(f"non-finite features; {shapes}")
-    if not 1 <= k <= len(train_features):
-        raise ValueError(f"k={k} neighbours of {len(train_features)} training images")
+    checked("train", train_features, "N D", train_labels)
+    checked("test", test_features, "M D")
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
     # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks
     # alike; e^(-d^2 / 2 tau) is the vote up to the constant factor e^(1 / tau).
@@ -69,17 +61,11 @@ def knn_by_depth(
 
     Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
     NaN at a depth whose features are not finite. Raises the errors of `features`, `knn_predict` and
-    `accuracy_by_depth`.
+    `targets_of`.
     """
-    return accuracy_by_depth(
-        "knn",
-        encoder,
-        [train],
-        test,
-        label,
-        partial(features, pool=pool, norm=norm, finite=False),
-        lambda learnt: lambda x: knn_predict(*learnt, x, k, temperature),
-        depths,
-        pool=pool,
-        norm=norm,
-    )
+
+    def fit(learnt: tuple[Tensor, Tensor]) -> Predictor:
+        return lambda x: knn_predict(*learnt, x, k, temperature)
+
+    tests, targets = {"": (encoder, test)}, targets_of([train, test], label)
+    return by_depth(encoder, [train], tests, targets, fit, accuracies("knn"), depths, pool, norm)

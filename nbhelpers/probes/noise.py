@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 
 import pandas as pd
@@ -15,19 +13,18 @@ from torch import Tensor
 
 from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
-from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.linear import STRENGTHS, predictor
-from nbhelpers.probes.rows import Test, accuracy, label_names, labels_of, predictions
+from nbhelpers.names import nearest
+from nbhelpers.probes.features import Pool
+from nbhelpers.probes.linear import predictor
+from nbhelpers.probes.rows import Row, accuracy, by_depth, row, targets_of
 
 Change = Callable[[Tensor], Tensor]
 PLAIN = ("none", math.nan)  # change and parameter of the images as they are
-TENTHS = tuple(k / 10 for k in range(1, 11))
 CHANGES: Mapping[str, Sequence[float]] = {
-    "noise": TENTHS,
-    "low-pass": TENTHS,
-    "high-pass": TENTHS,
+    "noise": tuple(k / 10 for k in range(1, 11)),
+    "low-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "high-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
     "patch-shuffle": (16, 8, 4),
 }
 
@@ -67,11 +64,10 @@ def make_change(name: str, parameter: float, epsilon: float, half_width: float, 
         return lambda x: filters.high_pass(x, parameter * math.pi)
     if name == "patch-shuffle":
         return lambda x: filters.patch_shuffle(x, int(parameter), generator)
-    near = difflib.get_close_matches(name, CHANGES, n=3, cutoff=0.3) or list(CHANGES)
-    raise ValueError(f"unknown change {name!r}; did you mean {', '.join(near)}?")
+    raise ValueError(f"no change is named {name!r}; {nearest(name, CHANGES)}")
 
 
-def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> dict[str, float | int]:
+def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> Row:
     r"""Columns `value low high images`: drop of accuracy from predictions `before` to `after`, all `N`.
 
     $\bar d \pm 1.96\, s_d / \sqrt{N}$ with $d_i = [b_i = y_i] - [a_i = y_i]$, in [-1, 1]. Pairing the two
@@ -85,7 +81,7 @@ def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> 
         return accuracy(None, labels)
     difference = (before == labels).double() - (after == labels).double()
     value, error = float(difference.mean()), float(difference.std(correction=0)) / len(labels) ** 0.5
-    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "images": len(labels)}
+    return row(value, value - 1.96 * error, value + 1.96 * error, len(labels))
 
 
 def robustness_by_depth(
@@ -101,7 +97,6 @@ def robustness_by_depth(
     depths: Sequence[int] | None = None,
     pool: Pool = "mean",
     norm: bool = False,
-    strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy of linear probes, fitted on plain images, when the test images are changed, and its drop.
@@ -122,7 +117,6 @@ def robustness_by_depth(
         depths: depths to probe, the last alone by default.
         pool: as in `features`.
         norm: as in `features`.
-        strengths: as in `fit_linear`.
         seed: of noise and shuffling, the same for every model and depth.
 
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
@@ -133,28 +127,23 @@ def robustness_by_depth(
     Raises the errors of `features`, `fit_linear` and `make_change`, and ValueError for a label that the
     images lack or a version with another number of images.
     """
-    labels = {name: [labels_of(s, name) for s in (train, validation, test)] for name in label_names(label)}
     for name, source in versions.items():
         if len(source) != len(test):
             raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
-    tests: dict[tuple[str, float], Test] = {PLAIN: (encoder, test)}
+    tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {PLAIN: (encoder, test)}
     for name, parameters in changes.items():
         for parameter in parameters:
             change = make_change(name, parameter, epsilon, half_width, seed)
             tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
     tests |= {(name, math.nan): (encoder, source) for name, source in versions.items()}
-    read, fit = partial(features, pool=pool, norm=norm, finite=False), partial(predictor, strengths=strengths)
-    learnt = {name: goals[:-1] for name, goals in labels.items()}
-    depths = [encoder.depth] if depths is None else depths
-    rows, plain = [], {}
-    for key, name, depth, predicted in predictions(
-        encoder, [train, validation], tests, learnt, read, fit, depths
-    ):
-        truth, before = labels[name][-1], plain.setdefault((name, depth), predicted)
-        scores = {"accuracy": accuracy(predicted, truth)}
-        if key != PLAIN:
-            scores["drop"] = paired_drop(before, predicted, truth)
-        what = {"change": key[0], "parameter": key[1], "depth": depth}
-        what |= {"label": name, "pool": pool, "norm": norm}
-        rows += [{"metric": metric} | what | score for metric, score in scores.items()]
-    return identified(pd.DataFrame(rows), encoder, test)
+
+    def score(predicted: dict, truth: Tensor) -> Iterator[tuple[Row, Row]]:
+        for (name, parameter), after in predicted.items():
+            what = {"change": name, "parameter": parameter}
+            yield {"metric": "accuracy"} | what, accuracy(after, truth)
+            if name != PLAIN[0]:
+                yield {"metric": "drop"} | what, paired_drop(predicted[PLAIN], after, truth)
+
+    learn, depths = [train, validation], [encoder.depth] if depths is None else depths
+    targets = targets_of([*learn, test], label)
+    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)

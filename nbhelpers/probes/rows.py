@@ -1,30 +1,29 @@
 """The loop and the rows that all probes share: fit at every depth, predict, score, in one frame format.
 
-A new probe is a function `fit(train, validation)` of two pairs (features, labels) that returns a predictor;
-`accuracy_by_depth` makes its frame.
+A new probe is a function `fit(train, validation)` of pairs (features, labels) that returns a predictor;
+`by_depth` makes its frame, with `accuracies` for its score.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.intervals import wilson
 from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Read, checked_depths
+from nbhelpers.probes.features import checked_depths, features
 
 Predictor = Callable[[Tensor], Tensor]
-Fit = Callable[..., Predictor]
-Test = tuple[
-    Encoder, ImageSource
-]  # what is looked at, and by whom: a probe may be tested on changed features
+Row = dict[str, Any]
+Score = Callable[[dict[Any, Tensor | None], Tensor], Iterable[tuple[Row, Row]]]
 MEMORY = 2**30  # bytes that the features of the depths that are held together may take
 
 
@@ -39,40 +38,69 @@ def labels_of(source: ImageSource, label: str) -> Tensor:
     return source.labels[label]
 
 
-def label_names(label: str | Sequence[str]) -> list[str]:
-    """One label name or several, as a list."""
-    return [label] if isinstance(label, str) else list(label)
+def targets_of(sources: Sequence[ImageSource], label: str | Sequence[str]) -> dict[str, list[Tensor]]:
+    """The labels `N` of each source, by the name of the label, or of several.
+
+    Raises:
+        ValueError: a label that a source lacks, or a class that the last one shows and the first does not.
+    """
+    targets, test = {}, sources[-1]
+    for name in [label] if isinstance(label, str) else label:
+        known, *_, asked = targets[name] = [labels_of(source, name) for source in sources]
+        if unseen := sorted({*asked.tolist()} - {*known.tolist()}):
+            names = ", ".join(test.classes[name][number] for number in unseen)
+            raise ValueError(f"{test.name} shows {name} {names}, of which there is no image to learn from")
+    return targets
 
 
-def accuracy(predicted: Tensor | None, labels: Tensor) -> dict[str, float | int]:
+def checked(name: str, x: Tensor, layout: str, labels: Tensor | None = None) -> Tensor:
+    """Features, if they are finite and have the layout, such as "N P D", and as many labels as images."""
+    if x.ndim != len(layout.split()) or (labels is not None and len(labels) != len(x)):
+        wrong = "" if labels is None else f" with a label for each; got {len(labels)} {name}_labels"
+        raise ValueError(f"{name} features must be {layout}{wrong}; they are {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise Undefined(f"non-finite {name} features {tuple(x.shape)}")
+    return x
+
+
+def accuracy(predicted: Tensor | None, labels: Tensor) -> Row:
     """Columns `value low high images`: share of predictions `N` equal to the labels `N`, Wilson's interval.
 
     All NaN where there are no predictions.
 
-    >>> import torch
     >>> accuracy(torch.tensor([1, 2, 3, 3]), torch.tensor([1, 2, 3, 0]))["value"]
     0.75
     """
-    images = len(labels)
     if predicted is None:
-        return {"value": math.nan, "low": math.nan, "high": math.nan, "images": images}
+        return row(math.nan, math.nan, math.nan, len(labels))
     if predicted.shape != labels.shape:
         raise ValueError(f"{len(labels)} labels for {len(predicted)} predictions")
     correct = int((predicted.cpu() == labels.cpu()).sum())
-    low, high = wilson(correct, images)
-    return {"value": correct / images, "low": low, "high": high, "images": images}
+    return row(correct / len(labels), *wilson(correct, len(labels)), len(labels))
 
 
-def predictions(
+def accuracies(metric: str) -> Score:
+    """The score of probes that predict one test: a row with the accuracy, under that name."""
+    return lambda predicted, truth: [({"metric": metric}, accuracy(predicted[""], truth))]
+
+
+def row(value: float, low: float, high: float, images: int) -> Row:
+    """The columns that every row of a probe ends with."""
+    return {"value": value, "low": low, "high": high, "images": images}
+
+
+def by_depth(
     encoder: Encoder,
     learn: Sequence[ImageSource],
-    tests: Mapping[Hashable, Test],
+    tests: Mapping[Hashable, tuple[Encoder, ImageSource]],
     targets: Mapping[str, Sequence[Tensor]],
-    read: Read,
-    fit: Fit,
-    depths: Sequence[int] | None = None,
-) -> Iterator[tuple[Any, str, int, Tensor | None]]:
-    """Fit a probe at every depth for every label, and predict the tests: `(test, label, depth, predicted)`.
+    fit: Callable[..., Predictor],
+    score: Score,
+    depths: Sequence[int] | None,
+    pool: str,
+    norm: bool,
+) -> pd.DataFrame:
+    """Fit a probe at every depth for every label, predict the tests, and score: the frame of a probe.
 
     The encoder runs once for as many depths as fit `MEMORY`. Where a probe is `Undefined`, a warning says why
     and the prediction is None.
@@ -80,33 +108,43 @@ def predictions(
     Args:
         encoder: the frozen model.
         learn: images to learn from, and, for probes that choose something, to choose on.
-        tests: images to predict, by a key of the caller.
-        targets: for each label, what to predict for the images of `learn`.
-        read: features of each depth, such as `features` and `patch_tokens`.
-        fit: the probe.
+        tests: images to predict and the encoder that sees them, by a key of the caller.
+        targets: for each label, what to predict for the images of `learn`, and for those of the tests.
+        fit: the probe; gets a pair (features, targets) for each of `learn`.
+        score: rows (first columns, last columns) of the predictions by test, and their targets.
         depths: default all of 0..L.
+        pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
+        norm: as in `features`.
+
+    Returns:
+        Columns `study model objective seed`, those that `score` puts first, `depth label pool norm`, and its
+        last ones.
     """
-    remaining = checked_depths(encoder, depths)
+
+    def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> dict[int, Tensor]:
+        as_read, dtype = ("none", torch.float16) if pool in ("none", "query") else (pool, torch.float32)
+        return dict(zip(chosen, features(viewer, source, chosen, as_read, norm, dtype=dtype), strict=True))
+
+    rows, remaining = [], checked_depths(encoder, depths)
     images = sum(map(len, learn)) + max(len(source) for _, source in tests.values())
-    together = max(1, MEMORY // (images * read(encoder, learn[0].select([0]), remaining[:1])[0].nbytes))
+    one = read(encoder, learn[0].select([0]), remaining[:1])[remaining[0]]
+    together = max(1, MEMORY // (images * one.nbytes))
     while remaining:
         chosen, remaining = remaining[:together], remaining[together:]
         layers = [read(encoder, source, chosen) for source in learn]
-        probes = {
-            (label, depth): _attempt(
-                f"{encoder.name}, depth {depth}, {label}",
-                fit,
-                *((x[place], y) for x, y in zip(layers, goals, strict=True)),
-            )
-            for label, goals in targets.items()
-            for place, depth in enumerate(chosen)
-        }
+        probes, predicted = {}, {(label, depth): {} for label in targets for depth in chosen}
+        for label, depth in predicted:
+            pairs = [(layer[depth], goal) for layer, goal in zip(layers, targets[label], strict=False)]
+            probes[label, depth] = _attempt(f"{encoder.name}, depth {depth}, {label}", fit, *pairs)
         for key, (viewer, source) in tests.items():
-            layer = dict(zip(chosen, read(viewer, source, chosen), strict=True))
+            layer = read(viewer, source, chosen)
             for (label, depth), probe in probes.items():
                 where = f"{viewer.name}, depth {depth}, {label}, {source.name}"
-                predicted = probe and _attempt(where, probe, layer[depth])
-                yield key, label, depth, predicted
+                predicted[label, depth][key] = probe and _attempt(where, probe, layer[depth])
+        for (label, depth), found in predicted.items():
+            place = {"depth": depth, "label": label, "pool": pool, "norm": norm}
+            rows += [first | place | last for first, last in score(found, targets[label][-1])]
+    return identified(pd.DataFrame(rows), encoder, learn[0])
 
 
 def _attempt(where: str, function: Callable, *arguments: object) -> Any:
@@ -116,37 +154,3 @@ def _attempt(where: str, function: Callable, *arguments: object) -> Any:
     except Undefined as reason:
         warnings.warn(f"{where}: {reason}; its rows are NaN", stacklevel=2)
         return None
-
-
-def accuracy_by_depth(
-    metric: str,
-    encoder: Encoder,
-    learn: Sequence[ImageSource],
-    test: ImageSource,
-    label: str | Sequence[str],
-    read: Read,
-    fit: Fit,
-    depths: Sequence[int] | None = None,
-    **columns: object,
-) -> pd.DataFrame:
-    """Accuracy of a probe at every depth for one label or several: the frame of a probe.
-
-    Columns: `study model objective seed metric depth label`, `columns`, `value low high images`.
-
-    Raises:
-        ValueError: a label that the images lack, a class to be recognised that the training images lack, or
-            as `read` and `fit` raise.
-    """
-    targets = {name: [labels_of(source, name) for source in (*learn, test)] for name in label_names(label)}
-    for name, (known, *_, asked) in targets.items():
-        if unseen := sorted({*asked.tolist()} - {*known.tolist()}):
-            names = ", ".join(test.classes[name][number] for number in unseen)
-            raise ValueError(f"{test.name} shows {name} {names}, of which there is no image to learn from")
-    learnt = {name: goals[:-1] for name, goals in targets.items()}
-    rows = [
-        {"metric": metric, "depth": depth, "label": name, **columns} | accuracy(predicted, targets[name][-1])
-        for _, name, depth, predicted in predictions(
-            encoder, learn, {"": (encoder, test)}, learnt, read, fit, depths
-        )
-    ]
-    return identified(pd.DataFrame(rows), encoder, test)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +12,10 @@ import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
-from nbhelpers.intervals import wilson
-from nbhelpers.measure import identified
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.linear import STRENGTHS, predictor
-from nbhelpers.probes.rows import labels_of, predictions
-
-COUNTS = ("shape_decisions", "texture_decisions", "covered")
+from nbhelpers.probes.features import Pool
+from nbhelpers.probes.linear import predictor
+from nbhelpers.probes.rows import Row, accuracy, by_depth, labels_of, row
 
 
 class ShapeBias(NamedTuple):
@@ -32,16 +27,21 @@ class ShapeBias(NamedTuple):
     covered: float
 
 
-def decisions(predicted: Tensor, shape: Tensor, texture: Tensor) -> tuple[int, int, int]:
-    """Numbers of (shape decisions, texture decisions, conflict trials) of predictions and cues `N`.
+def shape_bias(
+    predicted: Tensor, shape: Tensor, texture: Tensor, resamples: int = 2000, seed: int = 0
+) -> ShapeBias:
+    r"""Share of shape decisions among the decisions for either cue, for predictions and cues `N`.
 
-    Trials whose two cues agree are dropped; what is neither cue counts as a trial only.
+    $\mathrm{bias} = n_s / (n_s + n_t)$ from the numbers of shape and of texture decisions over the n trials
+    whose cues conflict; $\mathrm{covered} = (n_s + n_t) / n$. 0 = texture alone, 1 = shape alone, NaN where
+    no decision is for either cue. The interval is the percentile bootstrap over trials (Geirhos et al. 2019,
+    section 3).
 
     Raises:
         ValueError: for shapes that differ, or no trial in conflict.
 
-    >>> decisions(torch.tensor([1, 2, 0, 1]), torch.tensor([1, 1, 1, 1]), torch.tensor([2, 2, 2, 1]))
-    (1, 1, 3)
+    >>> shape_bias(torch.tensor([1, 1, 1, 2, 0]), torch.ones(5), torch.full((5,), 2))[::3]
+    (0.75, 0.8)
     """
     if not predicted.shape == shape.shape == texture.shape or predicted.ndim != 1:
         shapes = [tuple(x.shape) for x in (predicted, shape, texture)]
@@ -49,34 +49,15 @@ def decisions(predicted: Tensor, shape: Tensor, texture: Tensor) -> tuple[int, i
     conflict = shape != texture
     if not conflict.any():
         raise ValueError(f"none of {len(shape)} trials has a shape that differs from its texture")
-    on_shape, on_texture = ((conflict & (predicted == cue)).sum() for cue in (shape, texture))
-    return int(on_shape), int(on_texture), int(conflict.sum())
-
-
-def shape_bias(
-    predicted: Tensor, shape: Tensor, texture: Tensor, resamples: int = 2000, seed: int = 0
-) -> ShapeBias:
-    r"""Share of shape decisions among the decisions for either cue, for predictions and cues `N`.
-
-    $\mathrm{bias} = n_s / (n_s + n_t)$ from the numbers of shape and of texture decisions over the n trials
-    whose cues conflict; $\mathrm{covered} = (n_s + n_t) / n$. 0 = texture alone, 1 = shape alone. The
-    interval is the percentile bootstrap over trials (Geirhos et al. 2019, section 3).
-
-    Raises:
-        ValueError: as `decisions`, or when no decision is for either cue.
-
-    >>> shape_bias(torch.tensor([1, 1, 1, 2, 0]), torch.ones(5), torch.full((5,), 2))[::3]
-    (0.75, 0.8)
-    """
-    on_shape, on_texture, trials = decisions(predicted, shape, texture)
-    if on_shape + on_texture == 0:
-        raise ValueError(f"in none of {trials} conflict trials was the decision the shape or the texture")
+    on_shape, on_texture = (int((conflict & (predicted == cue)).sum()) for cue in (shape, texture))
+    trials, covered = int(conflict.sum()), on_shape + on_texture
+    if not covered:
+        return ShapeBias(math.nan, math.nan, math.nan, 0.0)
     # Redrawing trials with replacement redraws the three counts from a multinomial.
-    shares = np.array([on_shape, on_texture, trials - on_shape - on_texture]) / trials
+    shares = np.array([on_shape, on_texture, trials - covered]) / trials
     draws = np.random.default_rng(seed).multinomial(trials, shares, resamples)[:, :2]
     draws = draws[draws.sum(1) > 0]
     low, high = np.quantile(draws[:, 0] / draws.sum(1), [0.025, 0.975])
-    covered = on_shape + on_texture
     return ShapeBias(on_shape / covered, float(low), float(high), covered / trials)
 
 
@@ -107,7 +88,6 @@ def shape_bias_by_depth(
     depths: Sequence[int] | None = None,
     pool: Pool = "mean",
     norm: bool = False,
-    strengths: Sequence[float] = STRENGTHS,
 ) -> pd.DataFrame:
     """Shape bias of a linear probe at every depth.
 
@@ -125,30 +105,17 @@ def shape_bias_by_depth(
     trials = torch.nonzero(shape != texture).flatten()
     if len(trials) == 0:
         raise ValueError(f"{conflict.name} has no trial whose shape differs from its texture")
-    learn, targets = zip(*(agreeing(source, conflict) for source in (train, validation)), strict=True)
-    tests = {"": (encoder, conflict.select(trials))}
-    read, fit = partial(features, pool=pool, norm=norm, finite=False), partial(predictor, strengths=strengths)
-    rows = [
-        {"metric": metric, "depth": depth, "label": label, "pool": pool, "norm": norm}
-        | {"value": value, "low": low, "high": high, "images": len(trials)}
-        for _, label, depth, predicted in predictions(
-            encoder, learn, tests, {"shape/texture": targets}, read, fit, depths
-        )
-        for metric, value, low, high in _summary(predicted, shape[trials], texture[trials])
-    ]
-    return identified(pd.DataFrame(rows), encoder, train)
+    learn, cues = zip(*(agreeing(source, conflict) for source in (train, validation)), strict=True)
+    shape, texture = shape[trials], texture[trials]
 
+    def score(predicted: dict, _: Tensor) -> Iterator[tuple[Row, Row]]:
+        said, bias, either = predicted[""], (math.nan,) * 3, None
+        if said is not None:
+            bias, either = shape_bias(said, shape, texture)[:3], torch.where(said == texture, shape, said)
+        yield {"metric": "shape_bias"}, row(*bias, len(trials))
+        yield {"metric": "shape_decisions"}, accuracy(said, shape)
+        yield {"metric": "texture_decisions"}, accuracy(said, texture)
+        yield {"metric": "covered"}, accuracy(either, shape)
 
-def _summary(
-    predicted: Tensor | None, shape: Tensor, texture: Tensor
-) -> Iterator[tuple[str, float, float, float]]:
-    """Rows (metric, value, low, high) of one depth; NaN where nothing was predicted, or neither cue."""
-    nothing = (math.nan,) * 3
-    if predicted is None:
-        yield from ((name, *nothing) for name in ("shape_bias", *COUNTS))
-        return
-    on_shape, on_texture, trials = decisions(predicted, shape, texture)
-    covered = on_shape + on_texture
-    yield "shape_bias", *(shape_bias(predicted, shape, texture)[:3] if covered else nothing)
-    for name, count in zip(COUNTS, (on_shape, on_texture, covered), strict=True):
-        yield name, count / trials, *wilson(count, trials)
+    tests, targets = {"": (encoder, conflict.select(trials))}, {"shape/texture": [*cues, shape]}
+    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)

@@ -15,6 +15,7 @@ from nbhelpers.measure import identified
 from nbhelpers.metrics import unbiased_hsic
 from nbhelpers.models import Encoder
 from nbhelpers.probes.features import Pool, features
+from nbhelpers.probes.rows import row
 
 PARTS = 10  # of the images, each of which gives a value of its own
 
@@ -47,17 +48,17 @@ def cka_by_depth(
     if len(images) < 4 * PARTS:
         raise ValueError(f"cka_by_depth: needs at least {4 * PARTS} images, got {len(images)}")
     ours = _parts(features(encoder, images, pool=pool))
-    frames = []
+    rows = []
     for other in others:
         theirs = ours if other is encoder else _parts(features(other, images, pool=pool))
-        pairs = zip(ours, theirs, strict=True)
-        value, low, high = mean_interval(np.stack([_alignment(*pair) for pair in pairs]))
-        depth, other_depth = np.indices(value.shape)
-        columns = {"depth": depth, "other": other.name, "other_depth": other_depth}
-        columns |= {"value": value, "low": low, "high": high}
-        flat = {name: np.ravel(column) for name, column in columns.items() if name != "other"}
-        frames.append(pd.DataFrame({"metric": "cka"} | columns | flat | {"images": len(images)}))
-    return identified(pd.concat(frames, ignore_index=True), encoder, images)
+        values = [_alignment(*pair) for pair in zip(ours, theirs, strict=True)]
+        found = np.stack(mean_interval(np.stack(values)), axis=-1)
+        rows += [
+            {"metric": "cka", "depth": depth, "other": other.name, "other_depth": other_depth}
+            | row(*found[depth, other_depth], len(images))
+            for depth, other_depth in np.ndindex(found.shape[:2])
+        ]
+    return identified(pd.DataFrame(rows), encoder, images)
 
 
 def _parts(rows: Tensor) -> list[Tensor]:

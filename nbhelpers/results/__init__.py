@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -19,17 +19,15 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.images.source import content_fingerprint
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import Encoder, load, manifest
-from nbhelpers.results.gather import gather
 from nbhelpers.results.published import (
-    against_published,
     difference_to_published,
     published,
     published_maps,
     published_triples,
 )
-from nbhelpers.results.summary import at_end, by_label, early, highest, last_third, late, peak
+from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
 from nbhelpers.results.tables import TABLES, Images, Table, redrawn
-from nbhelpers.studies import Study, study
+from nbhelpers.studies import IMAGES, Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -42,14 +40,13 @@ __all__ = [
     "Table",
     "add",
     "already",
-    "against_published",
     "at_end",
     "by_label",
     "early",
     "gather",
     "highest",
+    "difference_by_depth",
     "difference_to_published",
-    "last_third",
     "late",
     "outdated",
     "peak",
@@ -59,7 +56,6 @@ __all__ = [
     "store",
     "stored",
     "table",
-    "triples",
 ]
 
 
@@ -84,8 +80,8 @@ def table(
 ) -> pd.DataFrame:
     """A result table of a study: computed here where all its images are, else as stored in `data/results`.
 
-    A slow table is always the stored one, and so are those rows of a kept one that are stored. What is
-    computed stays in the cache folder.
+    A slow table is always read as stored. Of a kept one, stored rows are read and the others computed. What
+    is computed stays in the cache folder.
 
     Args:
         study_name: see `nbhelpers.studies`.
@@ -106,35 +102,36 @@ def table(
             for a table that is not computed here or has no sample.
     """
     chosen, made = _chosen(study_name, name)
-    wanted = list(models or chosen.models)
+    frames, wanted = [], list(models or chosen.models)
     draw = n_images is not None or seed != 0
     if made.slow and draw:
         raise ValueError(
             f"{study_name}/{name} is too slow for a build of the book: there is the stored table alone, "
             f"not one of n_images={n_images}, seed={seed}"
         )
-    before = []
     if made.kept and not draw:
-        before, wanted = already(study_name, name, wanted)
-        if not wanted:
-            return _only(pd.concat(before, ignore_index=True), metrics, name)
-    missing = "it is too slow for a build of the book"
-    if not made.slow:
-        try:
-            images = made.images(chosen)
-            if draw:
-                images = redrawn(chosen, images, n_images, seed)
-            frame = _computed(made, images, _distinct(wanted), metrics)
-            return _only(pd.concat([*before, frame], ignore_index=True), metrics, name)
-        except MissingDataError as error:
-            if draw:
-                raise
-            missing = f"computing it needs the images: {error}"
+        frames, wanted = already(study_name, name, wanted)
     try:
-        frame = pd.concat([*before, stored(study_name, name, wanted)], ignore_index=True)
-    except MissingDataError as error:
-        raise MissingDataError(f"{missing}. And {error}") from None
-    return _only(frame, metrics, name)
+        if made.slow:
+            raise MissingDataError("it is too slow for a build of the book")
+        if wanted:
+            images = made.images(chosen)
+            images = redrawn(chosen, images, n_images, seed) if draw else images
+            limit = [tuple(metrics)] if metrics and set(metrics) <= set(made.metrics) else []
+            computed = [made.measure(encoder, images, *limit) for encoder in _distinct(wanted)]
+            frames.append(pd.concat(computed, ignore_index=True).assign(source=COMPUTED))
+    except MissingDataError as lack:
+        if draw:
+            raise
+        try:
+            frames.append(stored(study_name, name, wanted))
+        except MissingDataError as error:
+            raise MissingDataError(f"{lack}. And {error}") from None
+    frame = pd.concat(frames, ignore_index=True)
+    known = frame["metric"].unique()
+    if unknown := [metric for metric in metrics or () if metric not in known]:
+        raise ValueError(f"the table {name!r} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return frame[frame["metric"].isin(known if metrics is None else metrics)].reset_index(drop=True)
 
 
 def already(
@@ -148,23 +145,6 @@ def already(
         except (MissingDataError, StaleTableError):
             others.append(model)
     return frames, others
-
-
-def _computed(
-    made: Table, images: Images, encoders: Iterable[Encoder], metrics: Sequence[str] | None
-) -> pd.DataFrame:
-    limit = [tuple(metrics)] if metrics and set(metrics) <= set(made.metrics) else []
-    frames = [made.measure(encoder, images, *limit) for encoder in encoders]
-    return pd.concat(frames, ignore_index=True).assign(source=COMPUTED)
-
-
-def _only(frame: pd.DataFrame, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
-    if metrics is None:
-        return frame
-    known = frame["metric"].unique()
-    if unknown := [metric for metric in metrics if metric not in known]:
-        raise ValueError(f"the table {name!r} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    return frame[frame["metric"].isin(metrics)].reset_index(drop=True)
 
 
 def _distinct(models: Iterable[str | Path | Encoder]) -> list[Encoder]:
@@ -194,18 +174,18 @@ def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
     return chosen, made
 
 
-def _paths(study_name: str, name: str, folder: Path | None) -> tuple[Path, Path]:
-    base = (folder or RESULTS) / study_name
-    return base / f"{name}.csv.gz", base / f"{name}.json"
+def _paths(study_name: str, name: str) -> tuple[Path, Path]:
+    """Of a stored table, and of its provenance."""
+    return RESULTS / study_name / f"{name}.csv.gz", RESULTS / study_name / f"{name}.json"
 
 
-def _read(study_name: str, name: str, folder: Path | None) -> tuple[pd.DataFrame, dict[str, dict]]:
+def _read(study_name: str, name: str) -> tuple[pd.DataFrame, dict[str, dict]]:
     """A stored table and the record of each of its encoders.
 
     Raises:
         MissingDataError: if there is no table, or no description of it that can be read.
     """
-    csv, about = _paths(study_name, name, folder)
+    csv, about = _paths(study_name, name)
     try:
         return read_table(csv), json.loads(about.read_text())["encoders"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
@@ -219,7 +199,7 @@ def _read(study_name: str, name: str, folder: Path | None) -> tuple[pd.DataFrame
 def _weights(model: str | Encoder, study_name: str) -> str | None:
     """What identifies an encoder's weights: the checksum of their file, or the recipe of random ones.
 
-    Empty for one of the study's own that is no longer there; None where only a download could tell.
+    Empty for an encoder of the study that is gone; None where only a download could tell.
     """
     if isinstance(model, str):
         if row := manifest().get(model):
@@ -236,23 +216,19 @@ def _weights(model: str | Encoder, study_name: str) -> str | None:
     return model.provenance.get("sha256") or hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
-def stored(
-    study_name: str,
-    name: str,
-    models: Sequence[str | Path | Encoder] | None = None,
-    folder: Path | None = None,
-) -> pd.DataFrame:
+def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | None = None) -> pd.DataFrame:
     """The rows of some encoders (default: all) in a stored table, if they are of the weights that are there.
 
     Raises:
         MissingDataError: if there is no such table, no description of it, or no row of an encoder.
         StaleTableError: if the weights of one of these encoders changed since.
     """
-    frame, records = _read(study_name, name, folder)
-    files = [
-        load(m) if isinstance(m, Path) or str(m).endswith(".safetensors") else m for m in models or records
-    ]
-    wanted = {model.name if isinstance(model, Encoder) else model: model for model in files}
+    frame, records = _read(study_name, name)
+    wanted = {}
+    for model in models or records:
+        if isinstance(model, Path) or str(model).endswith(".safetensors"):
+            model = load(model)
+        wanted[model.name if isinstance(model, Encoder) else model] = model
     refresh = f"`make results STUDY={study_name}`"
     if lacking := [model for model in wanted if model not in records]:
         raise MissingDataError(
@@ -264,9 +240,8 @@ def stored(
             f"{study_name}/{name} was computed from other weights of {', '.join(stale)} than those that are "
             f"there now; refresh it with {refresh}"
         )
-    dates = {key: f"stored {max(records[each]['date'] for each in wanted)}" for key in wanted}
-    encoders = _encoder_of(frame)
-    return frame.assign(source=encoders.map(dates))[encoders.isin(wanted)].reset_index(drop=True)
+    rows = frame[_encoder_of(frame).isin(wanted)]
+    return rows.assign(source=f"stored {max(records[key]['date'] for key in wanted)}").reset_index(drop=True)
 
 
 def _encoder_of(frame: pd.DataFrame) -> pd.Series:
@@ -277,7 +252,7 @@ def _encoder_of(frame: pd.DataFrame) -> pd.Series:
 
 
 def _fingerprint(images: Images) -> str:
-    """Of the images of a table; of generated ones by their labels, as their pixels round on each machine."""
+    """Identity of a table's images; generated ones by their labels, since their pixels differ by rounding."""
     parts = []
     for role, source in sorted(images.items()):
         labels = [source.labels[key] for key in sorted(source.labels)]
@@ -286,14 +261,13 @@ def _fingerprint(images: Images) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def outdated(study_name: str, name: str, folder: Path | None = None) -> list[str]:
+def outdated(study_name: str, name: str) -> list[str]:
     """Encoders whose stored rows were made by another version of the code than this one."""
-    _, records = _read(study_name, name, folder)
     code = code_version(TABLES[name].code)
-    return [model for model, record in records.items() if record["code"] != code]
+    return [model for model, record in _read(study_name, name)[1].items() if record["code"] != code]
 
 
-def store(study_name: str, name: str, folder: Path | None = None, *, fresh: bool = False) -> Path:
+def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
     """Compute what a stored table lacks from its images, and write it with its provenance; returns its path.
 
     Rows stay whose encoder has the same weights and was measured on the same images, by whatever version of
@@ -307,18 +281,20 @@ def store(study_name: str, name: str, folder: Path | None = None, *, fresh: bool
     chosen, made = _chosen(study_name, name)
     images = made.images(chosen)
     try:
-        records = {} if fresh else _read(study_name, name, folder)[1]
+        records = {} if fresh else _read(study_name, name)[1]
     except MissingDataError:
         records = {}
     for model in made.models(chosen):
         record = records.get(model, {})
         weights = _weights(model, study_name) or _weights(load(model), study_name)
         if (record.get("sha256"), record.get("images")) != (weights, _fingerprint(images)):
-            _merge(chosen, made, images, made.measure(load(model), images), folder, {})
-    return _paths(study_name, name, folder)[0]
+            add(study_name, name, made.measure(load(model), images), images)
+    return _paths(study_name, name)[0]
 
 
-def add(study_name: str, name: str, frame: pd.DataFrame, folder: Path | None = None, **about: object) -> Path:
+def add(
+    study_name: str, name: str, frame: pd.DataFrame, images: Images | None = None, **about: object
+) -> Path:
     """Put the rows of one or more encoders, measured before or elsewhere, into a stored table.
 
     Rows that the table has of these encoders are replaced. Weights and images are recorded as they are here;
@@ -330,52 +306,41 @@ def add(study_name: str, name: str, frame: pd.DataFrame, folder: Path | None = N
         ValueError: for an encoder that the table is not made of.
     """
     chosen, made = _chosen(study_name, name)
-    return _merge(chosen, made, made.images(chosen), frame, folder, about)
-
-
-def _merge(
-    chosen: Study, made: Table, images: Images, frame: pd.DataFrame, folder: Path | None, about: Mapping
-) -> Path:
-    models = made.models(chosen)
+    models, images = made.models(chosen), images or made.images(chosen)
     added = dict(iter(frame.drop(columns="source", errors="ignore").groupby(_encoder_of(frame), sort=False)))
     if foreign := [model for model in added if model not in models]:
-        raise ValueError(
-            f"{chosen.name}/{made.name} is not made of {', '.join(foreign)}: {', '.join(models)}"
-        )
-    csv, description = _paths(chosen.name, made.name, folder)
+        raise ValueError(f"{study_name}/{name} is not made of {', '.join(foreign)}: {', '.join(models)}")
+    csv, description = _paths(study_name, name)
     try:
-        old, records = _read(chosen.name, made.name, folder)
+        old, records = _read(study_name, name)
         parts = dict(iter(old.groupby(_encoder_of(old), sort=False)))
     except MissingDataError:
         parts, records = {}, {}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     record = {
         "images": _fingerprint(images),
         "code": code_version(made.code),
         "date": date.today().isoformat(),
         "device": "GPU" if torch.cuda.is_available() else "CPU",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
+        "versions": versions,
     }
     for model in added:
-        weights = _weights(model, chosen.name) or _weights(load(model), chosen.name)
+        weights = _weights(model, study_name) or _weights(load(model), study_name)
         records[model] = {"sha256": weights} | record | about
     parts |= added
     present = [model for model in models if model in parts and model in records]
-    whole = pd.concat([parts[model] for model in present], ignore_index=True)
     provenance = {
-        "table": made.name,
+        "table": name,
         "about": made.about,
-        "study": chosen.name,
-        "command": f"make results STUDY={chosen.name}",
+        "study": study_name,
+        "command": f"make results STUDY={study_name}",
         "images": {
             role: {"name": source.name, "origin": source.origin, "number": len(source)}
             for role, source in images.items()
         },
         "encoders": {model: records[model] for model in present},
     }
+    whole = pd.concat([parts[model] for model in present], ignore_index=True)
     text = whole.to_csv(index=False, float_format="%.7g")
     # Without a description the table is computed again: a kill between the two files leaves no wrong record.
     description.unlink(missing_ok=True)
@@ -386,17 +351,39 @@ def _merge(
     return csv
 
 
-def triples(study_name: str, models: Sequence[str | Path | Encoder] | None = None) -> pd.DataFrame:
-    """k-NN, linear and attentive accuracy of each encoder at its last depth, to be read side by side.
+def gather(
+    studies: Sequence[str],
+    metrics: Sequence[str],
+    models: Sequence[str | Path | Encoder] | None = None,
+    n_images: int = IMAGES,
+    seed: int = 0,
+    objectives: Collection[str] = (),
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Metrics of some models on the test images of each study, computed where the images are, else as stored.
 
-    The attentive probe learns from fewer images than the others: column `learnt`.
+    Args:
+        studies: names of studies, see `nbhelpers.study`.
+        metrics: names in `nbhelpers.metrics.METRICS`; no others are computed.
+        models: names, paths of weight files or encoders; default the study's own.
+        n_images: drawn from the test images, or all of them if there are fewer.
+        seed: of the draw.
+        objectives: instead of the study's own models, all of those objectives, such as "mae".
 
-    Columns: those of a probe's frame, `learnt` and `source`; metric is "knn", "linear" or "attentive". Raises
-    the errors of `table`; encoders default to the study's own.
+    Returns:
+        A frame as of `nbhelpers.analyse` for each study that has one, with the column `source`; and for each
+        of the others what is missing. Decoders are left out.
     """
-    frames = []
-    for name, metrics in {"probes": ("knn", "linear"), "tokens": ("attentive",)}.items():
-        frame = table(study_name, name, models, metrics=metrics)
-        learnt = TABLES[name].learns
-        frames += [at_end(frame, metric).assign(learnt=learnt) for metric in metrics]
-    return pd.concat(frames, ignore_index=True)
+    draw = {"n_images": None if n_images == IMAGES else n_images, "seed": seed}
+    frames, missing = {}, {}
+    for name in studies:
+        wanted = models or (study(name).trained(*objectives) if objectives else None)
+        # Stored, "metrics" is of the study's own models alone, "profile" of all, with fewer metrics.
+        for kind in ("metrics", "profile"):
+            if set(metrics) <= set(TABLES[kind].metrics):
+                try:
+                    frame = table(name, kind, wanted, metrics=metrics, **draw)
+                    frames[name] = frame[~frame["model"].str.endswith(":decoder")]
+                    break
+                except MissingDataError as reason:
+                    missing.setdefault(name, str(reason))
+    return frames, {name: reason for name, reason in missing.items() if name not in frames}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from nbhelpers.files import DATA
@@ -73,43 +71,14 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     if theirs.empty:
         known = published().dropna(subset="depth")["metric"].unique()
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
-    rows = frame[frame["metric"] == metric]
+    names = {model: name for name, models in CHECKPOINT_OF.items() for model in models}
+    rows = frame[(frame["metric"] == metric) & frame["model"].isin(names)]
     rows = rows[rows["head"] < 0] if "head" in rows else rows
-    differences = []
-    for name, curve in theirs.groupby("model", sort=False):
-        for model in CHECKPOINT_OF.get(name, ()):
-            ours = rows.loc[rows["model"] == model, ["depth", "value"]]
-            if ours["depth"].duplicated().any():
-                raise ValueError(
-                    f"{metric}: {model} has several values at a depth; give the rows of one label"
-                )
-            both = ours.merge(curve, on="depth", suffixes=("", "_published"))
-            if len(both):
-                rms, error = _rms(both["value"] - both["value_published"]), _rms(both["error"])
-                differences.append((model, name, rms, error, len(both)))
-    return pd.DataFrame(differences, columns=["model", "published", "rms", "error", "depths"])
-
-
-def against_published(frames: Sequence[pd.DataFrame], metric: str) -> str:
-    """A sentence on `difference_to_published` of all models in some frames, for the prose of a chapter.
-
-    >>> curve = published().query("metric == 'nmi' and model == 'MoCo v3'")
-    >>> ours = curve.assign(model="mocov3.vit_base_patch16_224", value=curve["value"] + 0.02)
-    >>> against_published([ours], "nmi")
-    'Root mean square difference of the curves drawn here from the published ones: MoCo v3 0.02 (reading
-    error 0.006).'
-    """
-    differences = pd.concat([difference_to_published(frame, metric) for frame in frames])
-    if differences.empty:
-        return (
-            "None of the encoders drawn here is one of the published ones: the study imagenet computes the "
-            "same curves for those, on the reader's photographs."
-        )
-    parts = [f"{row[1]} {row[2]:.2g} (reading error {row[3]:.1g})" for row in differences.to_numpy()]
-    return (
-        f"Root mean square difference of the curves drawn here from the published ones: {', '.join(parts)}."
-    )
-
-
-def _rms(values: pd.Series) -> float:
-    return float(values.pow(2).mean() ** 0.5)
+    if (twice := rows[rows.duplicated(["model", "depth"])]["model"].unique()).size:
+        raise ValueError(f"{metric}: {twice[0]} has several values at a depth; give the rows of one label")
+    rows = rows[["model", "depth", "value"]].assign(published=rows["model"].map(names))
+    both = rows.merge(theirs.rename(columns={"model": "published"}), on=["published", "depth"])
+    both = both.assign(square=(both["value_x"] - both["value_y"]) ** 2, error=both["error"] ** 2)
+    groups = both.groupby(["model", "published"], sort=False)
+    means = groups[["square", "error"]].mean() ** 0.5
+    return means.rename(columns={"square": "rms"}).assign(depths=groups.size()).reset_index()

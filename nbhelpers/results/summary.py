@@ -1,8 +1,12 @@
-"""Numbers that stand for a curve: its late mean and its peak."""
+"""Numbers that summarise a curve: early and late mean, peak, end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from nbhelpers.studies import label
 
@@ -16,11 +20,8 @@ def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
     rows = frame[frame["metric"] == metric]
     rows = rows[rows["head"] < 0] if "head" in rows else rows
-    return (
-        rows.assign(label=_labels(rows))
-        .groupby(["label", "depth"], as_index=False, sort=False)["value"]
-        .mean()
-    )
+    groups = rows.assign(label=_labels(rows)).groupby(["label", "depth"], as_index=False, sort=False)
+    return groups["value"].mean()
 
 
 def first_third(depth: pd.Series) -> pd.Series:
@@ -41,6 +42,12 @@ def last_third(depth: pd.Series) -> pd.Series:
     return depth > 2 / 3 * depth.max()
 
 
+def _mean(frame: pd.DataFrame, metric: str, third: Callable[[pd.Series], pd.Series]) -> dict[str, float]:
+    rows = _whole(frame, metric)
+    rows = rows[rows.groupby("label")["depth"].transform(third)]  # of each label: a decoder has fewer blocks
+    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+
+
 def late(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     """Mean of a metric over the last third of each label's blocks.
 
@@ -48,9 +55,7 @@ def late(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     >>> late(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
     {'CL': 5.5}
     """
-    rows = _whole(frame, metric)
-    rows = rows[rows.groupby("label")["depth"].transform(last_third)]  # a decoder has fewer blocks
-    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+    return _mean(frame, metric, last_third)
 
 
 def early(frame: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -60,9 +65,7 @@ def early(frame: pd.DataFrame, metric: str) -> dict[str, float]:
     >>> early(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
     {'CL': 1.5}
     """
-    rows = _whole(frame, metric)
-    rows = rows[rows.groupby("label")["depth"].transform(first_third)]
-    return rows.groupby("label", sort=False)["value"].mean().to_dict()
+    return _mean(frame, metric, first_third)
 
 
 def peak(frame: pd.DataFrame, metric: str) -> dict[str, int]:
@@ -106,3 +109,54 @@ def at_end(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """
     rows = frame[frame["metric"] == metric]
     return rows[rows["depth"] == rows.groupby("model")["depth"].transform("max")]
+
+
+def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    r"""How far one model's curves lie above another's, at each depth of the first.
+
+    $d_l = a_l - b_{l'}$ with margins $\sqrt{m_a^2 + m_b^2}$, as of two independent samples: where both saw
+    the same images the difference is surer than that. Where the two have different numbers of blocks, $l'$ is
+    the same share of the second's depth, between two of its blocks by linear interpolation.
+
+    Args:
+        frame: rows of both models as `analyse` gives them; rows of single heads are left out.
+        first: name of a model in the column `model`.
+        second: of another.
+
+    Returns:
+        Tidy frame `metric depth value low high apart`: the 95 % interval of the difference at each depth, and
+        whether an interval that holds for all depths of the metric together (Bonferroni) leaves out 0.
+
+    Raises:
+        ValueError: a model has no rows, or the two have no metric in common.
+
+    >>> ends = {"metric": "nmi", "depth": [1, 2], "low": [0.1, 0.5], "high": [0.3, 0.7]}
+    >>> one = pd.DataFrame({"model": "a", "value": [0.2, 0.6]} | ends)
+    >>> frame = pd.concat([one, one.assign(model="b", value=0.2)])
+    >>> difference_by_depth(frame, "a", "b")["value"].round(3).tolist()
+    [0.0, 0.4]
+    """
+    whole = frame[frame["head"] < 0] if "head" in frame else frame
+    sides = [whole[whole["model"] == name] for name in (first, second)]
+    for name, side in zip((first, second), sides, strict=True):
+        if side.empty:
+            raise ValueError(f"no rows of {name!r}; the frame has {sorted(set(frame['model']))}")
+    common = [metric for metric in sides[0]["metric"].unique() if metric in set(sides[1]["metric"])]
+    parts = [_difference(*(side[side["metric"] == metric] for side in sides)) for metric in common]
+    if not parts:
+        raise ValueError(f"{first!r} and {second!r} have no metric in common")
+    rows = pd.concat([part.assign(metric=metric) for metric, part in zip(common, parts, strict=True)])
+    return rows[["metric", "depth", "value", "low", "high", "apart"]]
+
+
+def _difference(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    one, other = one.sort_values("depth"), other.sort_values("depth")
+    share, there = (side["depth"] / max(side["depth"].max(), 1) for side in (one, other))
+    matched = {name: np.interp(share, there, other[name]) for name in ("value", "low", "high")}
+    value = one["value"].to_numpy() - matched["value"]
+    below = np.hypot(one["value"] - one["low"], matched["high"] - matched["value"])
+    above = np.hypot(one["high"] - one["value"], matched["value"] - matched["low"])
+    together = ndtri(1 - 0.025 / len(one)) / ndtri(0.975)
+    apart = (value - together * below > 0) | (value + together * above < 0)
+    columns = {"depth": one["depth"], "value": value, "low": value - below, "high": value + above}
+    return pd.DataFrame(columns | {"apart": apart}).reset_index(drop=True)

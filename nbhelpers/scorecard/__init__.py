@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from nbhelpers.scorecard.claims import CLAIMS, Claim
+from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, NotMeasured
 from nbhelpers.scorecard.intervals import Interval
 from nbhelpers.scorecard.page import NOT_MEASURED, fragments, html_table, sentences
@@ -46,11 +46,13 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
         paper's own value. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.
     """
-    measured = {name: Evidence(name) for name in studies}
+    evidences = {name: Evidence(name) for name in studies}
     lines = [
-        vars(claim) | {"published": float(claim.published or "nan"), "study": name} | _line(claim, evidence)
+        claim._asdict()
+        | {"published": float(claim.published or "nan"), "study": name}
+        | _line(claim, evidence)
         for claim in claims
-        for name, evidence in measured.items()
+        for name, evidence in evidences.items()
     ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
@@ -58,7 +60,7 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
 def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
     """What one study says of a claim."""
     try:
-        effect = claim.measured(evidence)
+        effect = measured(claim, evidence)
     except NotMeasured as error:
         return {"verdict": NOT_MEASURED, "note": str(error)}
     return {

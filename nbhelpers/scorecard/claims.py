@@ -1,63 +1,50 @@
 """The paper's claims, rows of `data/claims.csv`, each as an effect that is above 0 when the claim shows.
 
 All of it was fixed before any effect was computed: which table, which metric, where in the encoder, which
-side is subtracted. "Late" is the last third of the blocks; a claim that names no place is judged there.
+side is subtracted. "Late" is the last third of the blocks; a claim that names no place is judged there. The
+columns, which are the attributes of a claim:
+
+- number: of the claim in the book's list, with a letter where it has parts
+- claim: what is claimed
+- measure: the effect, in words
+- chapter: where it is looked at
+- unit: of the effect; "points" are hundredths of what the table holds
+- contrast: one of `CONTRASTS`; empty: `more` less `less`
+- more: label of the encoders that should have more of the quantity
+- less: label of those that should have less; empty: the quantity of `more` itself
+- quantity: as `Quantity.parse` reads it
+- minus: a second quantity, subtracted from the first of the same encoder; or empty
+- published: the paper's own value of the effect, from `data/published.csv`; or empty
+- published_unit: its unit, which may be another one
+- source: where it was published
 """
 
 from __future__ import annotations
 
-import csv
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import pandas as pd
 
 from nbhelpers.files import DATA
 from nbhelpers.scorecard.evidence import PAIR, Evidence, NotMeasured, Quantity, at
 from nbhelpers.scorecard.intervals import Interval, difference, largest, smallest
 
+_TABLE = pd.read_csv(DATA / "claims.csv", dtype=str, keep_default_na=False)
+Claim = namedtuple("Claim", _TABLE.columns)
+CLAIMS = tuple(map(Claim._make, _TABLE.itertuples(index=False)))
 
-@dataclass(frozen=True)
-class Claim:
-    """One claim, or one part of a claim: a row of `data/claims.csv`.
 
-    Attributes:
-        number: of the claim in the book's list, with a letter where it has parts.
-        claim: what is claimed.
-        measure: the effect, in words.
-        chapter: where it is looked at.
-        unit: of the effect; "points" are hundredths of what the table holds.
-        contrast: one of `CONTRASTS`; empty: `more` less `less`.
-        more: label of the encoders that should have more of the quantity.
-        less: label of those that should have less; empty: the quantity of `more` itself.
-        quantity: as `Quantity.parse` reads it.
-        minus: a second quantity, subtracted from the first of the same encoder; or empty.
-        published: the paper's own value of the effect, from `data/published.csv`; or empty.
-        published_unit: its unit, which may be another one.
-        source: where it was published.
+def measured(claim: Claim, evidence: Evidence) -> Interval:
+    """The effect of a claim in some evidence, in the claim's unit.
+
+    Raises:
+        NotMeasured: an encoder, a table or a metric is not there.
     """
-
-    number: str
-    claim: str
-    measure: str
-    chapter: str
-    unit: str
-    contrast: str
-    more: str
-    less: str
-    quantity: str
-    minus: str
-    published: str
-    published_unit: str
-    source: str
-
-    def measured(self, evidence: Evidence) -> Interval:
-        """The effect in some evidence, in the claim's unit.
-
-        Raises:
-            NotMeasured: an encoder, a table or a metric is not there.
-        """
-        quantities = [Quantity.parse(text) for text in (self.quantity, self.minus) if text]
-        effect = CONTRASTS[self.contrast](evidence, self, quantities)
-        return 100 * effect if self.unit == "points" else effect
+    quantities = [Quantity.parse(text) for text in (claim.quantity, claim.minus) if text]
+    effect = CONTRASTS[claim.contrast](evidence, claim, quantities)
+    return 100 * effect if claim.unit == "points" else effect
 
 
 def _difference(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:
@@ -121,7 +108,3 @@ CONTRASTS: dict[str, Callable[[Evidence, Claim, list[Quantity]], Interval]] = {
     "gain_from_width": _gain_from_width,
     "best_hybrid": _best_hybrid,
 }
-
-
-with (DATA / "claims.csv").open(encoding="utf-8", newline="") as _lines:
-    CLAIMS = tuple(Claim(**row) for row in csv.DictReader(_lines))

@@ -141,6 +141,12 @@ def of_all_labels(rows: pd.DataFrame) -> Interval:
     return Interval(*rows.loc[rows["share"] == 1, ["value", "low", "high"]].iloc[0].astype(float))
 
 
+def _around(value: float, drawn: np.ndarray) -> Interval:
+    """A value with the interval of its bootstrap, which is made to hold it."""
+    low, high = map(float, np.quantile(drawn, [0.025, 0.975]))
+    return Interval(value, min(value, low), max(value, high))
+
+
 def peak(rows: pd.DataFrame) -> Interval:
     """Depth at which the value is highest, with a parametric bootstrap.
 
@@ -151,9 +157,7 @@ def peak(rows: pd.DataFrame) -> Interval:
     depth, value = rows["depth"].to_numpy(), rows["value"].to_numpy()
     error = (rows["high"] - rows["low"]).to_numpy() / (2 * 1.96)
     drawn = np.random.default_rng(0).normal(value, error, (DRAWS, len(value)))
-    low, high = np.quantile(depth[drawn.argmax(1)], [0.025, 0.975])
-    best = float(depth[value.argmax()])
-    return Interval(best, min(best, float(low)), max(best, float(high)))
+    return _around(float(depth[value.argmax()]), depth[drawn.argmax(1)])
 
 
 def late_effective_rank(rows: pd.DataFrame) -> Interval:
@@ -168,21 +172,14 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
         spectrum = torch.tensor(lines["value"].to_numpy())
         error = (2 / (int(lines["images"].iloc[0]) - 1)) ** 0.5
         noise = torch.randn(DRAWS, len(spectrum), generator=torch.Generator().manual_seed(0))
-        low, high = np.quantile(effective_rank(spectrum + error * noise).numpy(), [0.025, 0.975])
-        value = effective_rank(spectrum).item()
-        ranks.append(Interval(value, min(value, float(low)), max(value, float(high))))
+        drawn = effective_rank(spectrum + error * noise).numpy()
+        ranks.append(_around(effective_rank(spectrum).item(), drawn))
     return average(ranks)
 
 
-CURVE_READINGS = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
-OTHER_READINGS = (
-    under_high_noise,
-    without_leading_sixteenth,
-    outside_leading_eighth,
-    of_all_labels,
-    late_effective_rank,
-)
-READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVE_READINGS, *OTHER_READINGS)}
+CURVES = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
+ROWS = (under_high_noise, without_leading_sixteenth, outside_leading_eighth, of_all_labels)
+READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVES, *ROWS, late_effective_rank)}
 
 
 class Evidence:
@@ -257,7 +254,7 @@ class Evidence:
         return list(dict.fromkeys(label(name, "hybrid") for name in self.study.trained("hybrid")))
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
-        """A table with these encoders; the pair's own is asked for as chapters ask for it."""
+        """A table with these encoders; that of the pair with all models, as chapters read it."""
         as_drawn = who in PAIR and name in TABLES and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:

@@ -115,7 +115,7 @@ Made = Callable[[int], Sequence[Interval]]  # some contrasts, with intervals for
 
 
 def largest(make: Made) -> Interval:
-    """The largest of several contrasts: its lower bound pays for the choice, its upper bound need not.
+    """The largest of several contrasts; its lower bound is corrected for the choice, its upper one as it is.
 
     >>> largest(lambda comparisons: [Interval(1, 1 - comparisons, 2), Interval(0, -1, 4)])
     Interval(value=1, low=-1, high=4, whose=())
@@ -126,7 +126,7 @@ def largest(make: Made) -> Interval:
 
 
 def smallest(make: Made) -> Interval:
-    """The smallest of several contrasts: its upper bound pays for the choice, its lower bound need not.
+    """The smallest of several contrasts; its upper bound is corrected for the choice, its lower one as it is.
 
     >>> smallest(lambda comparisons: [Interval(1, 0, 1 + comparisons), Interval(2, -1, 4)])
     Interval(value=1, low=-1, high=3, whose=())

@@ -54,18 +54,13 @@ def _cell(row: pd.Series) -> str:
     """What one study says of a claim: verdict, effect, interval, seeds."""
     sign, kind = MARKS[row["verdict"]]
     word = f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {row["verdict"]}</span>'
-    lines = [word]
-    if row["verdict"] == NOT_MEASURED:
-        lines.append(_small(row["note"]))
-    else:
+    lines, notes = [word], [row["note"]]
+    if row["verdict"] != NOT_MEASURED:
         value, low, high = figures(row["effect"], row["low"], row["high"])
         lines.append(f"{value} {_small(row['unit'])} {_small(f'[{low}, {high}]')}")
-        notes = [row["note"]] if row["note"] else []
-        if row["seeds"] > 1:
-            notes.append(f"{row['seeds']:.0f} seeds each")
-        if notes:
-            lines.append(_small(", ".join(notes)))
-    return f"<td>{'<br>'.join(lines)}</td>"
+        notes.append(f"{row['seeds']:.0f} seeds each" if row["seeds"] > 1 else "")
+    lines.append(_small(", ".join(filter(None, notes))))
+    return f"<td>{'<br>'.join(filter(None, lines))}</td>"
 
 
 def _paper(row: pd.Series) -> str:

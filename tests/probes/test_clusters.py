@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbhelpers.probes import patch_tokens
+from nbhelpers.probes import features
 from nbhelpers.probes.clusters import silhouette_by_depth, token_map
 
 
@@ -26,7 +26,7 @@ def silhouette_oracle(points, groups):
 def test_oracle(encoder, colours):
     images = colours(6, seed=0)
     frame = silhouette_by_depth(encoder, images, "colour").set_index(["metric", "depth"])
-    layers = patch_tokens(encoder, images, [0, 1, 2], dtype=torch.float32)
+    layers = features(encoder, images, pool="none")
     groups = {"silhouette_image": torch.arange(6), "silhouette_label": images.labels["colour"]}
     for metric, group in groups.items():
         for depth, layer in enumerate(layers):

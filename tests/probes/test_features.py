@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nbhelpers.probes import features, patch_tokens
+from nbhelpers.probes import features
 
 
 def stream(encoder, images):
@@ -39,7 +39,7 @@ def test_source_equals_tensor_and_nothing_is_left_behind(encoder, colours):
 @torch.no_grad()
 def test_patch_tokens(encoder, colours):
     images = colours(5, 0).images
-    tokens = patch_tokens(encoder, images, [1], batch_size=2)
+    tokens = features(encoder, images, [1], "none", batch_size=2, dtype=torch.float16)
     assert tokens.shape == (1, 5, 4, 8) and tokens.dtype == torch.float16
     torch.testing.assert_close(tokens[0].float(), stream(encoder, images)[1, :, 1:], rtol=1e-3, atol=1e-3)
 
@@ -48,7 +48,7 @@ def test_errors(encoder, colours):
     images = colours(3, 0).images
     with pytest.raises(ValueError, match=r"depths \[3\].*0\.\.2"):
         features(encoder, images, [3])
-    with pytest.raises(ValueError, match="'mean' and 'class'"):
+    with pytest.raises(ValueError, match="mean, class"):
         features(encoder, images, pool="max")
     with pytest.raises(ValueError, match="no images"):
         features(encoder, images[:0])
@@ -59,7 +59,3 @@ def test_errors(encoder, colours):
     encoder.module.norm = torch.nn.Identity()
     with pytest.raises(ValueError, match="no final norm"):
         features(encoder, images, norm=True)
-    with torch.no_grad():
-        encoder.module.blocks[1].mlp.fc2.bias[0] = torch.nan
-    with pytest.raises(ValueError, match=r"non-finite features of toy.cl at depths \[2\]"):
-        features(encoder, images)

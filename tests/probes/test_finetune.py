@@ -112,8 +112,9 @@ def test_by_share(encoder, colours):
 
 def test_errors(encoder, colours):
     source = colours(30, 0)
-    with pytest.raises(ValueError, match=r"share 0 of the labels is not in \(0, 1\]"):
-        fine_tuning_by_share(encoder, source, source, "colour", (0,))
+    for share, number in ((0, 0), (3, 30)):
+        with pytest.raises(ValueError, match=f"cannot draw {number} of them"):
+            fine_tuning_by_share(encoder, source, source, "colour", (share,))
     with pytest.raises(ValueError, match="has no label 'class'"):
         fine_tune(encoder, source, "class", SHORT)
     with pytest.raises(ValueError, match="cannot draw 0 of them"):

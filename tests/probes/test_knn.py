@@ -56,13 +56,13 @@ def test_by_depth_separable_and_noise(encoder, colours):
 
 def test_errors(encoder, colours):
     x, y = torch.eye(3), torch.arange(3)
-    with pytest.raises(ValueError, match=r"\(3, 3\).*\(2, 2\)"):
+    with pytest.raises(ValueError, match="2 features"):
         knn_predict(x, y, torch.eye(2), k=1)
-    with pytest.raises(ValueError, match="2 train_labels for 3"):
+    with pytest.raises(ValueError, match="2 train_labels"):
         knn_predict(x, y[:2], x, k=1)
     with pytest.raises(ValueError, match="non-finite"):
         knn_predict(x, y, x * torch.nan, k=1)
-    with pytest.raises(ValueError, match="k=20 neighbours of 3"):
+    with pytest.raises(ValueError, match="n_neighbors = 20"):
         knn_predict(x, y, x)
     source = colours(30, 0)
     with pytest.raises(ValueError, match=r"no label 'shape'.*'coin', 'colour'"):

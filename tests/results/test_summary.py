@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.compare import difference_by_depth
+from nbhelpers.results import difference_by_depth
 
 
 def curve(model: str, values: list[float], margin: float = 0.1, metric: str = "nmi") -> pd.DataFrame:
