@@ -349,7 +349,7 @@ def test_wrong_shape_raises():
 
 
 def test_encoder_that_did_not_run_raises():
-    with pytest.raises(RuntimeError, match="did not run"):
+    with pytest.raises(RuntimeError, match="0 of 2 blocks"):
         with capture(_encoder("vit"), on_attention=lambda a: None):
             pass
 
@@ -360,7 +360,7 @@ def test_skipped_blocks_raise():
     with pytest.raises(RuntimeError, match="block 2 started after block 0"):
         with capture(encoder, on_attention=lambda a: None):
             encoder.blocks[1](x)
-    with pytest.raises(RuntimeError, match="ended at block 1 of 2"):
+    with pytest.raises(RuntimeError, match="1 of 2 blocks"):
         with capture(encoder, on_attention=lambda a: None):
             encoder.blocks[0](x)
 
