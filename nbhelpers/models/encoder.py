@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 import math
 import types
 from collections.abc import Mapping, Sequence, Set
@@ -17,44 +18,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
 from nbhelpers.names import nearest
 
-# Architectures without one N x N softmax attention over one patch grid, by the timm file that defines them.
-REFUSED = {
-    "cait": "its talking heads mix the attention maps of all heads before and after the softmax",
-    "coat": "its attention is factorised over channels",
-    "convit": "its gated positional attention mixes two softmax maps",
-    "crossvit": "it runs two branches with two patch grids",
-    "davit": "it alternates windows with channel attention",
-    "edgenext": "its attention is over channels",
-    "efficientformer": "only its last stage has attention",
-    "efficientformer_v2": "its attention mixes heads (talking heads) and changes grid between stages",
-    "fastvit": "only its last stages have attention",
-    "gcvit": "its attention is confined to windows",
-    "gemma4_vit": "its encoder pads to a token budget, which leaves no fixed patch grid",
-    "hiera": "its attention is confined to mask units, and queries are pooled between stages",
-    "hieradet_sam2": "its attention is confined to windows, and queries are pooled between stages",
-    "levit": "its patch grid shrinks between stages",
-    "maxxvit": "its attention is confined to windows and dilated grids",
-    "mobilevit": "its attention runs over pixels that share a place within their patches",
-    "mvitv2": "keys and values are pooled, so its attention is not square",
-    "nest": "its attention is confined to blocks of the image",
-    "nextvit": "keys and values are pooled, so its attention is not square",
-    "pit": "its patch grid is pooled between stages",
-    "pvt_v2": "keys and values are pooled, so its attention is not square",
-    "swin_transformer": "its attention is confined to shifted windows",
-    "swin_transformer_v2": "its attention is confined to shifted windows",
-    "swin_transformer_v2_cr": "its attention is confined to shifted windows",
-    "tiny_vit": "its attention is confined to windows",
-    "tnt": "it nests a second transformer over the pixels of each patch",
-    "twins": "it alternates windows with pooled keys",
-    "visformer": "its patch grid shrinks between stages",
-    "vision_transformer_sam": "its attention is confined to windows in most blocks",
-    "volo": "its outlook attention predicts local weights without keys",
-    "xcit": "its cross-covariance attention is over channels, D x D, not over tokens",
-}
+# Architectures without one N x N softmax attention over one patch grid: timm's file -> the reason.
+REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding="utf-8"))
 
 REFUSED_PARTS = {
     "DiffAttention": "its differential attention subtracts two softmax maps",
@@ -74,14 +44,6 @@ AFTER_ATTENTION = {
     "ParallelScalingBlock": None,
 }
 
-# Fields of `Encoder` in timm's configurations.
-TIMM_CONFIG = {
-    "mean": "mean",
-    "std": "std",
-    "interpolation": "interpolation",
-    "crop": "crop_pct",
-    "crop_mode": "crop_mode",
-}
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 CROP_MODES = ("center", "squash")
 
@@ -401,7 +363,8 @@ def _read(module: nn.Module, path: str) -> dict[str, Any]:
         return next((value for each in holders if (value := getattr(each, name, None)) is not None), None)
 
     config = read("pretrained_cfg") or {}
-    known = {field: config.get(key) for field, key in TIMM_CONFIG.items()}
+    known = {key: config.get(key) for key in ("mean", "std", "interpolation", "crop_mode")}
+    known["crop"] = config.get("crop_pct")
     known["name"] = config.get("architecture") or type(module).__name__
     known["prefix"], known["width"] = read("num_prefix_tokens"), read("embed_dim")
     known["heads"] = getattr(getattr(block, "attn", None), "num_heads", None)
