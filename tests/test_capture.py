@@ -372,6 +372,13 @@ def test_masked_attention_is_refused():
             encoder.module.forward_features(encoder.preprocess(_images(encoder)), is_causal=True)
 
 
+def test_a_mask_of_infinite_biases_is_refused():
+    encoder = _foreign(Masked)
+    with pytest.raises(UnsupportedArchitecture, match="block 1 masks"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
+
+
 def test_arguments_are_checked():
     encoder = _encoder("vit")
     with pytest.raises(ValueError, match="on_attention, on_stream or both"):
@@ -506,6 +513,13 @@ class MultiHead(nn.Module):
 
 def _layer():
     return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+
+
+class Masked(Own):
+    def attend(self, q, k, v):
+        bias = torch.zeros(6, 6)
+        bias[:, 0] = -torch.inf
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 FOREIGN = {

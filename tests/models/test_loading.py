@@ -19,7 +19,9 @@ def test_random_weights_of_any_timm_name():
         6,
     )
     assert encoder.fingerprint == load("random:test_vit", device="cpu").fingerprint
-    assert encoder.fingerprint != load("random:test_vit", seed=1, device="cpu").fingerprint
+    other = load("random:test_vit", seed=1, device="cpu")
+    assert (other.name, other.seed) == ("random:test_vit.s1", 1)  # two seeds are two lines in a figure
+    assert encoder.fingerprint != other.fingerprint
 
 
 def test_timm_name_with_a_local_file(tmp_path):
