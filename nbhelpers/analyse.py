@@ -1,21 +1,81 @@
-"""Command line of the analysis: `python -m nbhelpers.analyse MODEL --images FOLDER --out DIR`."""
+"""Command line of the analysis: `python -m nbhelpers.analyse MODEL --images FOLDER --out DIR`.
+
+It runs the book's chapter on a reader's own models and renders it as one page in a folder.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import html
+import logging
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from nbhelpers.images import ImageSource
+from nbhelpers.files import DATA, atomic_path
 from nbhelpers.models import load
-from nbhelpers.report import report
 from nbhelpers.studies import study
 
 BUILT_IN = ("shapes", "cifar10")
+CHAPTER = DATA.parent / "book" / "beyond" / "own_model.py"
+SVG = "image/svg+xml"
+# What nbconvert writes, which does not look for a text in the metadata of an output.
+NO_TEXT = 'alt="No description has been provided for this image"'
+SITE_ONLY = "site"  # tag of the chapter's cells that are about the book, not about the models
+
+
+def report(models: Sequence[str], images: str, folder: str | Path, **options: object) -> Path:
+    """Run the chapter on models of one's own and write `index.html`, its figures and `metrics.csv`.
+
+    Args:
+        models: names or paths, for `nbhelpers.load`.
+        images: name of a study, such as "shapes" or "folder:/path/to/images".
+        folder: made if needed.
+        options: other parameters of the chapter: `n_images`, `seed`, `batch_size`, `device`, `from_file`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: the book is not beside the package.
+        ModuleNotFoundError: what runs the chapter is not installed.
+        RuntimeError: a cell failed; the message is that of its error.
+    """
+    if not CHAPTER.exists():
+        raise FileNotFoundError(
+            f"the report runs the chapter {CHAPTER}, which is part of a checkout: install the package from "
+            "one, by `pip install -e .`"
+        )
+    import jupytext  # these come with requirements.txt, and the library does without them
+    import papermill
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import ExtractOutputPreprocessor
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("papermill", "traitlets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    notebook = jupytext.read(CHAPTER)
+    notebook.metadata["language_info"] = {"name": "python"}  # papermill asks for it
+    notebook.cells = [cell for cell in notebook.cells if SITE_ONLY not in cell.metadata.get("tags", [])]
+    parameters = {"MODELS": list(map(str, models)), "IMAGES": images, "OUT": str(folder)}
+    parameters |= {name.upper(): value for name, value in options.items()}
+    try:
+        notebook = papermill.execute_notebook(notebook, None, parameters, kernel_name="python3")
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{error.ename}: {error.evalue}") from None
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_preprocessor(ExtractOutputPreprocessor(), enabled=True)
+    page, resources = exporter.from_notebook_node(notebook, {"metadata": {"name": " and ".join(models)}})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = (output.metadata[SVG]["alt"] for output in outputs if SVG in output.get("data", {}))
+    page = re.sub(re.escape(NO_TEXT), lambda _: f'alt="{html.escape(next(texts))}"', page)
+    for name, content in {**resources["outputs"], "index.html": page.encode()}.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return folder / "index.html"
 
 
 def _count(text: str) -> int:
@@ -50,14 +110,6 @@ def _study(name: str) -> str:
     return plain if plain in BUILT_IN else f"folder:{name}"
 
 
-def _report_skipped(folder: str, images: ImageSource) -> None:
-    """Say how many files of a folder are left out."""
-    if Path(folder).is_dir():
-        files = sum(len(files) for *_, files in os.walk(folder))
-        if skipped := files - len(images):
-            _say(f"{folder}: {len(images)} images; {skipped} other or damaged files are left out")
-
-
 def _say(message: object, *_: object) -> None:
     """A line on the error stream, where progress goes too."""
     print(f"note: {message}", file=sys.stderr)
@@ -72,20 +124,14 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = _say
         try:
             name = _study(options.images)
-            images = study(name).images("test")
-            _report_skipped(options.images, images)
+            images = study(name).images("test")  # says what it leaves out of a folder
             if options.n_images and options.n_images > len(images):
                 _say(f"{options.n_images} images asked for, there are {len(images)}")
-            torch.device(options.device or "cpu")
             for model in options.models:  # what cannot be loaded is said before the chapter starts
-                load(model, device="cpu", from_file=options.from_file)
-            chapter = {
-                "seed": options.seed,
-                "batch_size": options.batch_size,
-                "device": options.device,
-                "from_file": options.from_file and str(Path(options.from_file).resolve()),
-            }
-            print(report(options.models, name, options.out, options.n_images, **chapter))
+                load(model, device=options.device or "cpu", from_file=options.from_file)
+            chapter = ("n_images", "seed", "batch_size", "device", "from_file")
+            parameters = {key: getattr(options, key) for key in chapter}
+            print(report(options.models, name, options.out, **parameters))
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
             return 1

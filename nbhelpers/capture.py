@@ -109,7 +109,7 @@ def capture(
         UnsupportedArchitecture: "+sa" asked of blocks that have no such place.
         ValueError: an unknown place, or no callback.
         RuntimeError: captured layers differ from the model's in number or shape, an attention that cannot be
-            observed, or the encoder never ran.
+            observed, or the encoder is in training mode or never ran.
 
     >>> import torch
     >>> from nbhelpers.models import mini_vit, wrap
@@ -128,27 +128,37 @@ def capture(
             f"{encoder.name}: blocks of type {type(encoder.blocks[0]).__name__} have no known place between "
             "attention and MLP; pass places=('block',), or describe it with wrap(..., after_attention=...)"
         )
-    tap = _Tap(encoder, on_attention, on_stream, places)
+    if encoder.module.training:
+        raise RuntimeError(
+            f"{encoder.name} is in training mode, where dropout is on; call encoder.module.eval()"
+        )
+    tap = _Tap(encoder, on_attention, on_stream, places if on_stream is not None else ())
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        for i, block in enumerate(encoder.blocks):
-            depth = i + 1
+        for depth, block in enumerate(encoder.blocks, start=1):
             enter = block.register_forward_pre_hook(partial(tap.enter, depth), with_kwargs=True)
             stack.callback(enter.remove)
             stack.callback(block.register_forward_hook(partial(tap.leave, depth)).remove)
-            if on_stream is not None and "+sa" in places:
+            if "+sa" in tap.places:
                 inside = block.get_submodule(encoder.after_attention)
-                stack.callback(inside.register_forward_pre_hook(partial(tap.between, depth)).remove)
+                stack.callback(inside.register_forward_pre_hook(tap.between).remove)
         if on_attention is not None:
             stack.enter_context(tap)
         yield
-    tap.finish()
+    if tap.last != encoder.depth:
+        raise RuntimeError(
+            f"{encoder.name}: the last pass inside capture() ran {tap.last} of {encoder.depth} blocks"
+        )
 
 
 class _Tap(TorchFunctionMode):
-    """Keeps account of which block is running and hands its tensors on."""
+    """Keeps account of which block is running, observes its calls, and hands its tensors on.
+
+    Three calls compute attention: `F.scaled_dot_product_attention`; `F.multi_head_attention_forward`, whose
+    query, key and value are projected once more; and, written out, q k^T, softmax and the product with v.
+    """
 
     def __init__(
         self,
@@ -158,77 +168,59 @@ class _Tap(TorchFunctionMode):
         places: Collection[str],
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.on_attention = on_attention
-        self.on_stream = on_stream
-        self.places = places if on_stream is not None else ()
-        self.running: int | None = None  # depth of the block that is running
+        self.encoder, self.places = encoder, places
+        self.on_attention, self.on_stream = on_attention, on_stream
+        self.running = 0  # depth of the block that is running; 0: none
         self.last = 0  # depth of the last block that ran to its end in this pass
-        self.calls = {"attention": 0, "+sa": 0}  # of the running block
+        self.seen: list[str] = []  # what the running block gave: "attention", "+sa"
         self.product: tuple[Tensor, Tensor] | None = None  # operands of the block's last q k^T
-        self.softmax: tuple[Tensor, Tensor, Tensor] | None = None  # q, k and logits of its last softmax
-        self.ran = False
+        self.logits: Tensor | None = None  # input of the softmax after it
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.running is None:
+        if not self.running:
             return result
         if func is F.scaled_dot_product_attention:
             self._fused(result, *args, **kwargs)
         elif func is F.multi_head_attention_forward:
-            self._multi_head(func, args, kwargs)
+            self._multi_head(**inspect.signature(func).bind(*args, **kwargs).arguments)
+        elif func in SOFTMAX and self.product and self._is_square(result):
+            self.logits = args[0] if args else kwargs["input"]
         elif func in MATMUL and result.ndim == 4:
             self._matmul(result, *args, *kwargs.values())
-        elif func in SOFTMAX and self.product and self._square(result):
-            self.softmax = (*self.product, args[0] if args else kwargs["input"])
-        elif func is F.dropout and self.softmax and self.encoder.module.training:
-            self._check(dropout=1.0)
         return result
 
     def enter(self, depth: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block: a new pass starts at depth 1."""
-        if depth == 1 and self.last == self.encoder.depth:
-            self.last = 0
-        if depth != self.last + 1:
+        last = self.last % self.encoder.depth
+        if depth != last + 1:
             raise RuntimeError(
-                f"{self.encoder.name}: block {depth} started after block {self.last}; passes inside "
+                f"{self.encoder.name}: block {depth} started after block {last}; passes inside "
                 f"capture() must run blocks 1 to {self.encoder.depth} in order"
             )
         if depth == 1 and "block" in self.places:
             self._stream(0, "block", args or tuple(kwargs.values()))
-        self.running, self.calls = depth, {"attention": 0, "+sa": 0}
-        self.product = self.softmax = None
+        self.running, self.seen, self.product, self.logits = depth, [], None, None
 
-    def between(self, depth: int, inside: nn.Module, args: tuple[Any, ...]) -> None:
-        """Between attention and MLP of a block."""
-        self.calls["+sa"] += 1
-        # The consumer may call attention itself; that is not the block's.
-        self.running = None
+    def between(self, inside: nn.Module, args: tuple[Any, ...]) -> None:
+        """Between attention and MLP of the running block."""
+        depth, self.running = self.running, 0  # attention that the callback calls is not the block's
         self._stream(depth, "+sa", args)
         self.running = depth
+        self.seen.append("+sa")
 
     def leave(self, depth: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a block: it must have given what was asked for, once."""
-        self.running, self.last, self.ran = None, depth, True
-        wanted = {"attention": self.on_attention is not None, "+sa": "+sa" in self.places}
-        for what, asked in wanted.items():
-            if asked and self.calls[what] != 1:
-                raise RuntimeError(
-                    f"{self.encoder.name}: block {depth} ({type(block).__name__}) gave {what} "
-                    f"{self.calls[what]} times instead of once; without torch.compile, {TWO_LINES}"
-                )
+        self.running, self.last = 0, depth
+        asked = {"attention": self.on_attention is not None, "+sa": "+sa" in self.places}
+        for what in (what for what, wanted in asked.items() if wanted and self.seen.count(what) != 1):
+            raise RuntimeError(
+                f"{self.encoder.name}: block {depth} ({type(block).__name__}) gave {what} "
+                f"{self.seen.count(what)} times instead of once; without torch.compile, {TWO_LINES}"
+            )
         if "block" in self.places:
             self._stream(depth, "block", output)
-
-    def finish(self) -> None:
-        """At the end: something must have run, to the last block."""
-        if not self.ran:
-            raise RuntimeError(f"{self.encoder.name} did not run inside capture(): no block was called")
-        if self.last != self.encoder.depth:
-            raise RuntimeError(
-                f"{self.encoder.name}: the last pass ended at block {self.last} of {self.encoder.depth}"
-            )
 
     def _stream(self, depth: int, place: str, value: Any) -> None:
         """Check and hand on the stream."""
@@ -245,6 +237,47 @@ class _Tap(TorchFunctionMode):
             )
         self.on_stream(Stream(depth, place, tokens, encoder.prefix, encoder.grid))
 
+    def _multi_head(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        num_heads: int,
+        in_proj_weight: Tensor,
+        in_proj_bias: Tensor | None,
+        **call: Any,
+    ) -> None:
+        """A call of `F.multi_head_attention_forward` on `N B D`."""
+        unusual = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask", "q_proj_weight")
+        if call.get("add_zero_attn") or any(call.get(name) is not None for name in unusual):
+            raise UnsupportedArchitecture(
+                f"{self.encoder.name}: block {self.running} adds keys, masks some or projects them apart"
+            )
+        biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+        heads = [
+            F.linear(tokens, weight, bias).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+            for tokens, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
+        ]
+        mask = call.get("attn_mask")
+        mask = mask.unflatten(0, heads[0].shape[:2]) if mask is not None and mask.ndim == 3 else mask
+        dropout = call["dropout_p"] if call.get("training", True) else 0.0
+        output = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        self._fused(output, *heads, mask, dropout, call.get("is_causal", False))
+
+    def _matmul(self, result: Tensor, first: Tensor, second: Tensor) -> None:
+        """A product of four-dimensional tensors: q k^T, or the probabilities of the last softmax times v."""
+        if self.logits is None and self._is_square(result):
+            self.product = (first, second.mT)
+        elif self.logits is not None and self._is_square(first):
+            (query, key), bias = self.product, self.logits - self.product[0] @ self.product[1].mT
+            self.product = self.logits = None
+            # What came between product and softmax: a scale, a position bias.
+            self._fused(result, query, key, second, bias if bias.any() else None, scale=1.0)
+
+    def _is_square(self, tensor: Tensor) -> bool:
+        """Whether a tensor holds a number per pair of tokens: `B H N N`."""
+        return tensor.ndim == 4 and tuple(tensor.shape[2:]) == (self.encoder.tokens,) * 2
+
     def _fused(
         self,
         output: Tensor,
@@ -257,66 +290,14 @@ class _Tap(TorchFunctionMode):
         scale: float | None = None,
         **_: Any,
     ) -> None:
-        """A call of `F.scaled_dot_product_attention`."""
-        self._check(dropout_p, attn_mask, is_causal)
-        self._attention(query, key, value, output, attn_mask, scale)
-
-    def _multi_head(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call of `F.multi_head_attention_forward`: query, key and value are projected once more."""
-        bound = inspect.signature(function).bind(*args, **kwargs)
-        bound.apply_defaults()
-        call = bound.arguments
-        unusual = ("bias_k", "static_k", "static_v", "key_padding_mask", "q_proj_weight")
-        if call["add_zero_attn"] or any(call[name] is not None for name in unusual):
-            raise UnsupportedArchitecture(
-                f"{self.encoder.name}: block {self.running} adds keys, masks some or projects them apart"
-            )
-        self._check(call["dropout_p"] if call["training"] else 0.0, call["attn_mask"], call["is_causal"])
-        biases = [None] * 3 if call["in_proj_bias"] is None else call["in_proj_bias"].chunk(3)
-        query, key, value = (
-            F.linear(call[name], weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
-            for name, weight, bias in zip(
-                ("query", "key", "value"), call["in_proj_weight"].chunk(3), biases, strict=True
-            )
-        )
-        mask = call["attn_mask"]
-        mask = mask.unflatten(0, query.shape[:2]) if mask is not None and mask.ndim == 3 else mask
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        self._attention(query, key, value, output, mask, None)
-
-    def _matmul(self, result: Tensor, first: Tensor, second: Tensor) -> None:
-        """A product of four-dimensional tensors: q k^T, or the probabilities of the last softmax times v."""
-        if self.softmax is None and self._square(result):
-            self.product = (first, second.mT)
-        elif self.softmax is not None and self._square(first):
-            (query, key, logits), self.softmax, self.product = self.softmax, None, None
-            bias = logits - query @ key.mT  # what came between: a scale, a position bias
-            self._check(mask=bias.isfinite() if bias.isneginf().any() else None)
-            self._attention(query, key, second, result, bias if bias.any() else None, 1.0)
-
-    def _square(self, tensor: Tensor) -> bool:
-        """Whether a tensor holds a number per pair of tokens: `B H N N`."""
-        return tensor.ndim == 4 and tuple(tensor.shape[2:]) == (self.encoder.tokens,) * 2
-
-    def _check(self, dropout: float = 0.0, mask: Tensor | None = None, causal: bool = False) -> None:
-        """Refuse what makes the maps others than softmax(scale q k^T + bias)."""
-        if dropout > 0:
-            raise RuntimeError(f"{self.encoder.name}: attention dropout is on; call encoder.module.eval()")
-        if causal or (mask is not None and mask.dtype == torch.bool):
-            raise UnsupportedArchitecture(f"{self.encoder.name}: block {self.running} masks some tokens")
-
-    def _attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        bias: Tensor | None,
-        scale: float | None,
-    ) -> None:
-        """Check and hand on a block's attention."""
+        """Check and hand on an attention with the arguments of `F.scaled_dot_product_attention`."""
         encoder, depth = self.encoder, self.running
-        self.calls["attention"] += 1
+        if dropout_p > 0:
+            raise RuntimeError(f"{encoder.name}: attention dropout is on in block {depth}")
+        masked = attn_mask is not None and (attn_mask.dtype == torch.bool or attn_mask.isneginf().any())
+        if is_causal or masked:
+            raise UnsupportedArchitecture(f"{encoder.name}: block {depth} masks some tokens")
+        self.seen.append("attention")
         expected = (encoder.heads, encoder.tokens)
         shapes = [tuple(t.shape) for t in (query, key, value)]
         if any(len(shape) != 4 or shape[1:3] != expected for shape in shapes):
@@ -331,7 +312,7 @@ class _Tap(TorchFunctionMode):
                 key=key,
                 value=value,
                 output=output,
-                bias=bias,
+                bias=attn_mask,
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 prefix=encoder.prefix,
                 grid=encoder.grid,

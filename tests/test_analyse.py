@@ -255,8 +255,9 @@ def test_the_command_line_hands_everything_to_the_report(command, capsys):
         command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"]) == 0
     )
     said = capsys.readouterr()
-    assert "page of (['toy.cl'], 'folder:photos', 'out', 2)" in said.out and "'seed': 1" in said.out
-    assert "3 images; 1 other" in said.err
+    assert "page of (['toy.cl'], 'folder:photos', 'out')" in said.out
+    assert "'n_images': 2" in said.out and "'seed': 1" in said.out
+    assert "left out 1 " in said.err and "about.txt" in said.err
 
 
 @pytest.mark.parametrize(

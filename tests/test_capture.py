@@ -349,7 +349,7 @@ def test_wrong_shape_raises():
 
 
 def test_encoder_that_did_not_run_raises():
-    with pytest.raises(RuntimeError, match="did not run"):
+    with pytest.raises(RuntimeError, match="0 of 2 blocks"):
         with capture(_encoder("vit"), on_attention=lambda a: None):
             pass
 
@@ -360,7 +360,7 @@ def test_skipped_blocks_raise():
     with pytest.raises(RuntimeError, match="block 2 started after block 0"):
         with capture(encoder, on_attention=lambda a: None):
             encoder.blocks[1](x)
-    with pytest.raises(RuntimeError, match="ended at block 1 of 2"):
+    with pytest.raises(RuntimeError, match="1 of 2 blocks"):
         with capture(encoder, on_attention=lambda a: None):
             encoder.blocks[0](x)
 
@@ -370,6 +370,13 @@ def test_masked_attention_is_refused():
     with pytest.raises(UnsupportedArchitecture, match="block 1 masks"):
         with capture(encoder, on_attention=lambda a: None):
             encoder.module.forward_features(encoder.preprocess(_images(encoder)), is_causal=True)
+
+
+def test_a_mask_of_infinite_biases_is_refused():
+    encoder = _foreign(Masked)
+    with pytest.raises(UnsupportedArchitecture, match="block 1 masks"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
 
 
 def test_arguments_are_checked():
@@ -506,6 +513,13 @@ class MultiHead(nn.Module):
 
 def _layer():
     return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+
+
+class Masked(Own):
+    def attend(self, q, k, v):
+        bias = torch.zeros(6, 6)
+        bias[:, 0] = -torch.inf
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 FOREIGN = {

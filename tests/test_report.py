@@ -1,13 +1,16 @@
 """The report of a reader's own models: the chapter on them, run for a file and a folder of pictures."""
 
+import importlib
+
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from nbhelpers import report as module
 from nbhelpers.metrics import METRICS
-from nbhelpers.report import report
+
+# The package exports a function of the same name, which hides the module from attribute access.
+module = importlib.import_module("nbhelpers.analyse")
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def pictures(tmp_path):
 @pytest.mark.slow
 def test_a_report_has_every_figure_and_the_numbers_behind_it(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
-    page = report(["shapes.cl", "shapes.cl"], f"folder:{pictures}", tmp_path / "out", n_images=4)
+    page = module.report(["shapes.cl", "shapes.cl"], f"folder:{pictures}", tmp_path / "out", n_images=4)
     frame = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(frame["metric"]) == set(METRICS)
     assert frame["model"].nunique() == 2  # one name twice is made two
@@ -39,4 +42,4 @@ def test_a_report_has_every_figure_and_the_numbers_behind_it(pictures, tmp_path,
 def test_without_a_checkout_it_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "CHAPTER", tmp_path / "own_model.py")
     with pytest.raises(FileNotFoundError, match=r"own_model\.py.*checkout"):
-        report(["shapes.cl"], "shapes", tmp_path)
+        module.report(["shapes.cl"], "shapes", tmp_path)

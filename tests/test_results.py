@@ -14,7 +14,6 @@ from nbhelpers.files import cache_dir
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.measure import analyse
 from nbhelpers.models import MaskedAutoencoder, load, mini_vit, store, wrap
-from nbhelpers.models.mae import describe
 from nbhelpers.probes import attentive_by_depth
 from nbhelpers.results import StaleTableError, Table, fill, published, stored, table, tables
 from nbhelpers.studies import Study, study
@@ -371,7 +370,7 @@ def test_the_profile_looks_into_a_decoder(tiny):
     _, chosen = tiny
     module = MaskedAutoencoder(mini_vit(16, 2, 2, image_size=32, patch_size=8), width=16, depth=3, heads=2)
     mae = wrap(
-        module, **describe(module), mean=(0.5,) * 3, std=(0.5,) * 3, name="shapes.mae", objective="MIM"
+        module, blocks="encoder.blocks", mean=(0.5,) * 3, std=(0.5,) * 3, name="shapes.mae", objective="MIM"
     )
     frame = measured("profile", mae, chosen)
     depths = frame[frame["metric"] == "nmi"].groupby("model")["depth"].max().to_dict()

@@ -15,7 +15,7 @@ from nbhelpers.models.loading import available, load
 from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
-from nbhelpers.models.store import load_described, manifest, random_like, save_encoder
+from nbhelpers.models.store import manifest, save_encoder
 
 __all__ = [
     "load",
@@ -27,8 +27,6 @@ __all__ = [
     "MaskedAutoencoder",
     "mini_vit",
     "save_encoder",
-    "load_described",
-    "random_like",
     "manifest",
     "CHECKPOINTS",
     "Checkpoint",

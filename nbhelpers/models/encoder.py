@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 import math
 import types
 from collections.abc import Mapping, Sequence, Set
@@ -17,44 +18,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
 from nbhelpers.names import nearest
 
-# Architectures without one N x N softmax attention over one patch grid, by the timm file that defines them.
-REFUSED = {
-    "cait": "its talking heads mix the attention maps of all heads before and after the softmax",
-    "coat": "its attention is factorised over channels",
-    "convit": "its gated positional attention mixes two softmax maps",
-    "crossvit": "it runs two branches with two patch grids",
-    "davit": "it alternates windows with channel attention",
-    "edgenext": "its attention is over channels",
-    "efficientformer": "only its last stage has attention",
-    "efficientformer_v2": "its attention mixes heads (talking heads) and changes grid between stages",
-    "fastvit": "only its last stages have attention",
-    "gcvit": "its attention is confined to windows",
-    "gemma4_vit": "its encoder pads to a token budget, which leaves no fixed patch grid",
-    "hiera": "its attention is confined to mask units, and queries are pooled between stages",
-    "hieradet_sam2": "its attention is confined to windows, and queries are pooled between stages",
-    "levit": "its patch grid shrinks between stages",
-    "maxxvit": "its attention is confined to windows and dilated grids",
-    "mobilevit": "its attention runs over pixels that share a place within their patches",
-    "mvitv2": "keys and values are pooled, so its attention is not square",
-    "nest": "its attention is confined to blocks of the image",
-    "nextvit": "keys and values are pooled, so its attention is not square",
-    "pit": "its patch grid is pooled between stages",
-    "pvt_v2": "keys and values are pooled, so its attention is not square",
-    "swin_transformer": "its attention is confined to shifted windows",
-    "swin_transformer_v2": "its attention is confined to shifted windows",
-    "swin_transformer_v2_cr": "its attention is confined to shifted windows",
-    "tiny_vit": "its attention is confined to windows",
-    "tnt": "it nests a second transformer over the pixels of each patch",
-    "twins": "it alternates windows with pooled keys",
-    "visformer": "its patch grid shrinks between stages",
-    "vision_transformer_sam": "its attention is confined to windows in most blocks",
-    "volo": "its outlook attention predicts local weights without keys",
-    "xcit": "its cross-covariance attention is over channels, D x D, not over tokens",
-}
+# Architectures without one N x N softmax attention over one patch grid: timm's file -> the reason.
+REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding="utf-8"))
 
 REFUSED_PARTS = {
     "DiffAttention": "its differential attention subtracts two softmax maps",
@@ -78,7 +48,7 @@ INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": Interpolati
 CROP_MODES = ("center", "squash")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Encoder:
     """A ViT in evaluation mode with what is needed to read it.
 
@@ -107,8 +77,8 @@ class Encoder:
 
     module: nn.Module
     name: str
-    objective: str
-    seed: int | None
+    objective: str = "unknown"
+    seed: int | None = None
     prefix: int
     grid: tuple[int, int]
     patch_size: tuple[int, int]
@@ -302,43 +272,29 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     (1, (8, 8), (4, 4), 2, 4)
     """
     if unknown := fields.keys() - Encoder.__dataclass_fields__.keys():
-        field = min(unknown)
-        raise TypeError(f"wrap() knows no {field!r}; {nearest(field, Encoder.__dataclass_fields__)}")
+        name = min(unknown)
+        raise TypeError(f"wrap() knows no {name!r}; {nearest(name, Encoder.__dataclass_fields__)}")
     _refuse(module)
-    config = getattr(module, "pretrained_cfg", None) or {}
     given = {key: value for key, value in fields.items() if value is not None}
-    label = given.get("name") or config.get("architecture") or type(module).__name__
-    layers = _blocks(module, blocks, label)
-    known = {
-        "name": label,
-        "objective": "unknown",
-        "seed": None,
-        "heads": getattr(getattr(layers[0], "attn", None), "num_heads", None),
-        "width": getattr(module, "embed_dim", None),
-        "after_attention": _after_attention(layers[0]),
-        **_preprocessing(config),
-        **_read_layout(module, config),
-        **given,
-    }
-    for key in ("grid", "patch_size", "image_size"):
-        known[key] = _pair(known.get(key))
-    if known["image_size"] is None and known["grid"] and known["patch_size"]:
+    known = {"module": module, "block_path": blocks, **_read(module, blocks), **given}
+    for key in {"grid", "patch_size", "image_size"} & known.keys():
+        known[key] = _pair(known[key])
+    if "image_size" not in known and {"grid", "patch_size"} <= known.keys():
         known["image_size"] = tuple(n * p for n, p in zip(known["grid"], known["patch_size"], strict=True))
-    if missing := [key for key in REQUIRED if known.get(key) is None]:
+    parameters = inspect.signature(Encoder).parameters.values()
+    required = [each.name for each in parameters if each.default is each.empty]
+    if missing := [key for key in required if key not in known]:
         # timm's own modules carry all that a plain ViT has.
         plain = {"mean", "std"}.issuperset(missing) or not type(module).__module__.startswith("timm.")
         raise (ValueError if plain else UnsupportedArchitecture)(
-            f"{label}: cannot read {', '.join(missing)} from {type(module).__name__}; "
+            f"{known['name']}: cannot read {', '.join(missing)} from {type(module).__name__}; "
             f"pass {', '.join(f'{key}=' for key in missing)} to wrap()"
         )
     known["mean"], known["std"] = tuple(known["mean"]), tuple(known["std"])
-    encoder = Encoder(module=module.eval().requires_grad_(False), block_path=blocks, **known)
+    module.eval().requires_grad_(False)
+    encoder = Encoder(**known)
     _check(encoder)
     return encoder
-
-
-# What must be told of a module where it cannot be read.
-REQUIRED = ("prefix", "grid", "patch_size", "image_size", "heads", "width", "mean", "std")
 
 
 def _check(encoder: Encoder) -> None:
@@ -372,13 +328,6 @@ def _check(encoder: Encoder) -> None:
         )
 
 
-def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How timm's configuration says that images are to be prepared."""
-    names = {"mean": "mean", "std": "std", "interpolation": "interpolation"}
-    names |= {"crop_pct": "crop", "crop_mode": "crop_mode"}
-    return {field: config[key] for key, field in names.items() if config.get(key) is not None}
-
-
 def _refuse(module: nn.Module) -> None:
     """Raise if the architecture is known to have no N x N attention over one patch grid."""
     kind = type(module).__name__
@@ -391,51 +340,51 @@ def _refuse(module: nn.Module) -> None:
             raise UnsupportedArchitecture(f"{kind} with {type(part).__name__} cannot be read: {reason}")
 
 
-def _blocks(module: nn.Module, path: str, label: str) -> list[nn.Module]:
-    """The children of the submodule `path`."""
+def _read(module: nn.Module, path: str) -> dict[str, Any]:
+    """The fields of `Encoder` that a module tells of itself, the way timm's ViTs carry them.
+
+    Raises:
+        UnsupportedArchitecture: the submodule `path` has no blocks.
+    """
     try:
-        layers = list(module.get_submodule(path).children())
-    except AttributeError:
-        layers = []
-    if not layers:
-        holders = [
+        block = next(module.get_submodule(path).children())
+    except (AttributeError, StopIteration):
+        lists = [
             key for key, part in module.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential)
         ]
         raise UnsupportedArchitecture(
-            f"{label}: {type(module).__name__} has no transformer blocks under {path!r}; if it is a "
-            f"plain ViT, name them with wrap(blocks=...), candidates: {', '.join(holders[:5])}"
-        )
-    return layers
+            f"{type(module).__name__} has no transformer blocks under {path!r}; if it is a plain ViT, name "
+            f"them with wrap(blocks=...), candidates: {', '.join(lists[:5])}"
+        ) from None
+    # A ViT may be wrapped into something else: the part that holds the blocks comes first.
+    holders = (module.get_submodule(path.rpartition(".")[0]), module)
+
+    def read(name: str) -> Any:
+        return next((value for each in holders if (value := getattr(each, name, None)) is not None), None)
+
+    config = read("pretrained_cfg") or {}
+    known = {key: config.get(key) for key in ("mean", "std", "interpolation", "crop_mode")}
+    known["crop"] = config.get("crop_pct")
+    known["name"] = config.get("architecture") or type(module).__name__
+    known["prefix"], known["width"] = read("num_prefix_tokens"), read("embed_dim")
+    known["heads"] = getattr(getattr(block, "attn", None), "num_heads", None)
+    if type(block).__module__.startswith("timm."):
+        known["after_attention"] = AFTER_ATTENTION.get(type(block).__name__)
+    embed = read("patch_embed")
+    if (naflex := read("embeds")) is not None and "input_size" in config:  # takes images of any size
+        known["image_size"] = config["input_size"][-2:]
+        known["patch_size"] = naflex.patch_size
+        known["grid"] = naflex.dynamic_feat_size(known["image_size"])
+    elif getattr(embed, "grid_size", None):
+        known["grid"], known["image_size"] = embed.grid_size, embed.img_size
+        known["patch_size"] = embed.patch_size
+        if hasattr(embed, "backbone"):  # the patch size behind a convolutional stem counts its cells, not px
+            sides = zip(_pair(embed.img_size), embed.grid_size, strict=True)
+            known["patch_size"] = tuple(side // number for side, number in sides)
+    return {key: value for key, value in known.items() if value is not None}
 
 
-def _after_attention(block: nn.Module) -> str | None:
-    """Where a timm block takes up the stream after the attention residual."""
-    return AFTER_ATTENTION.get(type(block).__name__) if type(block).__module__.startswith("timm.") else None
-
-
-def _read_layout(module: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Prefix tokens, patch grid, patch size and image size as timm's ViTs carry them."""
-    layout: dict[str, Any] = {"prefix": getattr(module, "num_prefix_tokens", None)}
-    if (embeds := getattr(module, "embeds", None)) is not None and "input_size" in config:  # NaFlex: any size
-        layout["patch_size"] = embeds.patch_size
-        layout["image_size"] = tuple(config["input_size"][-2:])
-        layout["grid"] = tuple(embeds.dynamic_feat_size(layout["image_size"]))
-    elif (embed := getattr(module, "patch_embed", None)) is not None and getattr(embed, "grid_size", None):
-        layout["grid"] = tuple(embed.grid_size)
-        layout["image_size"] = _pair(embed.img_size)
-        if hasattr(
-            embed, "backbone"
-        ):  # a convolutional stem: its own patch_size counts feature cells, not px
-            layout["patch_size"] = tuple(
-                s // n for s, n in zip(layout["image_size"], embed.grid_size, strict=True)
-            )
-        else:
-            layout["patch_size"] = embed.patch_size
-    return layout
-
-
-def _pair(value: int | Sequence[int] | None) -> tuple[int, int] | None:
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     """Two integers, rows first."""
-    if value is None:
-        return None
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    rows, columns = (value, value) if isinstance(value, int) else value
+    return int(rows), int(columns)

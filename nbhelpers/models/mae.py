@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -111,18 +110,6 @@ class _DecoderTokens(nn.Module):
         return self.autoencoder.decoder(self.autoencoder.encode(pixels))
 
 
-def describe(autoencoder: MaskedAutoencoder) -> dict[str, Any]:
-    """What `wrap` needs to know of an autoencoder, to look at its encoder's blocks."""
-    return {
-        "blocks": "encoder.blocks",
-        "prefix": 1,
-        "grid": autoencoder.grid,
-        "patch_size": autoencoder.patch_size,
-        "heads": autoencoder.encoder.blocks[0].attn.num_heads,
-        "width": autoencoder.encoder.embed_dim,
-    }
-
-
 def decoder_of(encoder: Encoder) -> Encoder:
     """The decoder's blocks as an encoder: images in, at mask ratio 0, decoder tokens out.
 
@@ -133,7 +120,7 @@ def decoder_of(encoder: Encoder) -> Encoder:
 
     >>> from nbhelpers.models import mini_vit, wrap
     >>> autoencoder = MaskedAutoencoder(mini_vit(width=64, depth=2), width=32, depth=3, heads=2)
-    >>> encoder = wrap(autoencoder, **describe(autoencoder), mean=(0.5,) * 3, std=(0.5,) * 3)
+    >>> encoder = wrap(autoencoder, blocks="encoder.blocks", mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> encoder.depth, decoder_of(encoder).depth, decoder_of(encoder).width
     (2, 3, 32)
     """
@@ -158,7 +145,7 @@ def without_decoder(encoder: Encoder) -> Encoder:
 
     >>> from nbhelpers.models import mini_vit, wrap
     >>> autoencoder = MaskedAutoencoder(mini_vit(width=64, depth=2), width=32, depth=3, heads=2)
-    >>> encoder = wrap(autoencoder, **describe(autoencoder), mean=(0.5,) * 3, std=(0.5,) * 3)
+    >>> encoder = wrap(autoencoder, blocks="encoder.blocks", mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> type(without_decoder(encoder).module).__name__
     'VisionTransformer'
     """

@@ -12,7 +12,7 @@ WIDTH = 128  # of the book's encoders; those of another width have it in their n
 
 
 def standardise(images: Tensor) -> Tensor:
-    """Give every image its own zero: per-channel mean 0, deviation over all its pixels and channels 1.
+    """Standardise each image: per-channel mean 0, deviation over all its pixels and channels 1.
 
     Float `B C H W` -> `B C H W`; a constant image becomes 0. Doing it twice changes nothing.
 

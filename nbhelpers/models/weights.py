@@ -5,10 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from nbhelpers.models.errors import DamagedWeights, MismatchedWeights, UnsafeWei
 Weights = dict[str, Tensor]
 
 
-class _Aside:
+class _Ignored:
     """Stands for an object beside the weights that is of no use here, such as options or a path."""
 
-    def __new__(cls, *args: Any) -> _Aside:
+    def __new__(cls, *args: Any) -> _Ignored:
         return super().__new__(cls)
 
     def __init__(self, *args: Any) -> None:
@@ -37,24 +36,18 @@ class _Aside:
         pass
 
 
-# Configurations fill themselves item by item, for which torch takes plain dictionaries only.
-STAND_INS = [(OrderedDict, name) for name in ("yacs.config.CfgNode", "easydict.EasyDict")] + [
-    (_Aside, name)
-    for name in (
-        "argparse.Namespace",
-        *(
-            f"{module}.{path}"
-            for module in ("pathlib", "pathlib._local")
-            for path in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-        ),
-        *(
-            f"numpy.{core}.multiarray.{function}"
-            for core in ("core", "_core")
-            for function in ("scalar", "_reconstruct")
-        ),
-        "numpy.dtype",
-        "numpy.ndarray",
-    )
+# Configurations are filled item by item, which torch allows for plain dictionaries only.
+STAND_INS = [(OrderedDict, "yacs.config.CfgNode"), (OrderedDict, "easydict.EasyDict")]
+STAND_INS += [(_Ignored, name) for name in ("argparse.Namespace", "numpy.dtype", "numpy.ndarray")]
+STAND_INS += [
+    (_Ignored, f"numpy.{core}.multiarray.{function}")
+    for core in ("core", "_core")
+    for function in ("scalar", "_reconstruct")
+]
+STAND_INS += [
+    (_Ignored, f"{module}.{path}")
+    for module in ("pathlib", "pathlib._local")
+    for path in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 ]
 
 
@@ -74,11 +67,13 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
         MemoryError: the file is larger than the memory that is left.
     """
     source = source or str(path)
-    head = _kind(path, source)
+    if reason := _not_weights(path):
+        raise DamagedWeights(f"{source} {reason}")
     size = path.stat().st_size
     try:
-        if head[8:9] == b"{":
-            return load_file(path)
+        with path.open("rb") as file:
+            if file.read(9)[8:] == b"{":
+                return load_file(path)
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file provokes: struct, index, key, Unicode errors, ...
@@ -87,10 +82,8 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
             raise MemoryError(f"{source} ({size:,} bytes) does not fit into memory") from error
         if isinstance(error, OSError) and error.errno:  # the disk, not the file
             raise
-        code = (
-            re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        )
-        if code:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code and isinstance(error, pickle.UnpicklingError):
             raise UnsafeWeights(
                 f"{source} holds code ({code[1]}), which is not run; get the weights as safetensors"
             ) from None
@@ -102,81 +95,55 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
     return dict(content)
 
 
-def _kind(path: Path, source: str) -> bytes:
-    """The first bytes of a file, unless they or its structure show that it is no weight file."""
-
-    def refuse(reason: str) -> DamagedWeights:
-        return DamagedWeights(f"{source} {reason}")
-
+def _not_weights(path: Path) -> str | None:
+    """Why a file is no weight file, where its first bytes or the names in an archive show that."""
     if path.is_dir():
-        raise refuse("is a folder; name the weight file in it")
+        return "is a folder; name the weight file in it"
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise refuse("is empty")
+        return "is empty"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise refuse("is a web page, not weights")
+        return "is a web page, not weights"
     if head.startswith(b"version https://git-lfs"):
-        raise refuse("is a git-lfs pointer, not the file itself; run: git lfs pull")
+        return "is a git-lfs pointer, not the file itself; run: git lfs pull"
     if head[257:262] == b"ustar":
-        old = tarfile.is_tarfile(path) and {"pickle", "storages"} <= set(tarfile.open(path).getnames())
-        raise refuse(
-            "is in PyTorch's format of 2016, which cannot be read without running code; get it as safetensors"
-            if old
-            else "is a tar archive; unpack it and name the weight file in it"
-        )
+        return "is a tar archive; unpack it, or get weights in PyTorch's format of 2016 as safetensors"
     if head.startswith(b"PK"):
         try:
             names = {name.rpartition("/")[2] for name in zipfile.ZipFile(path).namelist()}
         except Exception:  # a damaged directory makes zipfile raise about anything
-            raise refuse(f"is cut off or damaged ({path.stat().st_size:,} bytes)") from None
+            return f"is cut off or damaged ({path.stat().st_size:,} bytes); fetch it again"
         if "constants.pkl" in names:
-            raise refuse("is a TorchScript program, not weights; save its state_dict() as safetensors")
+            return "is a TorchScript program, not weights; save its state_dict() as safetensors"
         if "data.pkl" not in names:
-            raise refuse("is a zip archive, not weights; unpack it and name the weight file in it")
-    return head
+            return "is a zip archive, not weights; unpack it and name the weight file in it"
+    return None
 
 
 def load_strictly(module: nn.Module, weights: Weights) -> None:
     """Load weights that must fit the module, key by key.
 
     Raises:
-        MismatchedWeights: keys are missing or left over, or shapes or kinds of number differ; all are listed.
+        MismatchedWeights: keys are missing or left over, or shapes or kinds of number differ.
         DamagedWeights: weights are NaN or infinite.
     """
     own = module.state_dict()
-    problems = []
-    if missing := [key for key in own if key not in weights]:
-        problems.append(f"missing {_some(missing)}")
-    if unexpected := [key for key in weights if key not in own]:
-        problems.append(f"unexpected {_some(unexpected)}")
-    both = [key for key in own if key in weights]
-    if wrong := [key for key in both if own[key].shape != weights[key].shape]:
-        problems.append(f"wrong shapes: {_shapes(wrong, weights, own)}")
-    if kinds := [key for key in both if _numbers(own[key]) != _numbers(weights[key])]:
-        found = [f"{key} {weights[key].dtype} instead of {own[key].dtype}" for key in kinds]
-        problems.append(f"other kinds of number: {_some(found)}")
-    if problems:
-        raise MismatchedWeights("; ".join(problems))
-    if broken := [key for key in both if not torch.isfinite(weights[key].float()).all()]:
-        raise DamagedWeights(f"not finite: {_some(broken)}")
-    module.load_state_dict(weights)
+    for key in weights.keys() & own.keys():
+        # Copying would turn the whole numbers of quantised weights into real ones without a word.
+        if _numbers(weights[key]) != _numbers(own[key]):
+            raise MismatchedWeights(f"{key} is {weights[key].dtype} instead of {own[key].dtype}")
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:  # names the keys that are missing or unexpected, and all wrong shapes
+        raise MismatchedWeights(str(error)) from error
+    if broken := [key for key, value in module.state_dict().items() if not torch.isfinite(value).all()]:
+        raise DamagedWeights(f"not finite: {', '.join(broken)}")
 
 
 def _numbers(value: Tensor) -> tuple[bool, bool]:
-    """Whether numbers are real or complex; a copy would turn whole ones into real ones silently."""
+    """Whether a tensor's numbers are real, or complex."""
     return value.is_floating_point(), value.is_complex()
-
-
-def _shapes(keys: Iterable[str], weights: Weights, own: Weights) -> str:
-    """Both shapes of every key, for an error message."""
-    return _some([f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}" for key in keys])
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    """A list for an error message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 # Entries of a checkpoint under which the weights are, the encoder that papers evaluate first.
@@ -205,30 +172,27 @@ def fit(module: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> module, one = nn.Module(), torch.ones(1)
     >>> module.norm = nn.Parameter(one)
-    >>> fit(module, {"model": {"encoder.norm": one, "encoder.mask_token": one, "decoder.0.weight": one}})
+    >>> fit(module, {"model": {"encoder.norm": one, "encoder.mask_token": -one, "decoder.0.weight": one}})
     {'entry': 'model', 'prefix': 'encoder.', 'left out': ['decoder.0.weight', 'encoder.mask_token']}
     """
     entry, table = _table(content)
     own = module.state_dict()
     tensors = {key: value for key, value in table.items() if _usable(value)}
-    readings = {prefix: _renamed(tensors, prefix, own) for prefix in _prefixes(tensors)}
+    wrappers = [match[0] for match in map(WRAPPER.match, tensors) if match]
+    prefixes = {""} | {text[: i + 1] for text in wrappers for i, sign in enumerate(text) if sign == "."}
+    readings = {prefix: _renamed(tensors, prefix, own) for prefix in sorted(prefixes, key=len)}
     prefix = max(readings, key=lambda each: len(readings[each].keys() & own.keys()))
-    read = readings[prefix]
-    # timm adapts other sizes without a word, so shapes are compared before its turn. Positions may have a
-    # place for prefix tokens that timm moves elsewhere; _NoResampling watches over those.
-    if wrong := [k for k in read if k in own and k != "pos_embed" and read[k].numel() != own[k].numel()]:
-        raise MismatchedWeights(f"wrong shapes: {_shapes(wrong, read, own)}")
-    weights = _timm_names(module, read, own)
-    foreign = [key for key in table if not _under(prefix, key) or key not in tensors]
-    unknown = [k for k in foreign if k in tensors and not NOT_ENCODER.fullmatch(WRAPPER.sub("", k, count=1))]
+    outside = {key for key in table if not _under(prefix, key) or key not in tensors}
+    unknown = [k for k in outside & tensors.keys() if not NOT_ENCODER.fullmatch(WRAPPER.sub("", k, count=1))]
     if unknown:
-        raise MismatchedWeights(f"unknown keys: {_some(unknown)}")
-    taken = {value.data_ptr() for value in weights.values()}
-    dropped = {key for key in weights if key not in own and NOT_ENCODER.fullmatch(key)}
-    dropped |= {key for key, value in read.items() if key not in weights and value.data_ptr() not in taken}
-    load_strictly(module, {key: value for key, value in weights.items() if key not in dropped})
-    left_out = {*foreign, *(prefix + key for key in dropped)}
-    return {"entry": entry, "prefix": prefix, "left out": sorted(left_out)}
+        raise MismatchedWeights(f"unknown keys: {', '.join(sorted(unknown))}")
+    read = readings[prefix]
+    weights = _timm_names(module, read, own)
+    weights = {key: value for key, value in weights.items() if key in own or not NOT_ENCODER.fullmatch(key)}
+    load_strictly(module, weights)
+    used = {value.data_ptr() for value in weights.values()}
+    unused = {prefix + k for k, value in read.items() if k not in weights and value.data_ptr() not in used}
+    return {"entry": entry, "prefix": prefix, "left out": sorted(outside | unused)}
 
 
 def _usable(value: Any) -> bool:
@@ -244,15 +208,6 @@ def _table(content: Mapping[str, Any], entry: str = "") -> tuple[str, Mapping[st
     return entry, {str(key): value for key, value in content.items()}
 
 
-def _prefixes(keys: Iterable[str]) -> list[str]:
-    """All that could be cut off in front of keys, shortest first."""
-    found = {""}
-    for match in filter(None, map(WRAPPER.match, keys)):
-        parts = match[0].split(".")[:-1]
-        found |= {".".join(parts[:n]) + "." for n in range(1, len(parts) + 1)}
-    return sorted(found, key=len)
-
-
 def _under(prefix: str, key: str) -> bool:
     """Whether a key belongs to the encoder; Hugging Face's BEiT keeps its last norm outside."""
     return key.startswith((prefix, "layernorm.")) if prefix == "beit." else key.startswith(prefix)
@@ -262,10 +217,7 @@ def _renamed(tensors: Weights, prefix: str, own: Weights) -> Weights:
     """What is under a prefix, in timm's names."""
     weights = {key.removeprefix(prefix): value for key, value in tensors.items() if _under(prefix, key)}
     if "embeddings.cls_token" in weights:
-        try:
-            return from_hugging_face(weights)
-        except KeyError as error:
-            raise MismatchedWeights(f"missing {prefix}{error.args[0]}") from error
+        return from_hugging_face(weights)
     if "decoder.predict.weight" in own and "decoder_pred.weight" in weights:
         return from_published_mae(weights)
     return weights
@@ -281,46 +233,41 @@ class _NoResampling(TorchFunctionMode):
 
 
 def _timm_names(module: nn.Module, weights: Weights, own: Weights) -> Weights:
-    """What timm makes of the names in a file before it loads it."""
-    architecture = (getattr(module, "pretrained_cfg", None) or {}).get("architecture")
-    home = timm.model_entrypoint(architecture).__module__ if timm.is_model(architecture or "") else ""
+    """What timm makes of the names in a file before it loads it; tensors may be reshaped, not resampled."""
+    architecture = (getattr(module, "pretrained_cfg", None) or {}).get("architecture") or ""
+    home = timm.model_entrypoint(architecture).__module__ if timm.is_model(architecture) else ""
     rename = getattr(sys.modules.get(home), "checkpoint_filter_fn", None)
     if rename is None:
         return weights
+    wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
+    shapes = [f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}" for key in wrong]
+    # timm adapts other sizes without a word, and not always by F.interpolate. Positions may lack, or have too
+    # many, places for prefix tokens, which timm sees to; those _NoResampling watches over.
+    if any(key != "pos_embed" and weights[key].numel() != own[key].numel() for key in wrong):
+        raise MismatchedWeights(f"wrong shapes: {', '.join(shapes)}")
     try:
         with _NoResampling():
             return rename(dict(weights), module)  # some take keys out of what they are given
     except Exception as error:
-        wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
-        reason = f"wrong shapes: {_shapes(wrong, weights, own)}" if wrong else f"timm cannot read it: {error}"
+        reason = f"wrong shapes: {', '.join(shapes)}" if wrong else f"timm cannot read it: {error}"
         raise MismatchedWeights(reason) from error
 
 
-# Hugging Face's names for the parts of a ViT block, and timm's.
-_HF_BLOCK = {
-    "layernorm_before.": "norm1.",
-    "layernorm_after.": "norm2.",
-    "attention.output.dense.": "attn.proj.",
-    "intermediate.dense.": "mlp.fc1.",
-    "output.dense.": "mlp.fc2.",
-    "lambda_1": "gamma_1",
-    "lambda_2": "gamma_2",
-}
-_HF_STEM = {
+# Hugging Face's names for the parts of a ViT and timm's, replaced in this order.
+HUGGING_FACE = {
+    "encoder.layer.": "blocks.",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "lambda_": "gamma_",
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
-    "encoder.relative_position_bias.": "rel_pos_bias.",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.relative_position_bias": "rel_pos_bias",
     "layernorm.": "norm.",
 }
-_HF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.*)")
-_MAE = {"decoder_pred.": "decoder.predict.", "mask_token": "decoder.mask_token", "decoder_": "decoder."}
-
-
-def _rename(name: str, names: Mapping[str, str]) -> str | None:
-    """A name whose beginning is replaced by the first entry that it begins with; None where none does."""
-    old = next((old for old in names if name.startswith(old)), None)
-    return names[old] + name.removeprefix(old) if old else None
 
 
 def from_hugging_face(weights: Weights) -> Weights:
@@ -329,25 +276,26 @@ def from_hugging_face(weights: Weights) -> Weights:
     BEiT's attention has biases for query and value alone, timm keeps those as `q_bias` and `v_bias`; with a
     key bias there is one joined `qkv.bias`.
     """
-    weights = dict(weights)
-    result: Weights = {}
-    for layer in sorted({match[1] for key in weights if (match := _HF_LAYER.match(key))}, key=int):
-        inner, outer = f"encoder.layer.{layer}.attention.attention.", f"blocks.{layer}.attn."
-        result[outer + "qkv.weight"] = torch.cat(
-            [weights.pop(f"{inner}{x}.weight") for x in ("query", "key", "value")]
-        )
-        query, value = weights.pop(f"{inner}query.bias"), weights.pop(f"{inner}value.bias")
-        if f"{inner}key.bias" in weights:
-            result[outer + "qkv.bias"] = torch.cat([query, weights.pop(f"{inner}key.bias"), value])
-        else:
-            result[outer + "q_bias"], result[outer + "v_bias"] = query, value
-    for key, value in weights.items():
-        match = _HF_LAYER.match(key)
-        head, name, names = (f"blocks.{match[1]}.", match[2], _HF_BLOCK) if match else ("", key, _HF_STEM)
-        result[head + (_rename(name, names) or name)] = value
-    return result
+    for old, new in HUGGING_FACE.items():
+        weights = {key.replace(old, new): value for key, value in weights.items()}
+    for first in [key for key in weights if key.endswith("attention.attention.query.weight")]:
+        inner = first.removesuffix("query.weight")
+        outer = inner.replace("attention.attention.", "attn.")
+        for kind in ("weight", "bias"):
+            names = [f"{inner}{part}.{kind}" for part in ("query", "key", "value")]
+            parts = [weights.pop(name) for name in names if name in weights]
+            if len(parts) == 3:
+                weights[f"{outer}qkv.{kind}"] = torch.cat(parts)
+            else:
+                weights |= zip((f"{outer}q_{kind}", f"{outer}v_{kind}"), parts, strict=False)
+    return weights
 
 
 def from_published_mae(weights: Weights) -> Weights:
     """Keys of the published autoencoders (`decoder_blocks.0.*`, ...) -> those of `MaskedAutoencoder`."""
-    return {_rename(key, _MAE) or f"encoder.{key}": value for key, value in weights.items()}
+    return {
+        f"decoder.{key.removeprefix('decoder_').replace('pred.', 'predict.')}"
+        if key.startswith(("decoder_", "mask_token"))
+        else f"encoder.{key}": value
+        for key, value in weights.items()
+    }

@@ -63,6 +63,11 @@ def test_layout_is_read_from_timm():
     assert encoder.interpolation == "bicubic"
 
 
+def test_layout_is_read_from_a_vit_inside_another_module():
+    encoder = wrap(nn.ModuleDict({"vit": mini_vit(32, 2, 2)}), blocks="vit.blocks", mean=HALF, std=HALF)
+    assert (encoder.prefix, encoder.grid, encoder.heads, encoder.width) == (1, (8, 8), 2, 32)
+
+
 def test_patch_size_of_a_convolutional_stem_is_in_pixels():
     module = timm.create_model("vit_tiny_r_s16_p8_224", depth=1, num_classes=0)
     encoder = wrap(module)

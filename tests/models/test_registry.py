@@ -23,7 +23,6 @@ from nbhelpers.models import (
     load,
 )
 from nbhelpers.models.encoder import REFUSED
-from nbhelpers.models.registry import BY_TAG
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 24, 2, 3, 16, 48
 SMALL = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "img_size": SIDE}
@@ -332,7 +331,7 @@ def test_files_of_tagged_checkpoints_read_through_timm(case, tmp_path, pixels, m
 
 
 def test_moco_v3_small_has_twelve_heads():
-    assert CHECKPOINTS["mocov3.vit_small_patch16_224"].build(depth=1).blocks[0].attn.num_heads == 12
+    assert CHECKPOINTS["mocov3.vit_small_patch16_224"].build(depth=1).heads == 12
     assert timm.create_model("vit_small_patch16_224", depth=1).blocks[0].attn.num_heads == 6
 
 
@@ -416,21 +415,21 @@ def _broken(change, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["state_dict"].pop("module.base_encoder.norm.bias"), r"missing norm\.bias"),
-        (lambda c: c["state_dict"].update({"module.base_encoder.new": torch.ones(1)}), "unexpected new"),
+        (lambda c: c["state_dict"].pop("module.base_encoder.norm.bias"), r"Missing.*norm\.bias"),
+        (lambda c: c["state_dict"].update({"module.base_encoder.new": torch.ones(1)}), "Unexpected.*new"),
         (
             lambda c: c["state_dict"].update({"module.other.weight": torch.ones(1)}),
             r"unknown keys: module\.other",
         ),
         (
             lambda c: c["state_dict"].update({"module.base_encoder.norm.bias": torch.ones(7)}),
-            r"wrong shapes: norm\.bias \(7,\) instead of \(24,\)",
+            r"norm\.bias.*\(7,\).*\(24,\)|norm\.bias.*\[7\].*\[24\]",
         ),
-        (lambda c: c.pop("state_dict"), "missing cls_token"),
+        (lambda c: c.pop("state_dict"), "Missing.*cls_token"),
     ],
 )
 def test_loading_is_strict(change, message, tmp_path):
-    with pytest.raises(MismatchedWeights, match=message) as error:
+    with pytest.raises(MismatchedWeights, match="(?s)" + message) as error:
         _broken(change, tmp_path)
     assert "file.pth" in str(error.value)
     assert "mocov3.vit_base_patch16_224" in str(error.value)
@@ -451,26 +450,22 @@ def test_what_was_left_out_is_recorded(tmp_path):
     assert encoder.provenance["licence"] == "CC-BY-NC-4.0"
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_every_checkpoint_is_well_described(name):
-    checkpoint = CHECKPOINTS[name]
-    assert checkpoint.name == name
-    assert checkpoint.objective in OBJECTIVES
-    file = timm.model_entrypoint(checkpoint.timm.partition(".")[0]).__module__.rpartition(".")[2]
-    assert file not in REFUSED
-    if "." in checkpoint.timm:
-        assert checkpoint.timm in timm.list_pretrained()
-        assert BY_TAG[checkpoint.timm] is checkpoint
-    else:
-        assert checkpoint.licence
-        assert checkpoint.sources
-        assert all(source.url.startswith("https://") for source in checkpoint.sources)
+def test_every_checkpoint_is_well_described():
+    for name, checkpoint in CHECKPOINTS.items():
+        assert checkpoint.objective in OBJECTIVES, name
+        file = timm.model_entrypoint(checkpoint.timm.partition(".")[0]).__module__.rpartition(".")[2]
+        assert file not in REFUSED, name
+        if "." in checkpoint.timm:
+            assert timm.is_model_pretrained(checkpoint.timm), name
+        else:
+            assert checkpoint.licence and checkpoint.addresses, name
+            assert all(address.startswith("https://") for address in checkpoint.addresses), name
 
 
 def test_preprocessing_follows_the_checkpoint():
     def seen(name):
         checkpoint = CHECKPOINTS[name]
-        encoder = checkpoint.wrap(checkpoint.build(**SMALL))
+        encoder = checkpoint.build(**SMALL)
         return encoder.mean[0], encoder.std[0], encoder.interpolation, encoder.crop
 
     assert seen("mocov3.vit_base_patch16_224") == (0.485, 0.229, "bilinear", 0.875)
@@ -559,7 +554,7 @@ def test_wrappers_in_front_are_cut_off_and_said(small_dino, prefix, pixels):
 
 
 def test_foreign_prefixes_are_refused(small_dino):
-    with pytest.raises(MismatchedWeights, match=r"unexpected other\."):
+    with pytest.raises(MismatchedWeights, match=r"(?s)Unexpected.*other\."):
         small_dino({f"other.{key}": value for key, value in _vit(Tensors()).items()})
 
 
@@ -602,7 +597,7 @@ def test_weights_that_are_not_finite_are_refused(small_dino, value):
 def test_whole_numbers_are_no_weights(small_dino):
     weights = _vit(Tensors())
     weights["norm.weight"] = torch.ones(WIDTH, dtype=torch.int8)
-    with pytest.raises(MismatchedWeights, match=r"norm\.weight torch\.int8 instead of torch\.float32"):
+    with pytest.raises(MismatchedWeights, match=r"norm\.weight is torch\.int8 instead of torch\.float32"):
         small_dino(weights)
 
 

