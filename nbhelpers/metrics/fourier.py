@@ -155,15 +155,12 @@ def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
             f"the half diagonal of a grid of {grid} holds no frequency below Nyquist but DC; use 3 x 3 up"
         )
     steps = torch.arange(math.ceil(shorter / 2), dtype=torch.float64)
-    weights = torch.ones(len(steps), 1, 1, dtype=torch.float64)
-    for axis, (size, count) in enumerate(zip(grid, (grid[0], grid[1] // 2 + 1), strict=True)):
-        position = steps * size / shorter
-        below = position.floor().long().clamp(max=count - 1)
-        above = (below + 1).clamp(max=count - 1)
-        part = (position - below)[:, None]
-        one_hot = torch.eye(count, dtype=torch.float64)
-        read = (1 - part) * one_hot[below] + part * one_hot[above]
-        weights = weights * (read[:, :, None] if axis == 0 else read[:, None, :])
+    # Linear interpolation between the frequencies of an axis: a hat around each of them.
+    down, across = (
+        (1 - (steps[:, None] * size / shorter - torch.arange(count)).abs()).clamp(min=0)
+        for size, count in zip(grid, (grid[0], grid[1] // 2 + 1), strict=True)
+    )
+    weights = down[:, :, None] * across[:, None, :]
     return steps * 2 / shorter, weights.flatten(1)
 
 
