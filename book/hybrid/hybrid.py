@@ -123,7 +123,9 @@ rows = axes.reshape(2, -1)
 for line, kind, metric in ((rows[0], probed, "linear"), (rows[1], tuned, "fine_tuning")):
     for ax, frame in zip(line, kind.values(), strict=False):
         joined = frame.groupby("parameter")["value"].mean()
-        ax.plot(joined, color="#999999", lw=1, zorder=0)
+        grey = {"color": "#999999", "lw": 1, "zorder": 0}
+        ax.plot(joined, **grey)
+        ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
         plots.by_parameter(frame, metric, "λ", ax)
     for ax, reason in zip(line[len(kind) :], missing.values(), strict=False):
         plots.note(ax, reason)
