@@ -317,8 +317,10 @@ parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
 for ax, rows in zip(axes, parts, strict=True):
     rows = rows.assign(model=rows["study"] + "." + rows["objective"].str.lower())
-    plots.by_parameter(rows, "linear", "images seen in pre-training", ax)
-    ax.set_xscale("log")
+    plots.by_parameter(rows, "linear", "million images seen in pre-training", ax)
+    seen = sorted(set(rows["parameter"]))
+    ax.set(xscale="log", xticks=seen, xticklabels=[f"{n / 1e6:.1f}" for n in seen])
+    ax.minorticks_off()
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
