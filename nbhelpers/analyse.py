@@ -21,7 +21,7 @@ from nbhelpers.studies import study
 BUILT_IN = ("shapes", "cifar10")
 CHAPTER = DATA.parent / "book" / "beyond" / "own_model.py"
 SVG = "image/svg+xml"
-# What nbconvert writes, which does not look for a text in the metadata of an output.
+# What nbconvert writes, which does not look for a text in the metadata of a cell.
 NO_TEXT = 'alt="No description has been provided for this image"'
 SITE_ONLY = "site"  # tag of the chapter's cells that are about the book, not about the models
 
@@ -52,6 +52,7 @@ def report(models: Sequence[str], images: str, folder: str | Path, **options: ob
     import papermill
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import ExtractOutputPreprocessor
+    from nbformat.v4 import new_code_cell
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,8 @@ def report(models: Sequence[str], images: str, folder: str | Path, **options: ob
     notebook = jupytext.read(CHAPTER)
     notebook.metadata["language_info"] = {"name": "python"}  # papermill asks for it
     notebook.cells = [cell for cell in notebook.cells if SITE_ONLY not in cell.metadata.get("tags", [])]
+    # Figures belong to the page, whatever MPLBACKEND says.
+    notebook.cells.insert(0, new_code_cell("%matplotlib inline"))
     parameters = {"MODELS": list(map(str, models)), "IMAGES": images, "OUT": str(folder)}
     parameters |= {name.upper(): value for name, value in options.items()}
     try:
@@ -69,8 +72,9 @@ def report(models: Sequence[str], images: str, folder: str | Path, **options: ob
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.register_preprocessor(ExtractOutputPreprocessor(), enabled=True)
     page, resources = exporter.from_notebook_node(notebook, {"metadata": {"name": " and ".join(models)}})
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    texts = (output.metadata[SVG]["alt"] for output in outputs if SVG in output.get("data", {}))
+    outputs = [(cell, output) for cell in notebook.cells for output in cell.get("outputs", [])]
+    figures = (cell for cell, output in outputs if SVG in output.get("data", {}))
+    texts = (cell.metadata["mystnb"]["image"]["alt"] for cell in figures)
     page = re.sub(re.escape(NO_TEXT), lambda _: f'alt="{html.escape(next(texts))}"', page)
     for name, content in {**resources["outputs"], "index.html": page.encode()}.items():
         with atomic_path(folder / name) as temporary:

@@ -1,4 +1,4 @@
-"""Plots return axes that hold the frame's numbers; figures need alternative texts."""
+"""Plots return axes that hold the frame's numbers."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ import torch
 
 from nbhelpers import plots
 from nbhelpers.capture import capture
-from nbhelpers.metrics import patch_tokens, token_pca
+from nbhelpers.metrics import token_pca
 from nbhelpers.models import mini_vit, wrap
 from nbhelpers.results import published
 
@@ -120,24 +120,6 @@ def test_a_download_holds_the_numbers(frame):
     pd.testing.assert_frame_equal(again, frame, check_dtype=False)
 
 
-def test_trade_off_draws_a_point_per_model(frame):
-    end = frame[(frame["depth"] == 3) & (frame["head"] == -1)]
-    ax = plots.trade_off(
-        end, end[end["model"] == "shapes.cl"].assign(value=0.9, low=0.8, high=1.0), ("x", "y")
-    )
-    (point,) = ax.containers
-    assert point.get_label() == "CL"
-    seeds = pd.concat([end, end.assign(model=end["model"] + ".s1")])
-    named = [
-        point.get_label()
-        for point in plots.trade_off(seeds, seeds, ("x", "y"), plt.figure().gca()).containers
-    ]
-    assert len(named) == 2 * len(end) and named.count("CL") == 1
-    assert point[0].get_xydata().tolist() == [[pytest.approx(0.29), 0.9]]
-    with pytest.raises(ValueError, match=r"no model is in both.*shapes\.cl.*other"):
-        plots.trade_off(end, end.assign(model="other"), ("x", "y"))
-
-
 def test_a_legend_below_names_every_line_once(frame):
     axes = plots.panels(["one", "two"])
     for ax in axes:
@@ -159,21 +141,17 @@ def test_published_curves_are_marked_as_such():
         plots.published_by_depth(published(), "attention_entropy")
 
 
-def test_studies_stand_beside_the_published_curves(frame):
-    lines = [(0.5, "ours"), (0.7, "theirs")]
-    ours, theirs = plots.beside_published([frame], "nmi", published(), ("SimMIM",), lines)
-    assert ours.get_title() == plots.title(frame)
-    (legend,) = ours.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["CL", "MIM", "ours", "theirs", "MIM: SimMIM"]
-    assert ours.get_ylim() == theirs.get_ylim()
-
-
 def test_a_legend_stands_in_the_cell_without_a_panel(frame):
-    axes = plots.beside_published([frame, frame], "nmi", published())
+    axes = plots.panels(["one", "two", "published"], sharey=True)
+    for ax in axes[:2]:
+        plots.by_depth(frame, "nmi", ax)
+    theirs = plots.published_by_depth(published(), "nmi", axes[2], reference=(0.7, "theirs"))
     assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 1]
-    assert not axes[0].figure.legends
-    names = [text.get_text() for text in axes[0].figure.axes[-1].get_legend().get_texts()]
-    assert names == ["CL", "MIM", "CL: MoCo v3", "MIM: SimMIM"]
+    assert theirs.get_ylim() == axes[0].get_ylim()
+    plots.legend_below(axes)
+    assert not theirs.figure.legends
+    names = [text.get_text() for text in theirs.figure.axes[-1].get_legend().get_texts()]
+    assert sorted(names) == ["CL", "CL: MoCo v3", "MIM", "MIM: SimMIM", "theirs"]
 
 
 def test_an_encoder_of_another_length_looks_like_the_usual_one_but_dashed(frame):
@@ -190,33 +168,6 @@ def test_an_encoder_of_another_length_looks_like_the_usual_one_but_dashed(frame)
 def test_a_panel_says_whether_its_numbers_are_stored(frame):
     assert "computed in this build" in plots.title(frame)
     assert "stored 2026-01-02" in plots.title(frame.assign(source="stored 2026-01-02"))
-
-
-def test_a_figure_without_alternative_text_is_refused():
-    figure, _ = plt.subplots()
-    with pytest.raises(ValueError, match="alternative text"):
-        plots.show(figure, " ")
-
-
-def test_a_live_figure_takes_the_place_of_the_one_before(monkeypatch):
-    shown = []
-
-    class Handle:
-        def update(self, figure, metadata):
-            shown[-1] = (figure, metadata["image/svg+xml"]["alt"])
-
-    def display(figure, metadata, display_id):
-        shown.append((figure, metadata["image/png"]["alt"]))
-        return Handle()
-
-    monkeypatch.setattr(plots.figure, "display", display)
-    handle, (first, second) = None, (plt.figure(), plt.figure())
-    for figure, alt in ((first, "one step"), (second, "two steps")):
-        handle = plots.live(figure, alt, handle)
-    assert shown == [(second, "two steps")]
-    plots.show(first, "another")
-    assert shown == [(second, "two steps"), (first, "another")]
-    assert not plt.get_fignums()
 
 
 def test_panels_wrap_into_rows():
@@ -243,7 +194,7 @@ def test_token_steps_show_where_each_token_was_and_is():
     encoder = wrap(mini_vit(width=16, depth=2, heads=2), mean=(0.5,) * 3, std=(0.5,) * 3)
     image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
     steps = []
-    with capture(encoder, on_stream=lambda record: steps.append(patch_tokens(record)[0])):
+    with capture(encoder, on_stream=lambda record: steps.append(record.patches[0])):
         encoder.forward(image)
     pairs = list(zip(steps[0::2], steps[1::2], strict=False))
     figure = plots.token_steps({"mine": pairs}, (0.5, 1), {"mine": "#000000"})
@@ -280,6 +231,13 @@ def test_a_token_map_has_a_colour_per_group():
     colours = ax.collections[0].get_facecolors()
     assert (colours[0] == colours[1]).all() and (colours[0] != colours[2]).any()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["3", "11"]
+
+
+def test_rows_without_a_head_stand_for_the_whole_layer(frame):
+    """As a probe's have none where they stand in one frame with those of a metric that has heads."""
+    probe = frame[frame["head"] < 0].drop(columns="head").assign(metric="linear")
+    line = plots.by_depth(pd.concat([frame, probe]), "linear").get_lines()[0]
+    assert line.get_xdata().tolist() == [1, 2, 3]
 
 
 def test_by_parameter_draws_over_the_parameter():

@@ -22,7 +22,10 @@ def draw(path: Path) -> None:
     frame = frame[frame["model"].isin(study("cifar10").models)]
     # In a README a picture has no fonts: letters are drawn as paths. No date: the same table, the same file.
     with plt.rc_context({"svg.fonttype": "path"}), atomic_path(path) as temporary:
-        axes = plots.beside_published([frame], "nmi", published(), heads=True)
+        axes = plots.panels([plots.title(frame), "published"], sharey=True)
+        plots.by_depth(frame, "nmi", axes[0], heads=True)
+        plots.published_by_depth(published(), "nmi", axes[1])
+        plots.legend_below(axes)
         axes[0].figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(axes[0].figure)
 

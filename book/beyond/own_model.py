@@ -42,7 +42,7 @@ import pandas as pd
 from nbhelpers import analyse, interactive, load, plots, study
 from nbhelpers.capture import capture
 from nbhelpers.measure import attention_maps
-from nbhelpers.metrics import METRICS, patch_distances, patch_tokens
+from nbhelpers.metrics import METRICS
 from nbhelpers.results import COMPUTED
 from nbhelpers.studies import label
 
@@ -55,7 +55,6 @@ names = [label(encoder.name, encoder.objective) for encoder in encoders]
 images = study(IMAGES).images("test")
 if N_IMAGES:
     images = images.subset(min(N_IMAGES, len(images)), seed=SEED)
-uniform = [float(patch_distances(encoder.grid, encoder.patch_size).mean()) for encoder in encoders]
 rows = [
     (
         encoder.name,
@@ -64,9 +63,9 @@ rows = [
         encoder.heads,
         encoder.prefix,
         "{} x {}".format(*encoder.grid),
-        distance,
+        METRICS["attention_distance"].reference(encoder),
     )
-    for encoder, distance in zip(encoders, uniform, strict=True)
+    for encoder in encoders
 ]
 columns = ["model", "blocks", "width", "heads", "prefix tokens", "patch grid", "uniform distance (px)"]
 pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
@@ -77,7 +76,7 @@ pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
 # The first of the images, as each model sees it, and the maps of three queries over it: means over heads, each on its
 # own scale. Depths are shares of each model's own.
 
-# %% mystnb={"image": {"alt": "Attention maps of three queries at four depths, drawn over the image, a row per query."}}
+# %% mystnb={"image": {"alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
     name: attention_maps(e, image)[:, 0] for name, e, image in zip(names, encoders, pictures, strict=True)
@@ -85,7 +84,6 @@ maps = {
 queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]
 for name, image in zip(names, pictures, strict=True):
     figure = plots.query_maps(image, {name: maps[name]}, queries, (1 / 8, 3 / 8, 5 / 8, 1))
-    plots.show(figure, f"Attention maps of three queries at four depths of {name}, drawn over the image.")
 
 # %% [markdown]
 # Click any patch, or move the query by the arrow keys:
@@ -99,90 +97,108 @@ interactive.explore(pictures[0], encoders)
 # One pass over the images per model measures everything. Lines are means over heads and images with the 95 % interval
 # over images, dots single heads; depth 0 is the embedding.
 
-# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
+# %%
 frame = pd.concat(
     [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders], ignore_index=True
 )
 frame = frame.assign(source=COMPUTED)
 if OUT:
     frame.to_csv(Path(OUT) / "metrics.csv", index=False)
+plots.download(frame, "metrics")
 
 
-def curves(metrics, lines, heads=False):
-    """Panels of some metrics, with reference lines by metric."""
+# %%
+REFERENCES = {
+    "attention_distance": "uniform attention",
+    "attention_entropy": "uniform attention",
+    "prefix_attention": "uniform attention",
+    "query_cosine": "same map for all queries",
+    "common_update_share": "independent updates",
+    "token_norm_peak": "all tokens alike",
+}
+
+
+def curves(*metrics, heads=False):
+    """Panels of some metrics, with a line for each value that a model of no structure has."""
     axes = plots.panels([""] * len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
-        first, *others = lines.get(metric, [None])
-        plots.by_depth(frame, metric, ax, heads=heads, reference=first)
-        for value, name in others:
-            ax.axhline(value, color="#555555", lw=1, ls=(0, (4, 2)), label=name)
-    plots.legend_below(axes)
-    plots.show(
-        axes, f"{', '.join(metric.replace('_', ' ') for metric in metrics)} against depth, a line per model."
-    )
+        if name := REFERENCES.get(metric):
+            for value in sorted({METRICS[metric].reference(encoder) for encoder in encoders}):
+                dashed = {"color": "#555555", "lw": 1, "ls": (0, (4, 2))}
+                ax.axhline(value, label=f"{name}: {value:.4g}", **dashed)
+        plots.by_depth(frame, metric, ax, heads=heads)
+    return plots.legend_below(axes)
 
 
-distances = {round(px, 2): (px, f"uniform attention, {px:.1f} pixels") for px in uniform}
-curves(["attention_distance"], {"attention_distance": list(distances.values())}, heads=True)
+# %% mystnb={"image": {"alt": "attention distance in pixels against depth, a line per model."}, "figure": {"caption": "Attention distance against depth, in pixels of the model's input. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
+legend = curves("attention_distance", heads=True)
 
 # %% [markdown]
-# How far attention reaches, in pixels of the model's input. Next: NMI is 0 where all queries have the same map, entropy 1
-# where attention is uniform, and the cosine between the maps of different queries 1 where all are the same.
+# NMI is 0 where all queries have the same map, entropy 1 where attention is uniform, and the cosine between the maps of
+# different queries 1 where all are the same.
 
-# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
-same = {"attention_entropy": [(1, "uniform attention")], "query_cosine": [(1, "same map for all queries")]}
-curves(["nmi", "attention_entropy"], same, heads=True)
-curves(["query_cosine", "head_cosine"], same)
+# %% mystnb={"image": {"alt": "normalised mutual information and attention entropy against depth, a line per model."}, "figure": {"caption": "NMI of query and key, and attention entropy as a share of its maximum, against depth."}}
+legend = curves("nmi", "attention_entropy", heads=True)
+
+# %% mystnb={"image": {"alt": "cosine between the maps of queries and cosine between heads against depth, a line per model."}, "figure": {"caption": "Cosine similarity between the maps of different queries, and between the outputs of different heads."}}
+legend = curves("query_cosine", "head_cosine")
 
 # %% [markdown]
 # How alike the tokens of an image are, and their updates by attention; how little attention and whole blocks turn them:
 
-# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
-curves(["token_cosine", "attention_token_cosine", "across_attention_cosine", "across_block_cosine"], {})
+# %% mystnb={"image": {"alt": "cosine between tokens, between attention outputs, across attention and across a block against depth, a line per model."}, "figure": {"caption": "Four cosine similarities against depth: between tokens of an image, between their attention outputs, and of a token with itself across attention and across a block."}}
+legend = curves("token_cosine", "attention_token_cosine", "across_attention_cosine", "across_block_cosine")
 
 # %% [markdown]
 # What attention does to the tokens of the first image, in their first two components; then the share of that movement
 # that all tokens have in common, against $1/N$, that of independent ones.
 
-# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention, a row per model; and curves of the common share of that movement."}}
+# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, a row per model: a short line for each token."}, "figure": {"caption": "Tokens of one image in their first two components: a line from where a token was before self-attention to a dot where it is afterwards. Below each panel, the common share of that movement."}}
 steps, colours = {}, {}
 looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
 for name, encoder, image in zip(names, encoders, pictures, strict=True):
     places = []  # the residual stream: block 0, after attention 1, block 1, after attention 2, ...
-    with capture(encoder, on_stream=lambda record, kept=places: kept.append(patch_tokens(record)[0].cpu())):
+    with capture(encoder, on_stream=lambda record, kept=places: kept.append(record.patches[0].cpu())):
         encoder.forward(image)
     steps[name] = list(zip(places[0::2], places[1::2], strict=False))
     colours[name] = looks[encoder.name]["color"]
 figure = plots.token_steps(steps, (1 / 8, 3 / 8, 5 / 8, 1), colours)
-plots.show(figure, "Tokens of an image before and after self-attention, a row per model.")
-independent = {encoder.grid: 1 / (encoder.grid[0] * encoder.grid[1]) for encoder in encoders}
-shares = [(share, f"independent, {rows} x {columns}") for (rows, columns), share in independent.items()]
-curves(["common_update_share", "token_effective_rank"], {"common_update_share": shares})
+
+# %% mystnb={"image": {"alt": "common share of the update and effective rank of the tokens against depth, a line per model."}, "figure": {"caption": "Common share of the tokens' update by self-attention (dashed: independent updates), and effective rank of an image's tokens."}}
+legend = curves("common_update_share", "token_effective_rank")
 
 # %% [markdown]
 # Spectra of the tokens of an image and of the images, and the amplitude of frequencies, a line per depth:
 
-# %% mystnb={"image": {"alt": "Spectra of tokens, images and frequencies: a panel per model, a line per depth."}}
-for metric in ("token_spectrum", "image_spectrum", "fourier_radial"):
+
+# %%
+def spectra(metric):
+    """A panel per model, a line per depth."""
     models, _ = plots.per_model([frame])
     axes = plots.panels(names, sharey=True)
     for ax, rows in zip(axes, models, strict=True):
         plots.spectra(rows, metric, ax)
-    plots.depth_bar(axes, max(encoder.depth for encoder in encoders))
-    plots.show(axes, f"{metric.replace('_', ' ')}, a panel per model and a line per depth.")
-curves(["delta_log_amplitude"], {})
+    return plots.depth_bar(axes, max(encoder.depth for encoder in encoders))
+
+
+# %% mystnb={"image": {"alt": "token spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of an image's tokens, relative to the largest, against rank."}}
+bar = spectra("token_spectrum")
+
+# %% mystnb={"image": {"alt": "image spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of the images' mean tokens, relative to the largest, against rank."}}
+bar = spectra("image_spectrum")
+
+# %% mystnb={"image": {"alt": "log amplitude against spatial frequency, a panel per model and a line per depth."}, "figure": {"caption": "Log amplitude of spatial frequencies of the tokens on their grid, relative to the constant part."}}
+bar = spectra("fourier_radial")
+
+# %% mystnb={"image": {"alt": "delta log amplitude against depth, a line per model."}, "figure": {"caption": "Log amplitude at the highest frequency below Nyquist, relative to the constant part, against depth."}}
+legend = curves("delta_log_amplitude")
 
 # %% [markdown]
-# Sinks: the norm of patch tokens, the largest of an image against the mean, and the attention that they pay to prefix
+# Sinks: the norm of patch tokens, the largest of an image against the median, and the attention that they pay to prefix
 # tokens.
 
-# %% mystnb={"image": {"alt": "The metrics named in this cell against depth, a line per model."}}
-prefix = {
-    e.prefix / e.tokens: (e.prefix / e.tokens, f"uniform, {e.prefix} of {e.tokens} tokens") for e in encoders
-}
-sinks = {"token_norm_peak": [(1, "all tokens alike")], "prefix_attention": list(prefix.values())}
-curves(["token_norm", "token_norm_peak", "outlier_tokens", "prefix_attention"], sinks)
-plots.download(frame, "metrics")
+# %% mystnb={"image": {"alt": "token norm, its peak, the share of outlier tokens and attention to prefix tokens against depth, a line per model."}, "figure": {"caption": "Norm of patch tokens, largest norm of an image against its median, share of tokens above three medians, and attention that patches pay to prefix tokens."}}
+legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_attention")
 
 # %% [markdown] tags=["site"]
 # ## From a shell
@@ -279,9 +295,11 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown] tags=["site"]
 # All four, from one loop; each of these would go through every cell above as well:
 
-# %% tags=["site"] mystnb={"image": {"alt": "NMI against depth of four untrained models, one each of timm, torchvision, plain PyTorch and a file; all lie close to zero."}}
+# %% tags=["site"] mystnb={"image": {"alt": "NMI against depth of four untrained models, one each of timm, torchvision, plain PyTorch and a file; all lie close to zero."}, "figure": {"caption": "NMI against depth of four models with random weights that were brought in four ways."}}
 own = pd.concat([analyse(encoder, few, ["nmi"]) for encoder in brought])
-plots.show(plots.by_depth(own, "nmi"), "NMI against depth of four untrained models, a line each.")
+(ax,) = plots.panels([""])
+plots.by_depth(own, "nmi", ax)
+legend = ax.legend()
 
 # %% [markdown] tags=["site"]
 # Random weights attend nearly uniformly, so NMI is nearly 0: what an untrained model looks like in every figure of this

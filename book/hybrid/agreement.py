@@ -7,17 +7,20 @@
 # %% [markdown]
 # # Do the losses agree?
 #
-# **Claim.** The paper adds two losses and lets one encoder follow both. {cite:t}`jiang2023layer` measured the gradients of
-# the two terms during such a training and report a conflict: they point in opposing directions, the more so the deeper
-# the block. They stop adding, and train the lower blocks by MIM, the upper ones by CL. This page asks the same of the book's
-# own hybrid, and goes beyond the paper.
+# **Claim.** In an encoder that follows both losses at once, the two gradients point in opposing directions, the more so the
+# deeper the block {cite:p}`jiang2023layer`.
+#
+# Two people steer one boat. If one pulls left whenever the other pulls right, adding a second one is a waste. The paper adds
+# the two losses all the same and finds the sum better than either. {cite:t}`jiang2023layer` measured the gradients of the
+# two terms, report the conflict above, and train the lower blocks by MIM and the upper ones by CL instead. This page asks
+# the same of the book's own hybrid, and goes beyond the paper.
 #
 # With $\theta_\ell$ all parameters of block $\ell$, the two losses agree on a batch to the extent of
 #
 # $$
 # c_\ell = \cos(g_\ell, h_\ell), \qquad
 # g_\ell = \nabla_{\theta_\ell} L_{\mathrm{MIM}}, \quad h_\ell = \nabla_{\theta_\ell} L_{\mathrm{CL}} .
-# $$ (eq-gradient-cosine)
+# $$
 #
 # Below 0 a step for one loss undoes progress of the other; at 0 they do not meddle with each other. The weight $\lambda$ of
 # [the hybrid](hybrid.py) does not change $c_\ell$, but it changes where training goes.
@@ -27,28 +30,91 @@ STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders to compare with CL and MIM, by name; None: those two, the hybrids, and a random one
 BATCHES = 4  # how many batches to measure on in this build
 
+# %% tags=["hide-input"]
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from torch.testing import assert_close
+
+from nbhelpers import plots, study
+from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.results import early, late, table
+
+plots.style()
+followed = table("shapes", "gradients", ["shapes.random"])
+steps = sorted(followed["step"].unique())
+slopes = followed[followed["metric"] == "slope"].set_index("step")
+cosines = followed[followed["metric"] == "cosine"]
+last_rows = cosines[cosines["step"] == steps[-1]]
+
+# %% [markdown]
+# ## Result
+#
+# A hybrid with $\lambda = 0.5$ was trained on `shapes` and stopped now and then, to take both gradients on held-out batches:
+# every time the same images, views and masks. The slope is the change of $c_\ell$ from one block to the next; the 95 %
+# intervals are over batches.
+
+
+# %% tags=["hide-input"]
+def named(which):
+    """Numbers in a row, or "none"."""
+    return ", ".join(str(int(number)) for number in which) or "none"
+
+
+Markdown(
+    f"- The cosine falls with depth, beyond the interval, at steps "
+    f"{named(slopes.index[slopes['high'] < 0])}; it rises at steps "
+    f"{named(slopes.index[slopes['low'] > 0])}, of {len(slopes)} in all.\n"
+    f"- At step {steps[-1]} it lies between {last_rows['value'].min():+.3f} and "
+    f"{last_rows['value'].max():+.3f}. It is below 0, beyond the interval, in blocks "
+    f"{named(last_rows['depth'][last_rows['high'] < 0])}, and above 0 in blocks "
+    f"{named(last_rows['depth'][last_rows['low'] > 0])}."
+)
+
+# %% [markdown]
+# ## The quantity
+#
+# A hybrid before its first step and one batch of held-out images. Both losses go back to the parameters $\theta$ of its last
+# block, each on its own.
+
+# %%
+from nbhelpers.pretrain.alignment import block_gradients, gradient_alignment
+
+run = replace(recipe("shapes", "hybrid-0.5"), images=25_600, batch_size=64)
+train, held_out = study("shapes").images("train"), study("shapes").images("val")
+with TemporaryDirectory() as folder:  # nothing is written there
+    hybrid = Trainer(run, train, held_out, Path(folder), precision=torch.float32).objective
+noise = torch.Generator().manual_seed(0)
+views = hybrid.views(held_out.batch(range(64)), noise)
+gradients = block_gradients(hybrid, views)[1]  # S L P: losses, blocks, parameters
+
+# %%
+L_MIM, L_CL = hybrid.terms(*views)
+theta = list(hybrid.encoder.blocks[-1].parameters())
+g, h = (
+    torch.cat([part.flatten() for part in torch.autograd.grad(L, theta)])  # P
+    for L in (L_MIM, L_CL)
+)
+c = g @ h / (g.norm() * h.norm())
+
+assert_close(torch.stack([g, h]), gradients[:, -1], atol=1e-4, rtol=1e-3)
+print(f"c = {c:+.3f}")
+
 # %% [markdown]
 # ## One hybrid, from its first step
 #
-# A hybrid with $\lambda = 0.5$ was trained on `shapes` and stopped now and then, to take both gradients on held-out
-# batches: every time the same images, views and masks. That takes too long for a build of the book, so these are stored
-# numbers. The command
+# To follow a training takes too long for a build of the book, so these are stored numbers. The command
 #
 # ```bash
 # python -m nbhelpers.results --study shapes --table gradients
 # ```
 #
 # measures them again.
-
-# %%
-import matplotlib.pyplot as plt
-
-from nbhelpers import plots
-from nbhelpers.results import table
-
-plots.style()
-followed = table("shapes", "gradients", ["shapes.random"])
-steps = sorted(followed["step"].unique())
 
 
 # %% tags=["hide-input"]
@@ -64,12 +130,15 @@ def by_step(rows, metric, ax, drawn):
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
 
 
-# %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training: between the two losses, and of each loss with itself on another batch."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training: between the two losses, and of each loss with itself on another batch."}}
+# %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training, dark at its end: between the two losses, and of each loss with itself on another batch; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training, with 95 % intervals over batches: between the two losses (left), and of each loss with itself on another batch. Dashed: gradients at right angles."}}
 axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batches"])
 for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
     by_step(followed, metric, ax, steps)
     ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
-drawn_on = axes[0].set(ylabel="cosine between gradients")
+drawn = axes[0].set(ylabel="cosine between gradients")
+
+# %% tags=["remove-input"]
+plots.download(followed, "gradients")
 
 # %% [markdown]
 # The left panel is $c_\ell$; mind its scale. The other two put it into proportion: they compare a loss with *itself*, on two
@@ -78,10 +147,6 @@ drawn_on = axes[0].set(ylabel="cosine between gradients")
 # on average.
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
-
-from nbhelpers.pretrain import recipe
-
 whole = recipe("shapes", "hybrid-0.5").images
 seen = followed["images"].max()
 loss = followed[followed["depth"].isna()].set_index(["metric", "step"])["value"]
@@ -95,47 +160,24 @@ Markdown(
 # %% [markdown]
 # ### Does the conflict grow with depth?
 #
-# The slope is the change of $c_\ell$ from one block to the next, with its interval over batches. In conflict are batches with
-# $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the batches, so it takes more than
+# In conflict are batches with $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the batches, so it takes more than
 # half to show one.
 
 # %% tags=["hide-input"]
-import pandas as pd
-
 wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value", dropna=False)
 last = int(followed["depth"].max())
-slopes = followed[followed["metric"] == "slope"].set_index("step")
-losses = {
-    name: followed[followed["metric"] == name].set_index("step")["value"] for name in ("mim_loss", "cl_loss")
-}
 
 # %%
 pd.DataFrame(
     {
-        "MIM loss": losses["mim_loss"].round(3),
-        "CL loss": losses["cl_loss"].round(3),
+        "MIM loss": loss["mim_loss"].round(3),
+        "CL loss": loss["cl_loss"].round(3),
         "cosine, block 1": wide["cosine", 1].round(3),
         f"cosine, block {last}": wide["cosine", last].round(3),
         "slope": [f"{row.value:+.4f} ({row.low:+.4f} to {row.high:+.4f})" for row in slopes.itertuples()],
         "in conflict, block 1": wide["conflict", 1].map("{:.0%}".format),
         f"in conflict, block {last}": wide["conflict", last].map("{:.0%}".format),
     }
-)
-
-
-# %% tags=["hide-input"]
-def named(which):
-    """Numbers in a row, or "none"."""
-    return ", ".join(str(int(number)) for number in which) or "none"
-
-
-last_rows = followed[(followed["metric"] == "cosine") & (followed["step"] == steps[-1])]
-Markdown(
-    f"- The cosine falls with depth, beyond the interval, at steps {named(slopes.index[slopes['high'] < 0])}; it rises at "
-    f"steps {named(slopes.index[slopes['low'] > 0])}, of {len(slopes)} in all.\n"
-    f"- At step {steps[-1]} it lies between {last_rows['value'].min():+.3f} and {last_rows['value'].max():+.3f}. It is below "
-    f"0, beyond the interval, in blocks {named(last_rows['depth'][last_rows['high'] < 0])}, and above 0 in blocks "
-    f"{named(last_rows['depth'][last_rows['low'] > 0])}."
 )
 
 # %% [markdown]
@@ -146,9 +188,9 @@ Markdown(
 #
 # $$
 # \lambda^* = \frac{\lVert g \rVert}{\lVert g \rVert + \lVert h \rVert} .
-# $$ (eq-balance)
+# $$
 
-# %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, against depth, a line per step."}, "figure": {"caption": "The weight at which both gradients are equally long, against depth, a line per step."}}
+# %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, from 0 to 1 on a logarithmic axis, against depth, a line per step of training."}, "figure": {"caption": "λ*, the weight at which both gradients are equally long, against depth, a line per step of training."}}
 norms = {
     name: followed[followed["metric"] == f"{name}_norm"].reset_index(drop=True) for name in ("mim", "cl")
 }
@@ -156,7 +198,10 @@ share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
 balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
 (ax,) = plots.panels(["where both losses pull alike"])
 by_step(balance, "balance", ax, steps)
-drawn_on = ax.set(ylabel="λ*", yscale="log")
+drawn = ax.set(ylabel="λ*", yscale="log")
+
+# %% tags=["remove-input"]
+plots.download(balance, "balance")
 
 # %% tags=["hide-input"]
 first, end = (balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1]))
@@ -180,12 +225,10 @@ Markdown(
 # with a $\lambda$ above it is nearer to CL.
 
 # %% tags=["hide-input"]
-from nbhelpers import study
-
 models = {s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"] for s in STUDIES}
 compared = {s: table(s, "cka", models[s]) for s in STUDIES}
 
-# %% mystnb={"image": {"alt": "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model."}, "figure": {"caption": "Linear CKA with the CL and with the MIM encoder at the same depth, a line per model."}}
+# %% mystnb={"image": {"alt": "Linear CKA, from 0 to 1, with the CL encoder in the first row of panels and with the MIM encoder in the second, at the same depth, a line per model, a column per study."}, "figure": {"caption": "Linear CKA of mean patch tokens with the CL encoder (above) and with the MIM encoder (below) at the same depth, with 95 % intervals over parts of the images. Thinner lines: other training seeds of that parent."}}
 axes = plots.panels(
     [f"with {parent}: {plots.title(frame)}" for parent in ("CL", "MIM") for frame in compared.values()],
     columns=len(STUDIES),
@@ -195,11 +238,13 @@ for ax, (parent, s) in zip(axes, [(p, s) for p in ("cl", "mim") for s in STUDIES
     rows = compared[s][compared[s]["depth"] == compared[s]["other_depth"]]
     rows = rows[(rows["other"] == f"{s}.{parent}") & (rows["model"] != rows["other"])]
     plots.by_depth(rows, "cka", ax)
-    ax.set(ylabel="linear CKA")
 legend = plots.legend_below(axes)
 
+# %% tags=["remove-input"]
+plots.download(pd.concat(compared.values()), "cka")
+
+
 # %% tags=["hide-input"]
-from nbhelpers.results import early, late
 
 
 def parents(frame, s):
@@ -228,13 +273,7 @@ Markdown("\n".join(line for s in STUDIES for line in parents(compared[s], s)))
 # The function behind the stored table takes any recipe of a hybrid. Here it measures the beginning again, on a few batches.
 
 # %%
-from dataclasses import replace
-
-from nbhelpers.pretrain.alignment import gradient_alignment
-
-run = replace(recipe("shapes", "hybrid-0.5"), images=25_600, batch_size=64)
-shapes = study("shapes")
-now = gradient_alignment(run, shapes.images("train"), shapes.images("val"), steps=[0], batches=BATCHES)
+now = gradient_alignment(run, train, held_out, steps=[0], batches=BATCHES)
 now = now[now["metric"] == "cosine"]
 Markdown(
     f"The cosine at the beginning, on {BATCHES} batches, lies between {now['value'].min():+.3f} and "
@@ -245,15 +284,39 @@ Markdown(
 # ## What would refute it
 #
 # For the claim of a conflict that grows with depth: a slope that is not below 0, or a cosine that is not below 0 in the last
-# blocks. What is measured here is one small encoder at one weight, along a short run; it can say that a conflict does not
-# come with adding the two losses, not that nobody meets one.
+# blocks. What is measured here is one small encoder at one weight, along a short run: whatever it shows, it cannot say that
+# nobody meets another case.
 #
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put other models into `MODELS`, such as `["shapes.mae", "shapes.supervised"]`. Which parent is a supervised encoder
-#    nearer to?
-# 2. Measure another weight, or batches of another size. Does the cosine of CL with itself rise with the batch? After
-#    `make train`, `Trainer(recipe, train, val, folder)` opens a finished hybrid with its heads in the cache folder: have its
-#    losses come to terms?
-# 3. Compare class tokens instead of mean patch tokens: `nbhelpers.probes.cka_by_depth(..., pool="class")`. CL is trained
-#    through that token alone.
+# - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two losses
+#   at right angles say little about what they want on average.
+# - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights
+#   of different papers cannot be compared.
+# - Gradients tell where training would go, features where it has arrived. Only the second can be asked of a finished model.
+#
+# ## Exercises
+#
+# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae", "shapes.supervised"]` or the like
+#    into `MODELS`.
+# 2. **Free of noise.** The stored table also holds `direction`, the cosine between the *expected* gradients, from pairs of
+#    different batches. Does it agree with the left panel of the first figure?
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+both = followed[followed["metric"].isin(["cosine", "direction"])]
+both.pivot_table(index="step", columns=["metric", "depth"], values="value").round(2).T
+
+# %% [markdown]
+# 3. **Two batches of another size.** Does the cosine of CL with itself rise with the batch? Measure it at the first step.
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+sizes = {}
+for size in (16, 64):
+    some = replace(run, batch_size=size)
+    frame = gradient_alignment(some, train, held_out, steps=[0], batches=BATCHES)
+    sizes[size] = frame[frame["metric"] == "cl_cosine"].set_index("depth")["value"]
+pd.DataFrame(sizes).rename_axis(columns="batch size").round(3)
+
+# %% [markdown]
+# 4. **Class tokens.** Compare these instead of mean patch tokens: `nbhelpers.probes.cka_by_depth(..., pool="class")`. CL is
+#    trained through that token alone.

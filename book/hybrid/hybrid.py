@@ -12,11 +12,13 @@
 # {cite:p}`park2023what`. Its early blocks behave like those of a masked encoder, its late blocks like those of a
 # contrastive one.
 #
-# Both losses share one encoder; each has its own views and heads,
+# One loss asks which picture this is, the other what its hidden patches look like. If the two do not get in each other's
+# way, one encoder can learn to answer both, each where it needs to: the patches early, the picture late. Both losses share
+# one encoder; each has its own views and heads,
 #
 # $$
 # L = (1 - \lambda)\, L_{\mathrm{MIM}} + \lambda\, L_{\mathrm{CL}} ,
-# $$ (eq-hybrid)
+# $$
 #
 # so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study share
 # order and initialisation, but not always the number of images: where a label names images, compare it with labels that
@@ -26,12 +28,57 @@
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders by name, hybrids among them; None: all hybrids of the study and their two parents
 
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.images import MissingDataError
+from nbhelpers.models import manifest
+from nbhelpers.results import (
+    NoTableError,
+    StaleTableError,
+    at_end,
+    early,
+    late,
+    published,
+    table,
+)
+
+plots.style()
+ABOUT = manifest()
+FAMILY = ".w64.n256000"  # of one width, and all saw as many images: the largest such set
+
+
+def weight(model):
+    """Lambda of an encoder's recipe; NaN, which is not drawn, where it has none."""
+    recipe = ABOUT.get(model, {}).get("recipe", {"objective": "", "options": {}})
+    parent = {"mim": 0.0, "cl": 1.0}.get(recipe["objective"], float("nan"))
+    return recipe["options"].get("weight", parent)
+
+
+tuned, probed, frames, missing = {}, {}, {}, {}
+for name in STUDIES:
+    known = study(name).trained("mim", "cl", "hybrid", vary=["width", "images"])
+    models = MODELS or [model for model in known if FAMILY in model]
+    try:
+        frame = table(name, "fine_tuning", models).query("share == 1")
+        probes = at_end(table(name, "probes", models), "linear")
+        frames[name] = table(name, "profile", models)
+    except (MissingDataError, NoTableError, StaleTableError) as reason:
+        missing[name] = str(reason)
+        continue
+    probes = probes[probes["label"] == frame["label"].iloc[0]]
+    for kind, rows in ((tuned, frame), (probed, probes)):
+        rows = rows.assign(parameter=rows["model"].map(weight))
+        kind[name] = rows.sort_values("parameter")
+
 # %% [markdown]
 # ## Result
 
 # %% tags=["hide-input"]
-from nbhelpers import scorecard
-
 scorecard.result(["15a", "15b", "15c"], STUDIES, MODELS)
 
 # %% [markdown]
@@ -41,9 +88,6 @@ scorecard.result(["15a", "15b", "15c"], STUDIES, MODELS)
 # SimMIM's error is counted on masked patches only, $m = 1$; the hybrid's loss is their weighted sum.
 
 # %%
-import torch
-from torch.testing import assert_close
-
 from nbhelpers.pretrain.hybrid import combine
 from nbhelpers.pretrain.moco import info_nce
 from nbhelpers.pretrain.simmim import masked_l1
@@ -72,112 +116,104 @@ assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 # [stored table](../components/behaviour.py)); a grey line joins the encoders of one study. In the published figure, ViT-B/16
 # was trained for 100 epochs.
 
-# %% tags=["hide-input"]
-import pandas as pd
-
-from nbhelpers import plots, study
-from nbhelpers.models import manifest
-from nbhelpers.results import at_end, published, table
-
-plots.style()
-FAMILY = ".w64.n256000"  # of one width, and all saw as many images: the largest such set
-models = {}
-for name in STUDIES:
-    known = study(name).trained("mim", "hybrid", "cl", vary=["width", "images"])
-    models[name] = MODELS or [model for model in known if FAMILY in model]
-tuned = {name: table(name, "fine_tuning", models[name]).query("share == 1") for name in STUDIES}
-probed = {name: at_end(table(name, "probes", models[name]), "linear") for name in STUDIES}
-
-
-# %% tags=["hide-input"]
-def weight(model: str) -> float:
-    """Lambda of the recipe that an encoder was trained by; NaN, which is not drawn, where it has none."""
-    recipe = manifest().get(model, {}).get("recipe", {"objective": "none", "options": {}})
-    return recipe["options"].get("weight", {"mim": 0.0, "cl": 1.0}.get(recipe["objective"], float("nan")))
-
-
-for name in STUDIES:
-    asked = tuned[name]["label"].iloc[0]
-    probed[name] = probed[name][probed[name]["label"] == asked]
-    for frames in (tuned, probed):
-        frames[name] = (
-            frames[name].assign(parameter=frames[name]["model"].map(weight)).sort_values("parameter")
-        )
-
-# %% mystnb={"image": {"alt": "Accuracy of linear probe and of fine-tuning against the weight of the contrastive loss."}, "figure": {"caption": "Accuracy of linear probe and of fine-tuning against the weight of the contrastive loss."}}
-columns = len(STUDIES) + 1
-titles = [*map(plots.title, probed.values()), "published", *map(plots.title, tuned.values()), "published"]
-axes = plots.panels(titles, columns=columns, sharex=True)
-for row, frames, metric in ((axes[:columns], probed, "linear"), (axes[columns:], tuned, "fine_tuning")):
-    for ax, frame in zip(row, frames.values(), strict=False):
-        ax.plot(frame.groupby("parameter")["value"].mean(), color="#999999", lw=1, zorder=0)
+# %% mystnb={"image": {"alt": "Accuracy against the weight of the contrastive loss, from 0, which is MIM, to 1, which is CL: above of a linear probe, below after fine-tuning, a panel per study and one published, in which both are highest between the two ends."}, "figure": {"caption": "Accuracy against the weight λ of the contrastive loss: of a linear probe (above) and after fine-tuning (below), with 95 % intervals over test images. At λ = 0 stands MIM, at λ = 1 CL, of several seeds where there are some; the grey line joins their means. Last column: ViT-B/16 on ImageNet."}}
+names = [*map(plots.title, probed.values()), *missing, "published"]
+axes = plots.panels(2 * names, columns=len(names), sharex=True)
+rows = axes.reshape(2, -1)
+for line, kind, metric in ((rows[0], probed, "linear"), (rows[1], tuned, "fine_tuning")):
+    for ax, frame in zip(line, kind.values(), strict=False):
+        joined = frame.groupby("parameter")["value"].mean()
+        grey = {"color": "#999999", "lw": 1, "zorder": 0}
+        ax.plot(joined, **grey)
+        ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
         plots.by_parameter(frame, metric, "λ", ax)
-    paper = published().query(f"metric == '{metric.replace('fine_tuning', 'finetune')}'")
-    paper = paper[paper["setting"].fillna("").str.startswith("lambda=")].sort_values("setting")
+    for ax, reason in zip(line[len(kind) :], missing.values(), strict=False):
+        plots.note(ax, reason)
+    wanted = metric.replace("fine_tuning", "finetune")
+    paper = published().query("metric == @wanted")
+    paper = paper[paper["setting"].fillna("").str.startswith("lambda=")]
     lambdas = paper["setting"].str.removeprefix("lambda=").astype(float)
-    row[-1].plot(lambdas, paper["value"], color="#222222", marker="v", mfc="white", lw=1)
-    row[-1].set(xlabel="λ", ylabel=plots.LABELS[metric])
+    paper = paper.assign(parameter=lambdas).sort_values("parameter")
+    look = {"color": "#222222", "marker": "v", "mfc": "white", "lw": 1}
+    line[-1].plot(paper["parameter"], paper["value"], **look)
+    line[-1].set(xlabel="λ", ylabel=plots.metric_label(metric))
 legend = plots.legend_below(axes)
 
-# %% tags=["hide-input"]
-from IPython.display import Markdown
-
-
-def ends(frame: pd.DataFrame) -> str:
-    """The best hybrid of a frame beside its parents, in words."""
-    best = frame[frame["objective"] == "hybrid"].sort_values("value").tail(1)
-    parents = {row.model: f"{row.value:.3f}" for row in frame.itertuples() if row.objective != "hybrid"}
-    hybrid = [
-        f"λ = {row.parameter:g} {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
-        for row in best.itertuples()
-    ]
-    return "; ".join(
-        [*(hybrid or ["no hybrid yet"]), *(f"{name} {value}" for name, value in parents.items())]
-    )
-
-
-# %% tags=["hide-input"]
-Markdown(
-    "\n".join(
-        f"- {kind} on `{name}`: {ends(frames[name])}."
-        for kind, frames in (("linear probe", probed), ("fine-tuned", tuned))
-        for name in STUDIES
-    )
-)
+# %% tags=["remove-input"]
+drawn = pd.concat([*probed.values(), *tuned.values(), published()])
+plots.download(drawn[drawn["metric"].isin(["linear", "fine_tuning", "finetune"])], "hybrid")
 
 # %% [markdown]
-# The interval in brackets is that of the best hybrid, over test images.
+# In numbers, with the interval of the hybrid over test images. The best of several hybrids is the best partly by luck; the
+# [scorecard](../index.py) widens its interval for that.
+
+
+# %% tags=["hide-input"]
+def ends(frame):
+    """The best hybrid of a frame beside its parents, in words."""
+    hybrids = frame[frame["objective"] == "hybrid"].sort_values("value")
+    parents = frame[frame["objective"] != "hybrid"].itertuples()
+    best = [
+        f"λ = {row.parameter:g} {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+        for row in hybrids.tail(1).itertuples()
+    ]
+    others = [f"`{row.model}` {row.value:.3f}" for row in parents]
+    return "; ".join([*(best or ["no hybrid yet"]), *others])
+
+
+lines = [
+    f"- {what} on `{name}`: {ends(frame)}."
+    for what, kind in (("linear probe", probed), ("fine-tuned", tuned))
+    for name, frame in kind.items()
+]
+Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## Attention, from one parent to the other?
 #
 # If the hybrid takes its early layers from MIM and its late ones from CL, its {term}`NMI` must fall with depth.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth for the hybrid and its two parents; a panel per study."}, "figure": {"caption": "NMI of query and key against depth for the hybrid and its two parents; a panel per study."}}
-frames = [table(name, "profile", models[name]) for name in STUDIES]
+# %% tags=["hide-input"]
 PUBLISHED = ("MoCo v3", "SimMIM", "SimMIM+MoCo")
-axes = plots.beside_published(frames, "nmi", published(), PUBLISHED)
+
+
+def beside_published(metric):
+    """A panel per study by depth, and the published curves of hybrid and parents."""
+    axes = plots.panels(names, sharey=True)
+    for ax, frame in zip(axes, frames.values(), strict=False):
+        plots.by_depth(frame, metric, ax)
+    for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
+        plots.note(ax, reason)
+    plots.published_by_depth(published(), metric, axes[-1], PUBLISHED)
+    return plots.legend_below(axes)
+
+
+# %% mystnb={"image": {"alt": "NMI of query and key against depth for hybrids and their two parents, a panel per study; in the published panel the hybrid's curve begins beside that of SimMIM and ends beside that of MoCo v3."}, "figure": {"caption": "NMI of query and key against depth for hybrids and their two parents. Thinner lines: further training seeds of a parent. Last panel: published curves of ViT-B/16."}}
+legend = beside_published("nmi")
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([frame.query("metric == 'nmi'") for frame in frames.values()]), "nmi")
 
 # %% tags=["hide-input"]
-from nbhelpers.results import early, late
-
-Markdown(
-    "\n".join(
-        f"- {who} on `{name}`: NMI {value:.3f} in the first third of the blocks, {late(frame, 'nmi')[who]:.3f} in the last."
-        for name, frame in zip(STUDIES, frames, strict=True)
-        for who, value in early(frame, "nmi").items()
-    )
-)
+thirds = {
+    (name, third): of(frame, "nmi")
+    for name, frame in frames.items()
+    for third, of in (("first third", early), ("last third", late))
+}
+pd.DataFrame(thirds).rename_axis("NMI").round(3)
 
 # %% [markdown]
 # ## Frequencies
-
-# %% mystnb={"image": {"alt": "Relative log amplitude of high frequencies against depth for the hybrid and its two parents."}, "figure": {"caption": "Relative log amplitude of high frequencies against depth for the hybrid and its two parents."}}
-axes = plots.beside_published(frames, "delta_log_amplitude", published(), PUBLISHED)
-
-# %% [markdown]
+#
 # The paper's hybrid carries more of the high frequencies than either parent at first and fewer at the end; compare the
 # green lines.
+
+# %% mystnb={"image": {"alt": "Relative log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Relative log amplitude at the highest frequency below Nyquist against depth, for hybrids and their two parents."}}
+legend = beside_published("delta_log_amplitude")
+
+# %% tags=["remove-input"]
+parts = [frame.query("metric == 'delta_log_amplitude'") for frame in frames.values()]
+plots.download(pd.concat(parts), "amplitude")
 
 # %% [markdown]
 # ## What it costs
@@ -185,9 +221,9 @@ axes = plots.beside_published(frames, "delta_log_amplitude", published(), PUBLIS
 # A hybrid computes both losses for every image. Speed is that of the device named, which other work shared at times.
 
 # %%
-drawn = [model for names in models.values() for model in names]
+drawn = {model for frame in tuned.values() for model in frame["model"]}
 kinds = {"device": str, "precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
-costs = pd.DataFrame.from_dict(manifest(), orient="index")
+costs = pd.DataFrame.from_dict(ABOUT, orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
 shown = {"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"}
@@ -210,9 +246,35 @@ costs.rename(columns=shown)
 scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 
 # %% [markdown]
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Put other encoders into `MODELS`, or train another weight: `python -m nbhelpers.pretrain --objective hybrid-0.1`.
-# 2. Draw `"attention_distance"` or `"token_cosine"` instead of `"nmi"`; the table `profile` has both.
-# 3. Is a hybrid better than a contrastive encoder that was trained for as many seconds? What would a fair comparison hold
-#    fixed?
+# - Two losses in one encoder need not be a compromise: what each of them uses lies at different depths.
+# - λ is no share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
+#   about that of another; [the next chapter](agreement.py) measures who pulls harder.
+# - A hybrid costs nearly what its parents cost together. Compare it with a parent that saw as many images, and, if time is
+#   what you have, with one that was trained for as long.
+#
+# ## Exercises
+#
+# 1. **Other models.** Which hybrid is nearest to MIM in its late blocks? Put other encoders into `MODELS`, or train another
+#    weight: `python -m nbhelpers.pretrain --study shapes --objective hybrid-0.1`.
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+shown = {name: late(frame, "nmi") for name, frame in frames.items()}
+pd.DataFrame(shown).rename_axis("late NMI").sort_values([*shown]).round(3)
+
+# %% [markdown]
+# 2. **Another quantity.** Does the mean attention distance of the hybrid also move from one parent to the other? The table
+#    `profile` has it, and the cosine between tokens.
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+thirds = {
+    (name, third): of(frame, "attention_distance")
+    for name, frame in frames.items()
+    for third, of in (("first third", early), ("last third", late))
+}
+pd.DataFrame(thirds).rename_axis("distance (px)").round(2)
+
+# %% [markdown]
+# 3. **The same seconds.** How many images could a contrastive encoder see in the time that the hybrid took? Use the table of
+#    costs. What would a fair comparison hold fixed?

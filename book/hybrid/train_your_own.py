@@ -7,6 +7,9 @@
 # %% [markdown]
 # # Train your own
 #
+# **Claim.** A short run on your own machine lowers the loss on images that it never saw, and goes on from any encoder of the
+# book.
+#
 # One trainer made all encoders of this book. Here it runs on your machine, for a minute. From random weights that is
 # enough to see a loss fall, and too little for attention to take shape on one core. So this run goes on from the book's
 # masked encoder, adds the contrastive loss, and shows what becomes of its attention.
@@ -119,7 +122,7 @@ about = description(trainer, name)
 before = load(save_encoder(trainer.objective.saved, "before", about, place))
 loss_before = trainer.validation_loss()
 
-# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}}
+# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}, "figure": {"caption": "Training loss of each step (grey), and its mean over ten steps (black)."}}
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display
@@ -147,6 +150,10 @@ for loss in trainer.steps():
         plt.close(figure)
         drawn = time.monotonic()
 
+# %% tags=["remove-input"]
+numbers = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+plots.download(numbers, "loss")
+
 # %% [markdown]
 # ## What became of attention
 #
@@ -154,7 +161,7 @@ for loss in trainer.steps():
 # paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's high in
 # the middle blocks and low in the last. "Before" is where this run began.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth, before and after training, and of a finished encoder."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth: where this run began, where it ended (yours), and a finished encoder of the book. Lines: mean over heads, with the 95 % interval over images; dots: single heads."}}
 from nbhelpers import analyse
 
 after = load(save_encoder(trainer.objective.saved, "yours", about, place))
@@ -166,6 +173,12 @@ frame = pd.concat([analyse(encoder, sample, ["nmi"], cache=False) for encoder in
 (ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
 plots.by_depth(frame, "nmi", ax, heads=True)
 legend = ax.legend()
+
+# %% tags=["remove-input"]
+plots.download(frame, "nmi")
+
+# %% [markdown]
+# ## Result
 
 # %% tags=["hide-input"]
 from nbhelpers.results import early, late
@@ -198,13 +211,21 @@ Markdown(
 # %% [markdown]
 # ## What would refute it
 #
-# Nothing is claimed here but that the program learns: a loss on held-out images that does not fall would refute that.
+# A loss on held-out images that does not fall. A run of a few steps proves nothing either way: with another $\lambda$ the
+# loss is another sum, and its momentum encoder has yet to follow.
 #
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Draw another model beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours closer to
-#    after one minute, and after ten?
-# 2. Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as `CLASS/FILE`.
-# 3. Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree with
+# - Training is four lines: views, loss, gradient, step. All else is bookkeeping that makes a run end where it should, and go
+#   on where it stopped.
+# - A schedule has to know the length of the run. A run that is cut short is another one than a run that was planned short.
+# - A falling loss says that something is learnt, not what. Look at attention, or ask a probe.
+#
+# ## Exercises
+#
+# 1. **Other models.** Draw others beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours
+#    closer to after one minute, and after ten?
+# 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as `CLASS/FILE`.
+# 3. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree with
 #    [who pulls harder](agreement.py)? Another architecture is
 #    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.

@@ -7,10 +7,13 @@
 # %% [markdown]
 # # The images
 #
-# **Question.** The book asks whether an encoder relies on shape or on texture, looks near or far, tells images or
-# tokens apart. On photographs such questions are hard to pose, because shape, texture and class come together. So
-# every figure is drawn twice: for `shapes`, images that are generated so that shape and texture are independent,
-# and for CIFAR-10, photographs.
+# **Claim.** In the generated images of this book, knowing the shape says next to nothing about the texture, so an encoder
+# that can name one of them has learnt that one.
+#
+# The book asks whether an encoder relies on shape or on texture, looks near or far, tells images or tokens apart. On
+# photographs such questions are hard to pose, because shape, texture and class come together: what looks like fur is
+# nearly always shaped like an animal. So every figure is drawn twice: for `shapes`, images that are generated so that shape
+# and texture are independent, and for CIFAR-10, photographs.
 #
 # An image of `shapes` is $32 \times 32$ pixels and holds one object. Its pixels are
 #
@@ -26,13 +29,11 @@
 SPLIT = "test"
 SEED = 0
 
-# %% [markdown]
-# ## Every shape with every texture
-#
-# A row per shape, a column per texture. The labels of an image are its row and its column.
-
-# %% mystnb={"image": {"alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture."}, "figure": {"caption": "A ten by ten table of generated images: each row is one silhouette, each column one texture."}}
+# %% tags=["hide-input"]
+import pandas as pd
 import torch
+from IPython.display import Markdown
+from scipy.stats.contingency import association
 
 from nbhelpers import plots, study
 from nbhelpers.images.shapes import SHAPES, TEXTURES
@@ -40,24 +41,49 @@ from nbhelpers.images.shapes import SHAPES, TEXTURES
 plots.style()
 images = study("shapes").images(SPLIT).subset(4_000, seed=SEED)
 shape, texture = images.labels["shape"], images.labels["texture"]
+
+# %% [markdown]
+# ## Result
+#
+# Cramér's $V$ measures how much two labels tell about each other, from 0 for nothing to 1 for all. With $n_{st}$ images of
+# shape $s$ and texture $t$ among $n$, and $\chi^2$ their distance from what independence would give,
+#
+# $$
+# V = \sqrt{\frac{\chi^2}{n\,(10 - 1)}}, \qquad
+# \chi^2 = \sum_{s,t} \frac{(n_{st} - n_{s\cdot}\, n_{\cdot t} / n)^2}{n_{s\cdot}\, n_{\cdot t} / n} .
+# $$
+
+# %%
+n_st = torch.zeros(10, 10, dtype=torch.float64)
+n_st.index_put_((shape, texture), torch.ones(1, dtype=torch.float64), accumulate=True)
+expected = n_st.sum(1, keepdim=True) * n_st.sum(0) / n_st.sum()
+V = (((n_st - expected) ** 2 / expected).sum() / (n_st.sum() * 9)).sqrt()
+torch.testing.assert_close(float(V), association(n_st.long().numpy(), method="cramer"))
+
+# %% tags=["hide-input"]
+Markdown(
+    f"Among {len(images)} images of the split every pair occurs at least {int(n_st.min())} times, "
+    f"and Cramér's V is {V:.3f}. On average {100 * float(images.masks.float().mean()):.0f} % "
+    "of an image's pixels belong to the object."
+)
+
+# %% [markdown]
+# ## Every shape with every texture
+#
+# A row per shape, a column per texture. The labels of an image are its row and its column.
+
+# %% mystnb={"image": {"alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture, with their names beside and above."}, "figure": {"caption": "Generated images: a row for each silhouette, a column for each texture. Place, size, angle, wavelength and colours are random."}}
 table = [[(shape == s) & (texture == t) for t in range(10)] for s in range(10)]
 chosen = [int(cell.nonzero()[0]) for row in table for cell in row]
 ax = plots.gallery(images.batch(chosen), columns=10)
-drawn_on = plots.grid_labels(ax, rows=SHAPES, columns=TEXTURES)
+places = [2 + 34 * (i + 0.5) for i in range(10)]  # 32 pixels and a margin of 2
+ax.set_xticks(places, TEXTURES, rotation=45, ha="left")
+ax.set_yticks(places, SHAPES)
+drawn = ax.tick_params(length=0, labeltop=True, labelbottom=False)
 
-# %% tags=["hide-input"]
-from IPython.display import Markdown
-from scipy.stats.contingency import association
-
-counts = torch.tensor([[int(cell.sum()) for cell in row] for row in table])
-v = float(association(counts.numpy(), method="cramer"))
-Markdown(
-    f"Among {len(images)} images of the split every pair occurs at least {counts.min()} "
-    "times, and knowing the shape says next to nothing about the texture: Cramér's V is "
-    f"{v:.3f} on a scale from 0 to 1. On average "
-    f"{100 * float(images.masks.float().mean()):.0f} % of an image's pixels belong to the "
-    "object."
-)
+# %% tags=["remove-input"]
+counts = pd.DataFrame(n_st.long().numpy(), SHAPES, TEXTURES)
+plots.download(counts.rename_axis("shape").reset_index(), "counts")
 
 # %% [markdown]
 # ## What a token sees
@@ -66,11 +92,12 @@ Markdown(
 # the wavelength of most textures, and far smaller than an object: both have to be put together from several
 # tokens. The generator knows which pixels belong to the object, which the chapters on dense prediction use.
 
-# %% mystnb={"image": {"alt": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}, "figure": {"caption": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}}
+# %% mystnb={"image": {"alt": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}, "figure": {"caption": "Left: generated images with the grid of patches, one token each. Right: the masks of their objects, which no encoder sees."}}
 few = images.select(chosen[::13])
 axes = plots.panels(["images, cut into patches", "object masks"], height=1.6)
 plots.gallery(few.batch(range(8)), columns=4, ax=axes[0], patch_size=4)
-drawn_on = plots.gallery(few.masks[:8, None].expand(-1, 3, -1, -1) * 255, columns=4, ax=axes[1])
+masks = few.masks[:8, None].expand(-1, 3, -1, -1) * 255
+drawn = plots.gallery(masks, columns=4, ax=axes[1])
 
 # %% [markdown]
 # ## Photographs
@@ -85,15 +112,33 @@ drawn_on = plots.gallery(few.masks[:8, None].expand(-1, 3, -1, -1) * 255, column
 # their folder, and classes take turns in what is drawn from it.
 
 # %% [markdown]
-# ## What would make the comparison unfair
+# ## What would refute it
 #
-# If a texture could be told from the outline, or a shape from the pattern alone, the two labels would not be
+# A Cramér's V beyond that of labels drawn at random would refute the claim; exercise 1 draws them. More subtly, if
+# a texture could be told from the outline, or a shape from the pattern alone, the two labels would not be
 # independent for an encoder although they are for the generator. The chapters therefore draw the untrained encoder
 # beside the trained ones: what it can read, the images give away for free.
 #
-# ## Try it yourself
+# ## Takeaways
 #
-# 1. Show these images to a model of yours, or to any that `timm` knows:
+# - Two labels that are drawn independently can be asked for one by one; on photographs, a good answer to one may be the
+#   other in disguise.
+# - A token sees less than a texture's wavelength. Whatever names a texture or a shape has put several tokens together.
+# - Compare every number with that of the untrained encoder before reading anything into it.
+#
+# ## Exercises
+#
+# 1. **Chance.** Which $V$ do you expect of two labels that are drawn at random for as many images? Shuffle one of them.
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# About 1 / sqrt(n): chi^2 of independent labels is near its 81 degrees of freedom.
+shuffled = texture[torch.randperm(len(texture), generator=torch.Generator().manual_seed(SEED))]
+pairs = torch.bincount(10 * shape + shuffled, minlength=100).view(10, 10)
+round(association(pairs.numpy(), method="cramer"), 3)
+
+# %% [markdown]
+# 2. **Another model.** Show these images to any model that `timm` knows:
 #    `nbhelpers.analyse(nbhelpers.load(NAME), images.subset(500), ["nmi", "attention_distance"])`.
-# 2. `nbhelpers.images.shapes.shape_distance` draws a silhouette from a formula. Write an eleventh one.
-# 3. Which two textures would you confuse at this size? The chapter on probes has the answer of the encoders.
+# 3. **An eleventh shape.** `nbhelpers.images.shapes.shape_distance` draws a silhouette from a formula. Write another one.
+# 4. **Alike at this size.** Which two textures would you confuse? [Layers](../components/layers.py) has the answer of the
+#    encoders.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,18 +18,9 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from nbhelpers.capture import Stream
+    from nbhelpers.models import Encoder
 
-
-class Layout(Protocol):
-    """Sizes of an encoder that a metric depends on."""
-
-    depth: int
-    heads: int
-    width: int
-    prefix: int
-    grid: tuple[int, int]
-    patch_size: tuple[int, int]
+SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -117,12 +108,11 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(function)
     def once(tensor: Tensor, *args: Any) -> Tensor:
-        if _answers is None:
-            return function(tensor, *args)
+        answers = {} if _answers is None else _answers
         key = (function, id(tensor), args)
-        if key not in _answers:
-            _answers[key] = (tensor, function(tensor, *args))  # holding the tensor keeps its id taken
-        return _answers[key][1]
+        if key not in answers:
+            answers[key] = (tensor, function(tensor, *args))  # holding the tensor keeps its id taken
+        return answers[key][1]
 
     return once
 
@@ -165,11 +155,6 @@ def _require_probabilities(values: Tensor, name: str) -> None:
         )
 
 
-def patch_tokens(stream: Stream) -> Tensor:
-    """The patch tokens of a `capture.Stream`, `B N D` in float32 or better; prefix tokens dropped."""
-    return stream.patches
-
-
 def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
     """Raise unless the patch tokens fill the grid.
 
@@ -180,11 +165,6 @@ def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
             f"{name}: {tokens} tokens do not fit a grid of {tuple(grid)} = {grid[0] * grid[1]}; "
             "drop the prefix tokens"
         )
-
-
-def _heads(layout: Layout) -> Sequence[float]:
-    """The mean over heads (-1), then each head."""
-    return (-1, *range(layout.heads))
 
 
 @dataclass(frozen=True)
@@ -202,39 +182,30 @@ class Metric:
     Attributes:
         name: in frames.
         function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
+            Parameters named as one of `SIZES` get that size of the encoder.
         stream: what it is called with.
-        unit: "px", "Δ log" or none.
         range: smallest and largest value possible.
         reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
             noise), where there is one.
         per_head: the cells are heads; their mean is a row of its own, head -1.
-        options: sizes of the encoder that the function takes by name.
         column: what the cells of one depth are called in frames.
-        cells: labels of the cells.
+        cells: labels of the cells, where they are not heads.
         accumulator: class that collects the values; None: `Accumulator`.
     """
 
     name: str
     function: Callable[..., Tensor]
     stream: str
-    unit: str = ""
     range: tuple[float, float] = (0.0, math.inf)
-    reference: Callable[[Layout], float] | None = None
+    reference: Callable[[Encoder], float] | None = None
     per_head: bool = False
-    options: tuple[str, ...] = ()
     column: str = "head"
-    cells: Callable[[Layout], Sequence[float]] | None = None
+    cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
     accumulator: type[Accumulator] | None = None
 
-    def of(self, encoder: Layout) -> Accumulator:
+    def of(self, encoder: Encoder) -> Accumulator:
         """An empty accumulator of the encoder's size."""
         return (self.accumulator or Accumulator)(self, encoder)
-
-    def labels(self, layout: Layout) -> Sequence[float]:
-        """The cells of one depth."""
-        if self.per_head:
-            return _heads(layout)
-        return self.cells(layout) if self.cells else (-1,)
 
 
 class Accumulator(torchmetrics.Metric):
@@ -250,7 +221,7 @@ class Accumulator(torchmetrics.Metric):
 
     Args:
         metric: the row that says what is measured.
-        layout: the encoder, or anything with its sizes.
+        encoder: what it is measured on, or anything with its sizes.
 
     Example:
         >>> from types import SimpleNamespace
@@ -268,19 +239,20 @@ class Accumulator(torchmetrics.Metric):
     seen: Tensor  # images per depth, those without a value included
     sums: Tensor  # images, sum, sum of squares; per depth and cell
 
-    def __init__(self, metric: Metric, layout: Layout) -> None:
+    def __init__(self, metric: Metric, encoder: Encoder) -> None:
         super().__init__()
-        self.metric, self.layout = metric, layout
-        self.cells = tuple(metric.labels(layout))
-        depths = layout.depth + 1
+        self.metric = metric
+        self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
+        taken = inspect.signature(metric.function).parameters.keys() & SIZES
+        self.sizes = {size: getattr(encoder, size) for size in taken}
+        depths = encoder.depth + 1
         self.add_state("seen", torch.zeros(depths, dtype=torch.float64), dist_reduce_fx="sum")
         sums = torch.zeros(3, depths, len(self.cells), dtype=torch.float64)
         self.add_state("sums", sums, dist_reduce_fx="sum")
 
     def measure(self, *tensors: Tensor) -> Tensor:
         """The metric's values of a few images, unchecked: its function, with the encoder's sizes it takes."""
-        options = {option: getattr(self.layout, option) for option in self.metric.options}
-        return inspect.unwrap(self.metric.function)(*tensors, **options)
+        return inspect.unwrap(self.metric.function)(*tensors, **self.sizes)
 
     def update(self, depth: int, values: Tensor) -> None:
         """Count a value per image: `B`, `B H` or `B cells` at a depth 0..L.

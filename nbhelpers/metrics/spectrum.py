@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import torch
 from torch import Tensor
 
-from nbhelpers.metrics.base import Accumulator, Layout, Metric, remembered, takes
+from nbhelpers.metrics.base import Accumulator, Metric, remembered, takes
+
+if TYPE_CHECKING:
+    from nbhelpers.models import Encoder
 
 
 @remembered
@@ -99,28 +104,23 @@ def merge_moments(moments: Tensor) -> Tensor:
     """Count, mean and co-moment of several samples taken together: no precision is lost to a large mean.
 
     Args:
-        moments: `R ... 1+D+DD`, for each of R samples its count, mean and co-moment (sum of outer products
-            of the deviations from its mean), side by side.
+        moments: `R ... 1+D 1+D`, for each of R samples its count and mean in the first row, and in the rows
+            below, behind a zero, the co-moment (sum of outer products of the deviations from its mean).
 
     Returns:
-        `... 1+D+DD` of all samples as one.
+        `... 1+D 1+D` of all samples as one.
 
     Example: the samples {1, 3} and {5} have mean 3 and squared deviations 4 + 0 + 4.
-        >>> merge_moments(torch.tensor([[2.0, 2.0, 2.0], [1.0, 5.0, 0.0]]))
-        tensor([3., 3., 8.])
+        >>> merge_moments(torch.tensor([[[2.0, 2.0], [0.0, 2.0]], [[1.0, 5.0], [0.0, 0.0]]]))
+        tensor([[3., 3.],
+                [0., 8.]])
     """
-    width = _width(moments)
-    count, mean, comoment = moments[..., :1], moments[..., 1 : 1 + width], moments[..., 1 + width :]
-    total = count.sum(0)
-    centre = (count * mean).sum(0) / total.clamp(min=1)
-    apart = count.sqrt() * (mean - centre)
-    between = torch.einsum("r...d,r...e->...de", apart, apart)
-    return torch.cat([total, centre, comoment.sum(0) + between.flatten(-2)], dim=-1)
-
-
-def _width(moments: Tensor) -> int:
-    """D of packed moments `... 1+D+DD`."""
-    return round((moments.shape[-1] - 0.75) ** 0.5 - 0.5)
+    count, mean = moments[..., 0, :1], moments[..., 0, 1:]
+    merged = moments.sum(0)
+    merged[..., 0, 1:] = (count * mean).sum(0) / merged[..., 0, :1].clamp(min=1)
+    apart = count.sqrt() * (mean - merged[..., 0, 1:])
+    merged[..., 1:, 1:] += torch.einsum("r...d,r...e->...de", apart, apart)
+    return merged
 
 
 class ImageSpectrum(Accumulator):
@@ -141,34 +141,29 @@ class ImageSpectrum(Accumulator):
 
     moments: Tensor
 
-    def __init__(self, metric: Metric, layout: Layout) -> None:
-        super().__init__(metric, layout)
-        zeros = torch.zeros(layout.depth + 1, 1 + layout.width + layout.width**2, dtype=torch.float64)
+    def __init__(self, metric: Metric, encoder: Encoder) -> None:
+        super().__init__(metric, encoder)
+        zeros = torch.zeros(encoder.depth + 1, 1 + encoder.width, 1 + encoder.width, dtype=torch.float64)
         self.add_state("moments", zeros, dist_reduce_fx=merge_moments)
 
     def update(self, depth: int, values: Tensor) -> None:
         """Count the mean tokens `B D` of a few images."""
         super().update(depth, values)
         images = values.detach().to(self.moments)
-        count, width = images.shape
-        moments = self.moments[depth]
-        before, mean, comoment = moments[:1], moments[1 : 1 + width], moments[1 + width :].view(width, width)
-        centre = images.mean(0)
-        step = centre - mean
-        # The batch's own deviations, and a row for its distance from what came before: one product does both.
-        rows = torch.cat([images - centre, (before * count / (before + count)).sqrt() * step[None]])
-        comoment.addmm_(rows.T, rows)
-        mean += step * count / (before + count)
-        before += count
+        batch = torch.zeros_like(self.moments[depth])
+        batch[0, 0], batch[0, 1:] = len(images), images.mean(0)
+        deviations = images - batch[0, 1:]
+        batch[1:, 1:] = deviations.T @ deviations
+        self.moments[depth] = merge_moments(torch.stack([self.moments[depth], batch]))
 
     def compute(self) -> pd.DataFrame:
         """Tidy frame of the relative log eigenvalues, per depth and rank."""
-        images = self.moments[:, 0]
+        images = self.moments[:, 0, 0]
         width = len(self.cells)
         value = self.moments.new_full((len(images), width), torch.nan)
         for depth in (images > 1).nonzero()[:, 0].tolist():
             count = int(images[depth])
-            covariance = self.moments[depth, 1 + width :].view(1, width, width) / (count - 1)
+            covariance = self.moments[depth, None, 1:, 1:] / (count - 1)
             value[depth] = relative_spectrum(_log_eigenvalues(covariance, min(count - 1, width), width))[0]
         unknown = torch.full_like(value, torch.nan)
         rows = ~value.isnan()

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.plots.figure import LABELS, PUBLISHED, SPANS, STYLES, legend_below, line_styles, panels, title
+from nbhelpers.plots.figure import AXES, PUBLISHED, STYLES, line_styles, metric_label
 from nbhelpers.studies import first_seeds, label
 
 GREY = "#555555"
@@ -24,6 +25,7 @@ def by_depth(
     ax: Axes | None = None,
     heads: bool = False,
     reference: tuple[float, str] | None = None,
+    column: str = "depth",
 ) -> Axes:
     """One line per model over depth, with the 95 % interval over images; other seeds of a model are thinner.
 
@@ -33,56 +35,18 @@ def by_depth(
         ax: where; default the current axes.
         heads: also a dot per head, for metrics that have heads.
         reference: a horizontal line and its name, such as chance or uniform attention.
+        column: what is drawn over in place of depth.
 
     Raises:
         ValueError: the frame has no rows of the metric, or several at a depth of one model.
     """
-    ax = _lines(frame, metric, "depth", ax, heads, reference)
-    ax.set_xlabel("depth")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return ax
-
-
-def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the depths of decoders counted on from the depth of their encoders."""
-    last = frame.groupby("model")["depth"].max()
-    encoders = frame["model"].str.removesuffix(":decoder")
-    offset = encoders.map(last).where(encoders != frame["model"], 0)
-    return frame.assign(depth=frame["depth"] + offset.astype(int))
-
-
-def by_parameter(
-    frame: pd.DataFrame,
-    metric: str,
-    name: str,
-    ax: Axes | None = None,
-    reference: tuple[float, str] | None = None,
-) -> Axes:
-    """As `by_depth`, over the column `parameter`; `name` says on the axis what it is.
-
-    The frame holds rows of `robustness_by_depth` of one change, one label and one depth.
-    """
-    ax = _lines(frame, metric, "parameter", ax, False, reference)
-    ax.set_xlabel(name)
-    return ax
-
-
-def _lines(
-    frame: pd.DataFrame,
-    metric: str,
-    column: str,
-    ax: Axes | None,
-    heads: bool,
-    reference: tuple[float, str] | None,
-) -> Axes:
-    """A line per model over a column of the frame."""
     ax = ax or plt.gca()
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise ValueError(
             f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
         )
-    whole = rows[rows["head"] < 0] if "head" in rows else rows
+    whole = rows[~(rows["head"] >= 0)] if "head" in rows else rows
     _one_value_each(whole, column)
     firsts = first_seeds(whole["model"].unique())
     looks = line_styles(zip(whole["model"], whole["objective"], strict=True))
@@ -98,11 +62,34 @@ def _lines(
         ax.plot([], [], color=GREY, lw=0.8, label="other seeds")
     if heads:
         ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label="single heads")
-    _axis(ax, metric, reference)
     if not (gaps := whole[whole["value"].isna()]).empty:
         where = sorted({f"{row.model} at {getattr(row, column):g}" for row in gaps.itertuples()})
         ax.text(0.02, 0.02, f"undefined: {', '.join(where)}", transform=ax.transAxes, fontsize=7, color=GREY)
+    return _axes(ax, metric, reference, column)
+
+
+def by_parameter(
+    frame: pd.DataFrame,
+    metric: str,
+    name: str,
+    ax: Axes | None = None,
+    reference: tuple[float, str] | None = None,
+) -> Axes:
+    """As `by_depth`, over the column `parameter`; `name` says on the axis what it is.
+
+    The frame holds rows of `robustness_by_depth` of one change, one label and one depth.
+    """
+    ax = by_depth(frame, metric, ax, reference=reference, column="parameter")
+    ax.set_xlabel(name)
     return ax
+
+
+def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the depths of decoders counted on from the depth of their encoders."""
+    last = frame.groupby("model")["depth"].max()
+    encoders = frame["model"].str.removesuffix(":decoder")
+    offset = encoders.map(last).where(encoders != frame["model"], 0)
+    return frame.assign(depth=frame["depth"] + offset.astype(int))
 
 
 def _one_value_each(rows: pd.DataFrame, column: str) -> None:
@@ -116,17 +103,20 @@ def _one_value_each(rows: pd.DataFrame, column: str) -> None:
     raise ValueError(f"{twice['model'].iloc[0]} has several values at one {column}; {why}")
 
 
-def _axis(ax: Axes, metric: str, reference: tuple[float, str] | None) -> None:
-    """Reference line with its name in the legend, the metric's name, and an axis that covers its span."""
+def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None, column: str = "depth") -> Axes:
+    """Name both axes, let that of values cover its span, and draw the reference, named in the legend."""
     if reference:
         ax.axhline(reference[0], color=GREY, lw=1, ls=(0, (4, 2)), label=reference[1], zorder=1)
-    ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
-    if metric in SPANS:
-        low, high = SPANS[metric]
+    ax.set(xlabel=column, ylabel=metric_label(metric))
+    if column == "depth":
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if span := AXES.get(metric, (None,))[1:]:
+        low, high = span
         seen = [end for axes in ax.get_shared_y_axes().get_siblings(ax) for end in axes.dataLim.intervaly]
         seen = [end for end in seen if np.isfinite(end)]
         low, high = min([low, *seen]), max([high, *seen])
         ax.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    return ax
 
 
 def published_by_depth(
@@ -165,71 +155,8 @@ def published_by_depth(
         line = line.sort_values("depth")
         bars = {"lw": 1.2, "capsize": 1.5, "mfc": "white", "label": name}
         ax.errorbar(line["depth"], line["value"], line["error"], **bars, **look)
-    _axis(ax, metric, reference)
-    ax.set(xlabel="depth", title="published: ViT-B/16, ImageNet")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return ax
-
-
-def beside_published(
-    frames: Sequence[pd.DataFrame],
-    metric: str,
-    published: pd.DataFrame,
-    models: Sequence[str] = ("MoCo v3", "SimMIM"),
-    references: Sequence[tuple[float, str]] | None = None,
-    heads: bool = False,
-    decoder: bool = False,
-    **options,
-) -> np.ndarray:
-    """A panel `by_depth` for each frame, and behind them the curves that were published for the metric.
-
-    Args:
-        frames: each of one study.
-        metric: which rows to draw.
-        published: rows of `nbhelpers.results.published`.
-        models: whose published curves.
-        references: a horizontal line for each panel, the published one included.
-        heads: as in `by_depth`.
-        decoder: as in `published_by_depth`.
-        options: of `panels`; `sharey=False` where units differ between studies.
-    """
-    axes = panels([*map(title, frames), "published"], **{"sharey": True} | options)
-    lines = references or [None] * len(axes)
-    for ax, frame, line in zip(axes, frames, lines, strict=False):
-        by_depth(frame, metric, ax, heads, line)
-    published_by_depth(published, metric, axes[-1], models, lines[-1], decoder)
-    legend_below(axes)
-    return axes
-
-
-def trade_off(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str], ax: Axes | None = None) -> Axes:
-    """A point per model: its value in one frame against its value in another, with both 95 % intervals.
-
-    Frames hold a row per model, with the columns `model objective value low high`; `names` are the axes'.
-    Further seeds of a model have its look, and no name in the legend.
-
-    Raises:
-        ValueError: if no model is in both.
-    """
-    ax = ax or plt.gca()
-    both = x.merge(y, on=["model", "objective"])
-    if both.empty:
-        raise ValueError(f"no model is in both frames: {list(x['model'])} and {list(y['model'])}")
-    firsts = first_seeds(both["model"])
-    looks = line_styles(zip(both["model"], both["objective"], strict=True))
-    for row in both.itertuples():
-        bars = [
-            [[value - low], [high - value]]
-            for value, low, high in (
-                (row.value_x, row.low_x, row.high_x),
-                (row.value_y, row.low_y, row.high_y),
-            )
-        ]
-        look = looks[row.model] | {"linestyle": "none"}
-        name = label(row.model, row.objective) if row.model in firsts else None
-        ax.errorbar(row.value_x, row.value_y, bars[1], bars[0], label=name, lw=1, **look)
-    ax.set(xlabel=names[0], ylabel=names[1])
-    return ax
+    ax.set_title("published: ViT-B/16, ImageNet")
+    return _axes(ax, metric, reference)
 
 
 def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
@@ -260,12 +187,12 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     colours = sns.color_palette(DEPTHS, as_cmap=True)
     for depth, line in rows.groupby("depth"):
         ax.plot(line[x], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
-    ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=LABELS[metric])
+    ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=metric_label(metric))
     return ax
 
 
-def depth_bar(axes: Sequence[Axes], depths: int) -> None:
+def depth_bar(axes: Sequence[Axes], depths: int) -> Colorbar:
     """Beside the axes, the colours that `spectra` gives to the depths 0..`depths`."""
     colours = plt.cm.ScalarMappable(plt.Normalize(0, depths), sns.color_palette(DEPTHS, as_cmap=True))
     place = {"label": "depth", "aspect": 40, "pad": 0.01, "ticks": MaxNLocator(6, integer=True)}
-    np.ravel(axes)[0].figure.colorbar(colours, ax=axes, **place)
+    return np.ravel(axes)[0].figure.colorbar(colours, ax=axes, **place)

@@ -11,9 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML, DisplayHandle, display
+from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -43,56 +42,53 @@ PUBLISHED = {"MoCo v3": "CL", "DINO": "DINO", "SimMIM": "MIM", "MAE": "MAE", "Si
 PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag in tags}
 MARKERS = "v*X8<>dpHDos^"  # of models that are neither
 
-LABELS = {
-    "attention_distance": "attention distance (pixels)",
-    "nmi": "normalised mutual information",
-    "attention_entropy": "attention entropy / its maximum",
-    "head_cosine": "cosine between heads",
-    "across_attention_cosine": "cosine across attention",
-    "across_block_cosine": "cosine across block",
-    "attention_token_cosine": "cosine between outputs",
-    "token_cosine": "cosine between tokens",
-    "query_cosine": "cosine between maps of queries",
-    "common_update_share": "common share of the update",
-    "token_effective_rank": "effective rank, tokens",
-    "image_effective_rank": "effective rank, images",
-    "token_spectrum": "Δ log eigenvalue, tokens",
-    "image_spectrum": "Δ log eigenvalue, images",
-    "silhouette_image": "silhouette, by image",
-    "silhouette_label": "silhouette, by class",
-    "delta_log_amplitude": "Δ log amplitude",
-    "fourier_radial": "Δ log amplitude",
-    "linear": "linear probe accuracy",
-    "knn": "nearest-neighbour accuracy",
-    "attentive": "attentive probe accuracy",
-    "miou": "mean intersection over union",
-    "fine_tuning": "fine-tuned accuracy",
-    "drop": "drop of accuracy",
-    "covered": "covered trials",
+# What the axis of a metric is called, and what it covers at least: the bounds of bounded metrics, else a span
+# in which rounding is not seen.
+AXES: dict[str, tuple] = {
+    "attention_distance": ("attention distance (pixels)", 0, 1),
+    "nmi": ("normalised mutual information", 0, 1),
+    "attention_entropy": ("attention entropy / its maximum", 0, 1),
+    "prefix_attention": ("attention to prefix tokens", 0, 1),
+    "query_cosine": ("cosine between maps of queries", 0, 1),
+    "head_cosine": ("cosine between heads", 0, 1),
+    "attention_token_cosine": ("cosine between outputs", 0, 1),
+    "token_cosine": ("cosine between tokens", 0, 1),
+    "across_attention_cosine": ("cosine across attention", 0, 1),
+    "across_block_cosine": ("cosine across block", 0, 1),
+    "common_update_share": ("common share of the update", 0, 1),
+    "token_effective_rank": ("effective rank, tokens", 0, 1),
+    "image_effective_rank": ("effective rank, images",),
+    "token_spectrum": ("Δ log eigenvalue, tokens",),
+    "image_spectrum": ("Δ log eigenvalue, images",),
+    "delta_log_amplitude": ("Δ log amplitude", -1, 0),
+    "fourier_diagonal": ("Δ log amplitude",),
+    "fourier_radial": ("Δ log amplitude",),
+    "token_norm": ("norm of tokens", 0, 1),
+    "token_norm_peak": ("largest norm / median norm", 0, 2),
+    "outlier_tokens": ("share of outlier tokens", 0, 0.1),
+    "silhouette_image": ("silhouette, by image",),
+    "silhouette_label": ("silhouette, by class",),
+    "linear": ("linear probe accuracy", 0, 1),
+    "knn": ("nearest-neighbour accuracy", 0, 1),
+    "attentive": ("attentive probe accuracy", 0, 1),
+    "miou": ("mean intersection over union", 0, 1),
+    "fine_tuning": ("fine-tuned accuracy", 0, 1),
+    "accuracy": ("accuracy", 0, 1),
+    "drop": ("drop of accuracy", 0, 0.1),
+    "covered": ("covered trials", 0, 1),
+    "shape_bias": ("shape bias", 0, 1),
+    "cka": ("linear CKA", 0, 1),
 }
-
-
 SPARE = "spare"  # label of a cell of the figure without a panel
 
-# What an axis covers at least: the bounds of bounded metrics, else a span in which rounding is not seen.
-SHARES = ("nmi", "attention_entropy", "head_cosine", "across_attention_cosine", "across_block_cosine")
-SHARES += (
-    "attention_token_cosine",
-    "token_cosine",
-    "query_cosine",
-    "common_update_share",
-    "prefix_attention",
-)
-SHARES += ("linear", "knn", "attentive", "miou", "fine_tuning", "accuracy", "covered", "shape_bias", "cka")
-SPANS = dict.fromkeys(SHARES, (0.0, 1.0)) | {
-    "attention_distance": (0.0, 1.0),
-    "token_effective_rank": (0.0, 1.0),
-    "token_norm": (0.0, 1.0),
-    "token_norm_peak": (0.0, 2.0),
-    "outlier_tokens": (0.0, 0.1),
-    "delta_log_amplitude": (-1.0, 0.0),
-    "drop": (0.0, 0.1),
-}
+
+def metric_label(metric: str) -> str:
+    """What the axis of a metric is called.
+
+    >>> metric_label("nmi"), metric_label("one_of_yours")
+    ('normalised mutual information', 'one of yours')
+    """
+    return AXES.get(metric, (metric.replace("_", " "),))[0]
 
 
 def style() -> None:
@@ -117,35 +113,6 @@ def style() -> None:
             "svg.hashsalt": "nbhelpers",  # the same figure gives the same file
         }
     )
-
-
-def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
-    """Display a figure with a text for readers who cannot see it, and close it.
-
-    Raises:
-        ValueError: without a text.
-    """
-    live(figure, alt)
-
-
-def live(
-    figure: Figure | Axes | Sequence[Axes], alt: str, handle: DisplayHandle | None = None
-) -> DisplayHandle | None:
-    """As `show`, but given the handle that an earlier call returned, in the place of that call's figure.
-
-    A page keeps the last figure alone. Outside of a notebook there is no handle, and nothing is replaced.
-    """
-    if not alt.strip():
-        raise ValueError("a figure needs an alternative text that says what it shows")
-    if not isinstance(figure, Figure):
-        figure = np.ravel(figure)[0].figure
-    metadata = {kind: {"alt": alt} for kind in ("image/svg+xml", "image/png")}
-    if handle is None:
-        handle = display(figure, metadata=metadata, display_id=True)
-    else:
-        handle.update(figure, metadata=metadata)
-    plt.close(figure)
-    return handle
 
 
 def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:

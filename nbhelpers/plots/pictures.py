@@ -24,7 +24,6 @@ HEADS_A_ROW = 6
 def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:
     """Images `B C H W` (uint8) in rows of `columns`, a margin between them; `patch_size` draws the grid."""
     ax = ax or plt.subplots(figsize=(7.2, 7.2))[1]
-    height, width = images.shape[-2:]
     if patch_size:
         images = images.clone()
         images[:, :, ::patch_size] = images[:, :, ::patch_size] // 2
@@ -34,16 +33,6 @@ def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: in
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    ax.cell = (height + 2, width + 2)
-    return ax
-
-
-def grid_labels(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> Axes:
-    """Write names beside the rows and above the columns of a `gallery`."""
-    height, width = ax.cell
-    ax.set_xticks([2 + width * (i + 0.5) for i in range(len(columns))], columns, rotation=45, ha="left")
-    ax.set_yticks([2 + height * (i + 0.5) for i in range(len(rows))], rows)
-    ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     return ax
 
 
@@ -58,28 +47,24 @@ def _grid(tokens: int, image: Tensor) -> tuple[int, int]:
     return rows, tokens // rows
 
 
-def _picture(ax: Axes, image: Tensor) -> None:
-    height, width = image.shape[-2:]
-    ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", extent=(0, width, height, 0))
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
+def _cell(ax: Axes, image: Tensor, grid: tuple[int, int], query: Place, values: Tensor | None = None) -> int:
+    """Draw an image `C H W` and outline the patch at a place; returns the number of its token.
 
-
-def _outline(ax: Axes, image: Tensor, grid: tuple[int, int], query: Place) -> int:
-    """Outline the patch at a place of the image; returns the number of its token."""
+    With values `N` of a map, these lie on their own scale over the image in grey.
+    """
     (height, width), (rows, columns) = image.shape[-2:], grid
     row, column = (min(int(share * n), n - 1) for share, n in zip(query, grid, strict=True))
+    place = {"extent": (0, width, height, 0), "interpolation": "nearest"}
+    if values is not None:
+        image = image.float().mean(0, keepdim=True).expand(3, -1, -1).to(torch.uint8)
+    ax.imshow(image.permute(1, 2, 0).numpy(), **place)
+    if values is not None:
+        ax.imshow(values.reshape(grid).numpy(), cmap="inferno", vmin=0, alpha=0.65, **place)
     corner, size = (column * width / columns, row * height / rows), (width / columns, height / rows)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6))
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
     return row * columns + column
-
-
-def _over(ax: Axes, image: Tensor, values: Tensor, grid: tuple[int, int]) -> None:
-    """A map `N` on its own scale over the image in grey."""
-    _picture(ax, image.float().mean(0, keepdim=True).expand(3, -1, -1).to(torch.uint8))
-    height, width = image.shape[-2:]
-    place = {"extent": (0, width, height, 0), "interpolation": "nearest", "vmin": 0, "alpha": 0.65}
-    ax.imshow(values.reshape(grid).numpy(), cmap="inferno", **place)
 
 
 def query_maps(
@@ -98,12 +83,10 @@ def query_maps(
     figure, axes = plt.subplots(*shape, figsize=(1.44 * shape[1], 1.6 * shape[0]), squeeze=False)
     for line, (name, query) in zip(axes, rows, strict=True):
         grid = _grid(maps[name].shape[-1], image[0])
-        _picture(line[0], image[0])
-        token = _outline(line[0], image[0], grid, query)
+        token = _cell(line[0], image[0], grid, query)
         line[0].set_ylabel(name)
         for ax, depth in zip(line[1:], _blocks(depths, len(maps[name])), strict=True):
-            _over(ax, image[0], maps[name][depth - 1, :, token].mean(0), grid)
-            _outline(ax, image[0], grid, query)
+            _cell(ax, image[0], grid, query, maps[name][depth - 1, :, token].mean(0))
             ax.set_title(f"depth {depth}")
     return figure
 
@@ -132,12 +115,11 @@ def head_maps(image: Tensor, maps: Mapping[str, Tensor], query: Place, depth: fl
         if cell is None:
             ax.axis("off")
             continue
-        title, grid, values = cell
-        _picture(ax, image[0])
-        token = _outline(ax, image[0], grid, query)
-        if values is not None:
-            _over(ax, image[0], values[token], grid)
-            _outline(ax, image[0], grid, query)
+        title, grid, each = cell
+        if each is None:
+            token = _cell(ax, image[0], grid, query)
+        else:
+            _cell(ax, image[0], grid, query, each[token])
         ax.set_title(title, fontsize=8)
     return figure
 

@@ -24,7 +24,7 @@ from nbhelpers import load
 from nbhelpers.capture import capture
 from nbhelpers.images import photographs, shapes
 from nbhelpers.measure import attention_maps
-from nbhelpers.metrics import attention_distance, normalized_mutual_information, patch_tokens
+from nbhelpers.metrics import attention_distance, normalized_mutual_information
 from nbhelpers.models import mini_vit, wrap
 from nbhelpers.own_picture import SUFFIX, weights
 
@@ -115,7 +115,7 @@ def test_numbers_and_tokens_are_those_of_pytorch(answers: dict, name: str) -> No
     torch.testing.assert_close(found, normalized_mutual_information(maps), atol=1e-3, rtol=0)
 
     kept: list[Tensor] = []
-    with capture(encoder, on_stream=lambda r: kept.append(patch_tokens(r)[0]), places=("block",)):
+    with capture(encoder, on_stream=lambda r: kept.append(r.patches[0]), places=("block",)):
         encoder.forward(image)
     tokens = torch.stack(kept[-encoder.depth :]).double()  # L N D
     unit = torch.nn.functional.normalize(tokens, dim=-1)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nbhelpers.capture import Attention, Stream
-from nbhelpers.metrics import CKA, METRICS, Accumulator
+from nbhelpers.metrics import METRICS, Accumulator
 from nbhelpers.metrics.streams import Streams
 
 LAYOUT = SimpleNamespace(depth=2, heads=2, width=6, grid=(3, 5), prefix=2, patch_size=(4, 8))
@@ -96,14 +96,6 @@ def assert_same(frame: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-9,
     pd.testing.assert_frame_equal(frame, expected, check_exact=False, rtol=rtol, atol=atol)
 
 
-def features(seeds: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Two sides of related features `B D`, an image per seed, for alignment between encoders."""
-    make = torch.Generator().manual_seed(sum(seeds))
-    first = [torch.randn(len(seeds), 5, dtype=torch.float64, generator=make) for _ in range(LAYOUT.depth + 1)]
-    mix = torch.randn(len(first), 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    return first, [x @ m + 0.3 * x[:, :4] ** 2 for x, m in zip(first, mix, strict=True)]
-
-
 def patches(records: Sequence[Attention | Stream], place: str) -> dict[int, Tensor]:
     """Patch tokens `B N D` by depth, at one place of the residual stream."""
     return {
@@ -141,7 +133,4 @@ def run_rank(rank: int, folder: str) -> None:
             if indices[rank]:
                 feed(metric, batch(records, indices[rank]))
             metric.compute().to_pickle(Path(folder) / f"{name}.{share}.{rank}.pkl")
-    cka = CKA(first=LAYOUT.depth + 1, second=LAYOUT.depth + 1)
-    cka.update(*features(8 * [rank]))
-    cka.compute().to_pickle(Path(folder) / f"cka.{rank}.pkl")
     dist.destroy_process_group()
