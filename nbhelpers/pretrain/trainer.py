@@ -40,6 +40,7 @@ from nbhelpers.pretrain.recipes import Recipe, build
 from nbhelpers.ranks import rank, world_size
 
 VALIDATION_IMAGES = 1024
+_PROGRESS = ("step", "wall_time", "rows", "devices")  # attributes of the trainer in its checkpoint
 # Far from every training step's number, so that validation never shares a random stream with a step.
 _VALIDATION_STREAM = 2**31
 
@@ -409,15 +410,8 @@ class Trainer:
         """Write the whole state to the folder, atomically; rank 0 alone does."""
         if rank() > 0:
             return
-        state = {
-            "settings": self.settings,
-            "devices": self.devices,
-            "step": self.step,
-            "wall_time": self.wall_time,
-            "rows": self.rows,
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state,
-        }
+        state = {name: getattr(self, name) for name in ("settings", *_PROGRESS)}
+        state |= {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state}
         with atomic_path(self._checkpoint) as temporary:
             torch.save(state, temporary)
 
@@ -429,7 +423,7 @@ class Trainer:
                 f"{self._checkpoint} holds a run that differs in {', '.join(differ)}: "
                 "ask for the same, train in another folder, or delete it to start again"
             )
-        for name in ("step", "wall_time", "rows", "devices"):
+        for name in _PROGRESS:
             setattr(self, name, state[name])
         self.count.fill_(self.step)
         self.objective.load_state_dict(state["objective"])

@@ -17,7 +17,7 @@ from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
 from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
 from nbhelpers.pretrain.__main__ import main, seconds
-from nbhelpers.pretrain.recipes import RECIPES, STUDIES
+from nbhelpers.pretrain.recipes import STUDIES
 from nbhelpers.pretrain.trainer import epoch_order, fast_precision, generator
 
 
@@ -121,7 +121,7 @@ def test_hybrid_trains_the_patch_embedding_as_its_terms_do(tmp_path):
 
 def test_labels_that_are_not_there_are_named(tmp_path):
     images = ArraySource("toy/train", source().images, {}, {})
-    with pytest.raises(ValueError, match="toy/train has no labels 'shape' to learn from; it has none"):
+    with pytest.raises(ValueError, match=r"toy/train .*'shape'"):
         Trainer(small("supervised"), images, images, tmp_path)
 
 
@@ -235,13 +235,13 @@ def test_a_run_knows_all_devices_it_was_trained_on(tmp_path):
 
 def test_a_run_in_another_precision_is_refused(tmp_path):
     trainer("mim", tmp_path, torch.bfloat16).save()
-    with pytest.raises(ValueError, match="differs in precision"):
+    with pytest.raises(ValueError, match="precision"):
         trainer("mim", tmp_path)
 
 
 def test_the_folder_of_another_recipe_is_refused(tmp_path):
     trainer("mim", tmp_path).save()
-    with pytest.raises(ValueError, match="differs in learning_rate"):
+    with pytest.raises(ValueError, match="learning_rate"):
         trainer("mim", tmp_path, learning_rate=1e-3)
 
 
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(when, tmp_path):
     run = trainer("mim", tmp_path)
     with torch.no_grad():
         run.objective.decoder.bias.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+    with pytest.raises(FloatingPointError, match="step 1"):
         run.run(**when)
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -286,19 +286,10 @@ def test_unknown_recipe_names_the_nearest():
         recipe("shapes", "hybrid-1.5")
 
 
-def test_recipes_of_a_study_see_the_same_images():
-    for study, rows in STUDIES.items():
-        assert len({(row.images, row.batch_size, row.standardised) for row in rows.values()}) == 1
-        for objective, row in rows.items():
-            assert RECIPES[f"{study}.{objective}"] is row
-            assert objective == row.objective
-        ends = [recipe(study, f"hybrid-{weight}") for weight in (0, 1)]
-        for end, pure in zip(ends, (rows["mim"], rows["cl"]), strict=True):
-            changed = {"objective": "", "options": {}, "augmentation": None}
-            assert replace(end, **changed) == replace(pure, **changed)
-        assert ends[0].options["mim"] == rows["mim"].options
-        assert ends[1].options["cl"] == {"augmentation": rows["cl"].augmentation} | rows["cl"].options
-        assert ends[0].augmentation == rows["mim"].augmentation
+def test_recipes_of_a_study_differ_in_objective_and_views_alone():
+    for rows in STUDIES.values():
+        changed = {"objective": "", "options": {}, "augmentation": None}
+        assert len({str(replace(row, **changed)) for row in rows.values()}) == 1
 
 
 def test_command_line_explains_itself_and_checks_durations(capsys):
