@@ -53,9 +53,8 @@ def self_distillation(
 class Head(nn.Module):
     """MLP to a narrow unit vector, compared with prototypes of unit length: `B D` -> cosines `B K`.
 
-    The batch norm is an option of the official code (`--use_bn_in_head`). At the start the class tokens of
-    different images hardly differ: without it the teacher then says the same of every image, and the student
-    goes on to say so for ever.
+    The batch norm is an option of the official code (`--use_bn_in_head`). Class tokens of a fresh encoder
+    hardly differ between images: without it the teacher's output is the same for all, and training collapses.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
@@ -79,10 +78,10 @@ class Head(nn.Module):
 
 
 class DINO(Objective):
-    """A student learns to say of one view what its own moving average, the teacher, says of the other.
+    """A student predicts from one view the output of the teacher, its moving average, for the other view.
 
-    Centring keeps one prototype from winning always, sharpening keeps them from winning equally often; both
-    together keep the trivial solutions away without negatives.
+    Centring prevents collapse onto one prototype, sharpening collapse onto the uniform distribution; together
+    they take the place of negatives.
     """
 
     group, crops = "CL", 2

@@ -83,7 +83,7 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 def reconstruct(
     encoder: Encoder, images: Tensor, mask_ratio: float = 0.75, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    r"""What an autoencoder is shown of uint8 images `B C H W`, and what it makes of the rest.
+    r"""Visible patches of uint8 images `B C H W`, and the images with the hidden patches predicted.
 
     The decoder predicts patches of mean 0 and deviation 1, :math:`\tilde x`; mean and deviation of a hidden
     patch are borrowed from the image, as nothing predicts them: :math:`\hat x = \tilde x s + \bar x`.

@@ -23,7 +23,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """Context in which the products of a training step are computed in the type of their factors.
+    """Context without autocast on the tensor's device.
 
     A step of bfloat16 is 1/256: too coarse for where a view's pixels come from, and for cosines that a
     temperature divides.

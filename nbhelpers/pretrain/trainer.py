@@ -109,7 +109,7 @@ def fast_precision(device: torch.device | str) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
-    """What trains; on a CPU every process has a core.
+    """Name of the hardware for the manifest; on a CPU each process has one core.
 
     >>> device_name(torch.device("cpu"))
     'one CPU core'
