@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 STUDY ?= shapes
+WHAT ?= training
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 SITE := book/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test chromium test-site lint format lab train results picture clean
+.PHONY: help install book test chromium test-site lint format lab train results picture benchmark clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,7 @@ help:  ## list what can be made
 	@echo "  TORCH_INDEX=address     index that torch comes from when .venv is made, as the CPU index"
 	@echo "  MINUTES=90              when make train stops, to go on the next time"
 	@echo "  STUDY=cifar10           the study whose tables make results refreshes ($(STUDY))"
+	@echo "  WHAT=analysis           what make benchmark measures: training or analysis ($(WHAT))"
 
 # A Python that is named, and is not the one in .venv, replaces it.
 ifneq ($(origin PYTHON),file)
@@ -85,6 +87,9 @@ results: $(INSTALLED)  ## refresh the stored tables of STUDY in data/
 
 picture: $(INSTALLED)  ## draw the figure of README.md from the stored tables
 	$(BIN)/python book/_static/picture.py
+
+benchmark: $(INSTALLED)  ## measure the speed of WHAT against a reference in the same run
+	$(BIN)/python tests/benchmark.py $(WHAT)
 
 clean:  ## remove the built site and tool caches; keeps .venv and .cache (data sets, training runs)
 	rm -rf book/_build .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -27,8 +27,7 @@ def mean_interval(values: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndar
     """
     values = np.asarray(values, dtype=float)
     n, mean = values.shape[axis], values.mean(axis)
-    spread = values.std(axis, ddof=1) if n > 1 else np.full_like(mean, np.nan)
-    half = t_quantile(n) * spread / n**0.5 if n > 1 else spread
+    half = t_quantile(n) * values.std(axis, ddof=1) / n**0.5 if n > 1 else np.nan
     return mean, mean - half, mean + half
 
 

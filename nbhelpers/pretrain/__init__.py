@@ -14,20 +14,20 @@ from nbhelpers import images
 from nbhelpers.files import cache_dir
 from nbhelpers.models import Encoder, save_encoder
 from nbhelpers.models.mini import WIDTH
-from nbhelpers.pretrain.recipes import LABELS, RECIPES, STUDIES, Recipe, family, moments, recipe
+from nbhelpers.pretrain.recipes import RECIPES, STUDIES, Recipe, moments, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.knn import knn_by_depth
 from nbhelpers.ranks import rank
 
 __all__ = ["RECIPES", "Recipe", "Trainer", "description", "moments", "pretrain", "recipe", "trained_name"]
 
-# Kept from one model of a queue to the next.
+# A queue of models loads the images once.
 SOURCES = {"shapes": cache(images.shapes), "cifar10": cache(images.cifar10)}
 KNN_TRAIN, KNN_TEST = 10_000, 2_000
 
 
 def trained_name(recipe: Recipe, study: str) -> str:
-    """What the encoder is called: "shapes.cl"; width, images and seed where they are not the study's usual.
+    """Name of the encoder: "shapes.cl", with width, images and seed where they are not the study's default.
 
     >>> trained_name(recipe("shapes", "cl"), "shapes")
     'shapes.cl'
@@ -46,14 +46,14 @@ def trained_name(recipe: Recipe, study: str) -> str:
 
 
 def description(trainer: Trainer, study: str) -> dict[str, Any]:
-    """What `nbhelpers.models.save_encoder` has to know of the encoder of a run, by its own keys."""
+    """Manifest fields of a run's encoder, as `nbhelpers.models.save_encoder` takes them."""
     recipe, train = trainer.recipe, trainer.train
     architecture = recipe.architecture | {"image_size": train[0].shape[-1]}
     if "decoder" in recipe.options:
         architecture["decoder"] = recipe.options["decoder"]
     return {
         "study": study,
-        "objective": LABELS[family(recipe.objective)],
+        "objective": trainer.objective.group,
         "seed": recipe.seed,
         "architecture": architecture,
         "mean": [round(value, 6) for value in train.mean],
@@ -100,7 +100,7 @@ def pretrain(
         "wall_time_s": round(trainer.wall_time),
         "images_per_second": round(median(entry["images_per_second"] for entry in trainer.rows), 1),
         "device": ", then ".join(trainer.devices),
-        "precision": str(trainer.precision).removeprefix("torch."),
+        "precision": trainer.settings["precision"],
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }
     knn = knn_by_depth(trainer.encoder(), train.subset(KNN_TRAIN), val.subset(KNN_TEST), list(train.labels))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 from dataclasses import replace
@@ -15,7 +14,7 @@ from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import pretrain
 from nbhelpers.pretrain.distributed import process_group
 from nbhelpers.pretrain.queue import one_by_one, side_by_side, waiting
-from nbhelpers.pretrain.recipes import BATCH_SIZES, recipe
+from nbhelpers.pretrain.recipes import BATCH_SIZES, STUDIES, recipe
 from nbhelpers.ranks import rank
 
 
@@ -25,10 +24,10 @@ def seconds(text: str) -> float:
     >>> seconds("8m"), seconds("1.5h")
     (480.0, 5400.0)
     """
-    match = re.fullmatch(r"([\d.]+)([smh])", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 8m or 1.5h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    try:
+        return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 8m or 1.5h") from None
 
 
 def positive(text: str) -> int:
@@ -50,55 +49,27 @@ def parser() -> argparse.ArgumentParser:
         "killed goes on where it was when the same command is given again. Several devices: torchrun "
         "--nproc-per-node N -m nbhelpers.pretrain ...",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--objective",
-        help="cl (MoCo v3), mim (SimMIM), mae, supervised, dino, or hybrid-LAMBDA such as hybrid-0.2: "
-        "(1 - LAMBDA) x mim + LAMBDA x cl",
-    )
+    what, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    objectives = "cl (MoCo v3), mim (SimMIM), mae, supervised, dino, or hybrid-LAMBDA such as hybrid-0.2: "
+    what.add_argument("--objective", help=objectives + "(1 - LAMBDA) x mim + LAMBDA x cl")
     what.add_argument("--queue", metavar="FILE", help="CSV of models to train; finished ones are skipped")
-    parser.add_argument(
-        "--study",
-        choices=("shapes", "cifar10"),
-        default="shapes",
-        help="the images to train on (default: shapes)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of initialisation and data order (default: 0)"
-    )
-    parser.add_argument(
-        "--width",
-        type=positive,
-        help="of the encoder, a multiple of a head's channels (default: the recipe's)",
-    )
-    parser.add_argument("--images", type=positive, help="images to see, instead of the recipe's number")
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        help="images of a step (default: {cpu} on a CPU, {cuda} on a GPU)".format(**BATCH_SIZES),
-    )
+    add("--study", choices=STUDIES, default="shapes", help="the images to train on (default: shapes)")
+    add("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
+    add("--width", type=positive, help="of the encoder, a multiple of a head's channels (default: recipe's)")
+    add("--images", type=positive, help="images to see, instead of the recipe's number")
+    batch = "images of a step (default: {cpu} on a CPU, {cuda} on a GPU)".format(**BATCH_SIZES)
+    add("--batch-size", type=positive, help=batch)
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument(
-        "--stop-after",
-        type=seconds,
-        metavar="TIME",
-        help="stop cleanly after 90s, 8m, 1.5h ... and resume next time",
-    )
-    limit.add_argument(
-        "--minutes", type=lambda text: seconds(f"{text}m"), dest="stop_after", help="the same in minutes"
-    )
-    parser.add_argument(
-        "--workers", type=positive, help="runs of a queue side by side on a CPU (default: one per core)"
-    )
-    parser.add_argument("--device", help="cpu, cuda ... (default: a GPU when there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        help="of matrix products (default: bfloat16 where the device has units for it, else float32)",
-    )
-    parser.add_argument(
-        "--nice", type=int, default=10, help="lower the process's priority by this much (default: 10)"
-    )
+    stop = "stop cleanly after 90s, 8m, 1.5h ... and resume next time"
+    limit.add_argument("--stop-after", type=seconds, metavar="TIME", help=stop)
+    minutes = {"type": lambda text: seconds(f"{text}m"), "dest": "stop_after"}
+    limit.add_argument("--minutes", **minutes, help="the same in minutes")
+    workers = "runs of a queue side by side on a CPU (default: one per core)"
+    add("--workers", type=positive, help=workers)
+    add("--device", help="cpu, cuda ... (default: a GPU when there is one)")
+    precision = "of matrix products (default: bfloat16 where the device has units for it, else float32)"
+    add("--precision", choices=("float32", "bfloat16"), help=precision)
+    add("--nice", type=int, default=10, help="lower the process's priority by this much (default: 10)")
     return parser
 
 
@@ -124,10 +95,10 @@ def _queue(options: argparse.Namespace, device: str) -> int:
         raise ValueError("a queue trains one model after the other; torchrun trains one on several devices")
     models = waiting(options.queue, options.batch_size)
     print(f"{len(models)} models to train", flush=True)
+    limits = options.stop_after, options.precision
     if device.startswith("cuda"):
-        return int(one_by_one(models, device, options.stop_after, options.precision) > 0)
-    workers = options.workers or os.cpu_count() or 1
-    return int(side_by_side(models, workers, options.stop_after, options.precision) > 0)
+        return int(one_by_one(models, device, *limits) > 0)
+    return int(side_by_side(models, options.workers or os.cpu_count() or 1, *limits) > 0)
 
 
 def _single(options: argparse.Namespace, device: str) -> int:

@@ -9,16 +9,15 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from nbhelpers.images import ImageSource
+from nbhelpers.intervals import mean_interval, t_quantile
 from nbhelpers.pretrain.hybrid import Hybrid
 from nbhelpers.pretrain.recipes import Recipe
 from nbhelpers.pretrain.trainer import Trainer, generator
 
-COLUMNS = ["metric", "depth", "value", "low", "high", "batches"]
 LOSSES = ("mim", "cl")  # the order of the axis S
 # Far from the streams of training steps and of the validation loss, which lie below and around 2^31.
 _STREAM = 3 * 2**30
@@ -112,23 +111,21 @@ def block_alignment(gradients: Tensor) -> pd.DataFrame:
     if not (lengths.isfinite().all() and lengths.gt(0).all()):
         raise ValueError("block_alignment: a gradient is zero or not finite")
     batches = len(gradients)
-    whole = _statistics(inner)
-    kept = [torch.arange(batches) != left_out for left_out in range(batches)]
-    parts = [_statistics(inner[:, :, keep][..., keep]) for keep in kept]
-    rows = []
-    for metric, values in whole.items():
-        without = torch.stack([part[metric] for part in parts])
-        spread = (without - without.mean(0)).square().sum(0)
-        half = _quantile(batches) * ((batches - 1) / batches * spread).sqrt()
-        depths = [float("nan")] if values.ndim == 0 else range(1, len(values) + 1)
-        columns = (values.reshape(-1), half.reshape(-1))
-        for depth, value, margin in zip(depths, *(c.tolist() for c in columns), strict=True):
-            rows.append((metric, depth, value, value - margin, value + margin, batches))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    masks = ~torch.eye(batches, dtype=torch.bool)
+    jackknife = [_statistics(inner[:, :, others][..., others]) for others in masks]
+    frames = []
+    for metric, values in _statistics(inner).items():
+        without = torch.stack([part[metric] for part in jackknife])
+        half = t_quantile(batches) * ((batches - 1) * without.var(0, correction=0)).sqrt()
+        depth = float("nan") if metric == "slope" else range(1, len(values) + 1)
+        columns = {"value": values, "low": values - half, "high": values + half}
+        columns = {name: column.numpy() for name, column in columns.items()}
+        frames.append(pd.DataFrame({"metric": metric, "depth": depth, **columns, "batches": batches}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _statistics(inner: Tensor) -> dict[str, Tensor]:
-    """What `block_alignment` reports, from inner products `L S K S K`: values `L`, or a scalar."""
+    """What `block_alignment` reports, from inner products `L S K S K`: values `L`, of the slope `1`."""
     batches = inner.shape[2]
     lengths = torch.einsum("bsksk->bsk", inner).sqrt()
     cosines = inner / (lengths[:, :, :, None, None] * lengths[:, None, None])
@@ -149,7 +146,7 @@ def _statistics(inner: Tensor) -> dict[str, Tensor]:
         "direction": across(inner, 0, 1) / own.sqrt().where(own > 0, torch.nan),
         "mim_norm": lengths[:, 0].mean(1),
         "cl_norm": lengths[:, 1].mean(1),
-        "slope": (depth * cosine).sum() / depth.square().sum(),
+        "slope": (depth * cosine).sum(0, keepdim=True) / depth.square().sum(),
     }
 
 
@@ -211,13 +208,6 @@ def _on_batches(
 
 def _losses(values: Tensor) -> pd.DataFrame:
     """Rows as `block_alignment` has them of losses `K S`, with the 95 % interval of the mean over batches."""
-    batches = len(values)
-    half = _quantile(batches) * values.std(0) / batches**0.5
-    columns = zip(LOSSES, values.mean(0).tolist(), half.tolist(), strict=True)
-    rows = [(f"{name}_loss", float("nan"), mean, mean - h, mean + h, batches) for name, mean, h in columns]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _quantile(batches: int) -> float:
-    """How many standard errors the 95 % interval of a mean over batches reaches to either side."""
-    return float(stdtrit(batches - 1, 0.975))
+    mean, low, high = mean_interval(values)
+    columns = {"depth": float("nan"), "value": mean, "low": low, "high": high, "batches": len(values)}
+    return pd.DataFrame({"metric": [f"{name}_loss" for name in LOSSES], **columns})

@@ -11,11 +11,10 @@ import copy
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import linear, log_softmax, normalize, softmax
+from torch.nn.functional import cross_entropy, linear, normalize, softmax
 
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
-from nbhelpers.pretrain.moco import cosine_momentum, ema_update
 from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
 
 
@@ -41,41 +40,29 @@ def self_distillation(
     Returns:
         A scalar in nats; log K where the student's logits are all equal.
 
-    Raises:
-        ValueError: if shapes differ.
-
     Source: DINO, equation 1 and algorithm 1.
 
     >>> equal = torch.zeros(3, 8)
     >>> round(float(self_distillation(equal, torch.randn(3, 8), torch.zeros(8), 0.1, 0.04)), 4)  # log 8
     2.0794
     """
-    if student.shape != teacher.shape or student.ndim != 2 or centre.shape != student.shape[1:]:
-        shapes = [tuple(t.shape) for t in (student, teacher, centre)]
-        raise ValueError(f"need student and teacher B K and centre K; got {shapes}")
     target = softmax((full_precision(teacher.detach()) - centre) / teacher_temperature, dim=1)
-    return -(target * log_softmax(full_precision(student) / student_temperature, dim=1)).sum(1).mean()
+    return cross_entropy(full_precision(student) / student_temperature, target)
 
 
 class Head(nn.Module):
     """MLP to a narrow unit vector, compared with prototypes of unit length: `B D` -> cosines `B K`.
 
-    The batch norm is an option of the official code (`--use_bn_in_head`). At the start the class tokens of
-    different images hardly differ: without it the teacher then says the same of every image, and the student
-    goes on to say so for ever.
+    The batch norm is an option of the official code (`--use_bn_in_head`). Class tokens of a fresh encoder
+    hardly differ between images: without it the teacher's output is the same for all, and training collapses.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden),
-            BatchNorm(hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            BatchNorm(hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for inner in (width, hidden):
+            layers += [nn.Linear(inner, hidden), BatchNorm(hidden), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         for module in self.mlp:
             if isinstance(module, nn.Linear):
@@ -91,11 +78,14 @@ class Head(nn.Module):
 
 
 class DINO(Objective):
-    """A student learns to say of one view what its own moving average, the teacher, says of the other.
+    """A student predicts from one view the output of the teacher, its moving average, for the other view.
 
-    Centring keeps one prototype from winning always, sharpening keeps them from winning equally often; both
-    together keep the trivial solutions away without negatives.
+    Centring prevents collapse onto one prototype, sharpening collapse onto the uniform distribution; together
+    they take the place of negatives.
     """
+
+    group, crops = "CL", 2
+    averaged = (("encoder", "teacher_encoder"), ("head", "teacher_head"))
 
     def __init__(
         self,
@@ -111,18 +101,13 @@ class DINO(Objective):
         bottleneck: int = 64,
         prototypes: int = 1024,
     ) -> None:
-        super().__init__(encoder, mean, std)
-        self.augmentation, self.momentum, self.centre_momentum = augmentation, momentum, centre_momentum
+        super().__init__(encoder, mean, std, augmentation)
+        self.momentum, self.centre_momentum = momentum, centre_momentum
         self.temperatures = student_temperature, teacher_temperature
         self.head = Head(encoder.embed_dim, hidden, bottleneck, prototypes)
         self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(prototypes))
-
-    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two global views of uint8 images `B C H W`."""
-        one, two = (self.normalise(self.augmentation(images, generator)) for _ in range(2))
-        return one, two
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         """Mean of the losses from each view `B C H W` to the other; moves the centre afterwards."""
@@ -130,17 +115,8 @@ class DINO(Objective):
         students = self.head(self.encoder(both)).chunk(2)
         with torch.no_grad():
             teachers = self.teacher_head(self.teacher_encoder(both)).chunk(2)
-        centre = self.centre.clone()
-        with torch.no_grad():
+            centre = self.centre.clone()
             mean = mean_over_ranks(full_precision(torch.cat(teachers)).mean(0))
             self.centre.lerp_(mean, 1 - self.centre_momentum)
-        return 0.5 * sum(
-            self_distillation(student, teacher, centre, *self.temperatures)
-            for student, teacher in zip(students, teachers[::-1], strict=True)
-        )
-
-    def after_step(self, progress: Tensor) -> None:
-        """Move the teacher towards the student."""
-        momentum = cosine_momentum(self.momentum, progress)
-        ema_update(self.teacher_encoder, self.encoder, momentum)
-        ema_update(self.teacher_head, self.head, momentum)
+        pairs = zip(students, teachers[::-1], strict=True)
+        return 0.5 * sum(self_distillation(*pair, centre, *self.temperatures) for pair in pairs)

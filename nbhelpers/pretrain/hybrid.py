@@ -23,9 +23,6 @@ def combine(mim: Tensor | None, cl: Tensor | None, weight: float) -> Tensor:
         cl: contrastive loss, a scalar; None where its factor is 0.
         weight: $\lambda$ in 0..1.
 
-    Raises:
-        ValueError: if a loss with a factor above 0 is missing.
-
     Source: Park et al. 2023, section 5.
 
     >>> float(combine(torch.tensor(1.0), torch.tensor(3.0), 0.25))
@@ -33,10 +30,7 @@ def combine(mim: Tensor | None, cl: Tensor | None, weight: float) -> Tensor:
     >>> float(combine(None, torch.tensor(3.0), 1.0))
     3.0
     """
-    terms = [(factor, loss) for factor, loss in ((1 - weight, mim), (weight, cl)) if factor]
-    if any(loss is None for _, loss in terms):
-        raise ValueError(f"lambda = {weight:g} needs the losses of both objectives")
-    return sum(factor * loss for factor, loss in terms)
+    return sum(factor * loss for factor, loss in ((1 - weight, mim), (weight, cl)) if factor)
 
 
 class Hybrid(Objective):
@@ -56,6 +50,8 @@ class Hybrid(Objective):
         cl: further arguments of `MoCo`, its augmentation among them.
     """
 
+    group = "hybrid"
+
     def __init__(
         self,
         encoder: VisionTransformer,
@@ -66,7 +62,7 @@ class Hybrid(Objective):
         mim: Mapping[str, Any],
         cl: Mapping[str, Any],
     ) -> None:
-        super().__init__(encoder, mean, std)
+        super().__init__(encoder, mean, std, augmentation)
         if not 0 <= weight <= 1:
             raise ValueError(f"lambda must be in 0..1, not {weight:g}")
         self.weight = weight
@@ -76,10 +72,7 @@ class Hybrid(Objective):
         self.mim = SimMIM(encoder, mean, std, augmentation, **mim) if weight < 1 else None
         self.cl = MoCo(encoder, mean, std, **cl) if weight > 0 else None
         self.encoder = encoder
-        self._train_patch_embedding(self.mim is not None)
-
-    def _train_patch_embedding(self, train: bool) -> None:
-        self.encoder.patch_embed.requires_grad_(train)
+        encoder.patch_embed.requires_grad_(self.mim is not None)
 
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """SimMIM's view and mask, then MoCo's two views, of uint8 images `B C H W`."""
@@ -95,9 +88,9 @@ class Hybrid(Objective):
         if self.mim is not None:
             mim = self.mim.loss(*views[:2])
         if self.cl is not None:
-            self._train_patch_embedding(False)
+            self.encoder.patch_embed.requires_grad_(False)
             cl = self.cl.loss(*views[-2:])
-            self._train_patch_embedding(self.mim is not None)
+            self.encoder.patch_embed.requires_grad_(self.mim is not None)
         return mim, cl
 
     def loss(self, *views: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 def reconstruct(
     encoder: Encoder, images: Tensor, mask_ratio: float = 0.75, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    r"""What an autoencoder is shown of uint8 images `B C H W`, and what it makes of the rest.
+    r"""Visible patches of uint8 images `B C H W`, and the images with the hidden patches predicted.
 
     The decoder predicts patches of mean 0 and deviation 1, :math:`\tilde x`; mean and deviation of a hidden
     patch are borrowed from the image, as nothing predicts them: :math:`\hat x = \tilde x s + \bar x`.
@@ -131,6 +131,8 @@ def reconstruct(
 class MAE(Objective):
     """The encoder sees visible patches alone; a narrow decoder with mask tokens predicts the hidden ones."""
 
+    group = "MIM"
+
     def __init__(
         self,
         encoder: VisionTransformer,
@@ -140,8 +142,8 @@ class MAE(Objective):
         decoder: Mapping[str, int],
         mask_ratio: float = 0.75,
     ) -> None:
-        super().__init__(encoder, mean, std)
-        self.augmentation, self.mask_ratio = augmentation, mask_ratio
+        super().__init__(encoder, mean, std, augmentation)
+        self.mask_ratio = mask_ratio
         self.autoencoder = MaskedAutoencoder(encoder, **decoder)
 
     @property
@@ -151,7 +153,7 @@ class MAE(Objective):
 
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One view of uint8 images `B C H W`, and the indices `B K` of what is visible of it."""
-        view = self.normalise(self.augmentation(images, generator))
+        (view,) = super().views(images, generator)
         patches = self.encoder.patch_embed.num_patches
         return view, kept_patches(len(view), patches, self.mask_ratio, generator, view.device)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from itertools import pairwise
 
 import torch
@@ -33,20 +32,12 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> 
     Returns:
         A scalar in nats times 2 T; 2 T log K when all keys look alike.
 
-    Raises:
-        ValueError: if a query has no key.
-
     Source: MoCo v3, algorithm 1 and section 3.
 
     >>> same = torch.ones(4, 2)
     >>> round(float(info_nce(same, same, temperature=0.5)), 4)  # 2 * 0.5 * log 4
     1.3863
     """
-    if query.ndim != 2 or query.shape[1:] != key.shape[1:] or first + len(query) > len(key):
-        raise ValueError(
-            f"query B D must have its keys K D from row {first} on; "
-            f"got {tuple(query.shape)} and {tuple(key.shape)}"
-        )
     query, key = (normalize(full_precision(x), dim=1) for x in (query, key))
     with without_autocast(query):
         logits = query @ key.T / temperature
@@ -54,34 +45,12 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> 
     return 2 * temperature * cross_entropy(logits, positive)
 
 
-def cosine_momentum(base: float, progress: Tensor) -> Tensor:
-    """Momentum that rises from `base` to 1 on half a cosine: 1 - (1 - base) (cos(pi progress) + 1) / 2.
-
-    >>> cosine_momentum(0.9, torch.tensor([0.0, 0.5, 1.0]))
-    tensor([0.9000, 0.9500, 1.0000])
-    """
-    return 1 - (1 - base) * (torch.cos(math.pi * progress) + 1) / 2
-
-
-@torch.no_grad()
-def ema_update(slow: nn.Module, fast: nn.Module, momentum: Tensor) -> None:
-    """Exponential moving average: every weight of `slow` becomes momentum x slow + (1 - momentum) x fast.
-
-    The momentum is a scalar tensor; `_foreach_lerp_` would fix it as a number in a captured step.
-    """
-    ours = list(slow.parameters())
-    torch._foreach_mul_(ours, momentum.float())
-    torch._foreach_add_(ours, torch._foreach_mul(list(fast.parameters()), (1 - momentum).float()))
-
-
-def head(sizes: list[int]) -> nn.Sequential:
+def head(*sizes: int) -> nn.Sequential:
     """MLP with batch norm after every layer, ReLU between layers; the last norm has no parameters."""
     layers: list[nn.Module] = []
-    for index, (inner, outer) in enumerate(pairwise(sizes)):
-        last = index == len(sizes) - 2
-        layers += [nn.Linear(inner, outer, bias=False), BatchNorm(outer, affine=not last)]
-        layers += [] if last else [nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+    for inner, outer in pairwise(sizes[:-1]):
+        layers += [nn.Linear(inner, outer, bias=False), BatchNorm(outer), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(*sizes[-2:], bias=False), BatchNorm(sizes[-1], affine=False))
 
 
 class MoCo(Objective):
@@ -90,6 +59,9 @@ class MoCo(Objective):
     The patch embedding stays at its random initialisation (MoCo v3, section 5: it makes training stable).
     `hidden` is the width of the heads' hidden layers, by default eight times the encoder's.
     """
+
+    group, crops = "CL", 2
+    averaged = (("encoder", "momentum_encoder"), ("projector", "momentum_projector"))
 
     def __init__(
         self,
@@ -102,19 +74,14 @@ class MoCo(Objective):
         hidden: int | None = None,
         dim: int = 128,
     ) -> None:
-        super().__init__(encoder, mean, std)
-        self.augmentation, self.temperature, self.momentum = augmentation, temperature, momentum
+        super().__init__(encoder, mean, std, augmentation)
+        self.temperature, self.momentum = temperature, momentum
         hidden = hidden or 8 * encoder.embed_dim
-        self.projector = head([encoder.embed_dim, hidden, hidden, dim])
-        self.predictor = head([dim, hidden, dim])
+        self.projector = head(encoder.embed_dim, hidden, hidden, dim)
+        self.predictor = head(dim, hidden, dim)
         encoder.patch_embed.requires_grad_(False)
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
-
-    def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two views of uint8 images `B C H W`."""
-        one, two = (self.normalise(self.augmentation(images, generator)) for _ in range(2))
-        return one, two
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         """Symmetric InfoNCE of two views `B C H W`, against the keys of all processes.
@@ -127,12 +94,5 @@ class MoCo(Objective):
         with torch.no_grad():
             keys = [gathered(self.momentum_projector(z)) for z in self.momentum_encoder(both).chunk(2)]
         first = rank() * len(one)
-        return info_nce(queries[0], keys[1], self.temperature, first) + info_nce(
-            queries[1], keys[0], self.temperature, first
-        )
-
-    def after_step(self, progress: Tensor) -> None:
-        """Move the momentum encoder and projector towards their trained twins."""
-        momentum = cosine_momentum(self.momentum, progress)
-        ema_update(self.momentum_encoder, self.encoder, momentum)
-        ema_update(self.momentum_projector, self.projector, momentum)
+        pairs = zip(queries, keys[::-1], strict=True)
+        return sum(info_nce(query, key, self.temperature, first) for query, key in pairs)

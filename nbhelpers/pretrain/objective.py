@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from nbhelpers.models.mini import StandardisedPatchEmbed, standardise
+from nbhelpers.pretrain.augment import Augmentation
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -19,7 +23,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """Context in which the products of a training step are computed in the type of their factors.
+    """Context without autocast on the tensor's device.
 
     A step of bfloat16 is 1/256: too coarse for where a view's pixels come from, and for cosines that a
     temperature divides.
@@ -31,6 +35,26 @@ def without_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def cosine_momentum(base: float, progress: Tensor) -> Tensor:
+    """Momentum that rises from `base` to 1 on half a cosine: 1 - (1 - base) (cos(pi progress) + 1) / 2.
+
+    >>> cosine_momentum(0.9, torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.9000, 0.9500, 1.0000])
+    """
+    return 1 - (1 - base) * (torch.cos(math.pi * progress) + 1) / 2
+
+
+@torch.no_grad()
+def ema_update(slow: nn.Module, fast: nn.Module, momentum: Tensor) -> None:
+    """Exponential moving average: every weight of `slow` becomes momentum x slow + (1 - momentum) x fast.
+
+    The momentum is a scalar tensor; `_foreach_lerp_` would fix it as a number in a captured step.
+    """
+    ours = list(slow.parameters())
+    torch._foreach_mul_(ours, momentum.float())
+    torch._foreach_add_(ours, torch._foreach_mul(list(fast.parameters()), (1 - momentum).float()))
+
+
 class Objective(nn.Module):
     """An encoder with what its training needs beside it; `forward` gives the loss of a batch.
 
@@ -38,18 +62,35 @@ class Objective(nn.Module):
     of it is captured once and replayed: nothing may ask for a tensor's value, move a constant to the device,
     or depend on Python numbers that change from step to step.
 
-    Attributes:
+    Args:
         encoder: the Vision Transformer that is trained.
         mean: per-channel mean of the images on the scale 0..1.
         std: per-channel standard deviation likewise.
+        augmentation: of every view.
+
+    Attributes:
+        group: what figures call encoders trained this way, such as "CL".
+        crops: how many views there are of an image.
         label: name of the labels that the loss reads, as in `ImageSource.labels`; None where it reads none.
+        averaged: names of modules and of their moving averages, updated after each step.
+        momentum: of these averages at the beginning; see `cosine_momentum`.
     """
 
+    group: str
+    crops: int = 1
     label: str | None = None
+    averaged: Sequence[tuple[str, str]] = ()
+    momentum: float
 
-    def __init__(self, encoder: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.augmentation = encoder, augmentation
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -68,8 +109,11 @@ class Objective(nn.Module):
         return (images - self.mean) / self.std
 
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What the loss sees of uint8 images `B C H W`, batch first; `generator` is all that is random."""
-        raise NotImplementedError
+        """What the loss sees of uint8 images `B C H W`, batch first; `generator` is all that is random.
+
+        Here `crops` normalised views `B C H W`; an objective that masks adds what it hides.
+        """
+        return tuple(self.normalise(self.augmentation(images, generator)) for _ in range(self.crops))
 
     def loss(self, *views: Tensor) -> Tensor:
         """The loss (a scalar) of what `views` drew, with labels `B` behind if `label` asks for some."""
@@ -82,4 +126,7 @@ class Objective(nn.Module):
         return self.loss(*views, *labels)
 
     def after_step(self, progress: Tensor) -> None:
-        """What follows each optimiser step; `progress`, a scalar, is the share of training done, 0..1."""
+        """Update the moving averages; `progress`, a scalar, is the share of training done, 0..1."""
+        for fast, slow in self.averaged:
+            momentum = cosine_momentum(self.momentum, progress)
+            ema_update(getattr(self, slow), getattr(self, fast), momentum)

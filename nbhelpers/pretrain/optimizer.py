@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for vectors, whose step never asks the device for a number."""
+"""Muon for matrices and AdamW for vectors, without host synchronisation in a step."""
 
 from __future__ import annotations
 

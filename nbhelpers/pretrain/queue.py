@@ -1,13 +1,16 @@
-"""Work off a list of models to train, each resumable, finished ones skipped."""
+"""Train the models of a list, each resumable, finished ones skipped."""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pandas as pd
@@ -16,46 +19,34 @@ import torch
 from nbhelpers.files import cache_dir
 from nbhelpers.models import available
 from nbhelpers.pretrain import Recipe, pretrain, recipe, trained_name
-from nbhelpers.pretrain.trainer import stop_signals
 
 COLUMNS = ("study", "objective", "width", "images", "seed")
+SPAWN = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads
 Models = Mapping[str, tuple[str, Recipe]]  # study and recipe by the encoder's name
 
 
-def read_queue(path: str | Path) -> Models:
-    """The models of a queue file, a CSV, in the order of their turn.
+def waiting(path: str | Path, batch_size: int) -> Models:
+    """What a queue file, a CSV, lists and `data/encoders` lacks, in its order, for batches of a size.
 
     Raises:
-        ValueError: if a column is missing, or a model occurs twice or cannot be.
+        ValueError: if a column is missing, or a width cannot be.
         KeyError: for a recipe that is not there.
     """
-    queue = pd.read_csv(path)
-    if tuple(queue.columns) != COLUMNS:
-        raise ValueError(f"{path} needs the columns {', '.join(COLUMNS)}; it has {', '.join(queue.columns)}")
     models = {}
-    for row in queue.itertuples():
+    for row in pd.read_csv(path, usecols=COLUMNS).itertuples():
         chosen = recipe(row.study, row.objective).of_width(row.width)
-        chosen = replace(chosen, images=row.images, seed=row.seed)
-        name = trained_name(chosen, row.study)
-        if name in models:
-            raise ValueError(f"{path} lists {name} more than once")
-        models[name] = row.study, chosen
-    return models
-
-
-def waiting(path: str | Path, batch_size: int) -> Models:
-    """What the queue lists and `data/encoders` lacks, to be trained in batches of a size."""
-    shipped, models = set(available()), read_queue(path).items()
-    return {n: (study, replace(r, batch_size=batch_size)) for n, (study, r) in models if n not in shipped}
+        chosen = replace(chosen, images=row.images, seed=row.seed, batch_size=batch_size)
+        models[trained_name(chosen, row.study)] = row.study, chosen
+    return {name: model for name, model in models.items() if name not in available()}
 
 
 def one_by_one(models: Models, device: str, stop_after: float | None, precision: torch.dtype | None) -> int:
     """Train them in this process, each with the whole device; how many failed."""
-    start, failed = time.monotonic(), 0
+    end = math.inf if stop_after is None else time.monotonic() + stop_after
+    failed = 0
     for name, (study, chosen) in models.items():
-        left = None if stop_after is None else stop_after - (time.monotonic() - start)
         try:
-            if not pretrain(chosen, study, device, left, precision=precision):
+            if not pretrain(chosen, study, device, end - time.monotonic(), precision=precision):
                 break
         except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
             failed += 1
@@ -70,52 +61,37 @@ def side_by_side(
 
     What each prints is in the cache folder's `pretrain/NAME/output.txt`.
     """
-    start, running, failed, left = time.monotonic(), {}, 0, list(models.items())
-    with stop_signals() as signalled:
-        try:
-            while running or left:
-                seconds = None if stop_after is None else stop_after - (time.monotonic() - start)
-                if signalled() or (seconds is not None and seconds <= 0):
-                    left = []
-                if signalled():
-                    break
-                while left and len(running) < workers:
-                    name, model = left.pop(0)
-                    running[name] = _start(name, *model, seconds, precision)
-                time.sleep(1)
-                for name in [name for name, process in running.items() if process.poll() is not None]:
-                    code = running.pop(name).returncode
-                    failed += code != 0
-                    print(f"{name}: {f'failed, see {_output(name)}' if code else 'ended well'}", flush=True)
-        finally:
-            for process in running.values():
-                process.terminate()  # saves, and ends
-            for process in running.values():
-                process.wait()
-    return failed
+    end = math.inf if stop_after is None else time.monotonic() + stop_after
+    failed, left, running = 0, list(models), {}
+    try:
+        while True:
+            while left and len(running) < workers and (seconds := end - time.monotonic()) > 0:
+                name = left.pop(0)
+                output = cache_dir() / "pretrain" / name / "output.txt"
+                arguments = ({name: models[name]}, output, seconds, precision)
+                process = SPAWN.Process(target=_on_a_core, args=arguments, name=name)
+                process.start()
+                running[process.sentinel] = process, output
+            if not running:
+                return failed
+            for sentinel in wait(running):
+                process, output = running.pop(sentinel)
+                process.join()
+                failed += process.exitcode != 0
+                how = f"failed, see {output}" if process.exitcode else "ended well"
+                print(f"{process.name}: {how}", flush=True)
+    finally:
+        for process, _ in running.values():
+            process.terminate()  # saves, and ends
+        for process, _ in running.values():
+            process.join()
 
 
-def _output(name: str) -> Path:
-    return cache_dir() / "pretrain" / name / "output.txt"
-
-
-def _start(
-    name: str, study: str, chosen: Recipe, stop_after: float | None, precision: torch.dtype | None
-) -> subprocess.Popen:
-    options = {"study": study, "objective": chosen.objective, "device": "cpu", "nice": 0}
-    options |= {key: getattr(chosen, key) for key in ("width", "images", "seed")}
-    options |= {
-        "batch-size": chosen.batch_size,
-        "precision": precision and str(precision).removeprefix("torch."),
-    }
-    options |= {"stop-after": None if stop_after is None else f"{stop_after:.0f}s"}
-    command = [sys.executable, "-m", "nbhelpers.pretrain"]
-    command += [f"--{key}={value}" for key, value in options.items() if value is not None]
-    _output(name).parent.mkdir(parents=True, exist_ok=True)
-    # One thread each: two small models on two cores are faster side by side than one on both. A session of
-    # its own, so that Ctrl-C reaches it once, by way of the queue.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with _output(name).open("a") as output:
-        return subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+def _on_a_core(models: Models, output: Path, stop_after: float | None, precision: torch.dtype | None) -> None:
+    """What a process of `side_by_side` does."""
+    os.setsid()  # Ctrl-C reaches it once, by way of the queue
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after the steps, which handle it
+    torch.set_num_threads(1)  # two small models on two cores are faster side by side than one on both
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = sys.stderr = output.open("a", buffering=1)
+    sys.exit(one_by_one(models, "cpu", stop_after, precision))

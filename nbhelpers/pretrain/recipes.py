@@ -5,16 +5,15 @@ A recipe is chosen by the objective's own validation loss and k-NN accuracy, nev
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
 from nbhelpers.models.mini import WIDTH
+from nbhelpers.names import nearest
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.dino import DINO
 from nbhelpers.pretrain.hybrid import Hybrid
@@ -86,7 +85,7 @@ class Recipe:
         return asdict(self)
 
 
-CLASSES: dict[str, Callable[..., Objective]] = {
+CLASSES: dict[str, type[Objective]] = {
     "mim": SimMIM,
     "cl": MoCo,
     "mae": MAE,
@@ -94,25 +93,7 @@ CLASSES: dict[str, Callable[..., Objective]] = {
     "hybrid": Hybrid,
     "dino": DINO,
 }
-# How figures group them.
-LABELS = {
-    "mim": "MIM",
-    "cl": "CL",
-    "mae": "MIM",
-    "supervised": "supervised",
-    "hybrid": "hybrid",
-    "dino": "CL",
-}
 HYBRIDS = (0.2, 0.4, 0.5, 0.6, 0.8)
-
-
-def family(objective: str) -> str:
-    """The key of an objective in `CLASSES` and `LABELS`.
-
-    >>> family("hybrid-0.2"), family("cl")
-    ('hybrid', 'cl')
-    """
-    return objective.partition("-")[0]
 
 
 def hybrid(mim: Recipe, cl: Recipe, weight: float) -> Recipe:
@@ -121,11 +102,7 @@ def hybrid(mim: Recipe, cl: Recipe, weight: float) -> Recipe:
     >>> hybrid(RECIPES["shapes.mim"], RECIPES["shapes.cl"], 0.2).objective
     'hybrid-0.2'
     """
-    options = {
-        "weight": weight,
-        "mim": mim.options,
-        "cl": {"augmentation": cl.augmentation} | cl.options,
-    }
+    options = {"weight": weight, "mim": mim.options, "cl": {"augmentation": cl.augmentation} | cl.options}
     return replace(mim, objective=f"hybrid-{weight:g}", options=options)
 
 
@@ -183,8 +160,7 @@ def recipe(study: str, objective: str) -> Recipe:
     number = re.fullmatch(r"hybrid-([01]|0?\.\d+)", objective)
     if number and study in STUDIES:
         return hybrid(STUDIES[study]["mim"], STUDIES[study]["cl"], float(number[1]))
-    near = difflib.get_close_matches(name, RECIPES, cutoff=0.3) or list(RECIPES)
-    raise KeyError(f"no recipe for {name!r}; nearest: {', '.join(near)}")
+    raise KeyError(f"no recipe for {name!r}; {nearest(name, RECIPES)}")
 
 
 def moments(recipe: Recipe, first: int = 16_000, count: int = 10) -> list[int]:
@@ -202,4 +178,5 @@ def build(
     recipe: Recipe, encoder: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Objective:
     """The recipe's objective around an encoder."""
-    return CLASSES[family(recipe.objective)](encoder, mean, std, recipe.augmentation, **recipe.options)
+    objective = CLASSES[recipe.objective.partition("-")[0]]  # "hybrid" of "hybrid-0.2"
+    return objective(encoder, mean, std, recipe.augmentation, **recipe.options)

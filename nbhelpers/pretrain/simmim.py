@@ -89,6 +89,8 @@ def patches(images: Tensor, patch_size: int) -> Tensor:
 class SimMIM(Objective):
     """A learned token replaces masked patches before the positions are added; all tokens are encoded."""
 
+    group = "MIM"
+
     def __init__(
         self,
         encoder: VisionTransformer,
@@ -98,8 +100,8 @@ class SimMIM(Objective):
         mask_ratio: float = 0.6,
         mask_unit: int = 2,
     ) -> None:
-        super().__init__(encoder, mean, std)
-        self.augmentation, self.mask_ratio, self.mask_unit = augmentation, mask_ratio, mask_unit
+        super().__init__(encoder, mean, std, augmentation)
+        self.mask_ratio, self.mask_unit = mask_ratio, mask_unit
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
         self.decoder = nn.Linear(encoder.embed_dim, 3 * self.patch_size**2)
@@ -116,7 +118,7 @@ class SimMIM(Objective):
 
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One view of uint8 images `B C H W`, and what is hidden of it (bool `B N`)."""
-        view = self.normalise(self.augmentation(images, generator))
+        (view,) = super().views(images, generator)
         grid = self.encoder.patch_embed.grid_size
         mask = block_mask(len(view), grid, self.mask_unit, self.mask_ratio, generator, view.device)
         return view, mask.flatten(1)

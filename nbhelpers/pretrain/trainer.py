@@ -21,7 +21,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -37,10 +36,11 @@ from nbhelpers.models.weights import load_strictly
 from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, share
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.optimizer import Optimizer
-from nbhelpers.pretrain.recipes import LABELS, Recipe, build, family
+from nbhelpers.pretrain.recipes import Recipe, build
 from nbhelpers.ranks import rank, world_size
 
 VALIDATION_IMAGES = 1024
+_PROGRESS = ("step", "wall_time", "rows", "devices")  # attributes of the trainer in its checkpoint
 # Far from every training step's number, so that validation never shares a random stream with a step.
 _VALIDATION_STREAM = 2**31
 
@@ -109,16 +109,16 @@ def fast_precision(device: torch.device | str) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
-    """What trains; on a CPU every process has a core.
+    """Name of the hardware for the manifest; on a CPU each process has one core.
 
     >>> device_name(torch.device("cpu"))
     'one CPU core'
     """
     processes = world_size()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return name if processes == 1 else f"{processes} x {name}"
-    return "one CPU core" if processes == 1 else f"{processes} CPU cores"
+    if device.type != "cuda":
+        return "one CPU core" if processes == 1 else f"{processes} CPU cores"
+    name = torch.cuda.get_device_name(device)
+    return name if processes == 1 else f"{processes} x {name}"
 
 
 @contextmanager
@@ -175,7 +175,8 @@ class Trainer:
     ) -> None:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
-        self.folder = Path(folder)
+        self.settings = recipe.as_dict() | {"precision": str(self.precision).removeprefix("torch.")}
+        self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
         self.val = self._validation_batches(val)
@@ -211,10 +212,6 @@ class Trainer:
         return objective.train()
 
     @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    @property
     def done(self) -> bool:
         """Whether all steps have been taken."""
         return self.step >= self.recipe.steps
@@ -226,7 +223,7 @@ class Trainer:
             mean=self.train.mean,
             std=self.train.std,
             name=self.folder.name,
-            objective=LABELS[family(self.recipe.objective)],
+            objective=self.objective.group,
             seed=self.recipe.seed,
         )
 
@@ -271,15 +268,14 @@ class Trainer:
 
     def body(self) -> None:
         """One step in tensors alone: no host synchronisation, no Python number that differs between steps."""
-        steps, parameters = self.recipe.steps, list(self.objective.parameters())
+        steps = self.recipe.steps
         self.rate.copy_(learning_rate(self.recipe, self.count.double() / steps))
         rows = self.order.index_select(0, (self.count % len(self.order)).view(1)).flatten()
-        for parameter in parameters:
-            parameter.grad = None
+        self.objective.zero_grad()
         loss = self._loss([values.index_select(0, rows) for values in self.images], self.generator)
         loss.backward()
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        average_gradients(self.objective.parameters())
+        nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)
         self.optimizer.step(self.rate)
         self.count += 1
         self.objective.after_step(self.count.double() / steps)
@@ -303,26 +299,23 @@ class Trainer:
             self.body()
         return graph
 
-    def _take_step(self) -> Tensor:
-        epoch = self.step // len(self.order)
-        if epoch != self._epoch:
-            self.order.copy_(self._order(epoch))
-            self._epoch = epoch
-        if self.captured and self._graph is None:
-            self._graph = self._capture()
-        self.generator.manual_seed(stream_seed(self.recipe.seed, self.step, rank()))
-        if self.captured:
-            self._graph.replay()
-        else:
-            self.body()
-        self.step += 1
-        return self.loss.clone()
-
     def steps(self, until: int | None = None) -> Iterator[Tensor]:
         """Take steps up to number `until` (default: all), giving each step's loss."""
         last = self.recipe.steps if until is None else min(until, self.recipe.steps)
         while self.step < last:
-            yield self._take_step()
+            epoch = self.step // len(self.order)
+            if epoch != self._epoch:
+                self.order.copy_(self._order(epoch))
+                self._epoch = epoch
+            if self.captured and self._graph is None:
+                self._graph = self._capture()
+            self.generator.manual_seed(stream_seed(self.recipe.seed, self.step, rank()))
+            if self._graph is None:
+                self.body()
+            else:
+                self._graph.replay()
+            self.step += 1
+            yield self.loss.clone()
 
     def run(
         self,
@@ -346,41 +339,40 @@ class Trainer:
         """
         if self.devices[-1:] != [device_name(self.device)]:
             self.devices.append(device_name(self.device))
-        start = last_save = last_log = time.monotonic()
-        before, losses = self.wall_time, []
-        bar = tqdm(
-            total=self.recipe.steps,
-            initial=self.step,
-            desc=self.folder.name,
-            mininterval=5,
-            unit="step",
-            disable=rank() > 0,
-        )
-        with stop_signals() as signalled, bar:
+        progress = {
+            "total": self.recipe.steps,
+            "initial": self.step,
+            "desc": self.folder.name,
+            "unit": "step",
+        }
+        with stop_signals() as signalled, tqdm(**progress, mininterval=5, disable=rank() > 0) as bar:
             if self.step == 0:
                 self._call(at, call)
+            begun, before, logged, saved, losses = time.monotonic(), self.wall_time, 0.0, 0.0, []
+
+            def clock() -> float:
+                """Seconds of training in this call."""
+                return time.monotonic() - begun
+
             for loss in self.steps():
                 losses.append(loss)
                 bar.update()
-                elapsed = time.monotonic() - start
-                stopping = self._any(signalled() or (stop_after is not None and elapsed >= stop_after))
+                stopping = self._any(signalled() or (stop_after is not None and clock() >= stop_after))
                 logging = self.step % log_every == 0 or self.done
-                saving = stopping or self.done or time.monotonic() - last_save >= save_every
+                saving = stopping or self.done or clock() - saved >= save_every
                 if (logging or saving) and not torch.stack(losses).isfinite().all():  # waits for the device
                     raise FloatingPointError(
                         f"the loss is not finite at step {self.step}: lower the learning rate"
                     )
-                self.wall_time = before + time.monotonic() - start
+                self.wall_time = before + clock()
                 if logging:
-                    self._log(torch.stack(losses), time.monotonic() - last_log)
-                    last = self.rows[-1]
-                    bar.set_postfix(loss=f"{last['loss']:.4f}", val=f"{last['val_loss']:.4f}")
-                    losses, last_log = [], time.monotonic()
-                pause = self._call(at, call)
-                start, last_log = start + pause, last_log + pause
+                    self._log(torch.stack(losses), clock() - logged)
+                    bar.set_postfix(loss=self.rows[-1]["loss"], val=self.rows[-1]["val_loss"])
+                    losses, logged = [], clock()
+                begun += self._call(at, call)
                 if saving:
                     self.save()
-                    last_save = time.monotonic()
+                    saved = clock()
                 if stopping:
                     break
         return self.done
@@ -418,31 +410,20 @@ class Trainer:
         """Write the whole state to the folder, atomically; rank 0 alone does."""
         if rank() > 0:
             return
-        state = {
-            "settings": self._settings(),
-            "devices": self.devices,
-            "step": self.step,
-            "wall_time": self.wall_time,
-            "rows": self.rows,
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state,
-        }
+        state = {name: getattr(self, name) for name in ("settings", *_PROGRESS)}
+        state |= {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state}
         with atomic_path(self._checkpoint) as temporary:
             torch.save(state, temporary)
 
-    def _settings(self) -> dict[str, Any]:
-        """What a run cannot change on the way."""
-        return self.recipe.as_dict() | {"precision": str(self.precision).removeprefix("torch.")}
-
     def _resume(self) -> None:
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        ours, theirs = self._settings(), state.get("settings", {})
+        ours, theirs = self.settings, state.get("settings", {})
         if differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             raise ValueError(
                 f"{self._checkpoint} holds a run that differs in {', '.join(differ)}: "
                 "ask for the same, train in another folder, or delete it to start again"
             )
-        for name in ("step", "wall_time", "rows", "devices"):
+        for name in _PROGRESS:
             setattr(self, name, state[name])
         self.count.fill_(self.step)
         self.objective.load_state_dict(state["objective"])

@@ -16,7 +16,7 @@ from nbhelpers.pretrain.distributed import BatchNorm, average_gradients, mean_ov
 from nbhelpers.pretrain.recipes import build
 from nbhelpers.pretrain.trainer import generator
 
-OBJECTIVES = ("cl", "mim", "hybrid-0.4", "mae", "supervised", "dino")
+OBJECTIVES = ("cl", "mim", "supervised", "dino")  # gathered keys, a plain mean, labels, a running mean
 BATCH, PROCESSES = 8, 2
 
 
@@ -130,7 +130,7 @@ def test_processes_stop_together_stay_equal_and_the_first_alone_writes(results):
 
 def test_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
     monkeypatch.setitem(share.__globals__, "world_size", lambda: PROCESSES + 1)
-    with pytest.raises(ValueError, match="8 images cannot be shared out evenly among 3 processes"):
+    with pytest.raises(ValueError, match="8 images"):
         share(torch.arange(8))
 
 

