@@ -48,8 +48,12 @@ Markdown(
 # %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with an outlined query patch in three places, and over it the attention maps of that query in the last but one block: for CL the three maps are nearly one map, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries, averaged over heads, of the encoders trained on CIFAR-10, in the middle and in the last but one block."}}
 picture = photographs(32).batch([0])
 encoders = [load(name) for name in study("cifar10").trained("cl", "mim")[:2]]
-maps = {encoder.objective: attention_maps(encoder, picture)[:, 0] for encoder in encoders}
-figure = plots.query_maps(picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875])
+maps = {
+    encoder.objective: attention_maps(encoder, picture)[:, 0] for encoder in encoders
+}
+figure = plots.query_maps(
+    picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875]
+)
 # %% [markdown]
 # **How much the query matters to where it looks** ([attention collapse](attention/collapse.py)): at 0 all queries of an
 # image share one map.
@@ -66,7 +70,10 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images."}}
 frame = table(STUDIES[0], "probes")
-axes = plots.panels([f"{label}\n{plots.title(rows)}" for label, rows in frame.groupby("label")], sharey=True)
+axes = plots.panels(
+    [f"{label}\n{plots.title(rows)}" for label, rows in frame.groupby("label")],
+    sharey=True,
+)
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
     plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
 legend = plots.legend_below(axes)
@@ -81,7 +88,10 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"]
 count = card["verdict"].value_counts()
 words = ("shows", "does not show", "undecided", "not measured")
-Markdown("; ".join(f"**{word}**: {count.get(word, 0)}" for word in words) + f", of {len(card)} entries.")
+Markdown(
+    "; ".join(f"**{word}**: {count.get(word, 0)}" for word in words)
+    + f", of {len(card)} entries."
+)
 
 # %% [markdown]
 # ### How do self-attentions behave?

@@ -32,7 +32,9 @@ MATHJAX = "tex-svg-full.js"  # one file, fonts and TeX extensions included: also
 
 def serve_mathjax(app: Sphinx, config: Config) -> None:
     """Serve MathJax from the site itself, so that formulas show without a network."""
-    config.html_static_path.append(str(files("sphinx-mathjax-offline") / "static" / "mathjax" / MATHJAX))
+    config.html_static_path.append(
+        str(files("sphinx-mathjax-offline") / "static" / "mathjax" / MATHJAX)
+    )
     config.mathjax_path = MATHJAX
     # The menu loads parts that are not served.
     config.mathjax3_config = {"options": {"enableMenu": False}}
@@ -43,8 +45,13 @@ def link_repository(app: Sphinx, config: Config) -> None:
 
     `BOOK_REPOSITORY` is its address. On GitHub Actions it is known without: a fork's site points at the fork.
     """
-    server, name = os.environ.get("GITHUB_SERVER_URL", ""), os.environ.get("GITHUB_REPOSITORY", "")
-    address = os.environ.get("BOOK_REPOSITORY") or (f"{server}/{name}" if server and name else "")
+    server, name = (
+        os.environ.get("GITHUB_SERVER_URL", ""),
+        os.environ.get("GITHUB_REPOSITORY", ""),
+    )
+    address = os.environ.get("BOOK_REPOSITORY") or (
+        f"{server}/{name}" if server and name else ""
+    )
     config.repository_address = address
     if not address:
         return
@@ -55,12 +62,19 @@ def link_repository(app: Sphinx, config: Config) -> None:
         "use_repository_button": True,
         "use_edit_page_button": True,
         "use_issues_button": True,
-        "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "notebook_interface": "jupyterlab",
+        },
     }
 
 
 def offer_notebook(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+    app: Sphinx,
+    page: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
 ) -> None:
     """Write a chapter as a notebook beside its source, for the theme's download menu."""
     if not doctree or context.get("page_source_suffix") != ".py":
@@ -69,17 +83,29 @@ def offer_notebook(
     target.parent.mkdir(parents=True, exist_ok=True)
     notebook = jupytext.read(app.env.doc2path(page))
     notebook.metadata["language_info"] = {"name": "python"}  # papermill asks for it
-    if any("nbhelpers" in cell.source for cell in notebook.cells if cell.cell_type == "code"):
-        notebook.cells.insert(0, new_code_cell(ANYWHERE.format(address=app.config.repository_address)))
+    if any(
+        "nbhelpers" in cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ):
+        notebook.cells.insert(
+            0, new_code_cell(ANYWHERE.format(address=app.config.repository_address))
+        )
     jupytext.write(notebook, target)
     context["ipynb_source"] = f"{page}.ipynb"
 
 
 def mend_roles(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+    app: Sphinx,
+    page: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
 ) -> None:
     """Drop the role that docutils gives to a bibliography: its children may not have theirs inside a list."""
-    context["body"] = context.get("body", "").replace('<div role="list" class="citation-list">', "<div>")
+    context["body"] = context.get("body", "").replace(
+        '<div role="list" class="citation-list">', "<div>"
+    )
 
 
 def leave_out_methods(

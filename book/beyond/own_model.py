@@ -38,18 +38,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import display
 
 from nbhelpers import analyse, interactive, load, plots, study
 from nbhelpers.capture import capture
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import METRICS
-from nbhelpers.results import COMPUTED
+from nbhelpers.results import COMPUTED, difference_by_depth
 from nbhelpers.studies import label
 
 plots.style()
 encoders = [load(model, device=DEVICE, from_file=FROM_FILE) for model in MODELS]
 for i, encoder in enumerate(encoders):
-    if encoder.name in {other.name for other in encoders[:i]}:  # two checkpoints of one model
+    if encoder.name in {
+        other.name for other in encoders[:i]
+    }:  # two checkpoints of one model
         encoders[i] = replace(encoder, name=f"{encoder.name} ({i + 1})")
 names = [label(encoder.name, encoder.objective) for encoder in encoders]
 images = study(IMAGES).images("test")
@@ -67,7 +70,15 @@ rows = [
     )
     for encoder in encoders
 ]
-columns = ["model", "blocks", "width", "heads", "prefix tokens", "patch grid", "uniform distance (px)"]
+columns = [
+    "model",
+    "blocks",
+    "width",
+    "heads",
+    "prefix tokens",
+    "patch grid",
+    "uniform distance (px)",
+]
 pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
 
 # %% [markdown]
@@ -79,11 +90,14 @@ pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
 # %% mystnb={"image": {"alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
-    name: attention_maps(e, image)[:, 0] for name, e, image in zip(names, encoders, pictures, strict=True)
+    name: attention_maps(e, image)[:, 0]
+    for name, e, image in zip(names, encoders, pictures, strict=True)
 }
 queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]
 for name, image in zip(names, pictures, strict=True):
-    figure = plots.query_maps(image, {name: maps[name]}, queries, (1 / 8, 3 / 8, 5 / 8, 1))
+    figure = plots.query_maps(
+        image, {name: maps[name]}, queries, (1 / 8, 3 / 8, 5 / 8, 1)
+    )
 
 # %% [markdown]
 # Click any patch, or move the query by the arrow keys:
@@ -99,7 +113,8 @@ interactive.explore(pictures[0], encoders)
 
 # %%
 frame = pd.concat(
-    [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders], ignore_index=True
+    [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders],
+    ignore_index=True,
 )
 frame = frame.assign(source=COMPUTED)
 if OUT:
@@ -123,7 +138,9 @@ def curves(*metrics, heads=False):
     axes = plots.panels([""] * len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
         if name := REFERENCES.get(metric):
-            for value in sorted({METRICS[metric].reference(encoder) for encoder in encoders}):
+            for value in sorted(
+                {METRICS[metric].reference(encoder) for encoder in encoders}
+            ):
                 dashed = {"color": "#555555", "lw": 1, "ls": (0, (4, 2))}
                 ax.axhline(value, label=f"{name}: {value:.4g}", **dashed)
         plots.by_depth(frame, metric, ax, heads=heads)
@@ -147,7 +164,12 @@ legend = curves("query_cosine", "head_cosine")
 # How alike the tokens of an image are, and their updates by attention; how little attention and whole blocks turn them:
 
 # %% mystnb={"image": {"alt": "cosine between tokens, between attention outputs, across attention and across a block against depth, a line per model."}, "figure": {"caption": "Four cosine similarities against depth: between tokens of an image, between their attention outputs, and of a token with itself across attention and across a block."}}
-legend = curves("token_cosine", "attention_token_cosine", "across_attention_cosine", "across_block_cosine")
+legend = curves(
+    "token_cosine",
+    "attention_token_cosine",
+    "across_attention_cosine",
+    "across_block_cosine",
+)
 
 # %% [markdown]
 # What attention does to the tokens of the first image, in their first two components; then the share of that movement
@@ -158,7 +180,10 @@ steps, colours = {}, {}
 looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
 for name, encoder, image in zip(names, encoders, pictures, strict=True):
     places = []  # the residual stream: block 0, after attention 1, block 1, after attention 2, ...
-    with capture(encoder, on_stream=lambda record, kept=places: kept.append(record.patches[0].cpu())):
+    with capture(
+        encoder,
+        on_stream=lambda record, kept=places: kept.append(record.patches[0].cpu()),
+    ):
         encoder.forward(image)
     steps[name] = list(zip(places[0::2], places[1::2], strict=False))
     colours[name] = looks[encoder.name]["color"]
@@ -200,6 +225,39 @@ legend = curves("delta_log_amplitude")
 # %% mystnb={"image": {"alt": "token norm, its peak, the share of outlier tokens and attention to prefix tokens against depth, a line per model."}, "figure": {"caption": "Norm of patch tokens, largest norm of an image against its median, share of tokens above three medians, and attention that patches pay to prefix tokens."}}
 legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_attention")
 
+# %% [markdown]
+# ## Where do two models part?
+#
+# Two checkpoints of one run, before and after fine-tuning, two objectives, two sizes: with exactly two models, the first
+# less the second, depth by depth. Where they have different numbers of blocks, the depths are the first one's, and the
+# second is read at the same share of its own. The intervals take the two for independent, although both saw the same images,
+# so a difference that is called one here is a safe one.
+
+# %% mystnb={"image": {"alt": "Difference of the two models against depth with its interval, a panel per metric; dots mark depths at which they differ."}, "figure": {"caption": "The first model less the second. Bands: 95 % interval over images; dots: depths at which an interval that holds for all depths together leaves out 0."}}
+SIDES = ["attention_distance", "nmi", "head_cosine", "token_cosine"]
+SIDES += ["token_effective_rank", "delta_log_amplitude"]
+two = len(encoders) == 2
+if two:
+    gaps = difference_by_depth(frame, *(encoder.name for encoder in encoders))
+    axes = plots.panels([metric.replace("_", " ") for metric in SIDES])
+    for ax, metric in zip(axes, SIDES, strict=True):
+        rows = gaps[gaps["metric"] == metric]
+        ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
+        ax.fill_between(rows["depth"], rows["low"], rows["high"], alpha=0.3, lw=0)
+        ax.plot(rows["depth"], rows["value"])
+        ax.plot(*rows[rows["apart"]][["depth", "value"]].to_numpy().T, "o", color="C0")
+        drawn_on = ax.set(xlabel="depth", ylabel="difference")
+
+# %%
+if two:
+    apart = gaps[gaps["apart"]].groupby("metric", sort=False)
+    where = apart["depth"].agg(["min", "count"])
+    where = where.set_axis(["first depth apart", "depths apart"], axis=1)
+    print(f"{names[0]} less {names[1]}")
+    display(where.reindex(SIDES).fillna({"depths apart": 0}))
+else:
+    print("with two models, this is where their differences are drawn")
+
 # %% [markdown] tags=["site"]
 # ## From a shell
 #
@@ -208,6 +266,8 @@ legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_atten
 # ```bash
 # python -m nbhelpers.analyse vit_small_patch16_224.dino --images /path/to/images --out report
 # ```
+#
+# Two models on one line are compared, `python -m nbhelpers.analyse before.pth after.pth --images ... --out report`.
 
 # %% [markdown] tags=["site"]
 # ## Bring your model
@@ -243,7 +303,9 @@ brought.append(wrap(module, **pixels, name="timm"))
 # **torchvision.** The blocks are at `encoder.layers`, and `ln_2` is the norm in front of the MLP:
 
 # %% tags=["site"]
-module = VisionTransformer(64, 16, num_layers=3, num_heads=3, hidden_dim=96, mlp_dim=192)
+module = VisionTransformer(
+    64, 16, num_layers=3, num_heads=3, hidden_dim=96, mlp_dim=192
+)
 layout = {"prefix": 1, "grid": (4, 4), "patch_size": 16, "heads": 3, "width": 96}
 where = {"blocks": "encoder.layers", "after_attention": "ln_2"}
 brought.append(wrap(module, **layout, **where, **pixels, name="torchvision"))
@@ -280,7 +342,9 @@ class Plain(nn.Module):
 
 
 layout["prefix"] = 0
-brought.append(wrap(Plain(), **layout, **pixels, after_attention="norm2", name="PyTorch"))
+brought.append(
+    wrap(Plain(), **layout, **pixels, after_attention="norm2", name="PyTorch")
+)
 
 # %% [markdown] tags=["site"]
 # **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it. In the
@@ -352,7 +416,9 @@ except UnsupportedArchitecture as reason:
 from nbhelpers.files import DATA
 
 families = pd.read_csv(DATA / "coverage.csv").convert_dtypes()
-families[families["outcome"] == "analysed"].drop(columns=["outcome", "reason"]).style.hide(axis="index")
+families[families["outcome"] == "analysed"].drop(
+    columns=["outcome", "reason"]
+).style.hide(axis="index")
 
 # %% [markdown] tags=["site"]
 # And these are refused, with the reason:

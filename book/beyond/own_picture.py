@@ -12,7 +12,10 @@
 # leave it.
 
 # %% tags=["parameters"]
-MODELS = {"cifar10": ["cifar10.cl", "cifar10.mim"], "shapes": ["shapes.cl", "shapes.mim"]}
+MODELS = {
+    "cifar10": ["cifar10.cl", "cifar10.mim"],
+    "shapes": ["shapes.cl", "shapes.mim"],
+}
 FOLDER = "../_static/own_picture"  # where the weights are written, beside this page
 
 # %% [markdown]
@@ -34,8 +37,12 @@ lines = {
 }
 for metric, text in lines.items():
     values = {study: late(frame, metric) for study, frame in frames.items()}
-    said = [", ".join(f"{k} {v:.2f}" for k, v in row.items()) for row in values.values()]
-    named = "; ".join(f"{one} on `{study}`" for one, study in zip(said, values, strict=True))
+    said = [
+        ", ".join(f"{k} {v:.2f}" for k, v in row.items()) for row in values.values()
+    ]
+    named = "; ".join(
+        f"{one} on `{study}`" for one, study in zip(said, values, strict=True)
+    )
     lines[metric] = f"- {text}: {named}."
 Markdown("\n".join(lines.values()))
 
@@ -53,13 +60,19 @@ from nbhelpers import load, own_picture, study
 from nbhelpers.images import photographs
 
 groups = [
-    own_picture.Group(study(name).title, [load(model) for model in models], frames[name])
+    own_picture.Group(
+        study(name).title, [load(model) for model in models], frames[name]
+    )
     for name, models in MODELS.items()
 ]
 photos, generated = photographs(96), study("shapes").images("test")
-pictures = [own_picture.Picture(photos.classes["class"][i], photos[i]) for i in (0, 2, 3, 4)]
+pictures = [
+    own_picture.Picture(photos.classes["class"][i], photos[i]) for i in (0, 2, 3, 4)
+]
 last = len(groups) - 1  # the encoders of generated images
-pictures += [own_picture.Picture(f"generated image {i}", generated[i], last) for i in (7, 8)]
+pictures += [
+    own_picture.Picture(f"generated image {i}", generated[i], last) for i in (7, 8)
+]
 own_picture.page(groups, pictures, FOLDER)
 
 # %% [markdown]

@@ -40,7 +40,6 @@ from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
 from nbhelpers.results import (
-    TABLES,
     NoTableError,
     StaleTableError,
     at_end,
@@ -48,14 +47,15 @@ from nbhelpers.results import (
     published,
     published_triples,
     table,
-    triples,
 )
 from nbhelpers.studies import first_seeds, label
 
 plots.style()
 KINDS = ["cl", "dino", "mim", "mae", "supervised", "hybrid-0.2"]
 ABOUT = manifest()
-chosen = {name: MODELS or [*study(name).trained(*KINDS), f"{name}.random"] for name in STUDIES}
+chosen = {
+    name: MODELS or [*study(name).trained(*KINDS), f"{name}.random"] for name in STUDIES
+}
 
 # %% [markdown]
 # ## Result
@@ -169,11 +169,10 @@ drawn = [rows for pair in (*points.values(), theirs) for rows in pair]
 plots.download(pd.concat(drawn), "fine_tuning")
 
 # %% tags=["hide-input"]
-from nbhelpers.results.tables import FINE_TUNING, LABELLED
+from nbhelpers.results.tables import FINE_TUNING, LABELLED, TOKENS_TRAIN, TRAIN
 
-learnt = TABLES["probes"].learns
 text = f"""Fine-tuning saw {LABELLED:,} labelled images for {FINE_TUNING.steps} steps of
-{FINE_TUNING.batch_size}, the linear probe {learnt:,} images. {" ".join(left_out)}"""
+{FINE_TUNING.batch_size}, the linear probe {TRAIN:,} images. {" ".join(left_out)}"""
 for probed, tuned in points.values():
     pair = probed.merge(tuned, on=["model", "objective"])
     fell = pair[pair["high_y"] < pair["low_x"]]
@@ -190,7 +189,17 @@ Markdown(text)
 #
 # Three questions to the last block of every encoder, and the same three to public ViT-B/16 on ImageNet.
 
+
 # %% tags=["hide-input"]
+def triples(name, models):
+    """Rows of the three probes at the last block, and how many images each learnt from."""
+    probed, tokens = (table(name, kind, models) for kind in ("probes", "tokens"))
+    parts = [
+        at_end(probed, metric).assign(learnt=TRAIN) for metric in ("knn", "linear")
+    ]
+    return pd.concat([*parts, at_end(tokens, "attentive").assign(learnt=TOKENS_TRAIN)])
+
+
 found = {name: rows_of(chosen[name], triples, name) for name in STUDIES}
 ours = {name: own_label(rows) for name, (rows, _) in found.items() if len(rows)}
 four = ["MoCo v3", "DINO", "SimMIM", "MAE"]

@@ -88,7 +88,9 @@ from nbhelpers.pretrain.alignment import block_gradients, gradient_alignment
 run = replace(recipe("shapes", "hybrid-0.5"), images=25_600, batch_size=64)
 train, held_out = study("shapes").images("train"), study("shapes").images("val")
 with TemporaryDirectory() as folder:  # nothing is written there
-    hybrid = Trainer(run, train, held_out, Path(folder), precision=torch.float32).objective
+    hybrid = Trainer(
+        run, train, held_out, Path(folder), precision=torch.float32
+    ).objective
 noise = torch.Generator().manual_seed(0)
 views = hybrid.views(held_out.batch(range(64)), noise)
 gradients = block_gradients(hybrid, views)[1]  # S L P: losses, blocks, parameters
@@ -123,8 +125,17 @@ def by_step(rows, metric, ax, drawn):
     for step in drawn:
         line = rows[(rows["metric"] == metric) & (rows["step"] == step)]
         colour = plt.get_cmap("crest")(steps.index(step) / max(1, len(steps) - 1))
-        ax.plot(line["depth"], line["value"], color=colour, marker="o", ms=3, label=f"step {step}")
-        ax.fill_between(line["depth"], line["low"], line["high"], color=colour, alpha=0.2, lw=0)
+        ax.plot(
+            line["depth"],
+            line["value"],
+            color=colour,
+            marker="o",
+            ms=3,
+            label=f"step {step}",
+        )
+        ax.fill_between(
+            line["depth"], line["low"], line["high"], color=colour, alpha=0.2, lw=0
+        )
     ax.set(xlabel="depth")
     ax.figure.legends.clear()
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
@@ -164,7 +175,9 @@ Markdown(
 # half to show one.
 
 # %% tags=["hide-input"]
-wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value", dropna=False)
+wide = followed.pivot_table(
+    index="step", columns=["metric", "depth"], values="value", dropna=False
+)
 last = int(followed["depth"].max())
 
 # %%
@@ -174,7 +187,10 @@ pd.DataFrame(
         "CL loss": loss["cl_loss"].round(3),
         "cosine, block 1": wide["cosine", 1].round(3),
         f"cosine, block {last}": wide["cosine", last].round(3),
-        "slope": [f"{row.value:+.4f} ({row.low:+.4f} to {row.high:+.4f})" for row in slopes.itertuples()],
+        "slope": [
+            f"{row.value:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
+            for row in slopes.itertuples()
+        ],
         "in conflict, block 1": wide["conflict", 1].map("{:.0%}".format),
         f"in conflict, block {last}": wide["conflict", last].map("{:.0%}".format),
     }
@@ -192,7 +208,8 @@ pd.DataFrame(
 
 # %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, from 0 to 1 on a logarithmic axis, against depth, a line per step of training."}, "figure": {"caption": "λ*, the weight at which both gradients are equally long, against depth, a line per step of training."}}
 norms = {
-    name: followed[followed["metric"] == f"{name}_norm"].reset_index(drop=True) for name in ("mim", "cl")
+    name: followed[followed["metric"] == f"{name}_norm"].reset_index(drop=True)
+    for name in ("mim", "cl")
 }
 share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
 balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
@@ -204,7 +221,9 @@ drawn = ax.set(ylabel="λ*", yscale="log")
 plots.download(balance, "balance")
 
 # %% tags=["hide-input"]
-first, end = (balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1]))
+first, end = (
+    balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1])
+)
 Markdown(
     f"It lies between {first.min():.3f} and {first.max():.3f} at the beginning and between {end.min():.3f} and "
     f"{end.max():.3f} after {steps[-1]} steps. A λ above that is a training in which CL leads."
@@ -225,16 +244,25 @@ Markdown(
 # with a $\lambda$ above it is nearer to CL.
 
 # %% tags=["hide-input"]
-models = {s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"] for s in STUDIES}
+models = {
+    s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"]
+    for s in STUDIES
+}
 compared = {s: table(s, "cka", models[s]) for s in STUDIES}
 
 # %% mystnb={"image": {"alt": "Linear CKA, from 0 to 1, with the CL encoder in the first row of panels and with the MIM encoder in the second, at the same depth, a line per model, a column per study."}, "figure": {"caption": "Linear CKA of mean patch tokens with the CL encoder (above) and with the MIM encoder (below) at the same depth, with 95 % intervals over parts of the images. Thinner lines: other training seeds of that parent."}}
 axes = plots.panels(
-    [f"with {parent}: {plots.title(frame)}" for parent in ("CL", "MIM") for frame in compared.values()],
+    [
+        f"with {parent}: {plots.title(frame)}"
+        for parent in ("CL", "MIM")
+        for frame in compared.values()
+    ],
     columns=len(STUDIES),
     sharey=True,
 )
-for ax, (parent, s) in zip(axes, [(p, s) for p in ("cl", "mim") for s in STUDIES], strict=True):
+for ax, (parent, s) in zip(
+    axes, [(p, s) for p in ("cl", "mim") for s in STUDIES], strict=True
+):
     rows = compared[s][compared[s]["depth"] == compared[s]["other_depth"]]
     rows = rows[(rows["other"] == f"{s}.{parent}") & (rows["model"] != rows["other"])]
     plots.by_depth(rows, "cka", ax)
@@ -252,7 +280,9 @@ def parents(frame, s):
     same = frame[frame["depth"] == frame["other_depth"]]
     same = same[same["model"] != same["other"]]
     sides = [same[same["other"] == f"{s}.{parent}"] for parent in ("cl", "mim")]
-    (first_cl, last_cl), (first_mim, last_mim) = [(early(side, "cka"), late(side, "cka")) for side in sides]
+    (first_cl, last_cl), (first_mim, last_mim) = [
+        (early(side, "cka"), late(side, "cka")) for side in sides
+    ]
     lines = [
         f"- {name} on `{s}`: with CL {first_cl[name]:.2f} in the first third of the blocks and {last_cl[name]:.2f} in the "
         f"last; with MIM {first_mim[name]:.2f} and {last_mim[name]:.2f}."
@@ -260,7 +290,9 @@ def parents(frame, s):
         if name in first_mim
     ]
     if "MIM" in first_cl:
-        lines.append(f"- CL and MIM on `{s}`: {first_cl['MIM']:.2f} and {last_cl['MIM']:.2f}.")
+        lines.append(
+            f"- CL and MIM on `{s}`: {first_cl['MIM']:.2f} and {last_cl['MIM']:.2f}."
+        )
     return lines
 
 

@@ -49,7 +49,9 @@ from nbhelpers.results import (
 
 plots.style()
 ABOUT = manifest()
-FAMILY = ".w64.n256000"  # of one width, and all saw as many images: the largest such set
+FAMILY = (
+    ".w64.n256000"  # of one width, and all saw as many images: the largest such set
+)
 
 
 def weight(model):
@@ -120,7 +122,10 @@ assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 names = [*map(plots.title, probed.values()), *missing, "published"]
 axes = plots.panels(2 * names, columns=len(names), sharex=True)
 rows = axes.reshape(2, -1)
-for line, kind, metric in ((rows[0], probed, "linear"), (rows[1], tuned, "fine_tuning")):
+for line, kind, metric in (
+    (rows[0], probed, "linear"),
+    (rows[1], tuned, "fine_tuning"),
+):
     for ax, frame in zip(line, kind.values(), strict=False):
         joined = frame.groupby("parameter")["value"].mean()
         grey = {"color": "#999999", "lw": 1, "zorder": 0}
@@ -141,7 +146,9 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 drawn = pd.concat([*probed.values(), *tuned.values(), published()])
-plots.download(drawn[drawn["metric"].isin(["linear", "fine_tuning", "finetune"])], "hybrid")
+plots.download(
+    drawn[drawn["metric"].isin(["linear", "fine_tuning", "finetune"])], "hybrid"
+)
 
 # %% [markdown]
 # In numbers, with the interval of the hybrid over test images. The best of several hybrids is the best partly by luck; the
@@ -192,7 +199,9 @@ def beside_published(metric):
 legend = beside_published("nmi")
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([frame.query("metric == 'nmi'") for frame in frames.values()]), "nmi")
+plots.download(
+    pd.concat([frame.query("metric == 'nmi'") for frame in frames.values()]), "nmi"
+)
 
 # %% tags=["hide-input"]
 thirds = {
@@ -222,11 +231,21 @@ plots.download(pd.concat(parts), "amplitude")
 
 # %%
 drawn = {model for frame in tuned.values() for model in frame["model"]}
-kinds = {"device": str, "precision": str, "images_seen": int, "wall_time_s": int, "val_loss": float}
+kinds = {
+    "device": str,
+    "precision": str,
+    "images_seen": int,
+    "wall_time_s": int,
+    "val_loss": float,
+}
 costs = pd.DataFrame.from_dict(ABOUT, orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
 costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
-shown = {"images_seen": "images seen", "wall_time_s": "seconds", "val_loss": "validation loss"}
+shown = {
+    "images_seen": "images seen",
+    "wall_time_s": "seconds",
+    "val_loss": "validation loss",
+}
 costs.rename(columns=shown)
 
 # %% [markdown]

@@ -20,7 +20,9 @@
 
 # %% tags=["parameters"]
 STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
-OBJECTIVE = "hybrid-0.2"  # a hybrid of any lambda, or "mim", "cl", "mae", "dino", "supervised"
+OBJECTIVE = (
+    "hybrid-0.2"  # a hybrid of any lambda, or "mim", "cl", "mae", "dino", "supervised"
+)
 START = "mim"  # the book's encoder to go on from, by objective; None: random weights
 SECONDS = 60  # how long to train
 BATCH_SIZE = 64
@@ -169,7 +171,9 @@ finished = MODELS or study(name).trained(OBJECTIVE)[:1]
 before = replace(before, objective=start.objective if start else "random")
 encoders = [before, replace(after, objective="unknown"), *map(load, finished)]
 sample = test.subset(min(N_IMAGES, len(test)))
-frame = pd.concat([analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders])
+frame = pd.concat(
+    [analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders]
+)
 (ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
 plots.by_depth(frame, "nmi", ax, heads=True)
 legend = ax.legend()

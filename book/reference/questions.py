@@ -124,7 +124,9 @@ legend = ax.legend()
 # %%
 from nbhelpers.pretrain.alignment import block_alignment, loss_gradients
 
-vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=3, num_classes=10)
+vit = timm.create_model(
+    "vit_tiny_patch16_224", img_size=32, patch_size=4, depth=3, num_classes=10
+)
 x = (images.batch(range(64)).float() / 255 - 0.5).split(16)
 labels = images.labels["shape"].split(16)
 seen = []

@@ -132,7 +132,9 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # About 1 / sqrt(n): chi^2 of independent labels is near its 81 degrees of freedom.
-shuffled = texture[torch.randperm(len(texture), generator=torch.Generator().manual_seed(SEED))]
+shuffled = texture[
+    torch.randperm(len(texture), generator=torch.Generator().manual_seed(SEED))
+]
 pairs = torch.bincount(10 * shape + shuffled, minlength=100).view(10, 10)
 round(association(pairs.numpy(), method="cramer"), 3)
 
