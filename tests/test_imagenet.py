@@ -19,7 +19,7 @@ from nbhelpers.studies import study
 module = importlib.import_module("nbhelpers.studies")
 CLASSES = {"n01440764": 20, "n02102040": 20, "n03000684": 8}
 ENCODERS = ("public.cl", "public.mim")
-MADE = {"metrics", "profile", "probes", "noise"}
+MADE = {"metrics", "profile", "probes", "components", "noise"}
 
 
 @pytest.fixture

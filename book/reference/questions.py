@@ -11,6 +11,11 @@
 # about code that was not released, or about a model that the code does not take. This page answers them with a few lines
 # each. The models below are small; any other can stand in their place.
 
+# %% tags=["parameters"]
+MODELS = ["shapes.cl", "shapes.mim"]  # names, paths of weight files or Encoders
+N_IMAGES = 64
+SEED = 0
+
 # %% tags=["hide-input"]
 import pandas as pd
 import timm
@@ -21,8 +26,8 @@ from nbhelpers import plots, study
 from nbhelpers.capture import capture
 
 plots.style()
-images = study("shapes").images("test").subset(64)
-encoders = study("shapes").encoders(["shapes.cl", "shapes.mim"])
+images = study("shapes").images("test").subset(N_IMAGES, seed=SEED)
+encoders = study("shapes").encoders(MODELS)
 
 # %% [markdown]
 # ## How do I average attention maps over a data set?
@@ -50,7 +55,7 @@ def mean_attention(encoder, images, batch=32):
     return total / len(images)
 
 
-# %% mystnb={"image": {"alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and 64 images."}}
+# %% mystnb={"image": {"alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images."}}
 axes = plots.panels([encoder.objective for encoder in encoders])
 for ax, encoder in zip(axes, encoders, strict=True):
     rows, columns = encoder.grid
@@ -79,7 +84,7 @@ for encoder in encoders:
         found[stream.depth] = feature_variance(stream.patches).mean().item()
 
     with capture(encoder, on_stream=measure, places=("block",)):
-        encoder.forward(encoder.batch(images, range(64)))
+        encoder.forward(encoder.batch(images, range(len(images))))
     rows[encoder.objective] = found
 pd.DataFrame(rows).rename_axis("depth").T.round(2)
 
@@ -98,7 +103,7 @@ from nbhelpers.metrics import feature_map_log_amplitude, half_diagonal_frequenci
 
 torch.manual_seed(0)
 cnn = timm.create_model("resnet10t", features_only=True).eval()
-pictures = images.batch(range(16)).float() / 255
+pictures = images.batch(range(min(16, N_IMAGES))).float() / 255
 with torch.no_grad():
     stages = cnn(torch.nn.functional.interpolate(pictures, size=128))
 
@@ -127,8 +132,8 @@ from nbhelpers.pretrain.alignment import block_alignment, loss_gradients
 vit = timm.create_model(
     "vit_tiny_patch16_224", img_size=32, patch_size=4, depth=3, num_classes=10
 )
-x = (images.batch(range(64)).float() / 255 - 0.5).split(16)
-labels = images.labels["shape"].split(16)
+batch = images.batch(range(len(images))).float() / 255 - 0.5
+x, labels = batch.split(N_IMAGES // 4), images.labels["shape"].split(N_IMAGES // 4)
 seen = []
 for batch, y in zip(x, labels, strict=True):  # in the place of your training loop
     tokens = vit.forward_features(batch)

@@ -217,7 +217,7 @@ def test_a_run_can_begin_with_a_trained_encoder(tmp_path):
         assert all(torch.equal(value, kept[key]) for key, value in encoder.state_dict().items())
     list(run.steps(2))  # trains a copy
     assert all(torch.equal(value, kept[key]) for key, value in start.module.state_dict().items())
-    with pytest.raises(MismatchedWeights, match=r"patch_embed.proj.weight \(32, 3, 4, 4\) instead of \(48"):
+    with pytest.raises(MismatchedWeights, match=r"patch_embed\.proj\.weight"):
         Trainer(small("mim", width=48), source(), source(16), tmp_path / "third", start=start)
 
 

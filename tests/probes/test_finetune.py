@@ -32,7 +32,7 @@ def test_learns_repeats_and_leaves_the_encoder_alone(encoder, colours):
 
 def test_an_autoencoder_is_tuned_and_normed_without_its_decoder(encoder, colours):
     train = colours(32, 0)
-    module = MaskedAutoencoder(encoder.module, width=8, depth=1, heads=1)
+    module = MaskedAutoencoder(encoder.module, width=8, depth=1, heads=1).eval()
     autoencoder = replace(encoder, module=module, block_path="encoder.blocks")
     once = FineTuning(steps=1, batch_size=8)
     alone, inside = (weights(fine_tune(each, train, "colour", once)) for each in (encoder, autoencoder))
