@@ -16,12 +16,7 @@ from scipy.stats import t as student
 
 from nbhelpers import scorecard
 from nbhelpers.images import MissingDataError
-from nbhelpers.metrics import effective_rank
-from nbhelpers.probes.rows import wilson
-from nbhelpers.results import NoTableError, StaleTableError, published
-from nbhelpers.scorecard import CLAIMS, evidence
-from nbhelpers.scorecard.evidence import Quantity, highest_less_last, late_effective_rank, peak
-from nbhelpers.scorecard.intervals import (
+from nbhelpers.intervals import (
     Interval,
     combined,
     difference,
@@ -29,6 +24,11 @@ from nbhelpers.scorecard.intervals import (
     over_seeds,
     smallest,
 )
+from nbhelpers.metrics import effective_rank
+from nbhelpers.probes.rows import wilson
+from nbhelpers.results import NoTableError, StaleTableError, published
+from nbhelpers.scorecard import CLAIMS, evidence
+from nbhelpers.scorecard.evidence import Quantity, highest_less_last, late_effective_rank, peak
 from nbhelpers.scorecard.page import figures
 from nbhelpers.studies import study
 

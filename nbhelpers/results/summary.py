@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
+from nbhelpers.intervals import Interval, difference, widened
 from nbhelpers.studies import label
 
 
@@ -152,11 +152,10 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     one, other = one.sort_values("depth"), other.sort_values("depth")
     share, there = (side["depth"] / max(side["depth"].max(), 1) for side in (one, other))
-    matched = {name: np.interp(share, there, other[name]) for name in ("value", "low", "high")}
-    value = one["value"].to_numpy() - matched["value"]
-    below = np.hypot(one["value"] - one["low"], matched["high"] - matched["value"])
-    above = np.hypot(one["high"] - one["value"], matched["value"] - matched["low"])
-    together = ndtri(1 - 0.025 / len(one)) / ndtri(0.975)
-    apart = (value - together * below > 0) | (value + together * above < 0)
-    columns = {"depth": one["depth"], "value": value, "low": value - below, "high": value + above}
-    return pd.DataFrame(columns | {"apart": apart}).reset_index(drop=True)
+    columns = ["value", "low", "high"]
+    matched = np.stack([np.interp(share, there, other[name]) for name in columns], axis=1)
+    pairs = zip(one[columns].to_numpy(), matched, strict=True)
+    gaps = [difference(Interval(*ours), Interval(*theirs)) for ours, theirs in pairs]
+    together = [widened(gap, comparisons=len(gaps)) for gap in gaps]
+    rows = pd.DataFrame([(gap.value, gap.low, gap.high) for gap in gaps], columns=columns)
+    return rows.assign(depth=one["depth"].to_numpy(), apart=[gap.low > 0 or gap.high < 0 for gap in together])

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 from IPython.display import HTML, Markdown
 
+from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, NotMeasured
-from nbhelpers.scorecard.intervals import Interval
 from nbhelpers.scorecard.page import NOT_MEASURED, fragments, html_table, sentences
 
 __all__ = ["CLAIMS", "Claim", "result", "rows", "scorecard", "verdict", "verdict_words"]

@@ -28,8 +28,8 @@ from dataclasses import replace
 import pandas as pd
 
 from nbhelpers.files import DATA
+from nbhelpers.intervals import Interval, difference, largest, smallest
 from nbhelpers.scorecard.evidence import PAIR, Evidence, NotMeasured, Quantity, at
-from nbhelpers.scorecard.intervals import Interval, difference, largest, smallest
 
 _TABLE = pd.read_csv(DATA / "claims.csv", dtype=str, keep_default_na=False)
 Claim = namedtuple("Claim", _TABLE.columns)

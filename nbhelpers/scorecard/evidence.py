@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 
 from nbhelpers.images import MissingDataError
+from nbhelpers.intervals import Interval, average, difference, largest, over_seeds, widened
 from nbhelpers.metrics import effective_rank
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import CHECKPOINT_OF
 from nbhelpers.results.summary import first_third, last_third
-from nbhelpers.scorecard.intervals import Interval, average, difference, largest, over_seeds, widened
 from nbhelpers.studies import VARIED, kind, label, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
