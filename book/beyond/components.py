@@ -52,7 +52,7 @@ for name in STUDIES:
     panels |= {(name, label): part for label, part in rows.groupby("label")}
 
 
-def draw(metric, ylabel, axis, reference=None, chosen=panels):
+def draw(metric, axis, reference=None, chosen=panels):
     """A panel per study and label, over shares of components on a logarithmic axis."""
     titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in chosen.items()]
     axes = plots.panels([*titles, *missing], sharey=True)
@@ -61,7 +61,6 @@ def draw(metric, ylabel, axis, reference=None, chosen=panels):
         plots.by_parameter(rows, metric, axis, ax, reference)
         ax.set_xscale("log", base=2)
         ax.set_xticks([1 / 64, 1 / 16, 1 / 4, 1], ["1/64", "1/16", "1/4", "1"])
-        ax.set(ylim=(0, 1), ylabel=ylabel)
     for ax, reason in zip(axes[len(chosen) :], missing.values(), strict=False):
         plots.note(ax, reason)
     return axes
@@ -108,7 +107,7 @@ pd.DataFrame({"components taken": [K], "their share of the variance": [share]}).
 # %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, a line per model, one panel per study."}, "figure": {"caption": "Variance in the leading principal components of the last block, as a share of all variance, against how many components that is. Equal variance in all directions would be a curve that reaches a half only at one half."}}
 of_study = {rows["study"].iloc[0]: key for key, rows in panels.items()}
 once = {key: panels[key] for key in of_study.values()}  # the same for every label
-axes = draw("variance_leading", "share of the variance", "leading share", chosen=once)
+axes = draw("variance_leading", "leading share", chosen=once)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -122,14 +121,14 @@ plots.download(pd.concat([pd.DataFrame(), *panels.values()]), "components")
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the leading components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the leading principal components of the last block. Bands: 95 % interval over test images; dashed: guessing among ten classes. Where a label names a number of images, that encoder was trained for less time than CL and MIM."}}
 guessing = (0.1, "guessing") if {*STUDIES} <= {"shapes", "cifar10"} else None
-axes = draw("linear_leading", "accuracy", "leading share of components", guessing)
+axes = draw("linear_leading", "leading share of components", guessing)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
 # And the same from the other end, the components of least variance first:
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the trailing components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the trailing principal components. Bands and dashed line as above."}}
-axes = draw("linear_trailing", "accuracy", "trailing share of components", guessing)
+axes = draw("linear_trailing", "trailing share of components", guessing)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
@@ -143,7 +142,7 @@ legend = plots.legend_below(axes)
 # k-NN has nothing but distances. Take the leading components away, and what they shouted over can be heard.
 
 # %% mystnb={"image": {"alt": "Accuracy of k-NN against the share of leading components that were removed, a line per model, one panel per study and label; a dotted line per model marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components. Dotted: with all of them. A curve above its dotted line has gained by the loss."}}
-axes = draw("knn_without_leading", "accuracy", "leading share removed", guessing)
+axes = draw("knn_without_leading", "leading share removed", guessing)
 for ax, rows in zip(axes, panels.values(), strict=False):
     whole = rows[(rows["metric"] == "knn_without_leading") & (rows["parameter"] == 0)]
     looks = plots.line_styles(zip(whole["model"], whole["objective"], strict=True))

@@ -239,7 +239,7 @@ SIDES += ["token_effective_rank", "delta_log_amplitude"]
 two = len(encoders) == 2
 if two:
     gaps = difference_by_depth(frame, *(encoder.name for encoder in encoders))
-    axes = plots.panels([metric.replace("_", " ") for metric in SIDES])
+    axes = plots.panels([*map(plots.metric_label, SIDES)])
     for ax, metric in zip(axes, SIDES, strict=True):
         rows = gaps[gaps["metric"] == metric]
         ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))

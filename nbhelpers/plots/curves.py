@@ -77,7 +77,8 @@ def by_parameter(
 ) -> Axes:
     """As `by_depth`, over the column `parameter`; `name` says on the axis what it is.
 
-    The frame holds rows of `robustness_by_depth` of one change, one label and one depth.
+    The frame holds rows of one label and one depth: of `robustness_by_depth`, of one change, or of
+    `components_by_share`.
     """
     ax = by_depth(frame, metric, ax, reference=reference, column="parameter")
     ax.set_xlabel(name)
