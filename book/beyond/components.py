@@ -105,9 +105,9 @@ pd.DataFrame({"components taken": [K], "their share of the variance": [share]}).
 # distance sees it, is in a few directions.
 
 # %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, a line per model, one panel per study."}, "figure": {"caption": "Variance in the leading principal components of the last block, as a share of all variance, against how many components that is. Equal variance in all directions would be a curve that reaches a half only at one half."}}
-of_study = {rows["study"].iloc[0]: key for key, rows in panels.items()}
-once = {key: panels[key] for key in of_study.values()}  # the same for every label
-axes = draw("variance_leading", "leading share", chosen=once)
+# The same for every label, so one panel a study.
+once = {(name, "last block"): rows for (name, _), rows in panels.items()}
+axes = draw("variance_leading", "leading share of components", chosen=once)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
