@@ -19,7 +19,14 @@ IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validatio
 PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked at; default: all
 VARIED = ("width", "images")  # recipe fields that a name holds where they are not the default
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
-NAMES = {"cl": "CL", "mim": "MIM", "mae": "MAE", "dino": "DINO", "decoder": "MAE's decoder"}
+NAMES = {
+    "cl": "CL",
+    "mim": "MIM",
+    "latent": "latent MIM",
+    "mae": "MAE",
+    "dino": "DINO",
+    "decoder": "MAE's decoder",
+}
 PUBLIC = (  # the paper's own models, and an untrained one of their architecture
     "mocov3.vit_base_patch16_224",
     "dino.vit_base_patch16_224",
@@ -101,6 +108,26 @@ class Study:
             if (unusual == nearest[key] or unusual.keys() <= {*vary})
             and (not objectives or {key, key.partition("-")[0]} & {*objectives})
         )
+
+    def alike(self, *objectives: str) -> tuple[str, ...]:
+        """Names of the encoders of some objectives, all of one width and with equally many images seen.
+
+        Of several such sets the one nearest to the default width and number of images; all its seeds.
+
+        Raises:
+            LookupError: if the objectives have no width and number of images in common.
+        """
+        sets: dict[tuple[float, float], dict[str, str]] = {}
+        for name in self.trained(*objectives, vary=VARIED):
+            key, unusual = _parts(name)
+            sets.setdefault(_nearness(unusual), {})[name] = key
+        common = {size: names for size, names in sets.items() if {*objectives} <= {*names.values()}}
+        if not common:
+            raise LookupError(
+                f"no {' and '.join(objectives)} of {self.name} have one width and length of training"
+            )
+        names = common[max(common)]
+        return tuple(sorted(names, key=lambda name: objectives.index(names[name])))
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
         """Loaded encoders: those named or given, else one per objective."""

@@ -287,6 +287,16 @@ def test_the_best_hybrid_against_the_better_parent(toy):
     assert effect("15c") == [0.1] * 3 and line("15c")["note"] == "hybrid 0.4"
 
 
+def test_encoders_are_compared_with_those_of_their_own_width_and_length(toy):
+    of = {"cl": 0.9, "mim": 0.8, "mim.w64.n256000": 0.3, "mim.w32.n256000": 0.1, "latent.w64.n256000": 0.4}
+    toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in of}
+    toy["probes"] = pd.concat([curve("knn", name, [0, end], 0.01, label="shape") for name, end in of.items()])
+    assert line("17e")["effect"] == pytest.approx(10) and not line("17e")["note"]
+    del toy["trained"]["shapes.mim.w64.n256000"]  # none is alike: the usual one, and the row says so
+    assert line("17e")["effect"] == pytest.approx(-40)
+    assert "width 64" in line("17e")["note"]
+
+
 def test_a_hybrid_that_was_not_measured_stands_aside(toy):
     toy["probes"] = probes(cl=0.6, mim=0.3, hybrid_4=0.5)
     assert effect("15a") == [-10.0] * 3 and line("15a")["note"] == "hybrid 0.4"

@@ -63,3 +63,15 @@ def test_the_nearest_stands_in_where_no_usual_encoder_was_trained(monkeypatch):
     nearest = ("shapes.dino.w64.n7", "shapes.dino.w64.n7.s1", "shapes.mae.n5", "shapes.mim")
     assert chosen.trained() == nearest
     assert label(nearest[0], "CL") == "DINO, width 64, 7 images"
+
+
+def test_encoders_that_are_alike_have_one_width_and_length(monkeypatch):
+    names = ["mim", "mim.n9", "mim.w64.n9", "mim.w64.n9.s1", "mim.w32.n9", "latent.w64.n9", "latent.w32.n9"]
+    rows = {f"shapes.{name}": {"study": "shapes"} for name in [*names, "dino.w64.n5"]}
+    monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: rows)
+    chosen = study.__wrapped__("shapes")
+    assert chosen.alike("mim") == ("shapes.mim",)
+    alike = ("shapes.latent.w64.n9", "shapes.mim.w64.n9", "shapes.mim.w64.n9.s1")
+    assert chosen.alike("latent", "mim") == alike
+    with pytest.raises(LookupError, match="dino and mim"):
+        chosen.alike("dino", "mim")

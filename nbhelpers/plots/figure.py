@@ -26,6 +26,7 @@ STYLES: dict[str, dict] = {
     "CL": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
     "DINO": {"color": "#E69F00", "marker": "h", "linestyle": "--"},
     "MIM": {"color": "#0072B2", "marker": "s", "linestyle": "-"},
+    "latent MIM": {"color": "#0B3C5D", "marker": "D", "linestyle": "-."},
     "MAE": {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
     "MAE's decoder": {"color": "#56B4E9", "marker": "P", "linestyle": ":"},
     "hybrid": {"color": "#009E73", "marker": "D", "linestyle": "-"},

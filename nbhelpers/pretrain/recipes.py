@@ -17,6 +17,7 @@ from nbhelpers.names import nearest
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.dino import DINO
 from nbhelpers.pretrain.hybrid import Hybrid
+from nbhelpers.pretrain.latent import Latent
 from nbhelpers.pretrain.mae import MAE
 from nbhelpers.pretrain.moco import MoCo
 from nbhelpers.pretrain.objective import Objective
@@ -88,6 +89,7 @@ class Recipe:
 CLASSES: dict[str, type[Objective]] = {
     "mim": SimMIM,
     "cl": MoCo,
+    "latent": Latent,
     "mae": MAE,
     "supervised": Supervised,
     "hybrid": Hybrid,
@@ -122,6 +124,7 @@ def _recipes(views: Augmentation, standardised: bool, label: str, images: int) -
     # SimMIM crops from two thirds of the area upwards (its section 4.1), MAE as others do (its section 4);
     # both leave colours alone.
     mim = of("mim", Augmentation(crop_scale=(0.67, 1.0)), mask_ratio=0.6, mask_unit=2)
+    latent = of("latent", mim.augmentation, **mim.options, momentum=0.96, averaged_blocks=4)
     cl = of("cl", views, temperature=0.2, momentum=0.99, dim=128)
     decoder = {"width": 96, "depth": 4, "heads": 4}
     others = [
@@ -129,7 +132,7 @@ def _recipes(views: Augmentation, standardised: bool, label: str, images: int) -
         of("supervised", views, label=label, classes=10, smoothing=0.1),
         of("dino", views, student_temperature=0.1, teacher_temperature=0.04, momentum=0.99),
     ]
-    recipes = [mim, cl, *others, *(hybrid(mim, cl, weight) for weight in HYBRIDS)]
+    recipes = [mim, cl, latent, *others, *(hybrid(mim, cl, weight) for weight in HYBRIDS)]
     return {recipe.objective: recipe for recipe in recipes}
 
 

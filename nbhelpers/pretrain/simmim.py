@@ -104,13 +104,18 @@ class SimMIM(Objective):
         self.mask_ratio, self.mask_unit = mask_ratio, mask_unit
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
-        self.decoder = nn.Linear(encoder.embed_dim, 3 * self.patch_size**2)
+        self.decoder = nn.Linear(encoder.embed_dim, self.outputs)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.decoder.weight, std=0.02)
         nn.init.zeros_(self.decoder.bias)
 
-    def reconstruct(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Predicted pixels `B N D` of normalised images `B C H W`, patches in `mask` (bool `B N`) hidden."""
+    @property
+    def outputs(self) -> int:
+        """How many numbers are predicted of a patch: its pixels in all colours."""
+        return 3 * self.patch_size**2
+
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Prediction `B N D` from normalised images `B C H W`, patches in `mask` (bool `B N`) hidden."""
         tokens = self.encoder.patch_embed(images)
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         tokens = self.encoder.norm(self.encoder.blocks(self.encoder._pos_embed(tokens)))
@@ -125,4 +130,4 @@ class SimMIM(Objective):
 
     def loss(self, view: Tensor, mask: Tensor) -> Tensor:
         """L1 loss on the masked pixels of normalised images `B C H W`; mask bool `B N`."""
-        return masked_l1(self.reconstruct(view, mask), patches(view, self.patch_size), mask)
+        return masked_l1(self.predict(view, mask), patches(view, self.patch_size), mask)

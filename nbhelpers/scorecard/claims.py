@@ -49,8 +49,10 @@ def measured(claim: Claim, evidence: Evidence) -> Interval:
 
 def _difference(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:
     """How far the quantity of one kind of encoder lies above 0, or above that of another kind."""
-    more = evidence.of(claim.more, quantities)
-    return difference(more, evidence.of(claim.less, quantities)) if claim.less else more
+    if not claim.less:
+        return evidence.of(claim.more, quantities)
+    more, less = evidence.alike(claim.more, claim.less)
+    return difference(evidence.of(more, quantities), evidence.of(less, quantities))
 
 
 def _smallest_over_depths(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:

@@ -16,7 +16,7 @@ from nbhelpers.pretrain.distributed import BatchNorm, average_gradients, mean_ov
 from nbhelpers.pretrain.recipes import build
 from nbhelpers.pretrain.trainer import generator
 
-OBJECTIVES = ("cl", "mim", "supervised", "dino")  # gathered keys, a plain mean, labels, a running mean
+OBJECTIVES = ("cl", "mim", "latent", "supervised", "dino")
 BATCH, PROCESSES = 8, 2
 
 

@@ -10,6 +10,7 @@ from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation
 from nbhelpers.pretrain.dino import DINO, Head, self_distillation
 from nbhelpers.pretrain.hybrid import Hybrid, combine
+from nbhelpers.pretrain.latent import Latent, masked_smooth_l1, standardised_mean
 from nbhelpers.pretrain.mae import MAE, hidden_mse, kept_patches, normalised_patches, reconstruct
 from nbhelpers.pretrain.moco import MoCo, info_nce
 from nbhelpers.pretrain.simmim import SimMIM, block_mask, masked_l1, patches
@@ -148,10 +149,10 @@ def test_simmim_does_not_see_masked_pixels():
     mask = block_mask(len(view), (4, 4), 2, 0.5, torch.Generator().manual_seed(0))
     hidden = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     changed = torch.where(hidden, torch.randn_like(view), view)
-    same = model.reconstruct(changed, mask.flatten(1)), model.reconstruct(view, mask.flatten(1))
+    same = model.predict(changed, mask.flatten(1)), model.predict(view, mask.flatten(1))
     assert torch.allclose(*same, atol=1e-6)
     seen = torch.where(hidden, view, torch.randn_like(view))
-    assert not torch.allclose(model.reconstruct(seen, mask.flatten(1)), same[1], atol=1e-3)
+    assert not torch.allclose(model.predict(seen, mask.flatten(1)), same[1], atol=1e-3)
 
 
 def test_simmim_loss_is_masked_l1_of_its_reconstruction():
@@ -160,7 +161,7 @@ def test_simmim_loss_is_masked_l1_of_its_reconstruction():
     generator = torch.Generator().manual_seed(3)
     view = model.normalise(model.augmentation(batch, generator))
     mask = block_mask(len(batch), (4, 4), 2, 0.6, generator).flatten(1)
-    expected = masked_l1(model.reconstruct(view, mask), patches(view, 4), mask)
+    expected = masked_l1(model.predict(view, mask), patches(view, 4), mask)
     assert torch.equal(loss, expected)
     loss.backward()
     assert {n for n, p in model.named_parameters() if p.grad is None} == {"encoder.pos_embed"}
@@ -168,6 +169,46 @@ def test_simmim_loss_is_masked_l1_of_its_reconstruction():
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def test_masked_smooth_l1_equals_its_definition():
+    prediction, target = 2 * torch.randn(2, 3, 5, 4, generator=seeded())
+    mask = torch.rand(3, 5, generator=seeded(1)) < 0.6
+    errors = [
+        abs(float(a - b)) for a, b in zip(prediction[mask].flatten(), target[mask].flatten(), strict=True)
+    ]
+    assert min(errors) < 1 < max(errors)
+    expected = sum(e**2 / 2 if e < 1 else e - 0.5 for e in errors) / len(errors)
+    assert float(masked_smooth_l1(prediction, target, mask)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_targets_are_standardised_over_images_and_patches_in_every_channel():
+    outputs = [10 * k + (k + 1) * torch.randn(4, 3, 2, generator=seeded(k)) for k in range(2)]
+    found = standardised_mean(outputs)
+    for d in range(2):
+        expected = torch.zeros(12, dtype=torch.float64)
+        for output in outputs:
+            values = output[..., d].flatten().double()
+            deviation = (values - values.mean()).square().mean().sqrt()
+            expected += (values - values.mean()) / deviation / 2
+        torch.testing.assert_close(found[..., d].flatten().double(), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(standardised_mean([torch.ones(4, 3, 2)]), torch.zeros(4, 3, 2))  # a collapsed teacher
+
+
+def test_latent_loss_compares_hidden_patches_with_the_teacher_of_the_whole_view():
+    model, batch = tiny(Latent, averaged_blocks=1), images()
+    with torch.no_grad():
+        for weight in model.teacher.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=seeded()))
+    loss = model(batch, seeded(3))
+    view, mask = model.views(batch, seeded(3))
+    features = model.teacher.forward_intermediates(view, indices=[1], output_fmt="NLC")[1][0]
+    target = standardised_mean([features])
+    torch.testing.assert_close(loss, masked_smooth_l1(model.predict(view, mask), target, mask))
+    loss.backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert all(name.startswith("teacher.") or name == "encoder.pos_embed" for name in without)
 
 
 HYBRID = {"mim": {"mask_ratio": 0.5}, "cl": {"augmentation": Augmentation(colour="jitter"), "hidden": 32}}

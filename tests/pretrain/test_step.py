@@ -17,7 +17,7 @@ from nbhelpers.pretrain.optimizer import Optimizer, orthogonalised
 from nbhelpers.pretrain.trainer import stream_seed
 
 CONSTANT = torch.ones(1)
-OBJECTIVES = ["cl", "mim", "mae", "supervised", "dino", "hybrid-0.4"]
+OBJECTIVES = ["cl", "mim", "latent", "mae", "supervised", "dino", "hybrid-0.4"]
 
 
 def trainer(objective, folder, study="shapes", device="cpu", steps=6, **options):

@@ -40,7 +40,7 @@ def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
-OBJECTIVES = ["cl", "mim", "mae", "supervised", "dino", "hybrid-0.4"]
+OBJECTIVES = ["cl", "mim", "latent", "mae", "supervised", "dino", "hybrid-0.4"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,271 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, name: python3}
+# ---
+
+# %% [markdown]
+# # Pixels or masking?
+#
+# **Claim.** What sets masked image modelling apart from contrastive learning is that it predicts *pixels*, not that it
+# *masks*. A masked model that predicts features attends farther, with less regard to where the query is, keeps fewer high
+# frequencies, goes more by shape, and has neighbours of the same class.
+#
+# The paper compares contrastive encoders with SimMIM and MAE, and calls masked image modelling local and
+# texture-oriented. Both fill in pixels. Later models hide as much of the image and fill in something else: data2vec the
+# features of a teacher {cite:p}`baevski2022data2vec`, BEiT v2 distilled tokens, CAPI cluster assignments
+# {cite:p}`darcet2025cluster`. On ImageNet their nearest neighbours are as good as those of contrastive models. Hide a word
+# in a sentence and ask for its letters, or ask for its meaning: the gap is the same, what has to be known is not.
+#
+# To tell the two apart, nothing but the target may change. *Latent MIM* is SimMIM with its masks, its views and its
+# linear decoder. Only the pixels are replaced, by the features of a teacher that sees the whole image. The teacher is the
+# moving average of the student. With $x_{kbnd}$ the output of its block $k$ for image $b$, patch $n$ and channel $d$, the
+# target is the mean of the last $K$ blocks, each standardised over the images and patches of the batch,
+#
+# $$
+# t_{bnd} = \frac{1}{K} \sum_{k} \frac{x_{kbnd} - \mu_{kd}}{\sigma_{kd}} , \qquad
+# L = \operatorname{mean}_{\,b,\,n \in M_b,\,d} \; h\bigl(\hat t_{bnd} - t_{bnd}\bigr) ,
+# $$
+#
+# with $M_b$ the hidden patches and $h$ the smooth absolute error: $e^2/2$ for errors below 1, $|e| - 1/2$ above.
+
+# %% tags=["parameters"]
+STUDIES = ["shapes", "cifar10"]
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000
+SEED = 0
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from torch.testing import assert_close
+
+from nbhelpers import plots, scorecard, study
+from nbhelpers.images import MissingDataError
+from nbhelpers.metrics import patch_distances
+from nbhelpers.results import (
+    StaleTableError,
+    at_end,
+    gather,
+    late,
+    published_triples,
+    table,
+)
+
+plots.style()
+METRICS = ["attention_distance", "nmi", "attention_entropy", "delta_log_amplitude"]
+frames, missing, probes = {}, {}, {}
+for name in STUDIES:
+    models = MODELS or study(name).alike("cl", "mim", "latent")
+    found, lacking = gather([name], METRICS, models, N_IMAGES, SEED)
+    frames, missing = frames | found, missing | lacking
+    try:
+        probes[name] = table(name, "probes", models)
+    except (MissingDataError, StaleTableError) as reason:
+        missing.setdefault(name, str(reason))
+
+# %% [markdown]
+# ## Result
+
+# %% tags=["hide-input"]
+scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
+
+# %% [markdown]
+# The three encoders of a study are of one size and saw equally many images; CL and MIM are those of width 64, as no latent
+# encoder of the book's usual width is there yet. CL is young at this length of training, and some of what sets it apart has
+# not grown ([Trained for longer](../components/behaviour.py)).
+#
+# ## The quantity
+#
+# What the student of the latent encoder would have to predict of 64 images, if the encoder itself were the teacher: its last
+# four blocks, and the formula above. The loss is that of a student who has learnt nothing and says 0 everywhere.
+
+# %%
+from nbhelpers.capture import capture
+from nbhelpers.pretrain.latent import masked_smooth_l1, standardised_mean
+from nbhelpers.pretrain.simmim import block_mask
+
+teacher = study("shapes").encoders((MODELS or study("shapes").alike("latent"))[:1])[0]
+images, streams = study("shapes").images("test"), []
+with capture(teacher, on_stream=streams.append, places=("block",)):
+    teacher.forward(teacher.batch(images, torch.arange(64)))
+x = torch.stack([s.patches.cpu() for s in streams[-4:]])  # K B N D
+
+# %%
+mu = x.mean((1, 2), keepdim=True)
+sigma = x.var((1, 2), correction=0, keepdim=True).sqrt()
+t = ((x - mu) / (sigma**2 + 1e-5).sqrt()).mean(0)  # B N D
+M = block_mask(64, teacher.grid, 2, 0.6, torch.Generator().manual_seed(SEED))
+e = t[M.flatten(1)].abs()  # a prediction of 0 is off by the target itself
+L = torch.where(e < 1, e**2 / 2, e - 0.5).mean()
+
+assert_close(t, standardised_mean(list(x)), atol=1e-4, rtol=1e-4)
+assert_close(L, masked_smooth_l1(0 * t, t, M.flatten(1)), atol=1e-4, rtol=1e-4)
+round(float(L), 3)
+
+# %% [markdown]
+# Pixels and features of the same images side by side: the image, what of it the student sees, and what it has to predict.
+# Patches of one colour have similar targets.
+
+# %% mystnb={"image": {"alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM would have to predict the top row."}}
+flat = t.flatten(0, 1)
+colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
+low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)
+colours = ((colours - low) / (high - low)).clamp(0, 1).view(64, *teacher.grid, 3)
+shown = images.batch(range(6))
+side = shown.shape[-1] // teacher.grid[0]
+hidden = M[:6].repeat_interleave(side, 1).repeat_interleave(side, 2)[:, None]
+target = (255 * colours[:6].permute(0, 3, 1, 2)).to(torch.uint8)
+target = target.repeat_interleave(side, 2).repeat_interleave(side, 3)
+rows = [shown, torch.where(hidden, 160, shown).to(torch.uint8), target]
+ax = plots.gallery(torch.cat(rows), 6)
+
+# %% [markdown]
+# ## How far, and where from?
+#
+# The two questions of [Attention distance](../attention/distance.py) and [Attention collapse](../attention/collapse.py),
+# asked of the three encoders.
+
+
+# %% tags=["hide-input"]
+def draw(metric, uniform=None, chosen=frames):
+    """A panel per study, over depth; `uniform` gives the reference line of an encoder."""
+    axes = plots.panels([*map(plots.title, chosen.values()), *missing], sharey=True)
+    for ax, (name, frame) in zip(axes, chosen.items(), strict=False):
+        plots.by_depth(frame, metric, ax)
+        grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
+        for grid in sorted(grids) if uniform else ():
+            line = {
+                "color": "#555555",
+                "lw": 1,
+                "ls": "--",
+                "label": "uniform attention",
+            }
+            ax.axhline(float(uniform(*grid)), **line)
+    for ax, reason in zip(axes[len(chosen) :], missing.values(), strict=False):
+        plots.note(ax, reason)
+    return axes
+
+
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth for CL, MIM and latent MIM, one panel per study, uniform attention dashed."}, "figure": {"caption": "Attention distance against depth, encoders of one width and one number of images. Bands: 95 % interval over images; thinner lines: further training seeds; dashed: uniform attention."}}
+axes = draw("attention_distance", lambda *grid: patch_distances(*grid).mean())
+legend = plots.legend_below(axes)
+
+# %% mystnb={"image": {"alt": "Normalised mutual information between queries and keys against depth for CL, MIM and latent MIM, one panel per study."}, "figure": {"caption": "Normalised mutual information against depth, as above. Uniform attention has 0, attention that differs completely from query to query 1."}}
+axes = draw("nmi")
+legend = plots.legend_below(axes)
+
+# %% [markdown]
+# ## Which frequencies?
+
+# %% mystnb={"image": {"alt": "Relative log amplitude of high frequencies against depth for CL, MIM and latent MIM, one panel per study."}, "figure": {"caption": "Relative log amplitude of the highest frequencies of the tokens against depth, as above."}}
+axes = draw("delta_log_amplitude")
+legend = plots.legend_below(axes)
+
+# %% [markdown]
+# ## Whose neighbours are of the same class?
+
+# %% mystnb={"image": {"alt": "Accuracy of nearest neighbours against depth for CL, MIM and latent MIM, one panel per study; guessing is dashed at a tenth."}, "figure": {"caption": "Accuracy of k-NN against depth: shape on generated images, class on photographs. Dashed: guessing among ten classes."}}
+own = {}
+for name, rows in probes.items():
+    wanted = "shape" if "shape" in set(rows["label"]) else rows["label"].iloc[0]
+    own[name] = rows[rows["label"] == wanted]
+axes = draw("knn", chosen=own)
+for ax in axes[: len(own)]:
+    ax.axhline(0.1, color="#555555", lw=1, ls="--", label="guessing")
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "latent")
+
+# %% [markdown]
+# ## Which of the two is it like?
+#
+# For each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and a number beyond either
+# is beyond it. Where CL and MIM hardly differ, the number means nothing and is left out.
+
+# %% tags=["hide-input"]
+lines = {}
+for name, frame in frames.items():
+    sides = {
+        metric: late(frame, metric)
+        for metric in ("attention_distance", "nmi", "delta_log_amplitude")
+    }
+    if name in own:
+        sides |= {m: late(at_end(own[name], m), m) for m in ("knn", "linear")}
+    for metric, of in sides.items():
+        kinds = {who.split(", ")[0]: value for who, value in of.items()}
+        if {"CL", "MIM", "latent MIM"} <= kinds.keys():
+            gap = kinds["CL"] - kinds["MIM"]
+            way = (
+                (kinds["latent MIM"] - kinds["MIM"]) / gap if abs(gap) > 0.02 else None
+            )
+            lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
+pd.DataFrame(lines).T.round(2) if lines else Markdown(
+    "Drawn for the study's own models alone."
+)
+
+# %% [markdown]
+# The published encoders say the same of neighbours, with everything else different from one to the next:
+
+# %% tags=["hide-input"]
+names = {
+    "SimMIM": "pixels",
+    "MAE": "pixels",
+    "MaskFeat": "gradient histograms",
+    "BEiTv2": "distilled tokens",
+}
+names |= {"MoCo v3": "contrastive", "DINO": "contrastive"}
+known = published_triples()
+rows = known[(known["size"] == "ViT-B/16") & known["model"].isin(names)]
+wide = rows.pivot(index="model", columns="metric", values="value").reindex(names)
+wide.insert(0, "target", wide.index.map(names))
+wide[["target", "knn", "linear", "attentive"]].rename_axis("published, ViT-B/16")
+
+# %% [markdown]
+# ## What would refute it
+#
+# A latent encoder that is no farther from pixel MIM than its interval, in quantities where CL is. Then masking itself would
+# make attention local, whatever is predicted. All five rows were fixed before the encoders were trained, and compare
+# encoders of one width and one number of images.
+
+# %% tags=["hide-input"]
+scorecard.rows("beyond/latent", STUDIES, MODELS)
+
+# %% [markdown]
+# ## Takeaways
+#
+# - "Masked image modelling" names what is hidden from a model. What it becomes depends at least as much on what it has to
+#   say about the hidden part.
+# - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
+#   again.
+# - A teacher that is an average of its student can teach nothing that the student did not find. Its target is easy to
+#   predict when it is poor: the loss alone does not say that training goes well.
+#
+# ## Exercises
+#
+# 1. **Another model.** Public encoders that predict features are `data2vec.beit_base_patch16_224`,
+#    `beitv2.beitv2_base_patch16_224` and `ijepa.vit_huge_patch14_gap_224`. With `STUDIES = ["imagenet"]` and
+#    `MODELS = ["mocov3.vit_base_patch16_224", "simmim.vit_base_patch16_224", "data2vec.beit_base_patch16_224"]` this page
+#    draws them, where the images and a connection are. Any other model will do: what is the target of an untrained one?
+
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Random features of a patch are features of its pixels: the first target is a kind of pixel target.
+untrained = study("shapes").encoders([(MODELS or ["shapes.random"])[0]])[0]
+streams = []
+with capture(untrained, on_stream=streams.append, places=("block",)):
+    untrained.forward(untrained.batch(images, torch.arange(64)))
+t0 = standardised_mean([s.patches.cpu() for s in streams[-4:]]).flatten(0, 1)
+whole = untrained.batch(images, torch.arange(64)).cpu()
+side = untrained.patch_size[0]
+pixels = whole.unfold(2, side, side).unfold(3, side, side).flatten(4)  # B C r c p*p
+pixels = pixels.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
+first = torch.cat([pixels[:, :512], torch.ones(len(pixels), 1)], 1)
+left = t0 - first @ torch.linalg.lstsq(first, t0).solution
+f"A linear map of its pixels explains {1 - (left.var() / t0.var()).item():.2f} of a patch's target"
+
+# %% [markdown]
+# 2. **How deep a teacher?** `python -m nbhelpers.pretrain --objective latent` trains with the mean of four blocks
+#    (`averaged_blocks` in `nbhelpers/pretrain/recipes.py`). With 1, the target is the last block alone. Which of the two
+#    would you expect to collapse, and which number would you watch?
