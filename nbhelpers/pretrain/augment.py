@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
+
+from nbhelpers.models.mini import standardise
 
 # Rows: luma and the two chroma axes of the YIQ colour space; hue is an angle in the plane of the last two.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -52,6 +55,43 @@ class Augmentation:
         elif self.colour == "orthogonal":
             views = orthogonal_colour(views, generator)
         return views
+
+
+class View(nn.Module):
+    """A random view of images, normalised: mean 0 and deviation 1.
+
+    Args:
+        augmentation: what may happen to it.
+        mean: per-channel mean of all training images on the scale 0..1.
+        std: per-channel standard deviation likewise.
+        standardised: normalise each image by itself instead, as the encoder does.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        standardised: bool = False,
+    ) -> None:
+        super().__init__()
+        self.augmentation, self.standardised = augmentation, standardised
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def augmented(self, augmentation: Augmentation) -> View:
+        """The view of the same images under another augmentation."""
+        other = copy.deepcopy(self)
+        other.augmentation = augmentation
+        return other
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Float `B C H W` on the scale 0..1 as the encoder sees it."""
+        return standardise(images) if self.standardised else (images - self.mean) / self.std
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A view per image: uint8 `B C H W` -> float `B C H W`; `generator` is all that is random."""
+        return self.normalise(self.augmentation(images, generator))
 
 
 def random_resized_crop(

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize, softmax
 
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
 from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
 
@@ -90,9 +90,7 @@ class DINO(Objective):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         momentum: float = 0.99,
@@ -101,7 +99,7 @@ class DINO(Objective):
         bottleneck: int = 64,
         prototypes: int = 1024,
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation)
+        super().__init__(encoder, view)
         self.momentum, self.centre_momentum = momentum, centre_momentum
         self.temperatures = student_temperature, teacher_temperature
         self.head = Head(encoder.embed_dim, hidden, bottleneck, prototypes)

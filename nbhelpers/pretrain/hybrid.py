@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.moco import MoCo
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.simmim import SimMIM
@@ -42,9 +42,7 @@ class Hybrid(Objective):
 
     Args:
         encoder: shared by both.
-        mean: of the images.
-        std: of the images.
-        augmentation: of SimMIM's view.
+        view: SimMIM's; MoCo's differs in its augmentation.
         weight: lambda, the factor of the contrastive loss.
         mim: further arguments of `SimMIM`.
         cl: further arguments of `MoCo`, its augmentation among them.
@@ -55,22 +53,22 @@ class Hybrid(Objective):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         weight: float,
         mim: Mapping[str, Any],
         cl: Mapping[str, Any],
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation)
+        super().__init__(encoder, view)
         if not 0 <= weight <= 1:
             raise ValueError(f"lambda must be in 0..1, not {weight:g}")
         self.weight = weight
         # Parameters come in the order of the pure objectives (norms of gradients are summed in that order),
         # so the encoder must be found inside them first.
         del self.encoder
-        self.mim = SimMIM(encoder, mean, std, augmentation, **mim) if weight < 1 else None
-        self.cl = MoCo(encoder, mean, std, **cl) if weight > 0 else None
+        own = dict(cl)
+        other = view.augmented(own.pop("augmentation"))
+        self.mim = SimMIM(encoder, view, **mim) if weight < 1 else None
+        self.cl = MoCo(encoder, other, **own) if weight > 0 else None
         self.encoder = encoder
         encoder.patch_embed.requires_grad_(self.mim is not None)
 

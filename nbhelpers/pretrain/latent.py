@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import mean_over_ranks
 from nbhelpers.pretrain.objective import full_precision
 from nbhelpers.pretrain.simmim import SimMIM
@@ -89,15 +89,13 @@ class Latent(SimMIM):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         mask_ratio: float = 0.6,
         mask_unit: int = 2,
         momentum: float = 0.96,
         averaged_blocks: int = 4,
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation, mask_ratio, mask_unit)
+        super().__init__(encoder, view, mask_ratio, mask_unit)
         self.momentum, self.averaged_blocks = momentum, averaged_blocks
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 

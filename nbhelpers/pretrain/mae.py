@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbhelpers.models import Encoder, MaskedAutoencoder
 from nbhelpers.models.mini import StandardisedPatchEmbed
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.objective import Objective, full_precision
 
 
@@ -136,13 +136,11 @@ class MAE(Objective):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         decoder: Mapping[str, int],
         mask_ratio: float = 0.75,
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation)
+        super().__init__(encoder, view)
         self.mask_ratio = mask_ratio
         self.autoencoder = MaskedAutoencoder(encoder, **decoder)
 

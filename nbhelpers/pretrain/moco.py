@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import BatchNorm, gathered
 from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
 from nbhelpers.ranks import rank
@@ -66,15 +66,13 @@ class MoCo(Objective):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         temperature: float = 0.2,
         momentum: float = 0.99,
         hidden: int | None = None,
         dim: int = 128,
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation)
+        super().__init__(encoder, view)
         self.temperature, self.momentum = temperature, momentum
         hidden = hidden or 8 * encoder.embed_dim
         self.projector = head(encoder.embed_dim, hidden, hidden, dim)

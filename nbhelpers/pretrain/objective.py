@@ -9,8 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from nbhelpers.models.mini import StandardisedPatchEmbed, standardise
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -64,9 +63,7 @@ class Objective(nn.Module):
 
     Args:
         encoder: the Vision Transformer that is trained.
-        mean: per-channel mean of the images on the scale 0..1.
-        std: per-channel standard deviation likewise.
-        augmentation: of every view.
+        view: what it sees of an image.
 
     Attributes:
         group: what figures call encoders trained this way, such as "CL".
@@ -82,38 +79,21 @@ class Objective(nn.Module):
     averaged: Sequence[tuple[str, str]] = ()
     momentum: float
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
-    ) -> None:
+    def __init__(self, encoder: VisionTransformer, view: View) -> None:
         super().__init__()
-        self.encoder, self.augmentation = encoder, augmentation
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.encoder, self.view = encoder, view
 
     @property
     def saved(self) -> nn.Module:
         """What goes to disk when training ends: the encoder, with its decoder where a chapter looks at it."""
         return self.encoder
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Float `B C H W` on the scale 0..1 as the encoder sees it: mean 0, deviation 1.
-
-        That is over all training images, or over each image where the encoder standardises them one by one.
-        """
-        if isinstance(self.encoder.patch_embed, StandardisedPatchEmbed):
-            return standardise(images)
-        return (images - self.mean) / self.std
-
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """What the loss sees of uint8 images `B C H W`, batch first; `generator` is all that is random.
 
         Here `crops` normalised views `B C H W`; an objective that masks adds what it hides.
         """
-        return tuple(self.normalise(self.augmentation(images, generator)) for _ in range(self.crops))
+        return tuple(self.view(images, generator) for _ in range(self.crops))
 
     def loss(self, *views: Tensor) -> Tensor:
         """The loss (a scalar) of what `views` drew, with labels `B` behind if `label` asks for some."""

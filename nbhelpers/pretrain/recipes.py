@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.names import nearest
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import Augmentation, View
 from nbhelpers.pretrain.dino import DINO
 from nbhelpers.pretrain.hybrid import Hybrid
 from nbhelpers.pretrain.latent import Latent
@@ -182,4 +182,5 @@ def build(
 ) -> Objective:
     """The recipe's objective around an encoder."""
     objective = CLASSES[recipe.objective.partition("-")[0]]  # "hybrid" of "hybrid-0.2"
-    return objective(encoder, mean, std, recipe.augmentation, **recipe.options)
+    view = View(recipe.augmentation, mean, std, recipe.standardised)
+    return objective(encoder, view, **recipe.options)

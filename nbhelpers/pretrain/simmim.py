@@ -9,7 +9,7 @@ from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.objective import Objective, full_precision
 
 
@@ -94,13 +94,11 @@ class SimMIM(Objective):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         mask_ratio: float = 0.6,
         mask_unit: int = 2,
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation)
+        super().__init__(encoder, view)
         self.mask_ratio, self.mask_unit = mask_ratio, mask_unit
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.objective import Objective, full_precision
 
 
@@ -38,9 +38,7 @@ class Supervised(Objective):
 
     Args:
         encoder: the encoder.
-        mean: of the images.
-        std: of the images.
-        augmentation: of the view.
+        view: of every image.
         label: which labels to learn.
         classes: how many there are.
         smoothing: see `smoothed_cross_entropy`.
@@ -51,14 +49,12 @@ class Supervised(Objective):
     def __init__(
         self,
         encoder: VisionTransformer,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
+        view: View,
         label: str,
         classes: int,
         smoothing: float = 0.1,
     ) -> None:
-        super().__init__(encoder, mean, std, augmentation)
+        super().__init__(encoder, view)
         self.label, self.smoothing = label, smoothing
         self.classifier = nn.Linear(encoder.embed_dim, classes)
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)

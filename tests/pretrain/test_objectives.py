@@ -7,7 +7,7 @@ import torch
 
 from nbhelpers.models import MaskedAutoencoder, wrap
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.pretrain.augment import Augmentation
+from nbhelpers.pretrain.augment import Augmentation, View
 from nbhelpers.pretrain.dino import DINO, Head, self_distillation
 from nbhelpers.pretrain.hybrid import Hybrid, combine
 from nbhelpers.pretrain.latent import Latent, masked_smooth_l1, standardised_mean
@@ -22,7 +22,8 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 def tiny(objective=MoCo, **options):
     torch.manual_seed(0)
     colour = "jitter" if objective in (MoCo, DINO) else "none"
-    return objective(mini_vit(32, 2, 2, 16), MEAN, STD, Augmentation(colour=colour), **options)
+    view = View(Augmentation(colour=colour), MEAN, STD)
+    return objective(mini_vit(32, 2, 2, 16), view, **options)
 
 
 def images(batch=6, size=16):
@@ -145,7 +146,7 @@ def test_patches_are_in_token_order():
 
 def test_simmim_does_not_see_masked_pixels():
     model = tiny(SimMIM)
-    view = model.normalise(images().float() / 255)
+    view = model.view.normalise(images().float() / 255)
     mask = block_mask(len(view), (4, 4), 2, 0.5, torch.Generator().manual_seed(0))
     hidden = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     changed = torch.where(hidden, torch.randn_like(view), view)
@@ -159,7 +160,7 @@ def test_simmim_loss_is_masked_l1_of_its_reconstruction():
     model, batch = tiny(SimMIM), images()
     loss = model(batch, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
-    view = model.normalise(model.augmentation(batch, generator))
+    view = model.view(batch, generator)
     mask = block_mask(len(batch), (4, 4), 2, 0.6, generator).flatten(1)
     expected = masked_l1(model.predict(view, mask), patches(view, 4), mask)
     assert torch.equal(loss, expected)
