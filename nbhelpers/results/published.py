@@ -32,10 +32,11 @@ def published_maps() -> pd.DataFrame:
 
 
 def published_triples() -> pd.DataFrame:
-    """k-NN, linear and attentive accuracy of public encoders on ImageNet-1k.
+    """Accuracy of public encoders: frozen, by k-NN, linear and attentive probes; of small ones fine-tuned too.
 
-    Columns `model size metric value source`; value is the share of the validation images that are recognised,
-    the encoder frozen. "attentive" is efficient probing (arXiv 2506.10178).
+    Columns `model size images metric value source`; value is the share of the test images that are
+    recognised. `images` is "ImageNet-1k", or "CIFAR-10" for ViTs about as small as the book's. "attentive" is
+    efficient probing (arXiv 2506.10178).
     """
     return pd.read_csv(DATA / "published_triples.csv")
 
