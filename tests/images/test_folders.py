@@ -470,10 +470,11 @@ def test_mean_and_deviation_of_pictures_with_black_margins(tmp_path, side):
     assert np.allclose(source.std, np.concatenate(total).std(0), atol=1e-12)
 
 
-def test_mean_of_many_pictures_is_of_a_random_sample(tmp_path, monkeypatch):
+@pytest.mark.parametrize("white", [lambda i: i % 2, lambda i: i // 100], ids=["every other", "the last half"])
+def test_mean_of_many_pictures_is_of_a_random_sample(tmp_path, monkeypatch, white):
     monkeypatch.setattr("nbhelpers.images.folders.STATISTICS_IMAGES", 100)
-    for i in range(200):  # every other one is white: a stride would see one colour alone
-        Image.new("L", (4, 4), 255 * (i % 2)).save(tmp_path / f"{i:03}.png")
+    for i in range(200):  # a stride, or the first hundred, would see one colour alone
+        Image.new("L", (4, 4), 255 * white(i)).save(tmp_path / f"{i:03}.png")
     source = folder(tmp_path)
     assert 0.35 < source.mean[0] < 0.65
     assert source.subset(10).mean == source.mean
