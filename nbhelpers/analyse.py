@@ -129,7 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             name = _study(options.images)
             images = study(name).images("test")  # says what it leaves out of a folder
-            if options.n_images and options.n_images > len(images):
+            if options.n_images:
+                images = images.at_most(options.n_images, options.seed)
+            if len(images) < (options.n_images or 1):
                 _say(f"{options.n_images} images asked for, there are {len(images)}")
             for model in options.models:  # what cannot be loaded is said before the chapter starts
                 load(model, device=options.device or "cpu", from_file=options.from_file)

@@ -76,9 +76,7 @@ class Study:
         turns, so that a few images still cover many classes.
         """
         images = self.images("test")
-        return images.subset(
-            min(IMAGES, len(images)), label=None if self.splits else next(iter(images.labels))
-        )
+        return images.at_most(IMAGES, label=None if self.splits else next(iter(images.classes)))
 
     @property
     def missing(self) -> str | None:

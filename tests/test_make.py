@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Stands in for a Python: its environments hold a copy of itself, and its pip installs nothing.
 PYTHON = """#!/bin/sh
+[ -n "{broken}" ] && case "$*" in "-m pip"* | *"import sys, pip;"*) exit 1 ;; esac
 case "$*" in
   -V) echo "Python {version}" ;;
   "-m venv --clear .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-  "-m pip"* | *"import sys, pip;"*) [ -z "{broken}" ] ;;
+  "-m pip"*) ;;
   *) exec '{python}' -c "import sys; sys.version_info = tuple(map(int, '{version}'.split('.')))
-exec(sys.argv[1])" "$2" ;;
+exec(sys.argv[1].replace(', pip', ''))" "$2" ;;
 esac
 """
 
@@ -59,10 +60,14 @@ def test_a_python_that_is_too_old_is_named_at_once(folder: Path) -> None:
     assert not (folder / ".venv").exists()
 
 
-def test_an_unfinished_environment_is_made_anew_and_lab_finds_its_settings(folder: Path) -> None:
-    python(folder / ".venv/bin/python", broken="no pip")
-    new = python(folder / "python3.12")
-    done = make(folder, "install", f"PYTHON={new}")
+@pytest.mark.parametrize("unfit", [{"broken": "no pip"}, {"version": "3.9.1"}], ids=["unfinished", "too old"])
+def test_an_unfit_environment_is_made_anew_and_lab_finds_its_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, unfit: dict[str, str]
+) -> None:
+    python(folder / ".venv/bin/python", **unfit)
+    new = python(folder / "bin/python3")
+    monkeypatch.setenv("PATH", f"{new.parent}:{os.environ['PATH']}")
+    done = make(folder, "install")
     assert done.returncode == 0, done.stderr
     assert (folder / ".venv/bin/python").read_text() == new.read_text()
 

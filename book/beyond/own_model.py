@@ -57,7 +57,7 @@ for i, encoder in enumerate(encoders):
 names = [label(encoder.name, encoder.objective) for encoder in encoders]
 images = study(IMAGES).images("test")
 if N_IMAGES:
-    images = images.subset(min(N_IMAGES, len(images)), seed=SEED)
+    images = images.at_most(N_IMAGES, seed=SEED)
 rows = [
     (
         encoder.name,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir, sha256
 from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode, disguise
-from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics
+from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics, earlier
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
 MAX_BYTES = 1 << 30  # of an image file
@@ -39,7 +39,7 @@ class FileSource(ImageSource):
     """A source that decodes its image files when they are asked for; the images may differ in size.
 
     `mean` and `std` are over all pixels of up to 256 images drawn at random. A file that changed since the
-    source was opened is an error: `fingerprint` is of the contents as they were.
+    source read it first is an error: `fingerprint` is of the contents as they were.
     """
 
     masks = None
@@ -69,7 +69,7 @@ class FileSource(ImageSource):
         try:
             data, found = _read(path)
             if found != digest:
-                raise ValueError("its content changed since the source was opened")
+                raise ValueError("its content changed since it was first read")
             return decode(data, self.size)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
@@ -92,8 +92,8 @@ class FileSource(ImageSource):
 
     @cached_property
     def _statistics(self) -> tuple[Triple, Triple]:
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        return channel_statistics(self[i][None] for i in order[:STATISTICS_IMAGES].tolist())
+        drawn = self.at_most(STATISTICS_IMAGES)
+        return channel_statistics(drawn[i][None] for i in range(len(drawn)))
 
 
 def folder(
@@ -102,8 +102,9 @@ def folder(
     """The images of a folder or tar archive laid out as `CLASS/FILE`, decoded when asked for.
 
     A set inside an archive or a folder is named by the longer path: `imagenette2.tgz/imagenette2/val`. Images
-    that lie in one folder without sub-folders form one class, named after it. Every file is read, and decoded
-    once to see that it is whole; what cannot be read is left out with a warning that names and counts it.
+    that lie in one folder without sub-folders form one class, named after it. A file is read when the source
+    needs it, and decoded once to see that it is whole; what cannot be read is left out with a warning that
+    names and counts it. Drawing by `at_most` or `subset` needs no more files than it draws.
 
     Args:
         path: a folder, a tar archive (any compression that Python reads), or a folder inside an archive.
@@ -121,30 +122,99 @@ def folder(
         raise ValueError(f"per_class must be at least 1, got {per_class}")
     path = Path(path).expanduser()
     container, inner = _split(path)
-    root = unpacked(container) / inner
-    found, left_out = find_images(root)
-    groups = _by_class(path, found, left_out)
+    source = FolderSource(path, unpacked(container) / inner, printable(container.name), size)
+    if per_class is None:
+        return source
     generator = torch.Generator().manual_seed(seed)
-    files, numbers = [], []
-    expected = len(found) if per_class is None else per_class * len(groups)
-    with _known_sound() as sound, tqdm(total=expected, desc=f"checking {path.name}", disable=None) as bar:
-        for number, (title, names) in enumerate(groups.items()):
-            if per_class is not None:
-                names = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
-            before = len(files)
-            for file in islice(_readable(root, names, left_out, sound), per_class):
-                files.append(file)
-                numbers.append(number)
-                bar.update()
-            if len(files) - before < (per_class or 1):
-                raise ValueError(
-                    f"{printable(path)}: class {printable(title)!r} has {len(files) - before} images that "
-                    f"can be read, needed {per_class or 1}; left out: {summary(left_out)}"
-                )
-    _warn_of(path, left_out)
-    classes = [printable(title) for title in groups]
-    origin = printable(container.name)
-    return FileSource(f"folder:{printable(path)}", files, torch.tensor(numbers), classes, origin, size)
+    orders = [each[torch.randperm(len(each), generator=generator)] for each in source.members]
+    return source.read(orders, per_class, per_class)
+
+
+class FolderSource(FileSource):
+    """A folder whose files are read when they are needed: `at_most` and `subset` read what they draw.
+
+    All else, such as the length, depends on which files are sound, and reads them all.
+    """
+
+    def __init__(self, path: Path, root: Path, origin: str, size: Size | None) -> None:
+        """List the images below `root`; messages call it `path`."""
+        found, left_out = find_images(root)
+        groups = _by_class(path, found, left_out)
+        _warn_of(path, left_out)
+        self.name, self.origin, self.size = f"folder:{printable(path)}", origin, size
+        self.classes = {"class": tuple(map(printable, groups))}
+        self.path, self.root, self._whole = path, root, self
+        self.names = [name for names in groups.values() for name in names]
+        self.members = torch.arange(len(self.names)).split([len(names) for names in groups.values()])
+
+    def __getattr__(self, name: str) -> object:
+        if name not in ("files", "labels", "fingerprint"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        part = self.read(self.members, None, 1)
+        self.files, self.labels, self.fingerprint = part.files, part.labels, part.fingerprint
+        return vars(self)[name]
+
+    def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+        """As `subset`, but all images where there are fewer than `n`."""
+        if self._whole is not self:  # a selection, of files that were read
+            return super().at_most(n, seed, label)
+        order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
+        if label is not None:
+            order = order[earlier(self._numbers()[order]).argsort(stable=True)]
+        part = self.read([order], n)
+        part._whole = self
+        return part
+
+    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+        """`n` images drawn without replacement; the same `seed` draws the same ones."""
+        if self._whole is self and n > 0 and len(part := self.at_most(n, seed, label)) == n:
+            return part
+        return super().subset(n, seed, label)  # of a selection, or the error
+
+    def read(self, orders: Sequence[Tensor], most: int | None, needed: int = 0) -> FileSource:
+        """The first `most` sound files of each order; a warning names what was damaged on the way.
+
+        Raises:
+            ValueError: an order, of one class, has fewer than `needed`.
+        """
+        files, numbers, left_out, of = [], [], {}, self._numbers()
+        total = sum(min(most or len(order), len(order)) for order in orders)
+        bar = tqdm(total=total, desc=f"checking {self.path.name}", disable=None)
+        with _known_sound() as sound, bar:
+            for order in orders:
+                before = len(files)
+                for i, file in islice(self._sound(order, left_out, sound), most):
+                    files.append(file)
+                    numbers.append(of[i])
+                    bar.update()
+                if (count := len(files) - before) < needed:
+                    raise ValueError(
+                        f"{printable(self.path)}: class {self.classes['class'][of[order[0]]]!r} has {count} "
+                        f"images that can be read, needed {needed}; left out: {summary(left_out)}"
+                    )
+        _warn_of(self.path, left_out)
+        labels = torch.tensor(numbers, dtype=torch.long)
+        return FileSource(self.name, files, labels, self.classes["class"], self.origin, self.size)
+
+    def _numbers(self) -> Tensor:
+        """The class `N` of each name."""
+        return torch.cat([torch.full_like(each, i) for i, each in enumerate(self.members)])
+
+    def _sound(
+        self, order: Tensor, left_out: dict[str, str], sound: set[str]
+    ) -> Iterator[tuple[int, ImageFile]]:
+        """Files that can be read and, where not in `sound`, decoded; `left_out` says why others cannot."""
+        for i in order.tolist():
+            path = os.path.join(self.root, self.names[i])
+            try:
+                data, digest = _read(path)
+                if digest not in sound:
+                    check(data)
+            except (OSError, RefusedError) as error:
+                left_out[self.names[i]] = str(error)
+                continue
+            sound.add(digest)
+            yield i, ImageFile(path, digest)
 
 
 def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -282,23 +352,6 @@ def _known_sound() -> Iterator[set[str]]:
                     temporary.write_text("\n".join(sorted(known)))
             except OSError as error:
                 warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
-
-
-def _readable(
-    root: Path, names: Iterable[str], left_out: dict[str, str], sound: set[str]
-) -> Iterator[ImageFile]:
-    """The files that can be read and, where not in `sound`, decoded; `left_out` says why others cannot."""
-    for name in names:
-        path = os.path.join(root, name)
-        try:
-            data, digest = _read(path)
-            if digest not in sound:
-                check(data)
-        except (OSError, RefusedError) as error:
-            left_out[name] = str(error)
-            continue
-        sound.add(digest)
-        yield ImageFile(path, digest)
 
 
 def _split(path: Path) -> tuple[Path, str]:

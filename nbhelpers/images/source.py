@@ -45,8 +45,9 @@ class ImageSource(Dataset):
     def select(self, indices: Sequence[int] | Tensor) -> ImageSource:
         """The images at `indices`, in that order; labels and masks follow, name, mean and std stay."""
         indices = torch.as_tensor(indices, dtype=torch.long)
-        part = copy(self)
-        part.labels = {label: values[indices] for label, values in self.labels.items()}
+        labels = {label: values[indices] for label, values in self.labels.items()}
+        part = copy(self)  # after its labels, by which a folder knows which of its files are sound
+        part.labels = labels
         part.classes = dict(self.classes)
         part.masks = None if self.masks is None else self.masks[indices]
         part._keep(indices)
@@ -84,6 +85,10 @@ class ImageSource(Dataset):
         if label is not None:
             order = order[earlier(self.labels[label][order]).argsort(stable=True)]
         return self.select(order[:n])
+
+    def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+        """As `subset`, but all images where there are fewer than `n`."""
+        return self.subset(min(n, len(self)), seed, label)
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> ImageSource:
         """`n` images of every class of `label`, drawn without replacement, classes taking turns.

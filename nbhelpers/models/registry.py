@@ -53,6 +53,7 @@ class Checkpoint:
         addresses: of the file and its mirrors, in the order in which to try them. None of the authors' hosts
             publishes checksums.
         preprocessing: of images in the authors' evaluation, a key of `PREPROCESSING`.
+        evaluation: repository, file and function of the authors that say so.
         notes: what a reader should know.
     """
 
@@ -65,6 +66,7 @@ class Checkpoint:
     decoder: bool = False
     addresses: Sequence[str] = ()
     preprocessing: str = "timm"
+    evaluation: str = ""
     notes: str = ""
 
     def build(self, **changes: Any) -> Encoder:

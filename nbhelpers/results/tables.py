@@ -132,7 +132,7 @@ def redrawn(study: Study, images: Images, number: int | None, seed: int) -> Imag
         raise ValueError(f"this table has no sample of test images to draw; it has {', '.join(images)}")
     held_out = "train" in images and not study.splits
     source = images["test"] if held_out else study.images("test")
-    label = None if study.splits else next(iter(source.labels))
+    label = None if study.splits else next(iter(source.classes))
     return images | {"test": source.subset(number or len(images["test"]), seed, label)}
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from nbhelpers.images import MissingDataError, folder
+from nbhelpers.images import MissingDataError, folder, folders
 from nbhelpers.images.folders import find_images, unpacked
 
 
@@ -167,6 +167,7 @@ def test_a_damaged_file_of_the_size_and_time_of_a_sound_one_is_seen(tmp_path):
 
 def test_a_file_that_changes_or_vanishes_later_is_named(pets):
     source = folder(pets)
+    assert len(source) == 8
     (pets / "cat" / "0.png").unlink()
     (pets / "cat" / "1.png").write_bytes((pets / "dog" / "1.png").read_bytes())
     for i in (0, 1):
@@ -184,21 +185,64 @@ def test_damaged_files_are_named_counted_and_skipped(pets, monkeypatch):
     (pets / "dog" / "1.png").write_bytes(b"<html>404</html>")
     with pytest.warns(UserWarning) as caught:
         source = folder(pets)
+        assert source.labels["class"].tolist() == [0] * 3 + [1] * 2
     message = str(caught[0].message)
     for part in ("cat/1.png", "git-lfs", "dog/0.png", "HTML", "dog/1.png"):
         assert part in message
-    assert source.labels["class"].tolist() == [0] * 3 + [1] * 2
     (pets / "cat" / "1.png").write_bytes(whole)
     with pytest.warns(UserWarning, match=r"dog/0\.png"):
         assert len(folder(pets)) == 6
 
 
 def test_sound_files_are_decoded_once(pets, monkeypatch):
-    folder(pets)
+    assert len(folder(pets)) == 8
     monkeypatch.setattr("nbhelpers.images.folders.check", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(folder(pets)) == 8
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the files that are read, in order."""
+    names, own = [], folders._read
+    monkeypatch.setattr(folders, "_read", lambda path: (names.append(os.path.basename(path)), own(path))[1])
+    return names
+
+
+def test_opening_reads_no_file_and_a_draw_those_that_it_draws(tmp_path, read):
+    root = make_folder(
+        tmp_path / "pets", {f"{c}/{i:02}.png": (8, 8) for c in ("cat", "dog") for i in range(20)}
+    )
+    source = folder(root)
+    assert (read, source.classes) == ([], {"class": ("cat", "dog")})
+    few = source.at_most(6, seed=3, label="class")
+    assert len(read) == 6 and few.labels["class"].bincount().tolist() == [3, 3]
+    assert len(source.subset(5)) == 5 and len(read) == 11
+    # What is drawn does not depend on what was read before.
+    assert len(source) == 40 and source.at_most(6, seed=3, label="class").fingerprint == few.fingerprint
+    assert folder(root).at_most(99, seed=1).fingerprint == source.subset(40, seed=1).fingerprint
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(2))[:7]
+    assert folder(root).subset(7, seed=2).fingerprint == source.select(order).fingerprint
+    assert few.at_most(99).fingerprint == few.subset(6).fingerprint
+    for n in (0, 41):
+        with pytest.raises(ValueError, match=f"holds 40 images; cannot draw {n}"):
+            folder(root).subset(n)
+
+
+def test_a_damaged_file_in_a_draw_is_named_and_the_next_takes_its_place(pets):
+    names = [os.path.relpath(file.path, pets) for file in folder(pets).subset(8, seed=1).files]
+    (pets / names[1]).write_bytes(b"<html>")
+    source = folder(pets)
+    with pytest.warns(UserWarning, match=rf"left out 1 \(an HTML page.*: {names[1]}$"):
+        drawn = source.subset(3, seed=1)
+    assert [os.path.relpath(file.path, pets) for file in drawn.files] == [names[i] for i in (0, 2, 3)]
+    with pytest.warns(UserWarning, match=names[1]):
+        assert len(source) == 7  # all are read, and the same draw is the same
+    with pytest.warns(UserWarning, match=names[1]):
+        assert source.subset(3, seed=1).fingerprint == drawn.fingerprint
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="holds 7 images; cannot draw 8"):
+        source.subset(8)
 
 
 def test_other_formats_are_counted_and_the_usual_ones_read(tmp_path):
@@ -232,9 +276,9 @@ def test_whatever_lies_in_a_folder(pets, tmp_path):
         file.write(b"")
     with pytest.warns(UserWarning) as caught:
         source = folder(pets)
-    assert source.classes == {"class": ("cat", "dog", "fish")}
-    assert source.labels["class"].bincount().tolist() == [5, 5, 1]
-    message = str(caught[0].message)
+        assert source.classes == {"class": ("cat", "dog", "fish")}
+        assert source.labels["class"].bincount().tolist() == [5, 5, 1]
+    message = " ".join(str(each.message) for each in caught)
     message.encode()  # can be printed
     for name in ("pipe.png", "gone.png", "self.png", "dog/up", "dog/up too", "like dog", r"\xfe.png"):
         assert name in message
@@ -254,14 +298,14 @@ def test_class_names_of_any_bytes_can_be_printed(tmp_path):
 def test_a_picture_of_196_million_pixels_is_too_large(pets):
     Image.new("1", (14_000, 14_000)).save(pets / "cat" / "huge.png")
     with pytest.warns(UserWarning, match=r"too large.*huge\.png"):
-        folder(pets)
+        assert len(folder(pets)) == 8
 
 
 def test_a_file_of_gigabytes_is_not_read(pets):
     with (pets / "cat" / "huge.png").open("wb") as file:
         file.truncate(1 << 40)  # takes no room on the disk
     with pytest.warns(UserWarning, match=r"too large.*huge\.png"):
-        folder(pets)
+        assert len(folder(pets)) == 8
 
 
 def test_per_class_draws_by_seed_and_replaces_damaged_files(tmp_path):
@@ -295,7 +339,7 @@ def test_empty_and_missing_folders(tmp_path, pets):
     (pets / "bird").mkdir()
     (pets / "bird" / "1.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"'bird'.*bird/1\.png"):
-        folder(pets)
+        len(folder(pets))
 
 
 # What is no folder
@@ -426,10 +470,11 @@ def test_mean_and_deviation_of_pictures_with_black_margins(tmp_path, side):
     assert np.allclose(source.std, np.concatenate(total).std(0), atol=1e-12)
 
 
-def test_mean_of_many_pictures_is_of_a_random_sample(tmp_path, monkeypatch):
+@pytest.mark.parametrize("white", [lambda i: i % 2, lambda i: i // 100], ids=["every other", "the last half"])
+def test_mean_of_many_pictures_is_of_a_random_sample(tmp_path, monkeypatch, white):
     monkeypatch.setattr("nbhelpers.images.folders.STATISTICS_IMAGES", 100)
-    for i in range(200):  # every other one is white: a stride would see one colour alone
-        Image.new("L", (4, 4), 255 * (i % 2)).save(tmp_path / f"{i:03}.png")
+    for i in range(200):  # a stride, or the first hundred, would see one colour alone
+        Image.new("L", (4, 4), 255 * white(i)).save(tmp_path / f"{i:03}.png")
     source = folder(tmp_path)
     assert 0.35 < source.mean[0] < 0.65
     assert source.subset(10).mean == source.mean

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -213,6 +215,24 @@ def test_fingerprint_follows_rotary_positions_and_code():
     mine.module.blocks[0].mlp.act = nn.GELU()
     other.module.blocks[0].mlp.act = Gelu()
     assert mine.fingerprint != other.fingerprint
+
+
+def test_fingerprint_tells_code_of_one_name_apart(tmp_path, monkeypatch):
+    def changed(factor):
+        path = tmp_path / f"{factor}.py"
+        path.write_text(
+            "from torch import nn\n\n\nclass Act(nn.Module):\n"
+            f"    def forward(self, x):\n        return {factor} * x\n"
+        )
+        found = importlib.util.spec_from_file_location("mine", path)
+        module = importlib.util.module_from_spec(found)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        found.loader.exec_module(module)
+        encoder = _mini()
+        encoder.module.blocks[0].mlp.act = module.Act()
+        return encoder.fingerprint
+
+    assert changed(1) == changed(1) != changed(2)
 
 
 def test_a_pass_leaves_the_fingerprint():

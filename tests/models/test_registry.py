@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
+import re
 import sys
 import types
 
@@ -12,6 +14,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision import transforms
 
 from nbhelpers.capture import capture
 from nbhelpers.models import (
@@ -330,11 +335,6 @@ def test_files_of_tagged_checkpoints_read_through_timm(case, tmp_path, pixels, m
     assert encoder.objective == CHECKPOINTS[name].objective
 
 
-def test_moco_v3_small_has_twelve_heads():
-    assert CHECKPOINTS["mocov3.vit_small_patch16_224"].build(depth=1).heads == 12
-    assert timm.create_model("vit_small_patch16_224", depth=1).blocks[0].attn.num_heads == 6
-
-
 def _mae_file(new, width=16):
     w = _vit(new) | _vit(new, blocks="decoder_blocks", width=width)
     w |= {"mask_token": new(1, 1, width), "decoder_pos_embed": new(1, TOKENS, width)}
@@ -462,17 +462,86 @@ def test_every_checkpoint_is_well_described():
             assert all(address.startswith("https://") for address in checkpoint.addresses), name
 
 
-def test_preprocessing_follows_the_checkpoint():
-    def seen(name):
-        checkpoint = CHECKPOINTS[name]
-        encoder = checkpoint.build(**SMALL)
-        return encoder.mean[0], encoder.std[0], encoder.interpolation, encoder.crop
+# What the evaluations of the authors do with an image, as they write it; `evaluation` in checkpoints.json
+# names the files. BICUBIC is their `interpolation=3`; torchvision's Resize is bilinear where nothing is said.
+IMAGENET, HALF = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3, (0.5,) * 3)
+BICUBIC = transforms.InterpolationMode.BICUBIC
+AUTHORS = {
+    "mocov3": (transforms.Resize(256), IMAGENET),
+    "msn": (transforms.Resize(256), IMAGENET),
+    "dino": (transforms.Resize(256, interpolation=BICUBIC), IMAGENET),
+    "ibot": (transforms.Resize(256, interpolation=BICUBIC), IMAGENET),
+    "ibot_rand_mask": (transforms.Resize(256, interpolation=BICUBIC), IMAGENET),
+    "ibot_22k": (transforms.Resize(256, interpolation=BICUBIC), IMAGENET),
+    "mae": (transforms.Resize(int(224 / (224 / 256)), interpolation=BICUBIC), IMAGENET),
+    "mae_visualize": (transforms.Resize(int(224 / (224 / 256)), interpolation=BICUBIC), IMAGENET),
+    "mae_visualize_ganloss": (transforms.Resize(int(224 / (224 / 256)), interpolation=BICUBIC), IMAGENET),
+    "simmim": (transforms.Resize(int((256 / 224) * 224), interpolation=BICUBIC), IMAGENET),
+    "beit": (transforms.Resize(256, interpolation=BICUBIC), HALF),  # of ImageNet-22k, their default
+    "beitv2": (transforms.Resize(int(224 / (224 / 256)), interpolation=BICUBIC), IMAGENET),
+    "data2vec": (transforms.Resize(int(224 / (224 / 256)), interpolation=BICUBIC), IMAGENET),
+    "deit": (transforms.Resize(int(224 / 0.875), interpolation=BICUBIC), IMAGENET),
+}
 
-    assert seen("mocov3.vit_base_patch16_224") == (0.485, 0.229, "bilinear", 0.875)
-    assert seen("simmim.vit_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
-    assert seen("beit.beit_base_patch16_224") == (0.5, 0.5, "bicubic", 0.875)
-    assert seen("beitv2.beitv2_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
-    assert seen("data2vec.beit_base_patch16_224") == (0.485, 0.229, "bicubic", 0.875)
+
+@pytest.mark.parametrize("family", AUTHORS)
+def test_images_are_prepared_as_the_authors_evaluate(family, monkeypatch):
+    monkeypatch.setattr(MaskedAutoencoder.__init__, "__defaults__", (16, DEPTH, 4))
+    resize, normalize = AUTHORS[family]
+    seen = transforms.Compose(
+        [resize, transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(*normalize)]
+    )
+    # Fine stripes under smooth noise: another size, filter or crop moves them by far more than a grey level.
+    noise = np.random.default_rng(0).integers(64, 192, (300, 401, 3), dtype=np.uint8)
+    for name, checkpoint in CHECKPOINTS.items():
+        if name.partition(".")[0] == family:
+            assert checkpoint.evaluation, name
+            patch = {"patch_size": 32, "img_size": 224} if checkpoint.decoder else {"img_size": 224}
+            encoder = checkpoint.build(**SMALL | patch)
+            found = encoder.preprocess(torch.from_numpy(noise).permute(2, 0, 1)[None])[0]
+            gap = (found - seen(Image.fromarray(noise))).abs().max()
+            assert gap <= 2.01 / 255 / min(encoder.std), name  # PIL and the tensor kernel round once per axis
+
+
+# Widths, depths and heads as the authors' model files define them (vits.py, vision_transformer.py, deit.py,
+# models_mae.py, modeling_pretrain.py, modeling_cyclical.py): all with q, k, v biases as in their files, exact
+# GELU, LayerNorm eps 1e-6; MoCo v3's ViT-S alone has 12 heads.
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
+LAYER_SCALE = {  # at initialisation: --layer_scale_init_value of the authors' commands; SimMIM's config.py
+    "simmim.vit_base_patch16_224": 0.1,
+    "beit.beit_base_patch16_224": 0.1,
+    "beit.beit_large_patch16_224": 1e-5,
+    "beitv2.beitv2_base_patch16_224": 0.1,
+    "beitv2.beitv2_large_patch16_224": 1e-5,
+    "data2vec.beit_base_patch16_224": 1e-4,
+    "data2vec.beit_large_patch16_224": 1e-5,
+}
+
+
+@functools.cache
+def _without_weights(architecture, options):
+    with torch.device("meta"):
+        return timm.create_model(architecture, num_classes=0, **dict(options))
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name.partition(".")[0] in AUTHORS])
+def test_architectures_are_those_of_the_authors(name):
+    checkpoint = CHECKPOINTS[name]
+    module = _without_weights(checkpoint.timm.partition(".")[0], tuple(checkpoint.options.items()))
+    width, depth, heads = SIZES[re.search("small|base|large|huge", name)[0]]
+    heads = 12 if name == "mocov3.vit_small_patch16_224" else heads
+    patch = int(re.search(r"patch(\d+)", name)[1])
+    block = module.blocks[0]
+    assert (module.embed_dim, len(module.blocks), block.attn.num_heads) == (width, depth, heads)
+    assert (module.patch_embed.patch_size, module.patch_embed.img_size) == ((patch,) * 2, (224,) * 2)
+    assert {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)} == {1e-6}
+    assert block.mlp.fc1.out_features == 4 * width
+    assert (type(block.mlp.act), block.mlp.act.approximate) == (nn.GELU, "none")
+    beit = name in LAYER_SCALE
+    assert (module.pos_embed is None, getattr(module, "rel_pos_bias", None) is not None) == (beit, beit)
+    assert (block.attn.qkv.bias is None) == beit  # biases of q and v alone
+    assert getattr(block.attn, "relative_position_bias_table", None) is None
+    assert checkpoint.options.get("init_values") == LAYER_SCALE.get(name)
 
 
 def test_preprocessing_is_that_of_the_authors_whatever_the_name(monkeypatch):
