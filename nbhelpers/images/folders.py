@@ -8,8 +8,9 @@ import shutil
 import tarfile
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nbhelpers.files import atomic_path, cache_dir, sha256
-from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode, disguise
+from nbhelpers.files import atomic_path, cache_dir, disguise, sha256
+from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode
 from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
@@ -35,6 +36,7 @@ class ImageFile(NamedTuple):
     sha256: str
 
 
+@dataclass(eq=False, repr=False)
 class FileSource(ImageSource):
     """A source that decodes its image files when they are asked for; the images may differ in size.
 
@@ -42,23 +44,18 @@ class FileSource(ImageSource):
     source was opened is an error: `fingerprint` is of the contents as they were.
     """
 
+    name: str
+    origin: str
+    files: tuple[ImageFile, ...]
+    labels: dict[str, Tensor]
+    classes: dict[str, tuple[str, ...]]
+    size: Size | None = None
     masks = None
 
-    def __init__(
-        self,
-        name: str,
-        files: Sequence[ImageFile],
-        labels: Tensor,
-        classes: Sequence[str],
-        origin: str,
-        size: Size | None = None,
-    ) -> None:
-        """Take the listed files with the label `class`."""
-        self.name, self.origin, self.size = name, origin, size
-        self.files = tuple(files)
-        self.labels, self.classes = {"class": labels}, {"class": tuple(classes)}
-        self._whole = self  # a selection keeps the statistics of what it was selected from
-        self._keep(torch.arange(len(files)))
+    def __post_init__(self) -> None:
+        """Take the fingerprint; a selection keeps the statistics of what it was selected from."""
+        self._whole = self
+        self._keep(torch.arange(len(self.files)))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,8 +64,8 @@ class FileSource(ImageSource):
         """Image `index` as `uint8 C H W`."""
         path, digest = self.files[index]
         try:
-            data, found = _read(path)
-            if found != digest:
+            data = _read(path)
+            if hashlib.sha256(data).hexdigest() != digest:
                 raise ValueError("its content changed since the source was opened")
             return decode(data, self.size)
         except (OSError, ValueError) as error:
@@ -136,15 +133,15 @@ def folder(
                 files.append(file)
                 numbers.append(number)
                 bar.update()
-            if len(files) - before < (per_class or 1):
+            if (count := len(files) - before) < (needed := per_class or 1):
                 raise ValueError(
-                    f"{printable(path)}: class {printable(title)!r} has {len(files) - before} images that "
-                    f"can be read, needed {per_class or 1}; left out: {summary(left_out)}"
+                    f"{printable(path)}: class {printable(title)!r} has {count} images that can be read, "
+                    f"needed {needed}; left out: {summary(left_out)}"
                 )
     _warn_of(path, left_out)
-    classes = [printable(title) for title in groups]
+    labels, classes = {"class": torch.tensor(numbers)}, {"class": tuple(map(printable, groups))}
     origin = printable(container.name)
-    return FileSource(f"folder:{printable(path)}", files, torch.tensor(numbers), classes, origin, size)
+    return FileSource(f"folder:{printable(path)}", origin, tuple(files), labels, classes, size)
 
 
 def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -157,7 +154,7 @@ def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor
     _warn_of(path, left_out)
     for name in tqdm(found, f"decoding {path.name}", disable=None):
         try:
-            yield name, decode(_read(root / name)[0], size)
+            yield name, decode(_read(root / name), size)
         except (OSError, RefusedError) as error:
             raise ValueError(f"{path}: {printable(name)}: {error}") from error
 
@@ -172,12 +169,11 @@ def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
     while folders:
         folder = folders.popleft()
         try:
-            status = os.stat(root / folder)
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
             left_out[folder] = error.strerror
             continue
-        if (place := (status.st_dev, status.st_ino)) in entered:
+        if (place := os.path.realpath(root / folder)) in entered:
             left_out[folder] = "a link to a folder that is read already"
             continue
         entered.add(place)
@@ -258,13 +254,12 @@ def _warn_of(path: Path, left_out: Mapping[str, str]) -> None:
         warnings.warn(f"{printable(path)}: left out {summary(left_out)}", stacklevel=3)
 
 
-def _read(path: str | Path) -> tuple[bytes, str]:
-    """The bytes of an image file and their SHA-256."""
+def _read(path: str | Path) -> bytes:
+    """The bytes of an image file."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise RefusedError(f"too large: more than {MAX_BYTES >> 30} GiB")
-        data = file.read()
-    return data, hashlib.sha256(data).hexdigest()
+        return file.read()
 
 
 @contextmanager
@@ -276,12 +271,12 @@ def _known_sound() -> Iterator[set[str]]:
     try:
         yield known
     finally:  # also when interrupted
-        if len(known) > before:
-            try:
+        try:
+            if len(known) > before:
                 with atomic_path(path) as temporary:
                     temporary.write_text("\n".join(sorted(known)))
-            except OSError as error:
-                warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
+        except OSError as error:
+            warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
 
 
 def _readable(
@@ -291,8 +286,8 @@ def _readable(
     for name in names:
         path = os.path.join(root, name)
         try:
-            data, digest = _read(path)
-            if digest not in sound:
+            data = _read(path)
+            if (digest := hashlib.sha256(data).hexdigest()) not in sound:
                 check(data)
         except (OSError, RefusedError) as error:
             left_out[name] = str(error)
@@ -339,13 +334,12 @@ def _by_class(path: Path, names: Iterable[str], left_out: Mapping[str, str]) -> 
         groups.setdefault(os.path.dirname(name), []).append(name)
     if not groups:
         also = f"; left out {summary(left_out)}" if left_out else ""
-        raise ValueError(
-            f"no images in {printable(path)}{also}; looked for files ending in {', '.join(SUFFIXES)}"
-        )
+        wanted = f"looked for files ending in {', '.join(SUFFIXES)}"
+        raise ValueError(f"no images in {printable(path)}{also}; {wanted}")
     if len({(os.path.dirname(parent), parent == "") for parent in groups}) > 1:
-        examples = sorted(groups)[:: max(1, len(groups) // 4)]
+        places = [printable(path / parent) for parent in sorted(groups)[:: max(1, len(groups) // 4)]]
         raise ValueError(
             f"{printable(path)}: images must lie in CLASS/FILE, all classes side by side, but they lie in "
-            f"{', '.join(printable(path / parent) for parent in examples)} ...; name one set's folder"
+            f"{', '.join(places)} ...; name one set's folder"
         )
     return {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}

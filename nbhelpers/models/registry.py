@@ -21,13 +21,8 @@ from nbhelpers.models.weights import fit, read_weights
 
 HUB = "hf-hub:"
 # Resize the short side to 256, cut out 224 in the centre: most evaluations on ImageNet.
-EVALUATION: Mapping[str, Any] = {
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "interpolation": "bicubic",
-    "crop": 224 / 256,
-    "crop_mode": "center",
-}
+EVALUATION = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+EVALUATION |= {"interpolation": "bicubic", "crop": 224 / 256, "crop_mode": "center"}
 PREPROCESSING: Mapping[str, Mapping[str, Any]] = {
     "evaluation": EVALUATION,
     "bilinear": {**EVALUATION, "interpolation": "bilinear"},  # torchvision's default for Resize
@@ -80,13 +75,9 @@ class Checkpoint:
             if not self.timm.startswith(HUB):
                 raise
             raise DownloadError(f"{self.name} could not be fetched: {error}") from error
-        return wrap(
-            MaskedAutoencoder(module) if self.decoder else module,
-            blocks="encoder.blocks" if self.decoder else "blocks",
-            name=self.name,
-            objective=self.objective,
-            **PREPROCESSING[self.preprocessing],
-        )
+        module, blocks = (MaskedAutoencoder(module), "encoder.blocks") if self.decoder else (module, "blocks")
+        seen = PREPROCESSING[self.preprocessing]
+        return wrap(module, blocks=blocks, name=self.name, objective=self.objective, **seen)
 
     def load(self, path: Path | None = None, **changes: Any) -> Encoder:
         """The encoder, from a local file or downloaded once into the cache.
