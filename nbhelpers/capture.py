@@ -1,7 +1,5 @@
 """Hooks exposing each block's query, key, value and the residual stream while an encoder runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager

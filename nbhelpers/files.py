@@ -1,7 +1,5 @@
 """Where files live and how they are written: temporary name first, then moved."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

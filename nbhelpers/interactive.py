@@ -3,8 +3,6 @@
 Script and style are part of the HTML, so that it works on the site, in Jupyter and in a file on a disk alike.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

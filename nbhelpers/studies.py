@@ -1,7 +1,5 @@
 """A study: images, and the encoders that were trained on similar ones."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -20,13 +18,8 @@ PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked 
 VARIED = ("width", "images")  # recipe fields that a name holds where they are not the default
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
 NAMES = {"cl": "CL", "mim": "MIM", "mae": "MAE", "dino": "DINO", "decoder": "MAE's decoder"}
-PUBLIC = (  # the paper's own models, and an untrained one of their architecture
-    "mocov3.vit_base_patch16_224",
-    "dino.vit_base_patch16_224",
-    "simmim.vit_base_patch16_224",
-    "mae.vit_base_patch16_224",
-    "random:vit_base_patch16_224",
-)
+# The paper's own models, and an untrained one of their architecture.
+PUBLIC = tuple(f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:"))
 
 
 @dataclass(frozen=True)

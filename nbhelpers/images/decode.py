@@ -1,7 +1,5 @@
 """The bytes of an image file as `uint8 3 H W`: every pixel format that Pillow reads, or a refusal by name."""
 
-from __future__ import annotations
-
 import io
 import math
 

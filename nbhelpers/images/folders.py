@@ -1,7 +1,5 @@
 """Image files in a folder or a tar archive: finding, unpacking, checking them, and a source made of them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

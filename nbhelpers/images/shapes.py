@@ -3,8 +3,6 @@
 Images are made in blocks of `BLOCK`, each with its own seed: an image depends on its split and index alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable
@@ -187,7 +185,8 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
         chosen = shape == index
         distance = shape_distance(u[chosen], v[chosen], name) * radius[chosen] * SUPERSAMPLING
         coverage[chosen] = (0.5 - distance).clamp(0, 1)
-    pattern = _patterns(x, y, angle + turn, wavelength, phase, texture, generator)
+    along = (axis / wavelength for axis in _rotate(x, y, angle + turn))
+    pattern = _patterns(*along, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * pattern[:, None]
     field = pink_noise(3 * BLOCK, SIZE, SIZE, exponent=1.2, generator=generator).view(BLOCK, 3, SIZE, SIZE)
@@ -203,17 +202,8 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
     }
 
 
-def _patterns(
-    x: Tensor,
-    y: Tensor,
-    angle: Tensor,
-    wavelength: Tensor,
-    phase: Tensor,
-    texture: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """Every image's texture at points `B H W` given in pixels from the object's centre."""
-    s, t = (axis / wavelength for axis in _rotate(x, y, angle))
+def _patterns(s: Tensor, t: Tensor, phase: Tensor, texture: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image's texture at points `B H W` given in wavelengths from the object's centre."""
     # Rings are centred on the object; every other pattern starts anywhere.
     free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
     s, t = s + free * phase[:, 0], t + free * phase[:, 1]
@@ -248,7 +238,8 @@ def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> Arra
     ticks = (torch.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - SIZE / 2
     y, x = (grid - _centre(source.masks, grid) for grid in torch.meshgrid(ticks, ticks, indexing="ij"))
     wavelength, phase = uniform(4.5, 7, 1, 1), uniform(0, 1, 2, 1, 1)
-    pattern = _patterns(x, y, uniform(-0.6, 0.6, 1, 1), wavelength, phase, texture, generator)
+    along = (axis / wavelength for axis in _rotate(x, y, uniform(-0.6, 0.6, 1, 1)))
+    pattern = _patterns(*along, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * avg_pool2d(pattern[:, None], SUPERSAMPLING)
     paint = paint + SENSOR_NOISE * torch.randn(paint.shape, generator=generator)

@@ -11,8 +11,7 @@ from nbhelpers.models.errors import (
     UnsupportedArchitecture,
     WeightsError,
 )
-from nbhelpers.models.loading import available, load
 from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
+from nbhelpers.models.registry import CHECKPOINTS, Checkpoint, available, load
 from nbhelpers.models.store import manifest, save_encoder

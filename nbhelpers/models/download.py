@@ -1,7 +1,5 @@
 """Fetch a weight file: streamed, resumed, checked, and only then put in its place."""
 
-from __future__ import annotations
-
 import errno
 import http.client
 import shutil

@@ -1,7 +1,5 @@
 """Trained encoders on disk: half-precision safetensors and one manifest."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

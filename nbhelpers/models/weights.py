@@ -1,7 +1,5 @@
 """Read weight files without running code in them, and load what they hold into a module, strictly."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import sys

@@ -4,8 +4,6 @@ Script and style are part of the HTML, as in the interactive maps. Weights are s
 a page that was opened from a disk may load scripts but not data.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

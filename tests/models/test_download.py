@@ -453,7 +453,7 @@ def test_load_by_name(published, server, tmp_path, capsys):
 def test_a_file_that_is_short_on_the_server_is_not_kept(published, server, tmp_path):
     name, _ = published
     server.pages["moco"].body = server.pages["moco"].body[:-1000]
-    with pytest.raises(WeightsError, match="moco .* is cut off"):
+    with pytest.raises(WeightsError, match=r"moco .* is cut off"):
         load(name)
     assert _names(tmp_path / "cache" / "weights") == []
 
