@@ -228,9 +228,9 @@ class _Tap(TorchFunctionMode):
         # HuggingFace's blocks give tensors, tuples or output objects.
         tokens = getattr(value, "last_hidden_state", value)
         tokens = tokens[0] if isinstance(tokens, tuple) and tokens else tokens
+        found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(value).__name__
         expected = (encoder.tokens, encoder.width)
-        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
-            found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(value).__name__
+        if found[1:] != expected:
             raise RuntimeError(
                 f"{encoder.name}: stream at depth {depth} ({place}) is {found}, not B N D with N D = "
                 f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"

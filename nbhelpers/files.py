@@ -96,19 +96,18 @@ def _workplace(parent: Path) -> tuple[Path, TextIO]:
 
 def _move(temporary: Path, path: Path) -> None:
     """Give a finished file or folder its name, with its bytes on the disk before."""
-    if not temporary.is_dir():
+    if folder := temporary.is_dir():
+        os.sync()
+    else:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # safetensors writes 0600, which hides the file from other users
-        os.replace(temporary, path)
-        return
-    os.sync()
     try:
-        temporary.rename(path)
+        os.replace(temporary, path)
     except OSError:
-        if not path.is_dir():
+        if not (folder and path.is_dir()):  # made first by another process
             raise
 
 

@@ -60,8 +60,8 @@ def application(name: str, fallback: str, content: dict, *parts: str) -> HTML:
     """
     style, script, *texts = ((files("nbhelpers") / part).read_text("utf-8") for part in parts)
     colours = np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255)
-    data = json.dumps(content | {"colours": base64_of(colours, "u1")})
-    data = data.replace("<", "\\u003c")  # nothing in it may end the script element
+    # Nothing in the data may end the script element.
+    data = json.dumps(content | {"colours": base64_of(colours, "u1")}).replace("<", "\\u003c")
     more = "".join(f'<script type="text/plain">{text}</script>' for text in texts)
     return HTML(
         f'<style>{style}</style>\n<div class="{name}"><p>{fallback}</p>'

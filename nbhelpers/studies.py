@@ -62,9 +62,8 @@ class Study:
         turns, so that a few images still cover many classes.
         """
         images = self.images("test")
-        return images.subset(
-            min(IMAGES, len(images)), label=None if self.splits else next(iter(images.labels))
-        )
+        label = None if self.splits else next(iter(images.labels))
+        return images.subset(min(IMAGES, len(images)), label=label)
 
     @property
     def missing(self) -> str | None:

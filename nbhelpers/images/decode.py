@@ -12,9 +12,7 @@ from nbhelpers.files import disguise
 
 Image.init()
 # Those of Pillow's that read photographs in their own process; EPS, for one, starts Ghostscript.
-FORMATS = [
-    kind for kind in ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF") if kind in Image.OPEN
-]
+FORMATS = [kind for kind in "JPEG PNG BMP DIB GIF PPM TIFF WEBP AVIF".split() if kind in Image.OPEN]
 SUFFIXES = tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind in FORMATS))
 DECODER = 1  # part of every fingerprint: raise it when the same bytes give other pixels
 BACKGROUND = "white"  # what shows through transparent pixels
@@ -84,8 +82,7 @@ def _read(data: bytes, reduced: bool = False) -> Image.Image:
     except (MemoryError, RefusedError):  # a lack of memory says nothing about the file
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        most = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
-        raise RefusedError(f"too large: more than {most}") from error
+        raise RefusedError(f"too large: over {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels") from error
     except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
         raise RefusedError(disguise(data) or "cannot be decoded") from error
 

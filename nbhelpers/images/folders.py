@@ -277,9 +277,7 @@ def _known_sound() -> Iterator[set[str]]:
             warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
 
 
-def _readable(
-    root: Path, names: Iterable[str], left_out: dict[str, str], sound: set[str]
-) -> Iterator[ImageFile]:
+def _readable(root: Path, names: list[str], left_out: dict[str, str], sound: set[str]) -> Iterator[ImageFile]:
     """The files that can be read and, where not in `sound`, decoded; `left_out` says why others cannot."""
     for name in names:
         path = os.path.join(root, name)

@@ -42,9 +42,7 @@ CUE_CLASSES = (
 )  # fmt: skip
 # The seven that CIFAR-10 shows too, by its names for them.
 RENAMED = {"boat": "ship", "car": "automobile"}
-TO_CIFAR10 = {
-    name: RENAMED.get(name, name) for name in ("airplane", "bird", "boat", "car", "cat", "dog", "truck")
-}
+TO_CIFAR10 = {name: RENAMED.get(name, name) for name in "airplane bird boat car cat dog truck".split()}
 _CLASS = "|".join(CUE_CLASSES)
 _STIMULUS = re.compile(rf"(?P<shape>{_CLASS})\d+-(?P<texture>{_CLASS})\d+")
 
@@ -122,7 +120,7 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
             ".png, such as stimuli/style-transfer-preprocessed-512 in a clone of the authors' repository "
             "rgeirhos/texture-vs-shape"
         )
-    images, shapes, textures = [], [], []
+    trials = []
     for name, image in read_all(path, size):
         match = _STIMULUS.fullmatch(PurePosixPath(name).stem)
         if match is None:
@@ -131,11 +129,10 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
                 f"airplane/airplane1-bicycle2.png, the classes being {', '.join(CUE_CLASSES)}"
             )
         if match["shape"] != match["texture"]:
-            images.append(image)
-            shapes.append(CUE_CLASSES.index(match["shape"]))
-            textures.append(CUE_CLASSES.index(match["texture"]))
-    if not images:
+            trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
+    if not trials:
         raise ValueError(f"{path} holds no cue-conflict stimuli, SHAPE/shapeN-textureM.png")
+    images, shapes, textures = zip(*trials, strict=True)
     labels = {"shape": torch.tensor(shapes), "texture": torch.tensor(textures)}
     classes = {"shape": CUE_CLASSES, "texture": CUE_CLASSES}
     return ArraySource("cue-conflict", torch.stack(images), labels, classes, origin=path.name)
@@ -226,8 +223,7 @@ def _read_torchvision(batches: Path) -> tuple[str, Part, Part]:
         try:
             data = CIFAR10(str(batches.parent), train=train)
         except RuntimeError as error:
-            reason = "is incomplete or fails torchvision's checksums; remove it and get it again"
-            raise ValueError(f"{batches} {reason}") from error
+            raise ValueError(f"{batches} is incomplete or fails its checksums; get it again") from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         official.append((images, torch.tensor(data.targets)))
     return "torchvision (original)", *official

@@ -132,11 +132,6 @@ def _bricks(u: Tensor, v: Tensor) -> Tensor:
     return 8 * (joint - 0.14)
 
 
-def _crosshatch(u: Tensor, v: Tensor) -> Tensor:
-    """Two sets of diagonal lines."""
-    return 9 * (0.13 - torch.minimum(_cell(0.7 * (u + v)).abs(), _cell(0.7 * (u - v)).abs()))
-
-
 # Patterns before they are made steep and brought to 0..1.
 WAVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "stripes": lambda u, v: torch.sin(2 * math.pi * u),
@@ -145,7 +140,7 @@ WAVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "zigzag": lambda u, v: torch.sin(2 * math.pi * (u + 0.8 * _cell(0.5 * v).abs())),
     "rings": lambda u, v: torch.sin(2 * math.pi * torch.hypot(u, v)),
     "bricks": _bricks,
-    "crosshatch": _crosshatch,
+    "crosshatch": lambda u, v: 9 * (0.13 - torch.minimum(*(_cell(0.7 * w).abs() for w in (u + v, u - v)))),
 }
 
 
@@ -194,12 +189,8 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
     covered = avg_pool2d(coverage[:, None], SUPERSAMPLING)
     image = avg_pool2d(paint * coverage[:, None], SUPERSAMPLING) + ground * (1 - covered)
     image = image + SENSOR_NOISE * torch.randn(image.shape, generator=generator)
-    return {
-        "image": (255 * image).round().clamp(0, 255).to(torch.uint8),
-        "shape": shape,
-        "texture": texture,
-        "mask": covered[:, 0] >= 0.5,
-    }
+    image = (255 * image).round().clamp(0, 255).to(torch.uint8)
+    return {"image": image, "shape": shape, "texture": texture, "mask": covered[:, 0] >= 0.5}
 
 
 def _patterns(s: Tensor, t: Tensor, phase: Tensor, texture: Tensor, generator: torch.Generator) -> Tensor:

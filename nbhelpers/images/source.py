@@ -1,7 +1,5 @@
 """Image data sets: `uint8 C H W` images with labels, a name and a fingerprint."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +42,7 @@ class ImageSource(Dataset):
     std: Triple
     fingerprint: str
 
-    def select(self, indices: Sequence[int] | Tensor) -> ImageSource:
+    def select(self, indices: Sequence[int] | Tensor) -> "ImageSource":
         """The images at `indices`, in that order; labels and masks follow, name, mean and std stay."""
         indices = torch.as_tensor(indices, dtype=torch.long)
         part = copy(self)
@@ -69,7 +67,7 @@ class ImageSource(Dataset):
             )
         return torch.stack(images)
 
-    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+    def subset(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """`n` images drawn without replacement; the same `seed` draws the same ones.
 
         With a `label`, its classes take turns for as long as they have images: all have the same number, but
@@ -85,7 +83,7 @@ class ImageSource(Dataset):
             order = order[earlier(self.labels[label][order]).argsort(stable=True)]
         return self.select(order[:n])
 
-    def balanced(self, n: int, label: str = "class", seed: int = 0) -> ImageSource:
+    def balanced(self, n: int, label: str = "class", seed: int = 0) -> "ImageSource":
         """`n` images of every class of `label`, drawn without replacement, classes taking turns.
 
         Raises:
@@ -98,7 +96,7 @@ class ImageSource(Dataset):
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.select(order[in_turns(self.labels[label][order])][: n * len(counts)])
 
-    def restrict(self, names: Sequence[str], label: str = "class") -> ImageSource:
+    def restrict(self, names: Sequence[str], label: str = "class") -> "ImageSource":
         """The images whose `label` is one of `names`; these become its classes, in that order.
 
         Raises:

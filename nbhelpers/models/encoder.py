@@ -1,7 +1,5 @@
 """A Vision Transformer ready to be looked at: module, token layout, preprocessing, provenance."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import inspect
@@ -99,7 +97,7 @@ class Encoder:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
-    def to(self, device: str | torch.device) -> Encoder:
+    def to(self, device: str | torch.device) -> "Encoder":
         """Move the weights; returns the same encoder."""
         self.module.to(device)
         return self
@@ -282,20 +280,16 @@ def _contradiction(encoder: Encoder) -> str | None:
     for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if (value := getattr(encoder, name)) not in known:
             return f"{name} {value!r} is not one of {', '.join(known)}"
-    grid, patch, image = encoder.grid, encoder.patch_size, encoder.image_size
-    if any(n not in (s // p, -(-s // p)) for n, p, s in zip(grid, patch, image, strict=True)):
-        return (
-            f"a grid of {grid[0]} x {grid[1]} patches contradicts images of {image[0]} x {image[1]} px in "
-            f"patches of {patch[0]} x {patch[1]} px"
-        )
+    sides = (encoder.grid, encoder.image_size, encoder.patch_size)
+    if any(n not in (s // p, -(-s // p)) for n, s, p in zip(*sides, strict=True)):
+        grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)
+        return f"a grid of {grid} patches contradicts images of {image} px in patches of {patch} px"
     # A patch embedding without convolution says nothing of channels.
     convolution = next((part for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = len(encoder.mean) if convolution is None else convolution.in_channels
-    if not channels == len(encoder.mean) == len(encoder.std):
-        return (
-            f"images of {channels} channels need as many means and deviations, there are "
-            f"{len(encoder.mean)} and {len(encoder.std)}"
-        )
+    means, deviations = len(encoder.mean), len(encoder.std)
+    channels = means if convolution is None else convolution.in_channels
+    if not channels == means == deviations:
+        return f"{channels} channels need as many means and deviations, not {means} and {deviations}"
     kinds = {value.dtype for value in encoder.module.parameters() if value.is_floating_point()}
     if encoder.device.type == "cpu" and (other := kinds - {torch.float32}):
         names = ", ".join(sorted(map(str, other)))

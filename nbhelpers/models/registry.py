@@ -25,7 +25,8 @@ from nbhelpers.names import nearest
 HUB = "hf-hub:"
 RANDOM = "random:"
 SEEDED = re.compile(r"([^/]+)\.s([1-9]\d*)")
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+# A path, or the name of a weight file; names on a hub and random ones may hold slashes too.
+FILE = re.compile(rf"(?!{HUB}|{RANDOM}).*(/.*|\.(safetensors|pth|pt|bin|ckpt|tar))")
 # Resize the short side to 256, cut out 224 in the centre: most evaluations on ImageNet.
 EVALUATION = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 EVALUATION |= {"interpolation": "bicubic", "crop": 224 / 256, "crop_mode": "center"}
@@ -207,7 +208,7 @@ def load(
         _refuse(name.name, seed=seed, from_file=from_file)
         return name if device is None else name.to(device)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on what was loaded
-        if _is_path(name):
+        if isinstance(name, Path) or FILE.fullmatch(name):
             _refuse(str(name), seed=seed, from_file=from_file)
             encoder = store.load_saved(Path(name))
         else:
@@ -220,13 +221,6 @@ def _refuse(name: str, **given: object) -> None:
     for option, value in given.items():
         if value is not None:
             raise ValueError(f"{name!r} says all about itself, so {option}={value} cannot be used")
-
-
-def _is_path(name: str | Path) -> bool:
-    """Whether a name is that of a file."""
-    if isinstance(name, Path):
-        return True
-    return not name.startswith((HUB, RANDOM)) and ("/" in name or Path(name).suffix in WEIGHT_FILES)
 
 
 def _by_name(name: str, seed: int | None, path: Path | None) -> Encoder:
