@@ -1,7 +1,5 @@
 """Hooks exposing each block's query, key, value and the residual stream while an encoder runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -20,6 +19,8 @@ from nbhelpers.models.errors import UnsupportedArchitecture
 PLACES = ("block", "+sa")
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
+SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # its arguments, in their order
+UNUSUAL = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask", "q_proj_weight")
 TWO_LINES = """write the block's attention as the one call that can be seen,
     -  x = (q @ k.transpose(-2, -1) * scale).softmax(-1) @ v
     +  x = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)"""
@@ -82,11 +83,15 @@ class Stream:
         return patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
 
 
+OnAttention = Callable[[Attention], None] | None
+OnStream = Callable[[Stream], None] | None
+
+
 @contextmanager
 def capture(
     encoder: Encoder,
-    on_attention: Callable[[Attention], None] | None = None,
-    on_stream: Callable[[Stream], None] | None = None,
+    on_attention: OnAttention = None,
+    on_stream: OnStream = None,
     places: Collection[str] = PLACES,
 ) -> Iterator[None]:
     """Call back with every block's attention and residual stream while the encoder runs in the `with` block.
@@ -129,9 +134,7 @@ def capture(
             "attention and MLP; pass places=('block',), or describe it with wrap(..., after_attention=...)"
         )
     if encoder.module.training:
-        raise RuntimeError(
-            f"{encoder.name} is in training mode, where dropout is on; call encoder.module.eval()"
-        )
+        raise RuntimeError(f"{encoder.name} is in training mode (dropout is on): call encoder.module.eval()")
     tap = _Tap(encoder, on_attention, on_stream, places if on_stream is not None else ())
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -148,9 +151,7 @@ def capture(
             stack.enter_context(tap)
         yield
     if tap.last != encoder.depth:
-        raise RuntimeError(
-            f"{encoder.name}: the last pass inside capture() ran {tap.last} of {encoder.depth} blocks"
-        )
+        raise RuntimeError(f"{encoder.name}: the last pass ran {tap.last} of {encoder.depth} blocks")
 
 
 class _Tap(TorchFunctionMode):
@@ -158,14 +159,11 @@ class _Tap(TorchFunctionMode):
 
     Three calls compute attention: `F.scaled_dot_product_attention`; `F.multi_head_attention_forward`, whose
     query, key and value are projected once more; and, written out, q k^T, softmax and the product with v.
+    All of them end in `_attention`, with the arguments of the first.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        on_attention: Callable[[Attention], None] | None,
-        on_stream: Callable[[Stream], None] | None,
-        places: Collection[str],
+        self, encoder: Encoder, on_attention: OnAttention, on_stream: OnStream, places: Collection[str]
     ) -> None:
         super().__init__()
         self.encoder, self.places = encoder, places
@@ -182,9 +180,11 @@ class _Tap(TorchFunctionMode):
         if not self.running:
             return result
         if func is F.scaled_dot_product_attention:
-            self._fused(result, *args, **kwargs)
+            self._attention(result, **dict(zip(SDPA, args, strict=False)), **kwargs)
         elif func is F.multi_head_attention_forward:
-            self._multi_head(**inspect.signature(func).bind(*args, **kwargs).arguments)
+            call = inspect.signature(func).bind(*args, **kwargs)
+            call.apply_defaults()
+            self._multi_head(call.arguments)
         elif func in SOFTMAX and self.product and self._is_square(result):
             self.logits = args[0] if args else kwargs["input"]
         elif func in MATMUL and result.ndim == 4:
@@ -213,12 +213,12 @@ class _Tap(TorchFunctionMode):
     def leave(self, depth: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a block: it must have given what was asked for, once."""
         self.running, self.last = 0, depth
-        asked = {"attention": self.on_attention is not None, "+sa": "+sa" in self.places}
-        for what in (what for what, wanted in asked.items() if wanted and self.seen.count(what) != 1):
-            raise RuntimeError(
-                f"{self.encoder.name}: block {depth} ({type(block).__name__}) gave {what} "
-                f"{self.seen.count(what)} times instead of once; without torch.compile, {TWO_LINES}"
-            )
+        for what, asked in (("attention", self.on_attention is not None), ("+sa", "+sa" in self.places)):
+            if asked and self.seen.count(what) != 1:
+                raise RuntimeError(
+                    f"{self.encoder.name}: block {depth} ({type(block).__name__}) gave {what} "
+                    f"{self.seen.count(what)} times instead of once; without torch.compile, {TWO_LINES}"
+                )
         if "block" in self.places:
             self._stream(depth, "block", output)
 
@@ -228,41 +228,35 @@ class _Tap(TorchFunctionMode):
         # HuggingFace's blocks give tensors, tuples or output objects.
         tokens = getattr(value, "last_hidden_state", value)
         tokens = tokens[0] if isinstance(tokens, tuple) and tokens else tokens
+        found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(value).__name__
         expected = (encoder.tokens, encoder.width)
-        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
-            found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(value).__name__
+        if found[1:] != expected:
             raise RuntimeError(
                 f"{encoder.name}: stream at depth {depth} ({place}) is {found}, not B N D with N D = "
                 f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"
             )
         self.on_stream(Stream(depth, place, tokens, encoder.prefix, encoder.grid))
 
-    def _multi_head(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        num_heads: int,
-        in_proj_weight: Tensor,
-        in_proj_bias: Tensor | None,
-        **call: Any,
-    ) -> None:
-        """A call of `F.multi_head_attention_forward` on `N B D`."""
-        unusual = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask", "q_proj_weight")
-        if call.get("add_zero_attn") or any(call.get(name) is not None for name in unusual):
+    def _multi_head(self, call: dict[str, Any]) -> None:
+        """A call of `F.multi_head_attention_forward` on tokens `N B D`, by its arguments."""
+        if call["add_zero_attn"] or any(call[name] is not None for name in UNUSUAL):
             raise UnsupportedArchitecture(
                 f"{self.encoder.name}: block {self.running} adds keys, masks some or projects them apart"
             )
-        biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-        heads = [
-            F.linear(tokens, weight, bias).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
-            for tokens, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
-        ]
-        mask = call.get("attn_mask")
-        mask = mask.unflatten(0, heads[0].shape[:2]) if mask is not None and mask.ndim == 3 else mask
-        dropout = call["dropout_p"] if call.get("training", True) else 0.0
-        output = F.scaled_dot_product_attention(*heads, attn_mask=mask)
-        self._fused(output, *heads, mask, dropout, call.get("is_causal", False))
+        tokens = (call["query"], call["key"], call["value"])
+        bias, mask = call["in_proj_bias"], call["attn_mask"]
+        weights, biases = call["in_proj_weight"].chunk(3), [None] * 3 if bias is None else bias.chunk(3)
+        query, key, value = (
+            rearrange(F.linear(*part), "n b (h d) -> b h n d", h=call["num_heads"])
+            for part in zip(tokens, weights, biases, strict=True)
+        )
+        if mask is not None and mask.ndim == 3:
+            mask = mask.unflatten(0, query.shape[:2])
+        dropout = call["dropout_p"] if call["training"] else 0.0
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        self._attention(
+            output, query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=call["is_causal"]
+        )
 
     def _matmul(self, result: Tensor, first: Tensor, second: Tensor) -> None:
         """A product of four-dimensional tensors: q k^T, or the probabilities of the last softmax times v."""
@@ -272,30 +266,19 @@ class _Tap(TorchFunctionMode):
             (query, key), bias = self.product, self.logits - self.product[0] @ self.product[1].mT
             self.product = self.logits = None
             # What came between product and softmax: a scale, a position bias.
-            self._fused(result, query, key, second, bias if bias.any() else None, scale=1.0)
+            self._attention(result, query, key, second, attn_mask=bias if bias.any() else None, scale=1.0)
 
     def _is_square(self, tensor: Tensor) -> bool:
         """Whether a tensor holds a number per pair of tokens: `B H N N`."""
         return tensor.ndim == 4 and tuple(tensor.shape[2:]) == (self.encoder.tokens,) * 2
 
-    def _fused(
-        self,
-        output: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **_: Any,
-    ) -> None:
-        """Check and hand on an attention with the arguments of `F.scaled_dot_product_attention`."""
-        encoder, depth = self.encoder, self.running
-        if dropout_p > 0:
+    def _attention(self, output: Tensor, query: Tensor, key: Tensor, value: Tensor, **call: Any) -> None:
+        """Check and hand on an attention, by the arguments of `F.scaled_dot_product_attention`."""
+        encoder, depth, bias = self.encoder, self.running, call.get("attn_mask")
+        if call.get("dropout_p", 0.0) > 0:
             raise RuntimeError(f"{encoder.name}: attention dropout is on in block {depth}")
-        masked = attn_mask is not None and (attn_mask.dtype == torch.bool or attn_mask.isneginf().any())
-        if is_causal or masked:
+        masked = bias is not None and (bias.dtype == torch.bool or bias.isneginf().any())
+        if call.get("is_causal") or masked:
             raise UnsupportedArchitecture(f"{encoder.name}: block {depth} masks some tokens")
         self.seen.append("attention")
         expected = (encoder.heads, encoder.tokens)
@@ -305,17 +288,6 @@ class _Tap(TorchFunctionMode):
                 f"{encoder.name}: attention of block {depth} has query, key, value {shapes}, not B H N D "
                 f"with H N = {expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"
             )
-        self.on_attention(
-            Attention(
-                depth=depth,
-                query=query,
-                key=key,
-                value=value,
-                output=output,
-                bias=attn_mask,
-                scale=query.shape[-1] ** -0.5 if scale is None else scale,
-                prefix=encoder.prefix,
-                grid=encoder.grid,
-                patch_size=encoder.patch_size,
-            )
-        )
+        scale = query.shape[-1] ** -0.5 if call.get("scale") is None else call["scale"]
+        layout = (encoder.prefix, encoder.grid, encoder.patch_size)
+        self.on_attention(Attention(depth, query, key, value, output, bias, scale, *layout))

@@ -1,7 +1,5 @@
 """Where files live and how they are written: temporary name first, then moved."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
@@ -15,6 +13,13 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 TEMPORARY = ".tmp-"  # how names of unfinished files start; .gitignore has it too
+# First bytes, in lower case, of what a file that should be weights, an image or an archive often is instead.
+PAGE = "an HTML or XML page, as a failed download leaves it"
+DISGUISES = {
+    b"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
+    b"pk\x03\x04": "a zip archive (unpack it and name what is in it)",
+    **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<?xml"), PAGE),
+}
 
 
 def cache_dir() -> Path:
@@ -91,19 +96,18 @@ def _workplace(parent: Path) -> tuple[Path, TextIO]:
 
 def _move(temporary: Path, path: Path) -> None:
     """Give a finished file or folder its name, with its bytes on the disk before."""
-    if not temporary.is_dir():
+    if folder := temporary.is_dir():
+        os.sync()
+    else:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # safetensors writes 0600, which hides the file from other users
-        os.replace(temporary, path)
-        return
-    os.sync()
     try:
-        temporary.rename(path)
+        os.replace(temporary, path)
     except OSError:
-        if not path.is_dir():
+        if not (folder and path.is_dir()):  # made first by another process
             raise
 
 
@@ -136,3 +140,15 @@ def sha256(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def disguise(start: bytes) -> str | None:
+    """What a file that cannot be read is instead of what its name promises, by its first bytes.
+
+    >>> disguise(b"<!DOCTYPE html><html>")
+    'an HTML or XML page, as a failed download leaves it'
+    """
+    if not start:
+        return "an empty file"
+    start = start[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((kind for first, kind in DISGUISES.items() if start.startswith(first)), None)

@@ -3,8 +3,6 @@
 Script and style are part of the HTML, so that it works on the site, in Jupyter and in a file on a disk alike.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -48,26 +46,22 @@ def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
         "models": [_maps(encoder, image, single_heads=size <= LIMIT) for encoder in encoders],
         "image": png(image.squeeze(0)),
     }
-    style, script = (
-        (files("nbhelpers") / f"interactive.{kind}").read_text("utf-8") for kind in ("css", "js")
-    )
-    return application("attention-maps", FALLBACK, content, style, script)
+    return application("attention-maps", FALLBACK, content, "interactive.css", "interactive.js")
 
 
-def application(name: str, fallback: str, content: dict, style: str, script: str, *texts: str) -> HTML:
+def application(name: str, fallback: str, content: dict, *parts: str) -> HTML:
     """A piece of HTML that holds all it needs.
 
     Args:
         name: class of its element.
         fallback: what stands in it until the script has run.
         content: what the script reads as JSON; the colours of attention maps are added.
-        style: CSS.
-        script: JavaScript.
-        texts: further texts for the script.
+        parts: files in this package: a style, a script, and further texts for the script.
     """
+    style, script, *texts = ((files("nbhelpers") / part).read_text("utf-8") for part in parts)
     colours = np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255)
-    data = json.dumps(content | {"colours": base64_of(colours, "u1")})
-    data = data.replace("<", "\\u003c")  # nothing in it may end the script element
+    # Nothing in the data may end the script element.
+    data = json.dumps(content | {"colours": base64_of(colours, "u1")}).replace("<", "\\u003c")
     more = "".join(f'<script type="text/plain">{text}</script>' for text in texts)
     return HTML(
         f'<style>{style}</style>\n<div class="{name}"><p>{fallback}</p>'

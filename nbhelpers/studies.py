@@ -1,7 +1,5 @@
 """A study: images, and the encoders that were trained on similar ones."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -27,13 +25,8 @@ NAMES = {
     "dino": "DINO",
     "decoder": "MAE's decoder",
 }
-PUBLIC = (  # the paper's own models, and an untrained one of their architecture
-    "mocov3.vit_base_patch16_224",
-    "dino.vit_base_patch16_224",
-    "simmim.vit_base_patch16_224",
-    "mae.vit_base_patch16_224",
-    "random:vit_base_patch16_224",
-)
+# The paper's own models, and an untrained one of their architecture.
+PUBLIC = tuple(f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,8 @@ class Study:
         turns, so that a few images still cover many classes.
         """
         images = self.images("test")
-        return images.at_most(IMAGES, label=None if self.splits else next(iter(images.classes)))
+        label = None if self.splits else next(iter(images.classes))
+        return images.at_most(IMAGES, label=label)
 
     @property
     def missing(self) -> str | None:

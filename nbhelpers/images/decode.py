@@ -1,7 +1,5 @@
 """The bytes of an image file as `uint8 3 H W`: every pixel format that Pillow reads, or a refusal by name."""
 
-from __future__ import annotations
-
 import io
 import math
 
@@ -10,21 +8,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from nbhelpers.files import disguise
+
 Image.init()
 # Those of Pillow's that read photographs in their own process; EPS, for one, starts Ghostscript.
-FORMATS = [
-    kind for kind in ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF") if kind in Image.OPEN
-]
+FORMATS = [kind for kind in "JPEG PNG BMP DIB GIF PPM TIFF WEBP AVIF".split() if kind in Image.OPEN]
 SUFFIXES = tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind in FORMATS))
 DECODER = 1  # part of every fingerprint: raise it when the same bytes give other pixels
 BACKGROUND = "white"  # what shows through transparent pixels
-# First bytes of what a file that should be an image or an archive often is instead.
-DISGUISES = {
-    b"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
-    b"<!doctype html": "an HTML page, as a failed download leaves it",
-    b"<html": "an HTML page, as a failed download leaves it",
-    b"pk\x03\x04": "a zip archive (unpack it and name the folder)",
-}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, ignored by Pillow for deep grey
 
 Size = int | tuple[int, int]
@@ -50,18 +41,6 @@ def decode(data: bytes, size: Size | None = None) -> Tensor:
 def check(data: bytes) -> None:
     """Raise a RefusedError where `decode` would; JPEG is decoded at an eighth of its size, much faster."""
     _read(data, reduced=True)
-
-
-def disguise(start: bytes) -> str | None:
-    """What a file that cannot be read is instead of an image or an archive, by its first bytes.
-
-    >>> disguise(b"<!DOCTYPE html><html>")
-    'an HTML page, as a failed download leaves it'
-    """
-    if not start:
-        return "an empty file"
-    start = start[:64].lstrip().lower()
-    return next((kind for first, kind in DISGUISES.items() if start.startswith(first)), None)
 
 
 def resize(image: Image.Image, size: Size | None = None) -> Tensor:
@@ -103,9 +82,7 @@ def _read(data: bytes, reduced: bool = False) -> Image.Image:
     except (MemoryError, RefusedError):  # a lack of memory says nothing about the file
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RefusedError(
-            f"too large: more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
-        ) from error
+        raise RefusedError(f"too large: over {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels") from error
     except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
         raise RefusedError(disguise(data) or "cannot be decoded") from error
 

@@ -3,8 +3,6 @@
 Frequencies are in radians per pixel: a wave of P pixels has 2 pi / P, Nyquist is pi.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

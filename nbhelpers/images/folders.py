@@ -1,7 +1,5 @@
 """Image files in a folder or a tar archive: finding, unpacking, checking them, and a source made of them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -10,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nbhelpers.files import atomic_path, cache_dir, sha256
-from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode, disguise
+from nbhelpers.files import atomic_path, cache_dir, disguise, sha256
+from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode
 from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics, earlier
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
@@ -35,6 +34,7 @@ class ImageFile(NamedTuple):
     sha256: str
 
 
+@dataclass(eq=False, repr=False)
 class FileSource(ImageSource):
     """A source that decodes its image files when they are asked for; the images may differ in size.
 
@@ -42,23 +42,18 @@ class FileSource(ImageSource):
     source read it first is an error: `fingerprint` is of the contents as they were.
     """
 
+    name: str
+    origin: str
+    files: tuple[ImageFile, ...]
+    labels: dict[str, Tensor]
+    classes: dict[str, tuple[str, ...]]
+    size: Size | None = None
     masks = None
 
-    def __init__(
-        self,
-        name: str,
-        files: Sequence[ImageFile],
-        labels: Tensor,
-        classes: Sequence[str],
-        origin: str,
-        size: Size | None = None,
-    ) -> None:
-        """Take the listed files with the label `class`."""
-        self.name, self.origin, self.size = name, origin, size
-        self.files = tuple(files)
-        self.labels, self.classes = {"class": labels}, {"class": tuple(classes)}
-        self._whole = self  # a selection keeps the statistics of what it was selected from
-        self._keep(torch.arange(len(files)))
+    def __post_init__(self) -> None:
+        """Take the fingerprint; a selection keeps the statistics of what it was selected from."""
+        self._whole = self
+        self._keep(torch.arange(len(self.files)))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -193,8 +188,8 @@ class FolderSource(FileSource):
                         f"images that can be read, needed {needed}; left out: {summary(left_out)}"
                     )
         _warn_of(self.path, left_out)
-        labels = torch.tensor(numbers, dtype=torch.long)
-        return FileSource(self.name, files, labels, self.classes["class"], self.origin, self.size)
+        labels = {"class": torch.tensor(numbers, dtype=torch.long)}
+        return FileSource(self.name, self.origin, tuple(files), labels, dict(self.classes), self.size)
 
     def _numbers(self) -> Tensor:
         """The class `N` of each name."""
@@ -242,12 +237,11 @@ def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
     while folders:
         folder = folders.popleft()
         try:
-            status = os.stat(root / folder)
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
             left_out[folder] = error.strerror
             continue
-        if (place := (status.st_dev, status.st_ino)) in entered:
+        if (place := os.path.realpath(root / folder)) in entered:
             left_out[folder] = "a link to a folder that is read already"
             continue
         entered.add(place)
@@ -346,12 +340,12 @@ def _known_sound() -> Iterator[set[str]]:
     try:
         yield known
     finally:  # also when interrupted
-        if len(known) > before:
-            try:
+        try:
+            if len(known) > before:
                 with atomic_path(path) as temporary:
                     temporary.write_text("\n".join(sorted(known)))
-            except OSError as error:
-                warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
+        except OSError as error:
+            warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
 
 
 def _split(path: Path) -> tuple[Path, str]:
@@ -392,13 +386,12 @@ def _by_class(path: Path, names: Iterable[str], left_out: Mapping[str, str]) -> 
         groups.setdefault(os.path.dirname(name), []).append(name)
     if not groups:
         also = f"; left out {summary(left_out)}" if left_out else ""
-        raise ValueError(
-            f"no images in {printable(path)}{also}; looked for files ending in {', '.join(SUFFIXES)}"
-        )
+        wanted = f"looked for files ending in {', '.join(SUFFIXES)}"
+        raise ValueError(f"no images in {printable(path)}{also}; {wanted}")
     if len({(os.path.dirname(parent), parent == "") for parent in groups}) > 1:
-        examples = sorted(groups)[:: max(1, len(groups) // 4)]
+        places = [printable(path / parent) for parent in sorted(groups)[:: max(1, len(groups) // 4)]]
         raise ValueError(
             f"{printable(path)}: images must lie in CLASS/FILE, all classes side by side, but they lie in "
-            f"{', '.join(printable(path / parent) for parent in examples)} ...; name one set's folder"
+            f"{', '.join(places)} ...; name one set's folder"
         )
     return {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}

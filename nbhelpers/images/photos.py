@@ -1,12 +1,10 @@
-"""Photographs: CIFAR-10, and the few that scikit-image carries."""
-
-from __future__ import annotations
+"""Data sets of others: CIFAR-10, a few photographs of scikit-image, and cue-conflict stimuli."""
 
 import hashlib
 import json
 import os
+import re
 import socket
-from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import skimage.data
@@ -31,9 +29,22 @@ from nbhelpers.images.source import (
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}  # images of each class in the official parts
+_FILE = re.compile(rf"(.*/)?(?P<part>train|test)/(?P<title>{'|'.join(CIFAR10_CLASSES)})/[^/]*")
 SPLITS = ("train", "val", "test")
 VALIDATION_SEED = 0
 VALIDATION_SHARE = 0.1
+
+Part = tuple[Tensor, Tensor]  # images `uint8 N 3 H W`, and labels `N`
+
+CUE_CLASSES = (
+    "airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat",
+    "chair", "clock", "dog", "elephant", "keyboard", "knife", "oven", "truck",
+)  # fmt: skip
+# The seven that CIFAR-10 shows too, by its names for them.
+RENAMED = {"boat": "ship", "car": "automobile"}
+TO_CIFAR10 = {name: RENAMED.get(name, name) for name in "airplane bird boat car cat dog truck".split()}
+_CLASS = "|".join(CUE_CLASSES)
+_STIMULUS = re.compile(rf"(?P<shape>{_CLASS})\d+-(?P<texture>{_CLASS})\d+")
 
 # In scikit-image's wheel (no download), free of rights: public domain or CC0.
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
@@ -63,16 +74,12 @@ def cifar10(split: str = "test", download: bool = False) -> ArraySource:
         _write_cifar10(path, cached)
     with safe_open(cached, "pt") as file:
         about = json.loads(file.metadata()["about"])
-        return ArraySource(
-            f"cifar10/{split}",
-            file.get_tensor(f"{split}.images"),
-            {"class": file.get_tensor(f"{split}.labels")},
-            {"class": CIFAR10_CLASSES},
-            mean=tuple(about["mean"]),
-            std=tuple(about["std"]),
-            fingerprint=about["fingerprint"][split],
-            origin=about["origin"],
-        )
+        images, labels = (file.get_tensor(f"{split}.{what}") for what in ("images", "labels"))
+    mean, std, fingerprint = tuple(about["mean"]), tuple(about["std"]), about["fingerprint"][split]
+    labels, classes = {"class": labels}, {"class": CIFAR10_CLASSES}
+    return ArraySource(
+        f"cifar10/{split}", images, labels, classes, None, mean, std, fingerprint, about["origin"]
+    )
 
 
 def photographs(size: Size = 224) -> ArraySource:
@@ -85,13 +92,67 @@ def photographs(size: Size = 224) -> ArraySource:
     torch.Size([2, 3, 32, 32])
     """
     images = [resize(Image.fromarray(getattr(skimage.data, name)()), size) for name in PHOTOGRAPHS]
+    labels = {"class": torch.arange(len(PHOTOGRAPHS))}
     return ArraySource(
-        "photographs",
-        torch.stack(images),
-        {"class": torch.arange(len(PHOTOGRAPHS))},
-        {"class": PHOTOGRAPHS},
-        origin="scikit-image",
+        "photographs", torch.stack(images), labels, {"class": PHOTOGRAPHS}, origin="scikit-image"
     )
+
+
+def cue_conflict(size: Size | None = None) -> ArraySource:
+    """The cue-conflict stimuli of Geirhos et al. (2019): labels `shape` and `texture`, 16 classes each.
+
+    Images are named `shapeN-textureM.png`. Of the 1,280, the 80 whose shape and texture agree are dropped,
+    since they cannot tell which of the two a decision followed: 1,200 trials. Read from the folder or tar
+    archive that `$NBHELPERS_CUE_CONFLICT` names.
+
+    Args:
+        size: pixels of a side (or rows, columns) to resize to; None keeps the size of the files.
+
+    Raises:
+        MissingDataError: the stimuli are not there.
+        ValueError: the folder holds other files, or a file cannot be decoded.
+    """
+    path = named_path("NBHELPERS_CUE_CONFLICT")
+    if path is None:
+        raise MissingDataError(
+            "the cue-conflict stimuli of Geirhos et al. (2019) are not on this machine: set "
+            "NBHELPERS_CUE_CONFLICT to a folder or tar archive laid out as cue-conflict/SHAPE/shapeN-textureM"
+            ".png, such as stimuli/style-transfer-preprocessed-512 in a clone of the authors' repository "
+            "rgeirhos/texture-vs-shape"
+        )
+    trials = []
+    for name, image in read_all(path, size):
+        match = _STIMULUS.fullmatch(PurePosixPath(name).stem)
+        if match is None:
+            raise ValueError(
+                f"{path}: {name} is no cue-conflict stimulus; expected names such as "
+                f"airplane/airplane1-bicycle2.png, the classes being {', '.join(CUE_CLASSES)}"
+            )
+        if match["shape"] != match["texture"]:
+            trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
+    if not trials:
+        raise ValueError(f"{path} holds no cue-conflict stimuli, SHAPE/shapeN-textureM.png")
+    images, shapes, textures = zip(*trials, strict=True)
+    labels = {"shape": torch.tensor(shapes), "texture": torch.tensor(textures)}
+    classes = {"shape": CUE_CLASSES, "texture": CUE_CLASSES}
+    return ArraySource("cue-conflict", torch.stack(images), labels, classes, origin=path.name)
+
+
+def cue_conflict_cifar10(size: Size = 32) -> ArraySource:
+    """The trials whose shape and texture are both among the seven classes of CIFAR-10, under its names.
+
+    Five images for each of the 42 pairs: 210 trials. `cifar10(split).restrict(classes)`, with `classes`
+    those of this source's `shape` label, numbers the photographs in the same way.
+
+    Raises:
+        MissingDataError: the stimuli are not there.
+    """
+    trials = cue_conflict(size)
+    for label in ("shape", "texture"):
+        trials = trials.restrict(tuple(TO_CIFAR10), label)
+        trials.classes[label] = tuple(TO_CIFAR10.values())
+    trials.name = "cue-conflict/cifar10"
+    return trials
 
 
 def _find_cifar10(download: bool) -> Path:
@@ -139,64 +200,56 @@ def _content(path: Path) -> str:
 def _write_cifar10(path: Path, cached: Path) -> None:
     """Decode CIFAR-10 at `path`, split it, and write the cache file."""
     read = _read_torchvision if path.name == CIFAR10.base_folder else _read_image_files
-    origin, official = read(path)
-    train, val = _hold_out(official["train"][1])
+    origin, (images, labels), test = read(path)
+    train, val = _hold_out(labels)
+    order = in_turns(test[1])
     parts = {
-        "train": [part[train] for part in official["train"]],
-        "val": [part[val] for part in official["train"]],
-        "test": [part[in_turns(official["test"][1])] for part in official["test"]],
+        "train": (images[train], labels[train]),
+        "val": (images[val], labels[val]),
+        "test": (test[0][order], test[1][order]),
     }
-    mean, std = channel_statistics([parts["train"][0]])
-    about = {
-        "origin": origin,
-        "mean": mean,
-        "std": std,
-        "fingerprint": {split: content_fingerprint(*part) for split, part in parts.items()},
-    }
-    tensors = {}
-    for split, (images, labels) in parts.items():
-        tensors |= {f"{split}.images": images, f"{split}.labels": labels}
+    about = dict(zip(("mean", "std"), channel_statistics([parts["train"][0]]), strict=True))
+    about |= {"origin": origin, "fingerprint": {split: content_fingerprint(*parts[split]) for split in parts}}
+    tensors = {f"{split}.images": part[0] for split, part in parts.items()}
+    tensors |= {f"{split}.labels": part[1] for split, part in parts.items()}
     with atomic_path(cached) as temporary:
         save_file(tensors, temporary, metadata={"about": json.dumps(about)})
 
 
-def _read_torchvision(batches: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Origin, and official `train` and `test` images `uint8 N 3 H W` and labels; torchvision checks sums."""
-    official = {}
-    for part in CIFAR10_PER_CLASS:
+def _read_torchvision(batches: Path) -> tuple[str, Part, Part]:
+    """Origin, and the official training and test images; torchvision checks sums."""
+    official = []
+    for train in (True, False):
         try:
-            data = CIFAR10(str(batches.parent), train=part == "train")
+            data = CIFAR10(str(batches.parent), train=train)
         except RuntimeError as error:
-            raise ValueError(
-                f"{batches} is incomplete or fails torchvision's checksums; remove it and get it again"
-            ) from error
+            raise ValueError(f"{batches} is incomplete or fails its checksums; get it again") from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        official[part] = images, torch.tensor(data.targets)
-    return "torchvision (original)", official
+        official.append((images, torch.tensor(data.targets)))
+    return "torchvision (original)", *official
 
 
-def _read_image_files(path: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
+def _read_image_files(path: Path) -> tuple[str, Part, Part]:
     """The same from `{train,test}/CLASS/FILE`, sorted by class and name."""
-    rows: dict[str, list] = {part: [] for part in CIFAR10_PER_CLASS}
+    rows: dict[str, tuple[list[Tensor], list[int]]] = {part: ([], []) for part in CIFAR10_PER_CLASS}
     lossy = False
     for name, image in read_all(path):
-        part, title = PurePosixPath(name).parts[-3:-1] if name.count("/") > 1 else ("", "")
-        if part not in rows or title not in CIFAR10_CLASSES:
+        if not (match := _FILE.fullmatch(name)):
             continue
         if image.shape != (3, 32, 32):
             raise ValueError(f"{path}: {name} is not 32 x 32 but {image.shape[1]} x {image.shape[2]}")
-        rows[part].append((image, CIFAR10_CLASSES.index(title)))
+        rows[match["part"]][0].append(image)
+        rows[match["part"]][1].append(CIFAR10_CLASSES.index(match["title"]))
         lossy |= name.lower().endswith((".jpg", ".jpeg", ".webp"))
-    official = {}
-    for part, found in rows.items():
-        counts = Counter(CIFAR10_CLASSES[label] for _, label in found)
-        if any(counts[title] != CIFAR10_PER_CLASS[part] for title in CIFAR10_CLASSES):
+    for part, (_, labels) in rows.items():
+        counts = {title: labels.count(number) for number, title in enumerate(CIFAR10_CLASSES)}
+        if set(counts.values()) != {CIFAR10_PER_CLASS[part]}:
             raise ValueError(
                 f"{path} is not CIFAR-10: {part} should hold {CIFAR10_PER_CLASS[part]} images of every class "
-                f"as cifar10/{part}/CLASS/*.jpg; it holds {dict(counts)}"
+                f"as cifar10/{part}/CLASS/*.jpg; it holds {counts}"
             )
-        official[part] = torch.stack([image for image, _ in found]), torch.tensor([n for _, n in found])
-    return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", official
+    official = [(torch.stack(images), torch.tensor(labels)) for images, labels in rows.values()]
+    return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", *official
 
 
 def _hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:

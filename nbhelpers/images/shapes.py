@@ -3,8 +3,6 @@
 Images are made in blocks of `BLOCK`, each with its own seed: an image depends on its split and index alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable
@@ -23,7 +21,6 @@ SIZE = 32
 SUPERSAMPLING = 2
 SENSOR_NOISE = 0.02
 BLOCK = 250
-SHAPES = ("disc", "triangle", "square", "star", "cross", "ring", "crescent", "bar", "gear", "heart")
 TEXTURES = (
     "stripes", "checks", "dots", "zigzag", "rings",
     "1/f noise", "white noise", "bricks", "crosshatch", "plain",
@@ -47,31 +44,20 @@ def shape_distance(x: Tensor, y: Tensor, shape: str) -> Tensor:
     >>> shape_distance(torch.tensor([0.0]), torch.tensor([0.0]), "square")
     tensor([-0.7500])
     """
-    radius = torch.hypot(x, y)
-    if shape == "disc":
-        return radius - 0.85
-    if shape == "triangle":
-        edges = [math.pi / 2 + 2 * math.pi * k / 3 for k in range(3)]
-        return torch.stack([x * math.cos(a) + y * math.sin(a) for a in edges]).amax(0) - 0.5
-    if shape == "square":
-        return torch.maximum(x.abs(), y.abs()) - 0.75
-    if shape == "star":
-        return _star(x, y, points=5, inner=0.42)
-    if shape == "cross":
-        upright = torch.maximum(x.abs() - 0.3, y.abs() - 0.95)
-        across = torch.maximum(x.abs() - 0.95, y.abs() - 0.3)
-        return torch.minimum(upright, across)
-    if shape == "ring":
-        return (radius - 0.7).abs() - 0.22
-    if shape == "crescent":
-        return torch.maximum(radius - 0.95, 0.75 - torch.hypot(x - 0.45, y))
-    if shape == "bar":
-        return torch.maximum(x.abs() - 0.33, y.abs() - 1.0)
-    if shape == "gear":
-        return radius - (0.78 + 0.17 * torch.tanh(4 * torch.cos(8 * torch.atan2(y, x))))
-    if shape == "heart":
-        return _heart(x, y)
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    if shape not in SILHOUETTES:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    return SILHOUETTES[shape](x, y, torch.hypot(x, y))
+
+
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    """Distance to the farthest of three edges."""
+    edges = [math.pi / 2 + 2 * math.pi * k / 3 for k in range(3)]
+    return torch.stack([x * math.cos(a) + y * math.sin(a) for a in edges]).amax(0) - 0.5
+
+
+def _box(x: Tensor, y: Tensor, width: float, height: float) -> Tensor:
+    """Distance to a rectangle, from half its width and height."""
+    return torch.maximum(x.abs() - width, y.abs() - height)
 
 
 def _star(x: Tensor, y: Tensor, points: int, inner: float) -> Tensor:
@@ -94,6 +80,22 @@ def _heart(x: Tensor, y: Tensor) -> Tensor:
     return 1.6 * torch.where(py + px > 1, lobe, corner)
 
 
+# Distance to each outline, from coordinates x, y and the radius r.
+SILHOUETTES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "disc": lambda x, y, r: r - 0.85,
+    "triangle": lambda x, y, r: _triangle(x, y),
+    "square": lambda x, y, r: _box(x, y, 0.75, 0.75),
+    "star": lambda x, y, r: _star(x, y, points=5, inner=0.42),
+    "cross": lambda x, y, r: torch.minimum(_box(x, y, 0.3, 0.95), _box(x, y, 0.95, 0.3)),
+    "ring": lambda x, y, r: (r - 0.7).abs() - 0.22,
+    "crescent": lambda x, y, r: torch.maximum(r - 0.95, 0.75 - torch.hypot(x - 0.45, y)),
+    "bar": lambda x, y, r: _box(x, y, 0.33, 1.0),
+    "gear": lambda x, y, r: r - (0.78 + 0.17 * torch.tanh(4 * torch.cos(8 * torch.atan2(y, x)))),
+    "heart": lambda x, y, r: _heart(x, y),
+}
+SHAPES = tuple(SILHOUETTES)
+
+
 def texture_field(u: Tensor, v: Tensor, texture: str, generator: torch.Generator) -> Tensor:
     """Pattern value in 0..1 at points given in wavelengths of the texture; `u`, `v` and result `B H W`.
 
@@ -106,38 +108,40 @@ def texture_field(u: Tensor, v: Tensor, texture: str, generator: torch.Generator
     >>> texture_field(u, v, "stripes", torch.Generator()).round(decimals=2)  # the crest of a sine
     tensor([[[1.]]])
     """
-    if texture == "stripes":
-        wave = torch.sin(2 * math.pi * u)
-    elif texture == "checks":
-        wave = 2 * torch.sin(math.pi * u) * torch.sin(math.pi * v)
-    elif texture == "dots":
-        wave = 6 * (0.32 - torch.hypot(_cell(u), _cell(v)))
-    elif texture == "zigzag":
-        wave = torch.sin(2 * math.pi * (u + 0.8 * _cell(0.5 * v).abs()))
-    elif texture == "rings":
-        wave = torch.sin(2 * math.pi * torch.hypot(u, v))
-    elif texture == "1/f noise":
+    if texture not in TEXTURES:
+        raise ValueError(f"unknown texture {texture!r}; known: {', '.join(TEXTURES)}")
+    if texture == "1/f noise":
         return (0.5 + 0.25 * pink_noise(*u.shape, exponent=1.0, generator=generator)).clamp(0, 1)
-    elif texture == "white noise":
+    if texture == "white noise":
         pixels = torch.rand(u.shape[0], 1, SIZE, SIZE, generator=generator)
         return interpolate(pixels, size=u.shape[-2:], mode="nearest")[:, 0]
-    elif texture == "bricks":
-        row = torch.floor(v)
-        joint = torch.minimum(0.5 - _cell(v).abs(), 2 * (0.5 - _cell(0.5 * u + 0.5 * (row % 2)).abs()))
-        wave = 8 * (joint - 0.14)
-    elif texture == "crosshatch":
-        lines = torch.minimum(_cell(0.7 * (u + v)).abs(), _cell(0.7 * (u - v)).abs())
-        wave = 9 * (0.13 - lines)
-    elif texture == "plain":
+    if texture == "plain":
         return (0.5 + 0.12 * v).clamp(0, 1)
-    else:
-        raise ValueError(f"unknown texture {texture!r}; known: {', '.join(TEXTURES)}")
-    return 0.5 + 0.5 * torch.tanh(2.5 * wave) / math.tanh(2.5)
+    return 0.5 + 0.5 * torch.tanh(2.5 * WAVES[texture](u, v)) / math.tanh(2.5)
 
 
 def _cell(t: Tensor) -> Tensor:
     """Signed distance to the nearest whole number, -0.5..0.5."""
     return t - torch.round(t)
+
+
+def _bricks(u: Tensor, v: Tensor) -> Tensor:
+    """Joints, every other row shifted by half a brick."""
+    row = torch.floor(v)
+    joint = torch.minimum(0.5 - _cell(v).abs(), 2 * (0.5 - _cell(0.5 * u + 0.5 * (row % 2)).abs()))
+    return 8 * (joint - 0.14)
+
+
+# Patterns before they are made steep and brought to 0..1.
+WAVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "stripes": lambda u, v: torch.sin(2 * math.pi * u),
+    "checks": lambda u, v: 2 * torch.sin(math.pi * u) * torch.sin(math.pi * v),
+    "dots": lambda u, v: 6 * (0.32 - torch.hypot(_cell(u), _cell(v))),
+    "zigzag": lambda u, v: torch.sin(2 * math.pi * (u + 0.8 * _cell(0.5 * v).abs())),
+    "rings": lambda u, v: torch.sin(2 * math.pi * torch.hypot(u, v)),
+    "bricks": _bricks,
+    "crosshatch": lambda u, v: 9 * (0.13 - torch.minimum(*(_cell(0.7 * w).abs() for w in (u + v, u - v)))),
+}
 
 
 def pink_noise(batch: int, height: int, width: int, exponent: float, generator: torch.Generator) -> Tensor:
@@ -176,7 +180,8 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
         chosen = shape == index
         distance = shape_distance(u[chosen], v[chosen], name) * radius[chosen] * SUPERSAMPLING
         coverage[chosen] = (0.5 - distance).clamp(0, 1)
-    pattern = _patterns(x, y, angle + turn, wavelength, phase, texture, generator)
+    along = (axis / wavelength for axis in _rotate(x, y, angle + turn))
+    pattern = _patterns(*along, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * pattern[:, None]
     field = pink_noise(3 * BLOCK, SIZE, SIZE, exponent=1.2, generator=generator).view(BLOCK, 3, SIZE, SIZE)
@@ -184,25 +189,12 @@ def generate_block(split: str, block: int) -> dict[str, Tensor]:
     covered = avg_pool2d(coverage[:, None], SUPERSAMPLING)
     image = avg_pool2d(paint * coverage[:, None], SUPERSAMPLING) + ground * (1 - covered)
     image = image + SENSOR_NOISE * torch.randn(image.shape, generator=generator)
-    return {
-        "image": (255 * image).round().clamp(0, 255).to(torch.uint8),
-        "shape": shape,
-        "texture": texture,
-        "mask": covered[:, 0] >= 0.5,
-    }
+    image = (255 * image).round().clamp(0, 255).to(torch.uint8)
+    return {"image": image, "shape": shape, "texture": texture, "mask": covered[:, 0] >= 0.5}
 
 
-def _patterns(
-    x: Tensor,
-    y: Tensor,
-    angle: Tensor,
-    wavelength: Tensor,
-    phase: Tensor,
-    texture: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """Every image's texture at points `B H W` given in pixels from the object's centre."""
-    s, t = (axis / wavelength for axis in _rotate(x, y, angle))
+def _patterns(s: Tensor, t: Tensor, phase: Tensor, texture: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image's texture at points `B H W` given in wavelengths from the object's centre."""
     # Rings are centred on the object; every other pattern starts anywhere.
     free = (texture != TEXTURES.index("rings")).view(-1, 1, 1)
     s, t = s + free * phase[:, 0], t + free * phase[:, 1]
@@ -237,7 +229,8 @@ def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> Arra
     ticks = (torch.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - SIZE / 2
     y, x = (grid - _centre(source.masks, grid) for grid in torch.meshgrid(ticks, ticks, indexing="ij"))
     wavelength, phase = uniform(4.5, 7, 1, 1), uniform(0, 1, 2, 1, 1)
-    pattern = _patterns(x, y, uniform(-0.6, 0.6, 1, 1), wavelength, phase, texture, generator)
+    along = (axis / wavelength for axis in _rotate(x, y, uniform(-0.6, 0.6, 1, 1)))
+    pattern = _patterns(*along, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * avg_pool2d(pattern[:, None], SUPERSAMPLING)
     paint = paint + SENSOR_NOISE * torch.randn(paint.shape, generator=generator)
@@ -270,17 +263,6 @@ def _colour_pair(uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     return (middle - half + tint_dark).clamp(0, 1), (middle + half + tint_light).clamp(0, 1)
 
 
-def generate(split: str, start: int, stop: int) -> dict[str, Tensor]:
-    """Images `start` to `stop` of a split, as `generate_block` gives them, whatever the range."""
-    blocks = range(start // BLOCK, -(-stop // BLOCK))
-    hidden = None if len(blocks) > 40 else True  # None: shown on a terminal only
-    made = [generate_block(split, block) for block in tqdm(blocks, desc=f"shapes/{split}", disable=hidden)]
-    first = blocks.start * BLOCK
-    return {
-        name: torch.cat([block[name] for block in made])[start - first : stop - first] for name in made[0]
-    }
-
-
 def shapes(split: str = "test") -> ArraySource:
     """The generated images of a split: "train" (100,000), "val" (5,000) or "test" (10,000).
 
@@ -297,16 +279,13 @@ def shapes(split: str = "test") -> ArraySource:
     fingerprint = hashlib.sha256(content).hexdigest()[:16]
     path = cache_dir() / "images" / f"shapes-{split}-{fingerprint}.safetensors"
     if not path.exists():
+        blocks = tqdm(range(SPLITS[split] // BLOCK), desc=f"shapes/{split}", disable=None)
+        made = [generate_block(split, block) for block in blocks]
         with atomic_path(path) as temporary:
-            save_file(generate(split, 0, SPLITS[split]), temporary)
+            save_file({name: torch.cat([block[name] for block in made]) for name in first}, temporary)
     data = load_file(path)
+    labels = {"shape": data["shape"], "texture": data["texture"]}
+    classes = {"shape": SHAPES, "texture": TEXTURES}
     return ArraySource(
-        name=f"shapes/{split}",
-        images=data["image"],
-        labels={"shape": data["shape"], "texture": data["texture"]},
-        classes={"shape": SHAPES, "texture": TEXTURES},
-        masks=data["mask"],
-        mean=MEAN,
-        std=STD,
-        fingerprint=fingerprint,
+        f"shapes/{split}", data["image"], labels, classes, data["mask"], MEAN, STD, fingerprint=fingerprint
     )

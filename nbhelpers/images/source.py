@@ -1,13 +1,13 @@
 """Image data sets: `uint8 C H W` images with labels, a name and a fingerprint."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -42,7 +42,7 @@ class ImageSource(Dataset):
     std: Triple
     fingerprint: str
 
-    def select(self, indices: Sequence[int] | Tensor) -> ImageSource:
+    def select(self, indices: Sequence[int] | Tensor) -> "ImageSource":
         """The images at `indices`, in that order; labels and masks follow, name, mean and std stay."""
         indices = torch.as_tensor(indices, dtype=torch.long)
         labels = {label: values[indices] for label, values in self.labels.items()}
@@ -68,7 +68,7 @@ class ImageSource(Dataset):
             )
         return torch.stack(images)
 
-    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+    def subset(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """`n` images drawn without replacement; the same `seed` draws the same ones.
 
         With a `label`, its classes take turns for as long as they have images: all have the same number, but
@@ -78,19 +78,17 @@ class ImageSource(Dataset):
             ValueError: `n` is not between 1 and the number of images.
         """
         if not 1 <= n <= len(self):
-            raise ValueError(
-                f"{self.name} holds {len(self)} images; cannot draw {n} of them without replacement"
-            )
+            raise ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if label is not None:
             order = order[earlier(self.labels[label][order]).argsort(stable=True)]
         return self.select(order[:n])
 
-    def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+    def at_most(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """As `subset`, but all images where there are fewer than `n`."""
         return self.subset(min(n, len(self)), seed, label)
 
-    def balanced(self, n: int, label: str = "class", seed: int = 0) -> ImageSource:
+    def balanced(self, n: int, label: str = "class", seed: int = 0) -> "ImageSource":
         """`n` images of every class of `label`, drawn without replacement, classes taking turns.
 
         Raises:
@@ -99,13 +97,11 @@ class ImageSource(Dataset):
         counts = self._values(label).bincount(minlength=len(self.classes[label]))
         if not 1 <= n <= counts.min():
             title = self.classes[label][counts.argmin()]
-            raise ValueError(
-                f"{self.name}: {label} {title!r} has {counts.min()} images; cannot draw {n} of them"
-            )
+            raise ValueError(f"{self.name}: {label} {title!r} has {counts.min()} images; cannot draw {n}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.select(order[in_turns(self.labels[label][order])][: n * len(counts)])
 
-    def restrict(self, names: Sequence[str], label: str = "class") -> ImageSource:
+    def restrict(self, names: Sequence[str], label: str = "class") -> "ImageSource":
         """The images whose `label` is one of `names`; these become its classes, in that order.
 
         Raises:
@@ -114,8 +110,7 @@ class ImageSource(Dataset):
         values, known = self._values(label), self.classes[label]
         if unknown := set(names) - set(known):
             raise ValueError(f"{self.name} has no {label} {min(unknown)!r}; it has {', '.join(known)}")
-        numbers = torch.full((len(known),), -1)  # new number of each class
-        numbers[[known.index(title) for title in names]] = torch.arange(len(names))
+        numbers = torch.tensor([names.index(title) if title in names else -1 for title in known])
         part = self.select(torch.nonzero(numbers[values] >= 0).flatten())
         part.labels[label] = numbers[part.labels[label]]
         part.classes[label] = tuple(names)
@@ -134,6 +129,7 @@ class ImageSource(Dataset):
         return f"{type(self).__name__}({self.name!r}, {len(self)} images, {labels}, {self.origin})"
 
 
+@dataclass(eq=False, repr=False)
 class ArraySource(ImageSource):
     """A source that holds all its images in one `uint8 N C H W` tensor.
 
@@ -151,29 +147,25 @@ class ArraySource(ImageSource):
         ValueError: images are not `uint8 N 3 H W` with N > 0, or labels or masks do not fit them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        images: Tensor,
-        labels: Mapping[str, Tensor],
-        classes: Mapping[str, Sequence[str]],
-        masks: Tensor | None = None,
-        mean: Triple | None = None,
-        std: Triple | None = None,
-        fingerprint: str | None = None,
-        origin: str = "generated",
-    ) -> None:
+    name: str
+    images: Tensor
+    labels: Mapping[str, Tensor]
+    classes: Mapping[str, Sequence[str]]
+    masks: Tensor | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    fingerprint: str | None = None
+    origin: str = "generated"
+
+    def __post_init__(self) -> None:
         """Check that everything fits together and compute what was not given."""
-        self.name, self.origin = name, origin
-        self.images, self.masks = images, masks
-        self.labels = dict(labels)
-        self.classes = {label: tuple(names) for label, names in classes.items()}
+        self.labels = dict(self.labels)
+        self.classes = {label: tuple(names) for label, names in self.classes.items()}
         self._check()
-        if mean is None or std is None:
-            content_mean, content_std = channel_statistics([images])
-            mean, std = mean or content_mean, std or content_std
-        self.mean, self.std = mean, std
-        self.fingerprint = fingerprint or content_fingerprint(images, *self.labels.values())
+        if self.mean is None or self.std is None:
+            mean, std = channel_statistics([self.images])
+            self.mean, self.std = self.mean or mean, self.std or std
+        self.fingerprint = self.fingerprint or content_fingerprint(self.images, *self.labels.values())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -193,24 +185,21 @@ class ArraySource(ImageSource):
     def _check(self) -> None:
         """Raise a ValueError that names the part that does not fit."""
         n, size = len(self.images), self.images.shape[-2:]
-        labels = {f"label {label!r}": (self.labels[label], torch.int64, (n,)) for label in self.labels}
-        masks = {} if self.masks is None else {"masks": (self.masks, torch.bool, (n, *size))}
-        images = {"images": (self.images, torch.uint8, (n, 3, *size))}
-        for what, (tensor, dtype, shape) in (images | labels | masks).items():
+        parts = {"images": (self.images, torch.uint8, (n, 3, *size))}
+        parts |= {f"label {label!r}": (values, torch.int64, (n,)) for label, values in self.labels.items()}
+        if self.masks is not None:
+            parts["masks"] = (self.masks, torch.bool, (n, *size))
+        for what, (tensor, dtype, shape) in parts.items():
             if tensor.dtype != dtype or tensor.shape != shape or n == 0:
-                raise ValueError(
-                    f"{self.name}: {what} must be {dtype} {tuple(shape)} with N > 0, "
-                    f"got {tensor.dtype} {tuple(tensor.shape)}"
-                )
+                found = f"{tensor.dtype} {tuple(tensor.shape)}"
+                raise ValueError(f"{self.name}: {what} must be {dtype} {shape} with N > 0, got {found}")
         if self.labels.keys() != self.classes.keys():
-            raise ValueError(
-                f"{self.name}: labels {sorted(self.labels)} and classes {sorted(self.classes)} differ in name"
-            )
+            names = f"labels {sorted(self.labels)} and classes {sorted(self.classes)}"
+            raise ValueError(f"{self.name}: {names} differ in name")
         for label, values in self.labels.items():
-            if values.min() < 0 or values.max() >= len(self.classes[label]):
-                raise ValueError(
-                    f"{self.name}: label {label!r} holds numbers outside 0..{len(self.classes[label]) - 1}"
-                )
+            last = len(self.classes[label]) - 1
+            if values.min() < 0 or values.max() > last:
+                raise ValueError(f"{self.name}: label {label!r} holds numbers outside 0..{last}")
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Triple, Triple]:
@@ -238,11 +227,8 @@ def earlier(labels: Tensor) -> Tensor:
     >>> earlier(torch.tensor([5, 5, 7, 5])).tolist()
     [0, 1, 0, 2]
     """
-    count = torch.empty_like(labels)
-    for number in labels.unique():
-        members = labels == number
-        count[members] = torch.arange(int(members.sum()))
-    return count
+    values = pd.Series(labels.numpy())
+    return torch.from_numpy(values.groupby(values).cumcount().to_numpy(copy=True))
 
 
 def in_turns(labels: Tensor) -> Tensor:

@@ -11,31 +11,7 @@ from nbhelpers.models.errors import (
     UnsupportedArchitecture,
     WeightsError,
 )
-from nbhelpers.models.loading import available, load
 from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
-from nbhelpers.models.registry import CHECKPOINTS, Checkpoint
+from nbhelpers.models.registry import CHECKPOINTS, Checkpoint, available, load
 from nbhelpers.models.store import manifest, save_encoder
-
-__all__ = [
-    "load",
-    "available",
-    "wrap",
-    "Encoder",
-    "decoder_of",
-    "without_decoder",
-    "MaskedAutoencoder",
-    "mini_vit",
-    "save_encoder",
-    "manifest",
-    "CHECKPOINTS",
-    "Checkpoint",
-    "UnsupportedArchitecture",
-    "WeightsError",
-    "DownloadError",
-    "ChecksumError",
-    "DamagedWeights",
-    "UnsafeWeights",
-    "DiskFull",
-    "MismatchedWeights",
-]

@@ -1,7 +1,5 @@
 """Fetch a weight file: streamed, resumed, checked, and only then put in its place."""
 
-from __future__ import annotations
-
 import errno
 import http.client
 import shutil
@@ -20,10 +18,6 @@ from nbhelpers.models.weights import read_weights
 CHUNK = 1 << 20  # most bytes taken from a connection at once
 TIMEOUT = 60  # seconds without a byte
 ATTEMPTS = 3  # in a row that brought nothing new, before the next address is tried
-
-
-class _BrokenOff(DownloadError):
-    """The connection ended early: what came is good, and the rest can be asked for."""
 
 
 def fetch(addresses: Sequence[str], path: Path) -> Path:
@@ -73,19 +67,15 @@ def _download(address: str, part: Path) -> None:
     url, _, expected = address.partition("#sha256=")
     most, idle = _size(part), 0
     try:
-        while True:
-            try:
-                _append(url, part)
-                break
-            except _BrokenOff:
-                most, idle = max(most, _size(part)), idle + 1 if _size(part) <= most else 0
-                if idle == ATTEMPTS:
-                    raise
+        while not _append(url, part):
+            most, idle = max(most, _size(part)), idle + 1 if _size(part) <= most else 0
+            if idle == ATTEMPTS:
+                raise DownloadError(f"{url} broke off after {most:,} bytes, {ATTEMPTS} times in a row")
     except OSError as error:
-        if isinstance(error, DiskFull) or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _discard(part)
-            raise DiskFull(f"no room left in {part.parent} for {url}: {error}") from error
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _discard(part)
+        raise DiskFull(f"no room left in {part.parent} for {url}: {error.strerror}") from error
     try:
         if expected and (found := sha256(part)) != expected:
             raise ChecksumError(f"{url}: wrong checksum; expected sha256 {expected}, found {found}")
@@ -95,20 +85,24 @@ def _download(address: str, part: Path) -> None:
         raise
 
 
-def _append(url: str, part: Path) -> None:
-    """Append what is missing to the partial file, or write it anew where the source cannot resume."""
+def _append(url: str, part: Path) -> bool:
+    """Append what is missing to the partial file, or write it anew; whether it is complete now."""
     about, _, tag = _tag(part).read_text().partition("\n") if _tag(part).exists() else ("", "", "")
     have = _size(part) if about == url else 0
     headers = {"User-Agent": "nbhelpers", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-    with _answer(urllib.request.Request(url, headers=headers), part) as response:
+    response = _answer(urllib.request.Request(url, headers=headers))
+    if response is None:  # the source has no more bytes than the partial file, which is no use
+        _discard(part)
+        return False
+    with response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0  # the whole file: the source cannot resume, or its file has changed
         total = None if response.length is None else have + response.length
         free = shutil.disk_usage(part.parent).free
         if total is not None and free < total - have:
-            raise DiskFull(f"it needs {total - have:,} bytes, {free:,} are left")
+            raise OSError(errno.ENOSPC, f"it needs {total - have:,} bytes, {free:,} are left")
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
         with part.open("ab" if have else "wb") as file, bar:
@@ -117,8 +111,7 @@ def _append(url: str, part: Path) -> None:
             while chunk := _read(response):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if total is not None and _size(part) != total:
-        raise _BrokenOff(f"{url} broke off after {_size(part):,} of {total:,} bytes")
+    return total is None or _size(part) == total
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -129,15 +122,14 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return b""
 
 
-def _answer(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
-    """The answer of a source, unless it is an error or a web page."""
+def _answer(request: urllib.request.Request) -> http.client.HTTPResponse | None:
+    """The answer of a source, unless it is an error or a web page; None: there is nothing after the range."""
     url = request.full_url
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the source has no more bytes than the partial file, which is no use
-            _discard(part)
-            raise _BrokenOff(f"{url} does not continue after the bytes that came before") from error
+        if error.code == 416:
+            return None
         raise DownloadError(f"{url} answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:  # no route, reset, malformed answer
         raise DownloadError(f"{url} is not reachable: {getattr(error, 'reason', error)}") from error

@@ -1,7 +1,5 @@
 """A Vision Transformer ready to be looked at: module, token layout, preprocessing, provenance."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import inspect
@@ -23,28 +21,13 @@ from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
 from nbhelpers.names import nearest
 
-# Architectures without one N x N softmax attention over one patch grid: timm's file -> the reason.
+# What has no N x N softmax attention over one patch grid: timm's file, or the class of a part -> the reason.
 REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding="utf-8"))
 
-REFUSED_PARTS = {
-    "DiffAttention": "its differential attention subtracts two softmax maps",
-    "DiffParallelScalingBlock": "its differential attention subtracts two softmax maps",
-    "ParallelThingsBlock": "it runs several attention layers side by side in one block",
-}
-
-# The submodule whose input is the residual stream after the attention residual ("+sa"); None: there is none.
-AFTER_ATTENTION = {
-    "Block": "norm2",
-    "EvaBlock": "norm2",
-    "RelPosBlock": "norm2",
-    "DeepseekVitBlock": "norm2",
-    "ResPostBlock": "mlp",
-    "ResPostRelPosBlock": "mlp",
-    "EvaBlockPostNorm": "mlp",
-    "ParallelScalingBlock": None,
-}
-
-INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+# The submodule of timm's blocks whose input is the residual stream after the attention residual ("+sa").
+AFTER_ATTENTION = dict.fromkeys(("Block", "EvaBlock", "RelPosBlock", "DeepseekVitBlock"), "norm2")
+AFTER_ATTENTION |= dict.fromkeys(("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm"), "mlp")
+INTERPOLATIONS = ("bilinear", "bicubic")
 CROP_MODES = ("center", "squash")
 
 
@@ -114,7 +97,7 @@ class Encoder:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
-    def to(self, device: str | torch.device) -> Encoder:
+    def to(self, device: str | torch.device) -> "Encoder":
         """Move the weights; returns the same encoder."""
         self.module.to(device)
         return self
@@ -163,10 +146,7 @@ class Encoder:
             raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"images must be B {len(self.mean)} H W, got shape {tuple(images.shape)}")
-        images = self.resize(images.to(self.device))
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
-        return (images.float() / 255 - mean) / std
+        return transforms.normalize(self.resize(images.to(self.device)).float() / 255, self.mean, self.std)
 
     def resize(self, images: Tensor) -> Tensor:
         """Resize and crop uint8 `B C H W` to the encoder's size; images of that size stay as they are."""
@@ -177,8 +157,7 @@ class Encoder:
         if self.crop_mode == "center":
             scale = max(wanted / side for wanted, side in zip(size, sides, strict=True))
             size = [max(w, math.floor(side * scale + 1e-6)) for w, side in zip(size, sides, strict=True)]
-        mode = INTERPOLATIONS[self.interpolation]
-        images = transforms.resize(images, size, interpolation=mode, antialias=True)
+        images = transforms.resize(images, size, InterpolationMode(self.interpolation), antialias=True)
         return transforms.center_crop(images, list(self.image_size))
 
     def batch(self, images: ImageSource, indices: Sequence[int] | Tensor) -> Tensor:
@@ -235,14 +214,12 @@ def _settings(value: Any, level: int = 0) -> Any:
 
 @functools.cache
 def _code(kind: Any) -> str:
-    """Name of a class or function, and a hash of the file that defines it, or of its source."""
+    """Name of a class or function, and a hash of the file that defines it, or of its source in a notebook."""
     try:
-        source = Path(inspect.getsourcefile(kind)).read_text(encoding="utf-8")
+        file = Path(inspect.getsourcefile(kind))
+        source = file.read_text(encoding="utf-8") if file.exists() else inspect.getsource(kind)  # of a cell
     except (OSError, TypeError):
-        try:
-            source = inspect.getsource(kind)  # of a notebook's cell
-        except (OSError, TypeError):
-            source = ""  # built in
+        source = ""  # built in
     name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', type(kind).__qualname__)}"
     return f"{name} {hashlib.sha256(source.encode()).hexdigest()}"
 
@@ -293,51 +270,40 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     known["mean"], known["std"] = tuple(known["mean"]), tuple(known["std"])
     module.eval().requires_grad_(False)
     encoder = Encoder(**known)
-    _check(encoder)
+    if contradiction := _contradiction(encoder):
+        raise ValueError(f"{encoder.name}: {contradiction}; pass what fits to wrap()")
     return encoder
 
 
-def _check(encoder: Encoder) -> None:
-    """Raise if what an encoder says of itself is contradictory."""
-
-    def refuse(reason: str) -> ValueError:
-        return ValueError(f"{encoder.name}: {reason}; pass what fits to wrap()")
-
+def _contradiction(encoder: Encoder) -> str | None:
+    """What an encoder says of itself that cannot be, if anything."""
     for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if (value := getattr(encoder, name)) not in known:
-            raise refuse(f"{name} {value!r} is not one of {', '.join(known)}")
-    grid, patch, image = encoder.grid, encoder.patch_size, encoder.image_size
-    if any(n not in (s // p, -(-s // p)) for n, p, s in zip(grid, patch, image, strict=True)):
-        raise refuse(
-            f"a grid of {grid[0]} x {grid[1]} patches contradicts images of {image[0]} x {image[1]} px in "
-            f"patches of {patch[0]} x {patch[1]} px"
-        )
+            return f"{name} {value!r} is not one of {', '.join(known)}"
+    sides = (encoder.grid, encoder.image_size, encoder.patch_size)
+    if any(n not in (s // p, -(-s // p)) for n, s, p in zip(*sides, strict=True)):
+        grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)
+        return f"a grid of {grid} patches contradicts images of {image} px in patches of {patch} px"
     # A patch embedding without convolution says nothing of channels.
     convolution = next((part for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = len(encoder.mean) if convolution is None else convolution.in_channels
-    if not channels == len(encoder.mean) == len(encoder.std):
-        raise refuse(
-            f"images of {channels} channels need as many means and deviations, there are "
-            f"{len(encoder.mean)} and {len(encoder.std)}"
-        )
+    means, deviations = len(encoder.mean), len(encoder.std)
+    channels = means if convolution is None else convolution.in_channels
+    if not channels == means == deviations:
+        return f"{channels} channels need as many means and deviations, not {means} and {deviations}"
     kinds = {value.dtype for value in encoder.module.parameters() if value.is_floating_point()}
     if encoder.device.type == "cpu" and (other := kinds - {torch.float32}):
-        raise refuse(
-            f"weights are {', '.join(sorted(map(str, other)))}, images on a CPU torch.float32: "
-            "call module.float()"
-        )
+        names = ", ".join(sorted(map(str, other)))
+        return f"weights are {names}, images on a CPU torch.float32: call module.float()"
+    return None
 
 
 def _refuse(module: nn.Module) -> None:
     """Raise if the architecture is known to have no N x N attention over one patch grid."""
-    kind = type(module).__name__
-    for ancestor in type(module).__mro__:
-        package, _, file = ancestor.__module__.rpartition(".")
-        if package == "timm.models" and file in REFUSED:
-            raise UnsupportedArchitecture(f"{kind} (timm {file}) cannot be read: {REFUSED[file]}")
-    for part in module.modules():
-        if reason := REFUSED_PARTS.get(type(part).__name__):
-            raise UnsupportedArchitecture(f"{kind} with {type(part).__name__} cannot be read: {reason}")
+    homes = [kind.__module__.partition("timm.models.")[2] for kind in type(module).__mro__]
+    parts = [type(part).__name__ for part in module.modules()]
+    for name in (*homes, *parts):
+        if reason := REFUSED.get(name):
+            raise UnsupportedArchitecture(f"{type(module).__name__} (timm {name}) cannot be read: {reason}")
 
 
 def _read(module: nn.Module, path: str) -> dict[str, Any]:
@@ -349,9 +315,8 @@ def _read(module: nn.Module, path: str) -> dict[str, Any]:
     try:
         block = next(module.get_submodule(path).children())
     except (AttributeError, StopIteration):
-        lists = [
-            key for key, part in module.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential)
-        ]
+        kinds = nn.ModuleList | nn.Sequential
+        lists = [key for key, part in module.named_modules() if isinstance(part, kinds)]
         raise UnsupportedArchitecture(
             f"{type(module).__name__} has no transformer blocks under {path!r}; if it is a plain ViT, name "
             f"them with wrap(blocks=...), candidates: {', '.join(lists[:5])}"

@@ -1,7 +1,5 @@
 """Trained encoders on disk: half-precision safetensors and one manifest."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,15 +109,11 @@ def build(row: Mapping[str, Any], weights: Weights | None = None) -> Encoder:
     """The encoder that a row describes, in single precision; without weights: random, and no decoder."""
     sizes = dict(row["architecture"])
     decoder = sizes.pop("decoder", None)
-    module: nn.Module = mini_vit(**sizes)
-    blocks = "blocks"
+    module, blocks = mini_vit(**sizes), "blocks"
     if weights is not None:
         if decoder:
             module, blocks = MaskedAutoencoder(module, **decoder), "encoder.blocks"
         load_strictly(module, weights)  # copies half into single precision
-    return wrap(
-        module,
-        blocks=blocks,
-        **{key: row[key] for key in ("name", "objective", "seed", "mean", "std")},
-        provenance={key: value for key, value in row.items() if key not in ("name", "mean", "std")},
-    )
+    fields = {key: row[key] for key in ("name", "objective", "seed", "mean", "std")}
+    provenance = {key: value for key, value in row.items() if key not in ("name", "mean", "std")}
+    return wrap(module, blocks=blocks, provenance=provenance, **fields)

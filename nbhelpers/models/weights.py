@@ -1,7 +1,5 @@
 """Read weight files without running code in them, and load what they hold into a module, strictly."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import sys
@@ -18,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nbhelpers.files import disguise
 from nbhelpers.models.errors import DamagedWeights, MismatchedWeights, UnsafeWeights
 
 Weights = dict[str, Tensor]
@@ -26,9 +25,6 @@ Weights = dict[str, Tensor]
 class _Ignored:
     """Stands for an object beside the weights that is of no use here, such as options or a path."""
 
-    def __new__(cls, *args: Any) -> _Ignored:
-        return super().__new__(cls)
-
     def __init__(self, *args: Any) -> None:
         pass
 
@@ -36,19 +32,17 @@ class _Ignored:
         pass
 
 
+IGNORED = """
+argparse.Namespace numpy.dtype numpy.ndarray
+numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct
+numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct
+pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
+pathlib._local.PosixPath pathlib._local.WindowsPath
+pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
+""".split()
 # Configurations are filled item by item, which torch allows for plain dictionaries only.
 STAND_INS = [(OrderedDict, "yacs.config.CfgNode"), (OrderedDict, "easydict.EasyDict")]
-STAND_INS += [(_Ignored, name) for name in ("argparse.Namespace", "numpy.dtype", "numpy.ndarray")]
-STAND_INS += [
-    (_Ignored, f"numpy.{core}.multiarray.{function}")
-    for core in ("core", "_core")
-    for function in ("scalar", "_reconstruct")
-]
-STAND_INS += [
-    (_Ignored, f"{module}.{path}")
-    for module in ("pathlib", "pathlib._local")
-    for path in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-]
+STAND_INS += [(_Ignored, name) for name in IGNORED]
 
 
 def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
@@ -67,21 +61,23 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
         MemoryError: the file is larger than the memory that is left.
     """
     source = source or str(path)
-    if reason := _not_weights(path):
-        raise DamagedWeights(f"{source} {reason}")
-    size = path.stat().st_size
     try:
+        if reason := _not_weights(path):
+            raise DamagedWeights(f"{source} is {reason}")
         with path.open("rb") as file:
             if file.read(9)[8:] == b"{":
                 return load_file(path)
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedWeights:
+        raise
     except Exception as error:  # whatever a damaged file provokes: struct, index, key, Unicode errors, ...
+        if isinstance(error, OSError) and error.errno:  # the disk, not the file
+            raise
+        size = path.stat().st_size
         wanted = re.search(r"allocate\D*(\d+)", str(error))
         if isinstance(error, MemoryError) or (wanted and int(wanted[1]) <= size):
             raise MemoryError(f"{source} ({size:,} bytes) does not fit into memory") from error
-        if isinstance(error, OSError) and error.errno:  # the disk, not the file
-            raise
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code and isinstance(error, pickle.UnpicklingError):
             raise UnsafeWeights(
@@ -96,29 +92,20 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
 
 
 def _not_weights(path: Path) -> str | None:
-    """Why a file is no weight file, where its first bytes or the names in an archive show that."""
+    """What a file is instead of weights, where its first bytes or the names in an archive show that."""
     if path.is_dir():
-        return "is a folder; name the weight file in it"
+        return "a folder; name the weight file in it"
     with path.open("rb") as file:
         head = file.read(512)
-    if not head:
-        return "is empty"
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "is a web page, not weights"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the file itself; run: git lfs pull"
-    if head[257:262] == b"ustar":
-        return "is a tar archive; unpack it, or get weights in PyTorch's format of 2016 as safetensors"
     if head.startswith(b"PK"):
-        try:
-            names = {name.rpartition("/")[2] for name in zipfile.ZipFile(path).namelist()}
-        except Exception:  # a damaged directory makes zipfile raise about anything
-            return f"is cut off or damaged ({path.stat().st_size:,} bytes); fetch it again"
+        names = {name.rpartition("/")[2] for name in zipfile.ZipFile(path).namelist()}
         if "constants.pkl" in names:
-            return "is a TorchScript program, not weights; save its state_dict() as safetensors"
-        if "data.pkl" not in names:
-            return "is a zip archive, not weights; unpack it and name the weight file in it"
-    return None
+            return "a TorchScript program, not weights; save its state_dict() as safetensors"
+        if "data.pkl" in names:
+            return None
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it, or get weights in PyTorch's format of 2016 as safetensors"
+    return disguise(head)
 
 
 def load_strictly(module: nn.Module, weights: Weights) -> None:
@@ -131,7 +118,7 @@ def load_strictly(module: nn.Module, weights: Weights) -> None:
     own = module.state_dict()
     for key in weights.keys() & own.keys():
         # Copying would turn the whole numbers of quantised weights into real ones without a word.
-        if _numbers(weights[key]) != _numbers(own[key]):
+        if weights[key].is_floating_point() != own[key].is_floating_point():
             raise MismatchedWeights(f"{key} is {weights[key].dtype} instead of {own[key].dtype}")
     try:
         module.load_state_dict(weights)
@@ -139,11 +126,6 @@ def load_strictly(module: nn.Module, weights: Weights) -> None:
         raise MismatchedWeights(str(error)) from error
     if broken := [key for key, value in module.state_dict().items() if not torch.isfinite(value).all()]:
         raise DamagedWeights(f"not finite: {', '.join(broken)}")
-
-
-def _numbers(value: Tensor) -> tuple[bool, bool]:
-    """Whether a tensor's numbers are real, or complex."""
-    return value.is_floating_point(), value.is_complex()
 
 
 # Entries of a checkpoint under which the weights are, the encoder that papers evaluate first.
@@ -175,8 +157,13 @@ def fit(module: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:
     >>> fit(module, {"model": {"encoder.norm": one, "encoder.mask_token": -one, "decoder.0.weight": one}})
     {'entry': 'model', 'prefix': 'encoder.', 'left out': ['decoder.0.weight', 'encoder.mask_token']}
     """
-    entry, table = _table(content)
-    own = module.state_dict()
+    entries, table = [], content
+    while name := next(
+        (each for each in ENTRIES if table.get(each) and isinstance(table[each], Mapping)), None
+    ):
+        entries.append(name)
+        table = table[name]
+    table, own = {str(key): value for key, value in table.items()}, module.state_dict()
     tensors = {key: value for key, value in table.items() if _usable(value)}
     wrappers = [match[0] for match in map(WRAPPER.match, tensors) if match]
     prefixes = {""} | {text[: i + 1] for text in wrappers for i, sign in enumerate(text) if sign == "."}
@@ -192,20 +179,12 @@ def fit(module: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:
     load_strictly(module, weights)
     used = {value.data_ptr() for value in weights.values()}
     unused = {prefix + k for k, value in read.items() if k not in weights and value.data_ptr() not in used}
-    return {"entry": entry, "prefix": prefix, "left out": sorted(outside | unused)}
+    return {"entry": ".".join(entries), "prefix": prefix, "left out": sorted(outside | unused)}
 
 
 def _usable(value: Any) -> bool:
     """Whether something in a checkpoint is a tensor that can be copied: dense, and with its numbers."""
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-
-
-def _table(content: Mapping[str, Any], entry: str = "") -> tuple[str, Mapping[str, Any]]:
-    """The table of weights in a checkpoint, and the name of the entry under which it is."""
-    for name in ENTRIES:
-        if isinstance(content.get(name), Mapping) and content[name]:
-            return _table(content[name], f"{entry}.{name}" if entry else name)
-    return entry, {str(key): value for key, value in content.items()}
 
 
 def _under(prefix: str, key: str) -> bool:

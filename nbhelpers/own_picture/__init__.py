@@ -4,11 +4,8 @@ Script and style are part of the HTML, as in the interactive maps. Weights are s
 a page that was opened from a disk may load scripts but not data.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,11 +52,12 @@ def weights(encoder: Encoder) -> str:
         ValueError: the encoder is not a `mini_vit`, the only architecture that the page can compute.
     """
     state = encoder.module.state_dict()
-    sizes = (encoder.width, encoder.depth, encoder.heads, encoder.image_size[0], encoder.patch_size[0])
-    plain = mini_vit(*sizes).state_dict()
+    sizes = {"width": encoder.width, "depth": encoder.depth, "heads": encoder.heads}
+    sizes |= {"size": encoder.image_size[0], "patch": encoder.patch_size[0]}
+    plain = mini_vit(*sizes.values()).state_dict()
     if {key: value.shape for key, value in state.items()} != {key: v.shape for key, v in plain.items()}:
         raise ValueError(f"{encoder.name} is no mini_vit; the page computes the book's own encoders alone")
-    content = dict(zip(("width", "depth", "heads", "size", "patch"), sizes, strict=True)) | {
+    content = sizes | {
         "name": encoder.name,
         "mean": encoder.mean,
         "std": encoder.std,
@@ -89,9 +87,8 @@ def page(groups: Sequence[Group], pictures: Sequence[Picture], folder: str | Pat
         ],
         "pictures": [picture._asdict() | {"image": png(picture.image)} for picture in pictures],
     }
-    here = files("nbhelpers") / "own_picture"
-    texts = ((here / name).read_text("utf-8") for name in ("page.css", "page.js", "core.js"))
-    return application("own-picture", FALLBACK, content, *texts)
+    parts = (f"own_picture/{part}" for part in ("page.css", "page.js", "core.js"))
+    return application("own-picture", FALLBACK, content, *parts)
 
 
 def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:

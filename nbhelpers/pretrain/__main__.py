@@ -50,9 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--nproc-per-node N -m nbhelpers.pretrain ...",
     )
     what, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
-    objectives = (
-        "cl (MoCo v3), mim (SimMIM), latent, mae, supervised, dino or hybrid-LAMBDA (hybrid-0.2): "
-    )
+    objectives = "cl (MoCo v3), mim (SimMIM), latent, mae, supervised, dino or hybrid-LAMBDA (hybrid-0.2): "
     what.add_argument("--objective", help=objectives + "(1 - LAMBDA) x mim + LAMBDA x cl")
     what.add_argument("--queue", metavar="FILE", help="CSV of models to train; finished ones are skipped")
     add("--study", choices=STUDIES, default="shapes", help="the images to train on (default: shapes)")

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from nbhelpers.images import cue_conflict, cue_conflict_cifar10
-from nbhelpers.images.cue_conflict import CUE_CLASSES, TO_CIFAR10
-from nbhelpers.images.photos import CIFAR10_CLASSES
+from nbhelpers.images.photos import CIFAR10_CLASSES, CUE_CLASSES, TO_CIFAR10
 from nbhelpers.images.source import MissingDataError
 
 

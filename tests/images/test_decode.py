@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nbhelpers.images.decode import SUFFIXES, RefusedError, check, decode, disguise, resize
+from nbhelpers.files import disguise
+from nbhelpers.images.decode import SUFFIXES, RefusedError, check, decode, resize
 
 
 def encoded(image, kind="PNG", **options):

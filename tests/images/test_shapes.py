@@ -8,28 +8,32 @@ from nbhelpers.images import ArraySource
 from nbhelpers.images.shapes import (
     BLOCK,
     SHAPES,
+    SPLITS,
     TEXTURES,
-    generate,
+    generate_block,
     pink_noise,
     retextured,
     shape_distance,
+    shapes,
     texture_field,
 )
 
 
 @pytest.fixture(scope="module")
 def made():
-    return generate("val", 0, 4 * BLOCK)
+    blocks = [generate_block("val", number) for number in range(4)]
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def test_an_image_is_the_same_whatever_the_range(made):
-    part = generate("val", BLOCK - 7, BLOCK + 5)
-    for name, value in part.items():
-        assert torch.equal(value, made[name][BLOCK - 7 : BLOCK + 5])
-
-
-def test_splits_differ(made):
-    assert not torch.equal(generate("test", 0, 8)["image"], made["image"][:8])
+def test_a_split_is_made_of_its_blocks_once(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    monkeypatch.setitem(SPLITS, "val", 4 * BLOCK)
+    source = shapes("val")
+    assert torch.equal(source.images, made["image"]) and torch.equal(source.masks, made["mask"])
+    assert all(torch.equal(source.labels[name], made[name]) for name in ("shape", "texture"))
+    monkeypatch.setitem(shapes.__globals__, "save_file", None)
+    assert shapes("val").fingerprint == source.fingerprint
+    assert not torch.equal(generate_block("test", 0)["image"], made["image"][:BLOCK])
 
 
 def test_shape_and_texture_are_independent_labels(made):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbhelpers.images.source import ArraySource, ImageSource, channel_statistics
+from nbhelpers.images.source import ArraySource
 
 
 def make(n=12, **changes):
@@ -32,11 +32,6 @@ def test_statistics_equal_numpy_in_float64():
     values = source.images.numpy().astype(np.float64) / 255
     assert np.allclose(source.mean, values.mean((0, 2, 3)), atol=1e-12)
     assert np.allclose(source.std, values.std((0, 2, 3)), atol=1e-12)
-
-
-def test_statistics_of_a_constant():
-    mean, std = channel_statistics([torch.full((2, 3, 2, 2), 51, dtype=torch.uint8)])
-    assert mean == pytest.approx((0.2,) * 3) and std == pytest.approx((0.0,) * 3)
 
 
 def test_selection_carries_labels_masks_and_statistics():
@@ -134,14 +129,3 @@ def test_fingerprint_follows_content():
 def test_what_does_not_fit_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
-
-
-def test_images_of_different_sizes_do_not_form_a_batch():
-    class Mixed(ImageSource):
-        name = "mixed"
-
-        def __getitem__(self, index):
-            return torch.zeros(3, 4 + index, 4, dtype=torch.uint8)
-
-    with pytest.raises(ValueError, match=r"share one size, got \[\(3, 4, 4\), \(3, 5, 4\)\]; open .* size="):
-        Mixed().batch([0, 1])

@@ -144,7 +144,7 @@ def test_a_broken_connection_is_resumed_at_once(server, tmp_path):
 
 def test_a_later_call_resumes(server, tmp_path):
     server.pages["flaky"] = Page(break_at=[1_000_000, 0, 0, 0])
-    with pytest.raises(DownloadError, match=r"flaky broke off after 1,000,000 of 5,100,000 bytes"):
+    with pytest.raises(DownloadError, match="flaky broke off after 1,000,000 bytes"):
         fetch([server.address("flaky")], tmp_path / "file")
     assert not (tmp_path / "file").exists()
     fetch([server.address("flaky")], tmp_path / "file")
@@ -248,7 +248,7 @@ def test_next_mirror_is_tried_and_said(server, tmp_path, capsys):
 def test_all_mirrors_failing_are_all_named(server, tmp_path):
     server.pages["page"] = Page(b"<!DOCTYPE html><html>Quota exceeded</html>")
     with pytest.raises(
-        DownloadError, match=r"(?s)none of 2 sources worked.*gone answered 404.*page is a web page"
+        DownloadError, match=r"(?s)none of 2 sources worked.*gone answered 404.*page is an HTML"
     ):
         fetch([server.address("gone"), server.address("page")], tmp_path / "file")
     assert _names(tmp_path) == []
@@ -266,7 +266,7 @@ def test_wrong_checksum(server, tmp_path):
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
 def test_html_page_instead_of_weights(server, tmp_path, kind):
     server.pages["quota"] = Page(b"\n<html><title>Quota exceeded</title></html>", kind=kind)
-    with pytest.raises(DamagedWeights, match=r"quota .*(HTML|web) page, not"):
+    with pytest.raises(DamagedWeights, match=r"quota .*HTML"):
         fetch([server.address("quota")], tmp_path / "file")
     assert _names(tmp_path) == []
 
@@ -354,8 +354,8 @@ def test_truncated_safetensors(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty"),
-        (b"  <!doctype HTML>", "is a web page"),
+        (b"", "an empty file"),
+        (b"  <!doctype HTML>", "an HTML"),
         (b"\1\2\3 something else", "no weight file"),
     ],
 )
@@ -453,7 +453,7 @@ def test_load_by_name(published, server, tmp_path, capsys):
 def test_a_file_that_is_short_on_the_server_is_not_kept(published, server, tmp_path):
     name, _ = published
     server.pages["moco"].body = server.pages["moco"].body[:-1000]
-    with pytest.raises(WeightsError, match="moco is cut off"):
+    with pytest.raises(WeightsError, match=r"moco .* is cut off"):
         load(name)
     assert _names(tmp_path / "cache" / "weights") == []
 
