@@ -22,7 +22,6 @@ from nbhelpers.studies import VARIED, kind, label, study
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
 DRAWS = 2_000  # of a parametric bootstrap
-HIGH = 2 / 3  # of Nyquist: where the noise counts as high-frequency, as the last third of blocks as late
 PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "hybrid": "SimMIM+MoCo"}  # the paper's encoders
 
 REASONS = {
@@ -46,58 +45,58 @@ class Quantity:
         table: the result table.
         metric: which of its rows.
         read: what becomes of them.
-        columns: values that further columns must have.
+        where: which of them further columns choose, as `pandas.DataFrame.query` reads it; or empty.
     """
 
     table: str
     metric: str
     read: Reading
-    columns: tuple[tuple[str, str], ...] = ()
+    where: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Quantity:
-        """`TABLE METRIC READING [COLUMN=VALUE ...]`, the reading one of `READINGS`.
+        """`TABLE METRIC READING [WHERE]`, the reading one of `READINGS`.
 
-        >>> Quantity.parse("tokens miou last label=mask").columns
-        (('label', 'mask'),)
+        >>> Quantity.parse("tokens miou last label=='mask'").where
+        "label=='mask'"
         """
-        table, metric, reading, *columns = text.split()
-        return cls(table, metric, READINGS[reading], tuple(tuple(each.split("=")) for each in columns))
+        table, metric, reading, *where = text.split(maxsplit=3)
+        return cls(table, metric, READINGS[reading], *where)
 
 
-def _by_depth(rows: pd.DataFrame) -> list[Interval]:
-    """The rows of one encoder from the lowest depth to the highest."""
-    columns = rows.sort_values("depth")[["value", "low", "high"]]
-    return [Interval(*map(float, row)) for row in columns.itertuples(index=False)]
+def _intervals(rows: pd.DataFrame) -> list[Interval]:
+    """The values of the rows of one encoder."""
+    return [Interval(*map(float, row)) for row in rows[["value", "low", "high"]].itertuples(index=False)]
 
 
-def _part(rows: pd.DataFrame, chosen: pd.Series) -> Interval:
-    return average(_by_depth(rows[chosen]))
+def mean(rows: pd.DataFrame) -> Interval:
+    """Mean over all rows."""
+    return average(_intervals(rows))
+
+
+def early(rows: pd.DataFrame) -> Interval:
+    """Mean over the first third of the blocks."""
+    return mean(rows[first_third(rows["depth"])])
 
 
 def late(rows: pd.DataFrame) -> Interval:
     """Mean over the last third of the blocks."""
-    return _part(rows, last_third(rows["depth"]))
+    return mean(rows[last_third(rows["depth"])])
 
 
 def overall(rows: pd.DataFrame) -> Interval:
     """Mean over all blocks."""
-    return _part(rows, rows["depth"] > 0)
+    return mean(rows[rows["depth"] > 0])
 
 
 def last(rows: pd.DataFrame) -> Interval:
     """At the output of the last block."""
-    return _part(rows, rows["depth"] == rows["depth"].max())
+    return mean(rows[rows["depth"] == rows["depth"].max()])
 
 
 def at(depth: int) -> Reading:
     """At one depth."""
-    return lambda rows: _part(rows, rows["depth"] == depth)
-
-
-def early_less_late(rows: pd.DataFrame) -> Interval:
-    """Mean over the first third of the blocks less that over the last."""
-    return difference(_part(rows, first_third(rows["depth"])), late(rows), same_encoder=True)
+    return lambda rows: mean(rows[rows["depth"] == depth])
 
 
 def taken_by_late(rows: pd.DataFrame) -> Interval:
@@ -108,37 +107,12 @@ def taken_by_late(rows: pd.DataFrame) -> Interval:
 
 def highest_less_last(rows: pd.DataFrame) -> Interval:
     """The highest depth before the last less the last; negative where the last is the highest."""
-    *before, end = _by_depth(rows)
+    *before, end = _intervals(rows.sort_values("depth"))
 
     def falls(comparisons: int) -> list[Interval]:
         return [widened(difference(part, end, same_encoder=True), comparisons) for part in before]
 
     return largest(falls)
-
-
-def under_high_noise(rows: pd.DataFrame) -> Interval:
-    """At the last block, mean over the rings of noise above two thirds of Nyquist."""
-    return last(rows[rows["parameter"] > HIGH])
-
-
-def _parameter(rows: pd.DataFrame, value: float) -> Interval:
-    """The one row of a parameter."""
-    return _part(rows, (rows["parameter"] - value).abs() < 1e-6)
-
-
-def without_leading_sixteenth(rows: pd.DataFrame) -> Interval:
-    """What is gained when the sixteenth of the principal components that varies most is left out."""
-    return difference(_parameter(rows, 1 / 16), _parameter(rows, 0), same_encoder=True)
-
-
-def outside_leading_eighth(rows: pd.DataFrame) -> Interval:
-    """What all principal components have above the eighth of them that varies most."""
-    return difference(_parameter(rows, 1), _parameter(rows, 1 / 8), same_encoder=True)
-
-
-def of_all_labels(rows: pd.DataFrame) -> Interval:
-    """After fine-tuning on all the labels there are."""
-    return Interval(*rows.loc[rows["share"] == 1, ["value", "low", "high"]].iloc[0].astype(float))
 
 
 def _around(value: float, drawn: np.ndarray) -> Interval:
@@ -177,9 +151,8 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
     return average(ranks)
 
 
-CURVES = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
-ROWS = (under_high_noise, without_leading_sixteenth, outside_leading_eighth, of_all_labels)
-READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVES, *ROWS, late_effective_rank)}
+_ALL = (mean, early, late, overall, last, taken_by_late, highest_less_last, peak, late_effective_rank)
+READINGS: dict[str, Reading] = {read.__name__: read for read in _ALL}
 
 
 class Evidence:
@@ -273,9 +246,11 @@ class Evidence:
         rows = rows[rows["metric"] == quantity.metric]
         if "head" in rows:
             rows = rows[~(rows["head"] >= 0)]
-        own = {"label": "shape" if self.study.name == "shapes" else "class"} if "label" in rows else {}
-        for column, value in (own | dict(quantity.columns)).items():
-            rows = rows[rows[column] == value]
+        where = quantity.where
+        if "label" in rows and "label" not in where:
+            shown = "shape" if self.study.name == "shapes" else "class"
+            where = " and ".join(filter(None, [where, f"label == {shown!r}"]))
+        rows = rows.query(where) if where else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
             raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")
