@@ -27,6 +27,8 @@ from nbhelpers.ranks import rank, world_size
 
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
+# Before pandas 3.1, which reads every digit and warns of the option, the last one could differ.
+EXACT = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
 MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
 
 
@@ -247,4 +249,4 @@ def code_version(kind: str) -> str:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A frame as `analyse` and the result tables write it."""
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path, **EXACT)

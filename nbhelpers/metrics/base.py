@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,7 @@ import torchmetrics
 from scipy.special import stdtrit
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nbhelpers.models import Encoder
+from nbhelpers.models import Encoder
 
 SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
 

@@ -11,28 +11,3 @@ from nbhelpers.probes.linear import fit_linear, linear_by_depth
 from nbhelpers.probes.noise import robustness_by_depth
 from nbhelpers.probes.shape_bias import shape_bias, shape_bias_by_depth
 from nbhelpers.probes.similarity import cka_by_depth
-
-__all__ = [
-    "features",
-    "knn_predict",
-    "knn_by_depth",
-    "fit_linear",
-    "linear_by_depth",
-    "fit_attentive",
-    "attentive_by_depth",
-    "shape_bias",
-    "shape_bias_by_depth",
-    "silhouette_by_depth",
-    "token_map",
-    "robustness_by_depth",
-    "principal_components",
-    "components_by_share",
-    "cka_by_depth",
-    "mean_iou",
-    "dense_by_depth",
-    "FineTuning",
-    "reinitialise",
-    "fine_tune",
-    "classify",
-    "fine_tuning_by_share",
-]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
-from nbhelpers.metrics import unbiased_hsic
+from nbhelpers.metrics.cka import alignments, gram
 from nbhelpers.models import Encoder
 from nbhelpers.probes.features import Pool, features
 from nbhelpers.probes.rows import row
@@ -47,29 +47,19 @@ def cka_by_depth(
     """
     if len(images) < 4 * PARTS:
         raise ValueError(f"cka_by_depth: needs at least {4 * PARTS} images, got {len(images)}")
-    ours = _parts(features(encoder, images, pool=pool))
-    rows = []
+
+    def parts(seen_by: Encoder) -> list[Tensor]:
+        layers = features(seen_by, images, pool=pool)  # L+1 N D
+        return [gram(layers[:, start::PARTS]) for start in range(PARTS)]
+
+    ours, rows = parts(encoder), []
     for other in others:
-        theirs = ours if other is encoder else _parts(features(other, images, pool=pool))
-        values = [_alignment(*pair) for pair in zip(ours, theirs, strict=True)]
-        found = np.stack(mean_interval(np.stack(values)), axis=-1)
+        theirs = ours if other is encoder else parts(other)
+        values = torch.stack([alignments(*pair) for pair in zip(ours, theirs, strict=True)])
+        found = np.stack(mean_interval(values.numpy()), axis=-1)
         rows += [
             {"metric": "cka", "depth": depth, "other": other.name, "other_depth": other_depth}
             | row(*found[depth, other_depth], len(images))
             for depth, other_depth in np.ndindex(found.shape[:2])
         ]
     return identified(pd.DataFrame(rows), encoder, images)
-
-
-def _parts(rows: Tensor) -> list[Tensor]:
-    """Features `L+1 N D` dealt into parts, each as Gram matrices `L+1 n n` around the mean."""
-    parts = [rows[:, start::PARTS].double() for start in range(PARTS)]
-    centred = [part - part.mean(1, keepdim=True) for part in parts]
-    return [part @ part.mT for part in centred]
-
-
-def _alignment(first: Tensor, second: Tensor) -> np.ndarray:
-    """CKA `K L` of Gram matrices `K n n` and `L n n`; NaN where features do not vary."""
-    own, others = (unbiased_hsic(grams, grams).diagonal() for grams in (first, second))
-    square = own[:, None] * others
-    return (unbiased_hsic(first, second) / square.where(square > 0, math.nan).sqrt()).numpy()

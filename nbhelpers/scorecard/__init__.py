@@ -12,9 +12,8 @@ from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, NotMeasured
 from nbhelpers.scorecard.page import NOT_MEASURED, html_table, sentences
 
-COLUMNS = (
-    "number claim measure chapter study effect low high unit seeds published published_unit source verdict note"
-).split()
+COLUMNS = "number claim measure chapter study effect low high unit seeds".split()
+COLUMNS += "published published_unit source verdict note".split()
 OWN_MODELS = "The scorecard is about the studies' own models: set `MODELS = None`."
 
 
