@@ -182,7 +182,7 @@ def cached(
         who = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images]]
         try:
             for name, key in keys.items():
-                digest = hashlib.sha256(json.dumps([*who, *key], default=_as_key).encode()).hexdigest()
+                digest = hashlib.sha256(json.dumps([*who, *key], default=_as_json).encode()).hexdigest()
                 places[name] = cache_dir() / "frames" / f"{digest[:24]}.csv"
         except OSError as error:
             warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
@@ -200,7 +200,7 @@ def cached(
     return frames[0] | computed
 
 
-def _as_key(thing: Any) -> object:
+def _as_json(thing: Any) -> object:
     """What a key holds of an encoder or images, or of a recipe."""
     return thing.fingerprint if hasattr(thing, "fingerprint") else asdict(thing)
 

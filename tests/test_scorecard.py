@@ -23,9 +23,9 @@ from nbhelpers.intervals import (
     largest,
     over_seeds,
     smallest,
+    wilson,
 )
 from nbhelpers.metrics import effective_rank
-from nbhelpers.probes.rows import wilson
 from nbhelpers.results import NoTableError, StaleTableError, published
 from nbhelpers.scorecard import CLAIMS, evidence
 from nbhelpers.scorecard.evidence import Quantity, highest_less_last, late_effective_rank, peak

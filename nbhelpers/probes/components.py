@@ -12,10 +12,8 @@ from torch import Tensor
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder
-from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.knn import knn_predict
-from nbhelpers.probes.linear import fit_linear
-from nbhelpers.probes.rows import accuracy, row, targets_of
+from nbhelpers.probes.layers import Pool, accuracy, features, row, targets_of
+from nbhelpers.probes.linear import fit_linear, knn_predict
 
 # Of all components; 0 and 1 are the features as they are.
 REMOVED = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)

@@ -165,6 +165,9 @@ class Evidence:
 
     def __init__(self, name: str) -> None:
         self.study = study(name)
+        decoders = [name + DECODER for name in self.study.trained("mae")]
+        self._usual = (*self.study.trained(), *decoders)
+        self._labels = {name: label(name, "") for name in (*self.study.trained(vary=VARIED), *decoders)}
         self.seeds: dict[str, int] = {}
         self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
 
@@ -189,11 +192,9 @@ class Evidence:
             public = CHECKPOINT_OF.get(PAPER.get(who, ""), ())
             found = [name for name in public if name in self.study.models]
         else:
-            decoders = [name + DECODER for name in self.study.trained("mae")]
-            trained = [*self.study.trained(vary=VARIED), *decoders]
-            found = [name for name in trained if label(name, "") == who]
+            found = [name for name, known in self._labels.items() if known == who]
             # Where there is none of the usual width and training, those that are next to it.
-            found = found or [name for name in (*self.study.trained(), *decoders) if kind(name) == who]
+            found = found or [name for name in self._usual if kind(name) == who]
         if not found:
             raise NotMeasured(f"{who} was not trained")
         return found
@@ -204,8 +205,8 @@ class Evidence:
         Raises:
             NotMeasured: if the objectives have no two widths in common.
         """
-        trained = self.study.trained(vary=VARIED)
-        ends = [{label(n, "").removeprefix(o) for n in trained if kind(n) == o} for o in objectives]
+        labels = self._labels.items()
+        ends = [{known.removeprefix(o) for name, known in labels if kind(name) == o} for o in objectives]
         by_images: dict[str, dict[int, str]] = {}
         for end in sorted(set.intersection(*ends)):  # such as ", width 16, 256,000 images"
             width = re.match(r", width (\d+)", end)
@@ -219,8 +220,7 @@ class Evidence:
     def beside(self, who: str, other: str) -> str:
         """The encoders of another objective with the same width and images, where there are any."""
         alike = ", ".join([other, *who.split(", ")[1:]])
-        known = {label(name, "") for name in self.study.trained(vary=VARIED)}
-        return alike if alike in known else other
+        return alike if alike in self._labels.values() else other
 
     def hybrids(self) -> list[str]:
         """Labels of the hybrids, such as "hybrid 0.2"."""
@@ -228,7 +228,7 @@ class Evidence:
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
         """A table with these encoders; that of the pair with all models, as chapters read it."""
-        as_drawn = who in PAIR and name in TABLES and not TABLES[name].slow
+        as_drawn = who in PAIR and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:
             try:
