@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 class LinearProbe:
     """A fitted probe: standardisation by the training moments, then `weight` `C D` and `bias` `C`.
 
-    `strength` is the inverse L2 penalty (scikit-learn's `C`), `validation` the accuracy it was chosen by.
+    `strength` is the inverse L2 penalty (scikit-learn's `C`).
     """
 
     scaler: StandardScaler
@@ -43,7 +43,6 @@ class LinearProbe:
     bias: np.ndarray
     classes: np.ndarray
     strength: float
-    validation: float
 
     def predict(self, features: Tensor) -> Tensor:
         """Most probable class `N` of features `N D`; ValueError for features that are not finite."""
@@ -98,9 +97,8 @@ def fit_linear(
             weight, bias = (
                 np.concatenate([-w, w]) / 2 if two else w for w in (model.coef_, model.intercept_)
             )
-            probe = LinearProbe(scaler, weight, bias, classes, strength, 0.0)
-            probes.append(replace(probe, validation=probe.accuracy(validation_features, validation_labels)))
-    return max(probes, key=lambda probe: probe.validation)
+            probes.append(LinearProbe(scaler, weight, bias, classes, strength))
+    return max(probes, key=lambda probe: probe.accuracy(validation_features, validation_labels))
 
 
 def linear_by_depth(

@@ -56,6 +56,12 @@ def test_another_number_of_cells_is_refused():
         accumulator.update(1, torch.ones(4, 3))
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_without_an_image_there_is_no_frame():
+    with pytest.raises(ValueError, match="brightness: no image"):
+        brightness()
+
+
 def test_unknown_metric_is_answered_with_the_nearest():
     with pytest.raises(KeyError, match=r"attention_distanze.*nearest: attention_distance"):
         METRICS["attention_distanze"]
