@@ -204,7 +204,7 @@ def test_a_slow_table_is_never_computed_in_passing(toy, monkeypatch):
 
 
 def test_a_table_that_the_study_does_not_have(toy, monkeypatch):
-    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], studies=("shapes",)))
+    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], why="a reason"))
     with pytest.raises(KeyError, match=r"toy has no table 'small'.*shapes"):
         table("toy", "small")
 

@@ -26,7 +26,7 @@ from nbhelpers.results.published import (
     published_triples,
 )
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
-from nbhelpers.results.tables import TABLES, Images, Table, redrawn
+from nbhelpers.results.tables import OWN, TABLES, Images, Table, redrawn
 from nbhelpers.studies import IMAGES, Study, study
 
 RESULTS = DATA / "results"
@@ -139,9 +139,8 @@ def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
         raise NoTableError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
     chosen, made = study(study_name), TABLES[name]
     if not made.belongs_to(chosen):
-        reason = f", since {made.why}" if made.why else ""
         raise NoTableError(
-            f"the study {study_name} has no table {name!r}: it is made of {', '.join(made.studies)}{reason}"
+            f"the study {study_name} has no table {name!r}: it is made of {', '.join(OWN)}, since {made.why}"
         )
     return chosen, made
 
