@@ -31,13 +31,13 @@ from scipy.stats import binomtest
 TAIL = 0.025  # outside a 95 % interval, on either side
 
 
-def t_quantile(n: int) -> float:
+def t_quantile(n: ArrayLike) -> np.ndarray:
     """How many standard errors the interval of a mean of `n` values reaches to either side (Student's t).
 
-    >>> round(t_quantile(10), 4)
-    2.2622
+    >>> t_quantile([10, 2]).round(4).tolist()
+    [2.2622, 12.7062]
     """
-    return float(stdtrit(n - 1, 0.975))
+    return stdtrit(np.asarray(n) - 1, 1 - TAIL)
 
 
 def mean_interval(values: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,6 +27,8 @@ from nbhelpers.ranks import rank, world_size
 
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
+# Before pandas 3.1, which reads every digit and warns of the option, the last one could differ.
+EXACT = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
 MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
 
 
@@ -180,7 +182,7 @@ def cached(
         who = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images]]
         try:
             for name, key in keys.items():
-                digest = hashlib.sha256(json.dumps([*who, *key], default=_as_key).encode()).hexdigest()
+                digest = hashlib.sha256(json.dumps([*who, *key], default=_as_json).encode()).hexdigest()
                 places[name] = cache_dir() / "frames" / f"{digest[:24]}.csv"
         except OSError as error:
             warnings.warn(f"nothing is kept, the cache folder cannot be used: {error}", stacklevel=3)
@@ -198,7 +200,7 @@ def cached(
     return frames[0] | computed
 
 
-def _as_key(thing: Any) -> object:
+def _as_json(thing: Any) -> object:
     """What a key holds of an encoder or images, or of a recipe."""
     return thing.fingerprint if hasattr(thing, "fingerprint") else asdict(thing)
 
@@ -247,4 +249,4 @@ def code_version(kind: str) -> str:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A frame as `analyse` and the result tables write it."""
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path, **EXACT)

@@ -32,7 +32,7 @@ from nbhelpers.models import Encoder, load
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.recipes import BATCH_SIZES
 from nbhelpers.pretrain.trainer import device_name, fast_precision
-from nbhelpers.probes.knn import knn_by_depth
+from nbhelpers.probes.linear import knn_by_depth
 
 ATTENTION = ("attention_distance", "nmi", "attention_entropy")
 

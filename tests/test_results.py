@@ -72,9 +72,9 @@ def test_filling_in_leaves_out_a_table_without_images(toy, monkeypatch):
     def lacking(_):
         raise MissingDataError("the stimuli are not here")
 
-    tables = {"small": replace(results.TABLES["small"], images=lacking)}
-    for name, value in {"study": results.study, "TABLES": tables}.items():
-        monkeypatch.setattr(fill, name, value)
+    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], images=lacking))
+    for name in ("study", "TABLES"):
+        monkeypatch.setattr(fill, name, getattr(results, name))
     for job in fill.jobs(["toy"]):
         fill.measure(*job)
     assert not list(cache_dir().glob("frames/*"))
@@ -204,7 +204,7 @@ def test_a_slow_table_is_never_computed_in_passing(toy, monkeypatch):
 
 
 def test_a_table_that_the_study_does_not_have(toy, monkeypatch):
-    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], studies=("shapes",)))
+    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], why="a reason"))
     with pytest.raises(KeyError, match=r"toy has no table 'small'.*shapes"):
         table("toy", "small")
 

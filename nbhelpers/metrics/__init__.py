@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from nbhelpers.metrics.attention import (
     attention_distance,
@@ -36,10 +36,8 @@ from nbhelpers.metrics.spectrum import (
     token_spectrum,
 )
 from nbhelpers.metrics.tokens import feature_variance, norm_peak, outlier_share, token_norms
+from nbhelpers.models import Encoder
 from nbhelpers.names import nearest
-
-if TYPE_CHECKING:
-    from nbhelpers.models import Encoder
 
 normalized_mutual_information = nmi
 

@@ -9,15 +9,12 @@ import inspect
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from nbhelpers.capture import Attention
 from nbhelpers.metrics.base import at_least_float32, remembered, require_grid, takes
-
-if TYPE_CHECKING:
-    from nbhelpers.capture import Attention
 
 # Numbers of the attention maps that are in memory at a time: on a CPU they stay in the L2 cache (20 % faster
 # than whole batches), on an accelerator they only bound memory (256 MB in float32).
@@ -48,6 +45,7 @@ def patch_attention(
 
     Raises:
         ValueError: shapes that do not fit one another.
+        RuntimeError: a bias that does not broadcast.
 
     Source: paper section 3; official notebook self_attention_analysis, cells 10 and 12 (with an epsilon).
 
@@ -69,13 +67,7 @@ def patch_attention(
 
 def _additive(bias: Tensor, query: Tensor) -> Tensor:
     """A bias as a term of the logits `B H N N`."""
-    full = (*query.shape[:3], query.shape[2])
-    try:
-        bias = bias.expand(full)
-    except RuntimeError:
-        raise ValueError(
-            f"patch_attention: bias {tuple(bias.shape)} does not broadcast to (B H N N) = {full}"
-        ) from None
+    bias = bias.expand(*query.shape[:3], query.shape[2])
     return torch.where(bias, 0.0, -torch.inf) if bias.dtype == torch.bool else bias
 
 

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torchmetrics
-from scipy.special import stdtrit
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nbhelpers.models import Encoder
+from nbhelpers.intervals import t_quantile
+from nbhelpers.models import Encoder
 
 SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
 
@@ -258,12 +257,8 @@ class Accumulator(torchmetrics.Metric):
         """Count a value per image: `B`, `B H` or `B cells` at a depth 0..L.
 
         Raises:
-            ValueError: unknown depth, or another number of cells.
+            ValueError: another number of cells.
         """
-        if not 0 <= depth < len(self.seen):
-            raise ValueError(
-                f"{self.metric.name}: depth {depth} is outside 0..{len(self.seen) - 1} of this encoder"
-            )
         values = values[:, None] if values.ndim == 1 else values
         if self.metric.per_head:
             values = torch.cat([values.mean(1, keepdim=True), values], dim=1)
@@ -291,7 +286,7 @@ class Accumulator(torchmetrics.Metric):
         mean = total / images
         variance = (squares - images * mean.square()).clamp(min=0) / (images - 1)
         variance[images < 2] = torch.nan
-        quantile = torch.as_tensor(stdtrit((images - 1).clamp(min=1).cpu().numpy(), 0.975)).to(mean)
+        quantile = torch.as_tensor(t_quantile(images.clamp(min=2).cpu().numpy())).to(mean)
         half = quantile * (variance / images).sqrt()
         return self._frame(mean, mean - half, mean + half, images, self.seen[:, None].expand_as(mean) > 0)
 

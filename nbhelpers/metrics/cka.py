@@ -33,9 +33,23 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
         >>> linear_cka(features, 3 * features.flip(1)).round(decimals=6)
         tensor(1., dtype=torch.float64)
     """
-    K, L = _gram(first), _gram(second)
-    cross, own, other = (unbiased_hsic(*pair)[0, 0] for pair in ((K, L), (K, K), (L, L)))
-    return torch.where((own > 0) & (other > 0), cross / (own * other).abs().sqrt(), torch.nan)
+    return alignments(gram(first)[None], gram(second)[None])[0, 0]
+
+
+def alignments(first: Tensor, second: Tensor) -> Tensor:
+    """Linear CKA `K L` of each pair of Gram matrices `K n n` and `L n n`, as `gram` makes them.
+
+    Raises:
+        ValueError: the errors of `unbiased_hsic`.
+
+    >>> grams = gram(torch.tensor([[[1.0], [0.0], [0.0], [0.0], [3.0]], [[7.0], [7.0], [7.0], [7.0], [7.0]]]))
+    >>> alignments(grams[:1], grams).round(decimals=6)
+    tensor([[1., nan]], dtype=torch.float64)
+    """
+    own, other = (unbiased_hsic(grams, grams).diagonal() for grams in (first, second))
+    varies = (own > 0)[:, None] & (other > 0)
+    scale = (own[:, None] * other).abs().sqrt()
+    return torch.where(varies, unbiased_hsic(first, second) / scale, torch.nan)
 
 
 @takes("K n n", "L n n", n=4)
@@ -73,7 +87,13 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     return (trace + sums / ((count - 1) * (count - 2)) - 2 / (count - 2) * mixed) / (count * (count - 3))
 
 
-def _gram(features: Tensor) -> Tensor:
-    """Gram matrix `1 B B` in float64 of features `B D` around their mean, which HSIC does not see."""
-    centred = features.double() - features.double().mean(0)
-    return (centred @ centred.T)[None]
+def gram(features: Tensor) -> Tensor:
+    """Gram matrix `... B B` in float64 of features `... B D` around their mean, which HSIC does not see.
+
+    >>> gram(torch.tensor([[1.0], [3.0]]))
+    tensor([[ 1., -1.],
+            [-1.,  1.]], dtype=torch.float64)
+    """
+    features = features.double()
+    centred = features - features.mean(-2, keepdim=True)
+    return centred @ centred.mT

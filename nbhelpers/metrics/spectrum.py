@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 from torch import Tensor
 
 from nbhelpers.metrics.base import Accumulator, Metric, remembered, takes
-
-if TYPE_CHECKING:
-    from nbhelpers.models import Encoder
+from nbhelpers.models import Encoder
 
 
 @remembered

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from nbhelpers.capture import Attention, Stream
 from nbhelpers.metrics.attention import attention_pieces
 from nbhelpers.metrics.base import Accumulator, at_least_float32, remembering, require_finite
-
-if TYPE_CHECKING:
-    from nbhelpers.capture import Attention, Stream
 
 NUMBERS = 2_000_000  # of the patch tokens that metrics get at a time: the copies they make stay small
 

@@ -112,10 +112,9 @@ def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None, column: st
     if column == "depth":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if span := AXES.get(metric, (None,))[1:]:
-        low, high = span
-        seen = [end for axes in ax.get_shared_y_axes().get_siblings(ax) for end in axes.dataLim.intervaly]
-        seen = [end for end in seen if np.isfinite(end)]
-        low, high = min([low, *seen]), max([high, *seen])
+        seen = [axes.dataLim.intervaly for axes in ax.get_shared_y_axes().get_siblings(ax)]
+        ends = np.concatenate([span, *seen])
+        low, high = ends[np.isfinite(ends)].min(), ends[np.isfinite(ends)].max()
         ax.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     return ax
 

@@ -6,6 +6,7 @@ import base64
 import html
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,25 +100,7 @@ def metric_label(metric: str) -> str:
 def style() -> None:
     """Make this the style of all figures that follow: vector graphics, white ground, no frame."""
     set_matplotlib_formats("svg")
-    plt.rcParams.update(
-        {
-            "figure.figsize": (7.2, 2.9),
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
-            "axes.facecolor": "white",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "axes.titlesize": 10,
-            "axes.labelsize": 9.5,
-            "legend.frameon": False,
-            "legend.fontsize": 8.5,
-            "lines.markersize": 4.5,
-            "svg.fonttype": "none",  # words stay words: searchable, and in the reader's own font
-            "svg.hashsalt": "nbhelpers",  # the same figure gives the same file
-        }
-    )
+    plt.style.use(Path(__file__).with_name("book.mplstyle"))
 
 
 def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:
@@ -175,8 +158,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     >>> len({style["color"] for style in styles.values()})
     3
     """
-    models = dict(models)
-    styles, others = {}, []
+    models, styles, others = dict(models), {}, []
     for model, objective in models.items():
         name, _, unusual = label(model, objective).partition(", ")
         own = model.partition(".")[0] in TITLES
@@ -192,7 +174,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
             styles[model] = usual
         else:
             styles[model] = {"color": palette[i], "marker": MARKERS[i % len(MARKERS)], "linestyle": "--"}
-    return {model: styles[model] for model in models}
+    return styles
 
 
 def download(frame: pd.DataFrame, name: str) -> HTML:

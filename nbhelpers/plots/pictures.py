@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -103,24 +104,18 @@ def _blocks(depths: Sequence[float], blocks: int) -> list[int]:
 def head_maps(image: Tensor, maps: Mapping[str, Tensor], query: Place, depth: float) -> Figure:
     """Maps of one query in every head of a block, drawn over the image; arguments as of `query_maps`."""
     columns = min(HEADS_A_ROW, 1 + max(attention.shape[1] for attention in maps.values()))
-    cells: list[tuple[str, tuple[int, int], Tensor | None] | None] = []
-    for name, attention in maps.items():
+    rows = [-(-(1 + attention.shape[1]) // columns) for attention in maps.values()]
+    figure, axes = plt.subplots(sum(rows), columns, figsize=(7.2, 1.6 * sum(rows)), squeeze=False)
+    for (name, attention), part in zip(maps.items(), np.split(axes, np.cumsum(rows)[:-1]), strict=True):
         grid, (block,) = _grid(attention.shape[-1], image[0]), _blocks([depth], len(attention))
-        cells.append((f"{name}, depth {block}", grid, None))
-        cells += [(f"head {head}", grid, each) for head, each in enumerate(attention[block - 1])]
-        cells += [None] * (-len(cells) % columns)  # the next model begins a row
-    rows = -(-len(cells) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(7.2, 1.6 * rows), squeeze=False)
-    for ax, cell in zip(axes.flat, cells, strict=True):
-        if cell is None:
-            ax.axis("off")
-            continue
-        title, grid, each = cell
-        if each is None:
-            token = _cell(ax, image[0], grid, query)
-        else:
+        plain, *cells = part.flat
+        token = _cell(plain, image[0], grid, query)
+        plain.set_title(f"{name}, depth {block}", fontsize=8)
+        for head, (ax, each) in enumerate(zip(cells, attention[block - 1], strict=False)):
             _cell(ax, image[0], grid, query, each[token])
-        ax.set_title(title, fontsize=8)
+            ax.set_title(f"head {head}", fontsize=8)
+        for ax in cells[attention.shape[1] :]:
+            ax.axis("off")
     return figure
 
 
@@ -141,19 +136,16 @@ def token_steps(
     figure, axes = plt.subplots(*shape, figsize=(7.2, 1.9 * shape[0]), squeeze=False)
     for line, (name, blocks) in zip(axes, steps.items(), strict=True):
         for ax, depth in zip(line, _blocks(depths, len(blocks)), strict=True):
-            _steps(ax, *blocks[depth - 1], colours[name])
+            before, after = blocks[depth - 1]
+            start, end, _ = token_pca(before, after, components=2)
+            moves = torch.stack([start, end], 1).numpy()
+            ax.add_collection(LineCollection(moves, color=colours[name], lw=0.5))
+            ax.scatter(*end.T.numpy(), s=5, color=colours[name], lw=0)
+            share = common_update_share(before[None], after[None]).item()
+            ax.set(xticks=[], yticks=[], xlabel=f"common: {share:.2f}", aspect="equal", adjustable="datalim")
             ax.set_title(f"depth {depth}")
         line[0].set_ylabel(name)
     return figure
-
-
-def _steps(ax: Axes, before: Tensor, after: Tensor, color: str) -> None:
-    """Tokens `N D` before and after a step, and the common share of it, on the components of both."""
-    pca = token_pca(before, after, components=2)
-    ax.add_collection(LineCollection(torch.stack([pca.before, pca.after], 1).numpy(), color=color, lw=0.5))
-    ax.scatter(*pca.after.T.numpy(), s=5, color=color, lw=0)
-    share = common_update_share(before[None], after[None]).item()
-    ax.set(xticks=[], yticks=[], xlabel=f"common: {share:.2f}", aspect="equal", adjustable="datalim")
 
 
 def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: bool = True) -> Axes:

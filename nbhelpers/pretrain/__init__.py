@@ -16,7 +16,7 @@ from nbhelpers.models import Encoder, save_encoder
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.recipes import RECIPES, STUDIES, Recipe, moments, recipe
 from nbhelpers.pretrain.trainer import Trainer
-from nbhelpers.probes.knn import knn_by_depth
+from nbhelpers.probes.linear import knn_by_depth
 from nbhelpers.ranks import rank
 
 __all__ = ["RECIPES", "Recipe", "Trainer", "description", "moments", "pretrain", "recipe", "trained_name"]

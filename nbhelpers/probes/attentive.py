@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.rows import Predictor, accuracies, accuracy, by_depth, checked, targets_of
+from nbhelpers.probes.layers import Predictor, accuracies, accuracy, by_depth, checked, targets_of
 
 
 class AttentiveProbe(nn.Module):

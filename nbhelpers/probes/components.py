@@ -12,10 +12,8 @@ from torch import Tensor
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder
-from nbhelpers.probes.features import Pool, features
-from nbhelpers.probes.knn import knn_predict
-from nbhelpers.probes.linear import fit_linear
-from nbhelpers.probes.rows import accuracy, row, targets_of
+from nbhelpers.probes.layers import Pool, accuracy, features, row, targets_of
+from nbhelpers.probes.linear import fit_linear, knn_predict
 
 # Of all components; 0 and 1 are the features as they are.
 REMOVED = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -89,18 +87,22 @@ def components_by_share(
 
     rows = []
     for name, (known, checked, truth) in targets_of([train, validation, test], label).items():
-        place = {"depth": depth, "label": name}
+        found = {}
         for share in REMOVED:
             rest = slice(number(share) if share else 0, None)
-            found = accuracy(knn_predict(seen(learnt, rest), known, seen(asked, rest)), truth)
-            rows.append({"metric": "knn_without_leading", "parameter": share} | place | found)
+            predicted = knn_predict(seen(learnt, rest), known, seen(asked, rest))
+            found["knn_without_leading", share] = accuracy(predicted, truth)
         for share in HELD:
             count = number(share)
             held = float(variances[:count].sum() / variances.sum())
-            found = row(held, math.nan, math.nan, len(learnt))
-            rows.append({"metric": "variance_leading", "parameter": share} | place | found)
+            found["variance_leading", share] = row(held, math.nan, math.nan, len(learnt))
             for end, part in {"leading": slice(count), "trailing": slice(-count, None)}.items():
-                probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
-                found = accuracy(probe.predict(seen(asked, part)), truth)
-                rows.append({"metric": f"linear_{end}", "parameter": share} | place | found)
+                if end == "leading" or count < len(variances):  # all components are both, and fitted once
+                    probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
+                    reached = accuracy(probe.predict(seen(asked, part)), truth)
+                found[f"linear_{end}", share] = reached
+        place = {"depth": depth, "label": name}
+        rows += [
+            {"metric": metric, "parameter": share} | place | last for (metric, share), last in found.items()
+        ]
     return identified(pd.DataFrame(rows), encoder, test)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
+from nbhelpers.probes.layers import Predictor, Row, by_depth, labels_of, row
 from nbhelpers.probes.linear import predictor
-from nbhelpers.probes.rows import Predictor, Row, by_depth, labels_of, row
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
 STRENGTHS = (1e-2, 1e-1, 1.0)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
-from nbhelpers.probes.rows import accuracy, labels_of
+from nbhelpers.probes.layers import accuracy, labels_of
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,32 @@
-"""Linear probing: multinomial logistic regression on frozen features, depth by depth."""
+"""Probes of pooled features, depth by depth: multinomial logistic regression, and k nearest neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Pool
-from nbhelpers.probes.rows import Predictor, Undefined, accuracies, accuracy, by_depth, checked, targets_of
+from nbhelpers.probes.layers import (
+    Pool,
+    Predictor,
+    Undefined,
+    accuracies,
+    accuracy,
+    by_depth,
+    checked,
+    targets_of,
+)
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -25,7 +35,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 class LinearProbe:
     """A fitted probe: standardisation by the training moments, then `weight` `C D` and `bias` `C`.
 
-    `strength` is the inverse L2 penalty (scikit-learn's `C`), `validation` the accuracy it was chosen by.
+    `strength` is the inverse L2 penalty (scikit-learn's `C`).
     """
 
     scaler: StandardScaler
@@ -33,7 +43,6 @@ class LinearProbe:
     bias: np.ndarray
     classes: np.ndarray
     strength: float
-    validation: float
 
     def predict(self, features: Tensor) -> Tensor:
         """Most probable class `N` of features `N D`; ValueError for features that are not finite."""
@@ -88,9 +97,8 @@ def fit_linear(
             weight, bias = (
                 np.concatenate([-w, w]) / 2 if two else w for w in (model.coef_, model.intercept_)
             )
-            probe = LinearProbe(scaler, weight, bias, classes, strength, 0.0)
-            probes.append(replace(probe, validation=probe.accuracy(validation_features, validation_labels)))
-    return max(probes, key=lambda probe: probe.validation)
+            probes.append(LinearProbe(scaler, weight, bias, classes, strength))
+    return max(probes, key=lambda probe: probe.accuracy(validation_features, validation_labels))
 
 
 def linear_by_depth(
@@ -118,3 +126,57 @@ def linear_by_depth(
 def predictor(learnt: tuple, chosen: tuple, strengths: Sequence[float] = STRENGTHS) -> Predictor:
     """What a linear probe predicts, as `by_depth` takes it."""
     return fit_linear(*learnt, *chosen, strengths).predict
+
+
+def knn_predict(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    r"""Class `M` that the `k` nearest of the training features `N D` vote for, for test features `M D`.
+
+    $\hat y = \arg\max_c \sum_{i \in \mathrm{kNN}} [y_i = c]\, e^{\cos(x, x_i) / \tau}$
+    (DINO, Caron et al. 2021, section 3.2; Wu et al. 2018, section 3.4).
+
+    Raises:
+        ValueError: for shapes that do not fit, features that are not finite, or fewer than `k` images.
+
+    >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    >>> knn_predict(train, torch.tensor([7, 3, 3]), torch.tensor([[5.0, 1.0]]), k=3).tolist()
+    [7]
+    """
+    checked("train", train_features, "N D", train_labels)
+    checked("test", test_features, "M D")
+    train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
+    # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks
+    # alike; e^(-d^2 / 2 tau) is the vote up to the constant factor e^(1 / tau).
+    votes = KNeighborsClassifier(k, weights=lambda d: np.exp(-(d**2) / (2 * temperature)), algorithm="brute")
+    prediction = votes.fit(train, train_labels.cpu().numpy()).predict(test)
+    return train_labels.new_tensor(prediction)
+
+
+def knn_by_depth(
+    encoder: Encoder,
+    train: ImageSource,
+    test: ImageSource,
+    label: str | Sequence[str],
+    depths: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    norm: bool = False,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> pd.DataFrame:
+    """k-NN accuracy at every depth, for one label or several, with Wilson's 95 % interval over test images.
+
+    Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
+    NaN at a depth whose features are not finite. Raises the errors of `features`, `knn_predict` and
+    `targets_of`.
+    """
+
+    def fit(learnt: tuple[Tensor, Tensor]) -> Predictor:
+        return lambda x: knn_predict(*learnt, x, k, temperature)
+
+    tests, targets = {"": (encoder, test)}, targets_of([train, test], label)
+    return by_depth(encoder, [train], tests, targets, fit, accuracies("knn"), depths, pool, norm)

@@ -15,9 +15,8 @@ from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.names import nearest
-from nbhelpers.probes.features import Pool
+from nbhelpers.probes.layers import Pool, Row, accuracy, by_depth, row, targets_of
 from nbhelpers.probes.linear import predictor
-from nbhelpers.probes.rows import Row, accuracy, by_depth, row, targets_of
 
 Change = Callable[[Tensor], Tensor]
 PLAIN = ("none", math.nan)  # change and parameter of the images as they are

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import Pool
+from nbhelpers.probes.layers import Pool, Row, accuracy, by_depth, labels_of, row
 from nbhelpers.probes.linear import predictor
-from nbhelpers.probes.rows import Row, accuracy, by_depth, labels_of, row
 
 
 class ShapeBias(NamedTuple):

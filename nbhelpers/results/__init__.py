@@ -26,37 +26,11 @@ from nbhelpers.results.published import (
     published_triples,
 )
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
-from nbhelpers.results.tables import TABLES, Images, Table, redrawn
+from nbhelpers.results.tables import OWN, TABLES, Images, Table, redrawn
 from nbhelpers.studies import IMAGES, Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
-
-__all__ = [
-    "COMPUTED",
-    "TABLES",
-    "NoTableError",
-    "StaleTableError",
-    "Table",
-    "add",
-    "already",
-    "at_end",
-    "by_label",
-    "early",
-    "gather",
-    "highest",
-    "difference_by_depth",
-    "difference_to_published",
-    "late",
-    "outdated",
-    "peak",
-    "published",
-    "published_maps",
-    "published_triples",
-    "store",
-    "stored",
-    "table",
-]
 
 
 class StaleTableError(ValueError):
@@ -102,31 +76,29 @@ def table(
             for a table that is not computed here or has no sample.
     """
     chosen, made = _chosen(study_name, name)
-    frames, wanted = [], list(models or chosen.models)
-    draw = n_images is not None or seed != 0
+    wanted, draw = list(models or chosen.models), n_images is not None or seed != 0
     if made.slow and draw:
         raise ValueError(
             f"{study_name}/{name} is too slow for a build of the book: there is the stored table alone, "
             f"not one of n_images={n_images}, seed={seed}"
         )
-    if made.kept and not draw:
-        frames, wanted = already(study_name, name, wanted)
-    try:
-        if made.slow:
-            raise MissingDataError("it is too slow for a build of the book")
-        if wanted:
+    frames, wanted = already(study_name, name, wanted) if made.kept and not draw else ([], wanted)
+    if wanted:
+        try:
+            if made.slow:
+                raise MissingDataError("it is too slow for a build of the book")
             images = made.images(chosen)
             images = redrawn(chosen, images, n_images, seed) if draw else images
             limit = [tuple(metrics)] if metrics and set(metrics) <= set(made.metrics) else []
             computed = [made.measure(encoder, images, *limit) for encoder in _distinct(wanted)]
-            frames.append(pd.concat(computed, ignore_index=True).assign(source=COMPUTED))
-    except MissingDataError as lack:
-        if draw:
-            raise
-        try:
-            frames.append(stored(study_name, name, wanted))
-        except MissingDataError as error:
-            raise MissingDataError(f"{lack}. And {error}") from None
+            frames += [frame.assign(source=COMPUTED) for frame in computed]
+        except MissingDataError as lack:
+            if draw:
+                raise
+            try:
+                frames.append(stored(study_name, name, wanted))
+            except MissingDataError as error:
+                raise MissingDataError(f"{lack}. And {error}") from None
     frame = pd.concat(frames, ignore_index=True)
     known = frame["metric"].unique()
     if unknown := [metric for metric in metrics or () if metric not in known]:
@@ -167,9 +139,8 @@ def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
         raise NoTableError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
     chosen, made = study(study_name), TABLES[name]
     if not made.belongs_to(chosen):
-        reason = f", since {made.why}" if made.why else ""
         raise NoTableError(
-            f"the study {study_name} has no table {name!r}: it is made of {', '.join(made.studies)}{reason}"
+            f"the study {study_name} has no table {name!r}: it is made of {', '.join(OWN)}, since {made.why}"
         )
     return chosen, made
 
@@ -240,15 +211,17 @@ def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | 
             f"{study_name}/{name} was computed from other weights of {', '.join(stale)} than those that are "
             f"there now; refresh it with {refresh}"
         )
-    rows = frame[_encoder_of(frame).isin(wanted)]
+    rows = frame[frame["model"].map(_encoder).isin(wanted)]
     return rows.assign(source=f"stored {max(records[key]['date'] for key in wanted)}").reset_index(drop=True)
 
 
-def _encoder_of(frame: pd.DataFrame) -> pd.Series:
-    """The encoder of each row; the rows of a decoder belong to its encoder."""
-    return frame["model"].where(
-        frame["model"].str.startswith("random:"), frame["model"].str.partition(":")[0]
-    )
+def _encoder(model: str) -> str:
+    """The encoder that the rows of a model belong to: its own, or the one before a decoder."""
+    return model.removesuffix(":decoder")
+
+
+def _by_encoder(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return dict(iter(frame.groupby(frame["model"].map(_encoder), sort=False)))
 
 
 def _fingerprint(images: Images) -> str:
@@ -285,11 +258,23 @@ def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
     except MissingDataError:
         records = {}
     for model in made.models(chosen):
-        record = records.get(model, {})
-        weights = _weights(model, study_name) or _weights(load(model), study_name)
-        if (record.get("sha256"), record.get("images")) != (weights, _fingerprint(images)):
+        old, new = records.get(model, {}), _record(study_name, made, model, images)
+        if any(old.get(what) != new[what] for what in ("sha256", "images")):
             add(study_name, name, made.measure(load(model), images), images)
     return _paths(study_name, name)[0]
+
+
+def _record(study_name: str, made: Table, model: str, images: Images) -> dict[str, object]:
+    """What a table says of an encoder's rows that are measured here and now."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
+    return {
+        "sha256": _weights(model, study_name) or _weights(load(model), study_name),
+        "images": _fingerprint(images),
+        "code": code_version(made.code),
+        "date": date.today().isoformat(),
+        "device": "GPU" if torch.cuda.is_available() else "CPU",
+        "versions": versions,
+    }
 
 
 def add(
@@ -307,26 +292,16 @@ def add(
     """
     chosen, made = _chosen(study_name, name)
     models, images = made.models(chosen), images or made.images(chosen)
-    added = dict(iter(frame.drop(columns="source", errors="ignore").groupby(_encoder_of(frame), sort=False)))
+    added = _by_encoder(frame.drop(columns="source", errors="ignore"))
     if foreign := [model for model in added if model not in models]:
         raise ValueError(f"{study_name}/{name} is not made of {', '.join(foreign)}: {', '.join(models)}")
     csv, description = _paths(study_name, name)
     try:
         old, records = _read(study_name, name)
-        parts = dict(iter(old.groupby(_encoder_of(old), sort=False)))
+        parts = _by_encoder(old)
     except MissingDataError:
         parts, records = {}, {}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
-    record = {
-        "images": _fingerprint(images),
-        "code": code_version(made.code),
-        "date": date.today().isoformat(),
-        "device": "GPU" if torch.cuda.is_available() else "CPU",
-        "versions": versions,
-    }
-    for model in added:
-        weights = _weights(model, study_name) or _weights(load(model), study_name)
-        records[model] = {"sha256": weights} | record | about
+    records |= {model: _record(study_name, made, model, images) | about for model in added}
     parts |= added
     present = [model for model in models if model in parts and model in records]
     provenance = {

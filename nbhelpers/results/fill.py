@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import already
+from nbhelpers.results import StaleTableError, table
 from nbhelpers.results.tables import OWN, TABLES
 from nbhelpers.studies import study
 
@@ -23,23 +23,20 @@ PROCESSES = 8  # at most, each of which holds a study's images
 
 
 def jobs(studies: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Study, table and encoder of all rows that a build computes, where a study's images are here."""
+    """Study, table and encoder of all rows that a build may have to compute, where a study's images are."""
     for chosen in map(study, studies):
         if not chosen.missing:
             for split in ("train", "val"):
                 chosen.images(split)  # made once, before many processes ask for it
             for made in TABLES.values():
                 if made.belongs_to(chosen) and not made.slow:
-                    models = made.models(chosen)
-                    waiting = already(chosen.name, made.name, models)[1] if made.kept else models
-                    yield from ((chosen.name, made.name, model) for model in waiting)
+                    yield from ((chosen.name, made.name, model) for model in made.models(chosen))
 
 
 def measure(study_name: str, name: str, model: str) -> None:
-    """Measure an encoder for a table, if the table's images are here; its frames stay in the cache folder."""
-    chosen, made = study(study_name), TABLES[name]
-    with suppress(MissingDataError):
-        made.measure(*chosen.encoders([model]), made.images(chosen))
+    """Ask a table for the rows of an encoder: those that are not stored stay in the cache folder."""
+    with suppress(MissingDataError, StaleTableError):
+        table(study_name, name, [model])
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ def published_maps() -> pd.DataFrame:
 
 
 def published_triples() -> pd.DataFrame:
-    """Accuracy of public encoders: frozen, by k-NN, linear and attentive probes; of small ones fine-tuned too.
+    """Accuracy of public encoders, frozen (k-NN, linear and attentive probes) or fine-tuned.
 
     Columns `model size images metric value source`; value is the share of the test images that are
     recognised. `images` is "ImageNet-1k", or "CIFAR-10" for ViTs about as small as the book's. "attentive" is

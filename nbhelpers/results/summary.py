@@ -75,9 +75,8 @@ def peak(frame: pd.DataFrame, metric: str) -> dict[str, int]:
     >>> peak(pd.DataFrame(rows, columns=["model", "objective", "depth", "head", "metric", "value"]), "nmi")
     {'CL': 2}
     """
-    rows = _whole(frame, metric)
-    best = rows.loc[rows.groupby("label", sort=False)["value"].idxmax()]
-    return {row.label: int(row.depth) for row in best.itertuples()}
+    rows = _whole(frame, metric).set_index("depth")
+    return rows.groupby("label", sort=False)["value"].idxmax().to_dict()
 
 
 def highest(frame: pd.DataFrame, metric: str) -> dict[str, float]:

@@ -54,12 +54,7 @@ OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
 OWN = ("shapes", "cifar10")
-# Tables that only the book's own studies have, too slow for a build of the book.
-OWN_AND_SLOW = {
-    "studies": OWN,
-    "why": "only the book's own encoders are small enough for it",
-    "slow": True,
-}
+SMALL = "only the book's own encoders are small enough for it"
 
 Images = dict[str, ImageSource]
 TABLES: dict[str, Table] = {}
@@ -76,8 +71,7 @@ class Table:
         measure: the tidy frame of one encoder and those images.
         code: which code makes its numbers, a key of `nbhelpers.measure.CODE`.
         models: encoders of a study whose rows are stored.
-        studies: those that have this table; None: all.
-        why: what keeps the others from having it.
+        why: what keeps other studies than `OWN` from having it; empty: all have it.
         slow: too slow for a build of the book, so that it is always drawn as stored.
         kept: rows that are stored are drawn as stored; those of other models are computed.
         metrics: what `measure` can be limited to by its third argument.
@@ -89,15 +83,14 @@ class Table:
     measure: Callable[..., pd.DataFrame]
     code: str = "probes"
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
-    studies: tuple[str, ...] | None = None
     why: str = ""
     slow: bool = False
     kept: bool = False
     metrics: tuple[str, ...] = ()
 
     def belongs_to(self, study: Study) -> bool:
-        """Whether the study has this table; a folder of images never has a slow one, as nothing is stored."""
-        return self.studies is None or study.name in self.studies
+        """Whether the study has this table."""
+        return not self.why or study.name in OWN
 
 
 def _table(name: str, images: Callable[[Study], Images], **options) -> Callable:
@@ -237,7 +230,6 @@ def _cues(study: Study) -> Images:
 @_table(
     "shape_bias",
     _cues,
-    studies=OWN,
     why="the stimuli whose cues disagree have to show the classes of the photographs",
     kept=True,
 )
@@ -277,7 +269,7 @@ def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@_table("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, **OWN_AND_SLOW)
+@_table("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, slow=True, why=SMALL)
 def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Attentive probes, and dense prediction where there are masks."""
     splits, test = _splits(images), images["test"]
@@ -297,13 +289,13 @@ def _labelled(study: Study) -> Images:
     return _drawn(study, LABELLED)
 
 
-@_table("fine_tuning", _labelled, models=_every_kind, **OWN_AND_SLOW)
+@_table("fine_tuning", _labelled, models=_every_kind, slow=True, why=SMALL)
 def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
     return _tuned(encoder, images, shares=SHARES)
 
 
-@_table("new_blocks", _labelled, models=lambda study: study.trained(*PAIR), **OWN_AND_SLOW)
+@_table("new_blocks", _labelled, models=lambda study: study.trained(*PAIR), slow=True, why=SMALL)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
@@ -314,7 +306,7 @@ def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     "cka",
     lambda study: {"test": study.sample.subset(min(COMPARED, len(study.sample)))},
     models=_everything,
-    studies=OWN,
+    why="an encoder is compared with those that learnt from the same images",
     kept=True,
 )
 def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
@@ -331,7 +323,8 @@ def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     lambda study: {"train": study.images("train"), "validation": study.images("val")},
     code="pretrain",
     models=lambda study: (f"{study.name}.random",),
-    **OWN_AND_SLOW,
+    slow=True,
+    why=SMALL,
 )
 def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Whether the two losses of a hybrid agree in each block, along a short training."""

@@ -10,14 +10,10 @@ from IPython.display import HTML, Markdown
 from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, NotMeasured
-from nbhelpers.scorecard.page import NOT_MEASURED, fragments, html_table, sentences
+from nbhelpers.scorecard.page import NOT_MEASURED, html_table, sentences
 
-__all__ = ["CLAIMS", "Claim", "result", "rows", "scorecard", "verdict", "verdict_words"]
-
-COLUMNS = (
-    *("number", "claim", "measure", "chapter", "study", "effect", "low", "high", "unit", "seeds"),
-    *("published", "published_unit", "source", "verdict", "note"),
-)
+COLUMNS = "number claim measure chapter study effect low high unit seeds".split()
+COLUMNS += "published published_unit source verdict note".split()
 OWN_MODELS = "The scorecard is about the studies' own models: set `MODELS = None`."
 
 
@@ -46,24 +42,19 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
         paper's own value. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.
     """
-    evidences = {name: Evidence(name) for name in studies}
-    lines = [
-        claim._asdict()
-        | {"published": float(claim.published or "nan"), "study": name}
-        | _line(claim, evidence)
-        for claim in claims
-        for name, evidence in evidences.items()
-    ]
-    return pd.DataFrame(lines, columns=list(COLUMNS))
+    evidences = [Evidence(name) for name in studies]
+    lines = [_line(claim, evidence) for claim in claims for evidence in evidences]
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
-    """What one study says of a claim."""
+    """The claim, and what one study says of it."""
+    line = claim._asdict() | {"published": float(claim.published or "nan"), "study": evidence.study.name}
     try:
         effect = measured(claim, evidence)
     except NotMeasured as error:
-        return {"verdict": NOT_MEASURED, "note": str(error)}
-    return {
+        return line | {"verdict": NOT_MEASURED, "note": str(error)}
+    return line | {
         "effect": effect.value,
         "low": effect.low,
         "high": effect.high,
@@ -119,22 +110,9 @@ def result(numbers: Sequence[str], studies: Sequence[str], models: Sequence[str]
     Raises:
         KeyError: for a number that no claim has.
     """
-    if models is not None:
-        return Markdown(OWN_MODELS)
-    return Markdown(sentences(scorecard(studies, _numbered(numbers))))
-
-
-def verdict_words(number: str, studies: Sequence[str]) -> Markdown:
-    """A claim's verdicts as part of a sentence: "shows on shapes (generated), is undecided on ...".
-
-    Raises:
-        KeyError: for a number that no claim has.
-    """
-    return Markdown(fragments(scorecard(studies, _numbered([number]))))
-
-
-def _numbered(numbers: Sequence[str]) -> list[Claim]:
     claims = {claim.number: claim for claim in CLAIMS}
     if unknown := [number for number in numbers if number not in claims]:
         raise KeyError(f"no claim has the number {', '.join(unknown)}; there are {', '.join(claims)}")
-    return [claims[number] for number in numbers]
+    if models is not None:
+        return Markdown(OWN_MODELS)
+    return Markdown(sentences(scorecard(studies, [claims[number] for number in numbers])))

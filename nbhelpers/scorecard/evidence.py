@@ -22,7 +22,6 @@ from nbhelpers.studies import VARIED, kind, label, study
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
 DRAWS = 2_000  # of a parametric bootstrap
-HIGH = 2 / 3  # of Nyquist: where the noise counts as high-frequency, as the last third of blocks as late
 PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "hybrid": "SimMIM+MoCo"}  # the paper's encoders
 
 REASONS = {
@@ -46,58 +45,58 @@ class Quantity:
         table: the result table.
         metric: which of its rows.
         read: what becomes of them.
-        columns: values that further columns must have.
+        where: which of them further columns choose, as `pandas.DataFrame.query` reads it; or empty.
     """
 
     table: str
     metric: str
     read: Reading
-    columns: tuple[tuple[str, str], ...] = ()
+    where: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Quantity:
-        """`TABLE METRIC READING [COLUMN=VALUE ...]`, the reading one of `READINGS`.
+        """`TABLE METRIC READING [WHERE]`, the reading one of `READINGS`.
 
-        >>> Quantity.parse("tokens miou last label=mask").columns
-        (('label', 'mask'),)
+        >>> Quantity.parse("tokens miou last label=='mask'").where
+        "label=='mask'"
         """
-        table, metric, reading, *columns = text.split()
-        return cls(table, metric, READINGS[reading], tuple(tuple(each.split("=")) for each in columns))
+        table, metric, reading, *where = text.split(maxsplit=3)
+        return cls(table, metric, READINGS[reading], *where)
 
 
-def _by_depth(rows: pd.DataFrame) -> list[Interval]:
-    """The rows of one encoder from the lowest depth to the highest."""
-    columns = rows.sort_values("depth")[["value", "low", "high"]]
-    return [Interval(*map(float, row)) for row in columns.itertuples(index=False)]
+def _intervals(rows: pd.DataFrame) -> list[Interval]:
+    """The values of the rows of one encoder."""
+    return [Interval(*map(float, row)) for row in rows[["value", "low", "high"]].itertuples(index=False)]
 
 
-def _part(rows: pd.DataFrame, chosen: pd.Series) -> Interval:
-    return average(_by_depth(rows[chosen]))
+def mean(rows: pd.DataFrame) -> Interval:
+    """Mean over all rows."""
+    return average(_intervals(rows))
+
+
+def early(rows: pd.DataFrame) -> Interval:
+    """Mean over the first third of the blocks."""
+    return mean(rows[first_third(rows["depth"])])
 
 
 def late(rows: pd.DataFrame) -> Interval:
     """Mean over the last third of the blocks."""
-    return _part(rows, last_third(rows["depth"]))
+    return mean(rows[last_third(rows["depth"])])
 
 
 def overall(rows: pd.DataFrame) -> Interval:
     """Mean over all blocks."""
-    return _part(rows, rows["depth"] > 0)
+    return mean(rows[rows["depth"] > 0])
 
 
 def last(rows: pd.DataFrame) -> Interval:
     """At the output of the last block."""
-    return _part(rows, rows["depth"] == rows["depth"].max())
+    return mean(rows[rows["depth"] == rows["depth"].max()])
 
 
 def at(depth: int) -> Reading:
     """At one depth."""
-    return lambda rows: _part(rows, rows["depth"] == depth)
-
-
-def early_less_late(rows: pd.DataFrame) -> Interval:
-    """Mean over the first third of the blocks less that over the last."""
-    return difference(_part(rows, first_third(rows["depth"])), late(rows), same_encoder=True)
+    return lambda rows: mean(rows[rows["depth"] == depth])
 
 
 def taken_by_late(rows: pd.DataFrame) -> Interval:
@@ -108,37 +107,12 @@ def taken_by_late(rows: pd.DataFrame) -> Interval:
 
 def highest_less_last(rows: pd.DataFrame) -> Interval:
     """The highest depth before the last less the last; negative where the last is the highest."""
-    *before, end = _by_depth(rows)
+    *before, end = _intervals(rows.sort_values("depth"))
 
     def falls(comparisons: int) -> list[Interval]:
         return [widened(difference(part, end, same_encoder=True), comparisons) for part in before]
 
     return largest(falls)
-
-
-def under_high_noise(rows: pd.DataFrame) -> Interval:
-    """At the last block, mean over the rings of noise above two thirds of Nyquist."""
-    return last(rows[rows["parameter"] > HIGH])
-
-
-def _parameter(rows: pd.DataFrame, value: float) -> Interval:
-    """The one row of a parameter."""
-    return _part(rows, (rows["parameter"] - value).abs() < 1e-6)
-
-
-def without_leading_sixteenth(rows: pd.DataFrame) -> Interval:
-    """What is gained when the sixteenth of the principal components that varies most is left out."""
-    return difference(_parameter(rows, 1 / 16), _parameter(rows, 0), same_encoder=True)
-
-
-def outside_leading_eighth(rows: pd.DataFrame) -> Interval:
-    """What all principal components have above the eighth of them that varies most."""
-    return difference(_parameter(rows, 1), _parameter(rows, 1 / 8), same_encoder=True)
-
-
-def of_all_labels(rows: pd.DataFrame) -> Interval:
-    """After fine-tuning on all the labels there are."""
-    return Interval(*rows.loc[rows["share"] == 1, ["value", "low", "high"]].iloc[0].astype(float))
 
 
 def _around(value: float, drawn: np.ndarray) -> Interval:
@@ -177,9 +151,8 @@ def late_effective_rank(rows: pd.DataFrame) -> Interval:
     return average(ranks)
 
 
-CURVES = (late, overall, last, early_less_late, taken_by_late, highest_less_last, peak)
-ROWS = (under_high_noise, without_leading_sixteenth, outside_leading_eighth, of_all_labels)
-READINGS: dict[str, Reading] = {read.__name__: read for read in (*CURVES, *ROWS, late_effective_rank)}
+_ALL = (mean, early, late, overall, last, taken_by_late, highest_less_last, peak, late_effective_rank)
+READINGS: dict[str, Reading] = {read.__name__: read for read in _ALL}
 
 
 class Evidence:
@@ -192,6 +165,9 @@ class Evidence:
 
     def __init__(self, name: str) -> None:
         self.study = study(name)
+        decoders = [name + DECODER for name in self.study.trained("mae")]
+        self._usual = (*self.study.trained(), *decoders)
+        self._labels = {name: label(name, "") for name in (*self.study.trained(vary=VARIED), *decoders)}
         self.seeds: dict[str, int] = {}
         self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
 
@@ -216,11 +192,9 @@ class Evidence:
             public = CHECKPOINT_OF.get(PAPER.get(who, ""), ())
             found = [name for name in public if name in self.study.models]
         else:
-            decoders = [name + DECODER for name in self.study.trained("mae")]
-            trained = [*self.study.trained(vary=VARIED), *decoders]
-            found = [name for name in trained if label(name, "") == who]
+            found = [name for name, known in self._labels.items() if known == who]
             # Where there is none of the usual width and training, those that are next to it.
-            found = found or [name for name in (*self.study.trained(), *decoders) if kind(name) == who]
+            found = found or [name for name in self._usual if kind(name) == who]
         if not found:
             raise NotMeasured(f"{who} was not trained")
         return found
@@ -231,8 +205,8 @@ class Evidence:
         Raises:
             NotMeasured: if the objectives have no two widths in common.
         """
-        trained = self.study.trained(vary=VARIED)
-        ends = [{label(n, "").removeprefix(o) for n in trained if kind(n) == o} for o in objectives]
+        labels = self._labels.items()
+        ends = [{known.removeprefix(o) for name, known in labels if kind(name) == o} for o in objectives]
         by_images: dict[str, dict[int, str]] = {}
         for end in sorted(set.intersection(*ends)):  # such as ", width 16, 256,000 images"
             width = re.match(r", width (\d+)", end)
@@ -252,8 +226,7 @@ class Evidence:
     def beside(self, who: str, other: str) -> str:
         """The encoders of another objective with the same width and images, where there are any."""
         alike = ", ".join([other, *who.split(", ")[1:]])
-        known = {label(name, "") for name in self.study.trained(vary=VARIED)}
-        return alike if alike in known else other
+        return alike if alike in self._labels.values() else other
 
     def hybrids(self) -> list[str]:
         """Labels of the hybrids, such as "hybrid 0.2"."""
@@ -261,7 +234,7 @@ class Evidence:
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
         """A table with these encoders; that of the pair with all models, as chapters read it."""
-        as_drawn = who in PAIR and name in TABLES and not TABLES[name].slow
+        as_drawn = who in PAIR and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:
             try:
@@ -279,9 +252,11 @@ class Evidence:
         rows = rows[rows["metric"] == quantity.metric]
         if "head" in rows:
             rows = rows[~(rows["head"] >= 0)]
-        own = {"label": "shape" if self.study.name == "shapes" else "class"} if "label" in rows else {}
-        for column, value in (own | dict(quantity.columns)).items():
-            rows = rows[rows[column] == value]
+        where = quantity.where
+        if "label" in rows and "label" not in where:
+            shown = "shape" if self.study.name == "shapes" else "class"
+            where = " and ".join(filter(None, [where, f"label == {shown!r}"]))
+        rows = rows.query(where) if where else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
             raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")

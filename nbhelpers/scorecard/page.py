@@ -10,16 +10,12 @@ import pandas as pd
 from nbhelpers.studies import TITLES
 
 NOT_MEASURED = "not measured"
-# A sign, a word and a class for the style sheet: nothing is said by colour alone.
+# A sign, a class for the style sheet, and the verb of a sentence: nothing is said by colour alone.
 MARKS = {
-    "shows": ("✓", "shows"),
-    "does not show": ("✗", "fails"),
-    "undecided": ("?", "open"),
-    NOT_MEASURED: ("–", "absent"),
-}
-WORDS = {verdict: verdict for verdict in MARKS} | {
-    "undecided": "is undecided",
-    NOT_MEASURED: "is not measured",
+    "shows": ("✓", "shows", "shows"),
+    "does not show": ("✗", "fails", "does not show"),
+    "undecided": ("?", "open", "is undecided"),
+    NOT_MEASURED: ("–", "absent", "is not measured"),
 }
 PAPER = "Park et al. 2023, arXiv 2305.00729, "
 
@@ -52,7 +48,7 @@ def _small(text: str) -> str:
 
 def _cell(row: pd.Series) -> str:
     """What one study says of a claim: verdict, effect, interval, seeds."""
-    sign, kind = MARKS[row["verdict"]]
+    sign, kind, _ = MARKS[row["verdict"]]
     word = f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {row["verdict"]}</span>'
     lines, notes = [word], [row["note"]]
     if row["verdict"] != NOT_MEASURED:
@@ -92,12 +88,6 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
     return f'<table class="dataframe scorecard">{table}</table>'
 
 
-def _effect(row: pd.Series) -> str:
-    """Effect, unit and interval, for prose."""
-    value, low, high = figures(row["effect"], row["low"], row["high"])
-    return f"{value} {row['unit']} [{low}, {high}]".replace("  ", " ")
-
-
 def sentences(card: pd.DataFrame) -> str:
     """Markdown: a paragraph per claim, a sentence in it per study with effect and interval."""
     paragraphs = []
@@ -105,14 +95,10 @@ def sentences(card: pd.DataFrame) -> str:
         first = lines.iloc[0]
         said = [f"**{number}. {first['claim']}** ({first['measure']})."]
         for _, row in lines.iterrows():
-            detail = row["note"] if row["verdict"] == NOT_MEASURED else _effect(row)
-            said.append(f"On {_name(row['study'])} this {WORDS[row['verdict']]}: {detail}.")
+            detail = row["note"]
+            if row["verdict"] != NOT_MEASURED:
+                value, low, high = figures(row["effect"], row["low"], row["high"])
+                detail = " ".join(filter(None, [value, row["unit"], f"[{low}, {high}]"]))
+            said.append(f"On {_name(row['study'])} this {MARKS[row['verdict']][2]}: {detail}.")
         paragraphs.append(" ".join(said))
     return "\n\n".join(paragraphs)
-
-
-def fragments(card: pd.DataFrame) -> str:
-    """Markdown: the verdict on one claim in each study, as part of a sentence."""
-    reasons = [f": {row.note}" if row.verdict == NOT_MEASURED else "" for row in card.itertuples()]
-    said = zip(card["verdict"].map(WORDS), card["study"].map(_name), reasons, strict=True)
-    return ", ".join(f"{words} on {name}{reason}" for words, name, reason in said)

@@ -50,12 +50,16 @@ def test_mean_over_heads_has_its_own_interval():
     assert frame.loc[0, "low"] < 1 and frame.loc[0, "high"] > 3
 
 
-def test_wrong_depth_and_shape_say_what_they_got():
+def test_another_number_of_cells_is_refused():
     accumulator = METRICS["attention_distance"].of(LAYOUT)
-    with pytest.raises(ValueError, match=r"attention_distance: depth 3 is outside 0\.\.2"):
-        accumulator.update(3, torch.ones(4, 2))
     with pytest.raises(ValueError, match=r"attention_distance: expected .* \(B cells\) = \(4, 4\)"):
         accumulator.update(1, torch.ones(4, 3))
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_without_an_image_there_is_no_frame():
+    with pytest.raises(ValueError, match="brightness: no image"):
+        brightness()
 
 
 def test_unknown_metric_is_answered_with_the_nearest():

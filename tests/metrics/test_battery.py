@@ -85,13 +85,6 @@ def test_non_finite_input_raises_and_says_where(name, records, value):
         computed(name, [spoilt(records, value)])
 
 
-def test_memory_does_not_grow_with_images(name, records):
-    accumulator = METRICS[name].of(LAYOUT)
-    sizes = {state: value.shape for state, value in accumulator.metric_state.items()}
-    feed(accumulator, records)
-    assert {state: value.shape for state, value in accumulator.metric_state.items()} == sizes
-
-
 def test_input_stays_as_it_was_and_no_graph_is_kept(name):
     records, untouched = forward_pass(), forward_pass()
     for record in records:
@@ -104,17 +97,6 @@ def test_input_stays_as_it_was_and_no_graph_is_kept(name):
         for field, tensor in vars(record).items():
             if isinstance(tensor, torch.Tensor):
                 assert torch.equal(tensor, getattr(before, field))
-
-
-def test_reset_starts_anew(name, records):
-    metric = feed(METRICS[name].of(LAYOUT), batch(records, [0, 1, 2]))
-    metric.reset()
-    with (
-        pytest.warns(UserWarning, match="before the ``update``"),
-        pytest.raises(ValueError, match=f"{name}: no image was seen"),
-    ):
-        metric.compute()
-    assert_same(feed(metric, records).compute(), computed(name, [records]))
 
 
 def test_one_image_is_enough(name, records):

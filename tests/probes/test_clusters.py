@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nbhelpers.probes import features
-from nbhelpers.probes.clusters import silhouette_by_depth, token_map
+from nbhelpers.probes.structure import silhouette_by_depth, token_map
 
 
 def silhouette_oracle(points, groups):

@@ -1,4 +1,4 @@
-"""How the tokens of a few images fall into groups: silhouettes by depth, and a map of them by t-SNE."""
+"""How features lie, with nothing to learn: silhouettes and a map of tokens, and CKA between two encoders."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import pandas as pd
 import torch
 from sklearn.manifold import TSNE
 from sklearn.metrics import pairwise_distances, silhouette_samples
+from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
+from nbhelpers.metrics.cka import alignments, gram
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.features import checked_depths, features
-from nbhelpers.probes.rows import labels_of, row
+from nbhelpers.probes.layers import Pool, checked_depths, features, labels_of, row
+
+PARTS = 10  # of the images, each of which gives a value of its own
 
 
 def silhouette_by_depth(
@@ -88,3 +91,48 @@ def token_map(
     }
     frame = pd.DataFrame({"depth": depth, "image": image, "x": x, "y": y} | labels)
     return identified(frame, encoder, images)
+
+
+def cka_by_depth(
+    encoder: Encoder, others: Sequence[Encoder], images: ImageSource, pool: Pool = "mean"
+) -> pd.DataFrame:
+    r"""Linear CKA of pooled features between every depth of an encoder and every depth of each other one.
+
+    The images `N C H W` are dealt into ten parts. The value is the mean over parts, :math:`\bar c \pm
+    t_{0.975, 9}\, s / \sqrt{10}` its 95 % interval. The HSIC inside is unbiased, so small parts do not
+    raise it.
+
+    Args:
+        encoder: one side.
+        others: the other sides, one after the other.
+        images: at least 40, since a part needs four.
+        pool: as in `features`.
+
+    Returns:
+        Tidy frame `study model objective seed metric depth other other_depth value low high images`; values
+        at most about 1 (features that agree up to rotation and scale) and about 0 for unrelated ones; NaN for
+        features that do not vary.
+
+    Raises:
+        ValueError: for fewer than 40 images, or the errors of `features`.
+
+    Source: `nbhelpers.metrics.linear_cka`.
+    """
+    if len(images) < 4 * PARTS:
+        raise ValueError(f"cka_by_depth: needs at least {4 * PARTS} images, got {len(images)}")
+
+    def parts(seen_by: Encoder) -> list[Tensor]:
+        layers = features(seen_by, images, pool=pool)  # L+1 N D
+        return [gram(layers[:, start::PARTS]) for start in range(PARTS)]
+
+    ours, rows = parts(encoder), []
+    for other in others:
+        theirs = ours if other is encoder else parts(other)
+        values = torch.stack([alignments(*pair) for pair in zip(ours, theirs, strict=True)])
+        found = np.stack(mean_interval(values.numpy()), axis=-1)
+        rows += [
+            {"metric": "cka", "depth": depth, "other": other.name, "other_depth": other_depth}
+            | row(*found[depth, other_depth], len(images))
+            for depth, other_depth in np.ndindex(found.shape[:2])
+        ]
+    return identified(pd.DataFrame(rows), encoder, images)
