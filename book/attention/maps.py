@@ -155,7 +155,8 @@ for kind in ("CL", "MIM"):
     one, two = (torch.tensor(paper[kind, query].to_numpy()) for query in (1, 2))
     theirs[kind] = torch.cosine_similarity(one, two, dim=0).item()
 rows = {name: late(frame, "query_cosine") for name, frame in frames.items()}
-pd.DataFrame(rows | {"published": theirs}).T.round(2).astype(object).fillna("")
+both = pd.DataFrame(rows | {"published": theirs}).T
+both.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # A cosine near 1 has two causes: the same object for all, and nothing in particular for all. An untrained encoder has the
