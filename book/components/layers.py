@@ -38,7 +38,7 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import COMPUTED, StaleTableError, already, published, table
-from nbhelpers.results import by_label, highest, peak
+from nbhelpers.results.summary import by_label, highest, peak
 from nbhelpers.results.tables import TABLES
 from nbhelpers.studies import IMAGES
 

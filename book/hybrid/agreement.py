@@ -71,12 +71,12 @@ def which(rows, column):
     return f"below 0 in {below} and above 0 in {above} of {len(rows)} {column}"
 
 
-low, high = last_rows["value"].min(), last_rows["value"].max()
+grows = (slopes["high"] < 0).any() and (last_rows["high"] < 0).any()
 Markdown(
-    f"Whether the conflict grows with depth: the slope is, beyond its interval, "
-    f"{which(slopes, 'measurements')}. Whether there is one: at the last of them, "
-    f"after {steps[-1]} steps, the cosine is {which(last_rows, 'blocks')}, and "
-    f"lies between {low:+.3f} and {high:+.3f}."
+    f"A conflict that grows with depth {'shows' if grows else 'does not show'} here. "
+    f"The slope is, beyond its interval, {which(slopes, 'measurements')}. The cosine at "
+    f"the last of them, after {steps[-1]} steps, is {which(last_rows, 'blocks')}, and at "
+    f"most {last_rows['value'].abs().max():.3f} away from 0."
 )
 
 # %% [markdown]

@@ -40,7 +40,7 @@ from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
 from nbhelpers.results import NoTableError, StaleTableError, published, table
-from nbhelpers.results import at_end, early, late
+from nbhelpers.results.summary import at_end, early, late
 
 plots.style()
 ABOUT = manifest()

@@ -191,7 +191,9 @@ from nbhelpers.results import early, late
 
 first, last = early(frame, "nmi"), late(frame, "nmi")
 loss_after = trainer.validation_loss()
-text = f"The loss on held-out images went from {loss_before:.3f} to {loss_after:.3f}.\n\n"
+text = (
+    f"The loss on held-out images went from {loss_before:.3f} to {loss_after:.3f}.\n\n"
+)
 for who in first:
     text += f"- {who}: NMI {first[who]:.3f} in the first third of the blocks, "
     text += f"{last[who]:.3f} in the last.\n"
