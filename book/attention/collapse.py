@@ -166,7 +166,7 @@ rows = {
     for name, frame in others.items()
     for metric in METRICS
 }
-pd.DataFrame(rows).round(3).astype(object).fillna("")
+pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says

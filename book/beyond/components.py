@@ -60,6 +60,7 @@ def measured(name, kind, models):
     return pd.concat(rows).assign(source=COMPUTED)
 
 
+# %% tags=["hide-input"]
 panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
 for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), f"{name}.random"]
@@ -71,6 +72,7 @@ for name in STUDIES:
     panels |= {(name, label): part for label, part in rows.groupby("label")}
 
 
+# %% tags=["hide-input"]
 def draw(metric, axis, reference=None, chosen=panels):
     """A panel per study and label, over shares of components on a logarithmic axis."""
     titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in chosen.items()]

@@ -58,6 +58,7 @@ def measured(name, kind, models):
     return pd.concat(rows).assign(source=COMPUTED)
 
 
+# %% tags=["hide-input"]
 panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
 for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), *study(name).models]
@@ -105,8 +106,8 @@ pd.DataFrame(found, index=["last block"]).round(2)
 # %% [markdown]
 # ## A linear probe at every depth
 #
-# The probes below learn from 3,000 images, choose $C$ on 500 and are tested on others. Follow a line to its highest point:
-# where it stands, the label lies most openly.
+# The probes below learn from more images, choose $C$ on others and are tested on yet others. Follow a line to its highest
+# point: where it stands, the label lies most openly.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; thinner lines: further training seeds; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
 titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in panels.items()]

@@ -269,7 +269,7 @@ for s, frame in compared.items():
         side = frame[frame["other"] == f"{s}.{parent.lower()}"]
         rows[s, f"{parent}, early"] = early(side, "cka")
         rows[s, f"{parent}, late"] = late(side, "cka")
-pd.DataFrame(rows).round(2).astype(object).fillna("")
+pd.DataFrame(rows).map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # ## The same on your machine

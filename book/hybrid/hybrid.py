@@ -22,7 +22,7 @@
 #
 # so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study share
 # order and initialisation, but not always the number of images: where a label names images, compare it with labels that
-# name the same. The newer hybrid on CIFAR-10 saw 3 million images and its parents 5 million, which favours the parents.
+# name the same. The newer hybrid on CIFAR-10 saw fewer images than its parents, which favours the parents.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -107,7 +107,7 @@ assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 # %% [markdown]
 # ## Accuracy against the weight
 #
-# Hybrids and parents of width 64, all of which saw 256,000 images; a newer hybrid of photographs, which saw fewer than its
+# Hybrids and parents of one width, all of which saw as many images; a newer hybrid of photographs, which saw fewer than its
 # parents, is in the scorecard's rows below. First a linear probe of the last layer:
 
 # %% tags=["hide-input"]
@@ -211,7 +211,7 @@ thirds = {
     for name, frame in frames.items()
     for third, of in (("first third", early), ("last third", late))
 }
-pd.DataFrame(thirds).round(3).astype(object).fillna("")
+pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # ## Frequencies

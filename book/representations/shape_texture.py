@@ -54,6 +54,7 @@ def measured(name, kind, models):
     return pd.concat(rows).assign(source=COMPUTED)
 
 
+# %% tags=["hide-input"]
 def tables(kind):
     """The table of each study that has it, and what the others are missing."""
     frames, missing = {}, {}
