@@ -209,7 +209,7 @@ for ax, rows in zip(axes, [*ours.values(), public], strict=True):
     for who, look in plots.line_styles(pairs).items():
         line = rows[rows["model"] == who].set_index("metric")
         name = label(who, line["objective"].iloc[0])
-        look |= {"mfc": "white"} if rows is public else {}
+        look = look | ({"mfc": "white"} if rows is public else {})
         ax.plot([*STEPS.values()], line["value"].reindex([*STEPS]), label=name, **look)
     ax.set(ylim=(0, 1), ylabel="accuracy")
 legend = plots.legend_below(axes)
