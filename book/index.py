@@ -46,10 +46,10 @@ Markdown(
 )
 
 # %% [markdown]
-# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: of CL, the
-# same ones whoever asks ([click any patch yourself](beyond/own_picture.py)).
+# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: of MIM those
+# next to it, of CL those of the object ([click any patch yourself](beyond/own_picture.py)).
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL the three maps are nearly one map, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the object, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
 picture = photographs(32).batch([0])
 square = {"extent": (0, 8, 8, 0), "interpolation": "nearest"}  # 8 x 8 patches
 outline = {"fill": False, "ec": "#56B4E9", "lw": 1.6}

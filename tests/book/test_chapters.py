@@ -97,10 +97,10 @@ def test_copied_chapters_build_beside_their_originals(tmp_path: Path) -> None:
 ADAPTED = {
     "attention/maps": 8,
     "representations/diversity": 8,
-    "representations/shape_texture": 40,
-    "components/layers": 40,
+    "representations/shape_texture": 20,
+    "components/layers": 20,
     "hybrid/agreement": 8,
-    "beyond/components": 40,
+    "beyond/components": 20,
 }
 # Twelve blocks at 224 px and random weights; six blocks at 160 px; trained on the images of another study.
 FOREIGN = ["random:vit_tiny_patch16_224", "random:test_vit", "cifar10.cl"]
