@@ -28,7 +28,7 @@
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders to compare with CL and MIM; None: these, hybrids, a random one
-N_IMAGES = 1000  # test images that features are compared on
+N_IMAGES = 1000  # test images that features are compared on, at least 40
 SEED = 0
 BATCHES = 4  # how many batches gradients are measured on in this build
 

@@ -138,7 +138,7 @@ for frame in bias.values():
         | {"covered": ends[1].loc[model, "value"], "trials": row.images}
         for model, row in ends[0].iterrows()
     }
-pd.DataFrame(rows).T.astype({"trials": int}).round(2)
+pd.DataFrame.from_dict(rows, orient="index").round(2)
 
 # %% [markdown]
 # The claim is about the order of CL and MIM, not about the level. The level also depends on how loud each cue is in the

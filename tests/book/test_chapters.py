@@ -99,7 +99,7 @@ ADAPTED = {
     "representations/diversity": 8,
     "representations/shape_texture": 20,
     "components/layers": 20,
-    "hybrid/agreement": 8,
+    "hybrid/agreement": 40,
     "beyond/components": 20,
 }
 # Twelve blocks at 224 px and random weights; six blocks at 160 px; trained on the images of another study.
