@@ -100,7 +100,8 @@ legend = plots.legend_below(axes)
 # Each finding of the paper, and of the work that it led to, is a row: what is claimed, what is measured, and how large
 # the effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
 # above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
-# missing. What is measured and this rule were fixed before the table was first computed.
+# missing. What is measured and this rule were fixed before the table was first computed. All numbers of this page are drawn
+# from the book's tables.
 
 # %% tags=["remove-input"]
 count = card["verdict"].value_counts()
