@@ -93,14 +93,11 @@ def test_copied_chapters_build_beside_their_originals(tmp_path: Path) -> None:
     assert all((site / f"{name}.html").exists() for name in chapters)
 
 
-# How many images for one chapter of each part; three train probes, on more in proportion.
+# Chapters and how many images they look at; those that train probes learn from more, in proportion.
 ADAPTED = {
     "attention/maps": 8,
     "representations/diversity": 8,
-    "representations/shape_texture": 20,
     "components/layers": 20,
-    "hybrid/agreement": 40,
-    "beyond/components": 20,
 }
 # Twelve blocks at 224 px and random weights; six blocks at 160 px; trained on the images of another study.
 FOREIGN = ["random:vit_tiny_patch16_224", "random:test_vit", "cifar10.cl"]
