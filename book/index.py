@@ -17,9 +17,11 @@
 STUDIES = ["shapes", "cifar10"]
 
 # %% tags=["remove-input"]
+import matplotlib.pyplot as plt
 from IPython.display import Markdown
+from matplotlib.patches import Rectangle
 
-from nbhelpers import load, plots, scorecard, study
+from nbhelpers import load, plots, scorecard
 from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps
 from nbhelpers.results import published, table
@@ -34,6 +36,7 @@ def said(*numbers):
     return f"(it shows in {(rows['verdict'] == 'shows').sum()} of {len(rows)} measurements)"
 
 
+# %% tags=["remove-input"]
 Markdown(
     "**The answer in three sentences.** Late in a contrastive encoder, attention reaches across the image and is "
     f"nearly the same from every query; a masked one looks around each token {said('1', '2', '3')}. A contrastive "
@@ -43,17 +46,29 @@ Markdown(
 )
 
 # %% [markdown]
-# **Where two late blocks look, from three places of one image.** The outlined patch asks; bright patches answer.
+# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: of MIM those
+# next to it, of CL those of the object ([click any patch yourself](beyond/own_picture.py)).
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with an outlined query patch in three places, and over it the attention maps of that query in the last but one block: for CL the three maps are nearly one map, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries, averaged over heads, of the encoders trained on CIFAR-10, in the middle and in the last but one block."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the object, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
 picture = photographs(32).batch([0])
-encoders = [load(name) for name in study("cifar10").trained("cl", "mim")[:2]]
-maps = {
-    encoder.objective: attention_maps(encoder, picture)[:, 0] for encoder in encoders
-}
-figure = plots.query_maps(
-    picture, maps, [(0.2, 0.2), (0.5, 0.5), (0.8, 0.8)], [0.4, 0.875]
-)
+square = {"extent": (0, 8, 8, 0), "interpolation": "nearest"}  # 8 x 8 patches
+outline = {"fill": False, "ec": "#56B4E9", "lw": 1.6}
+figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.8))
+for line, kind in zip(axes, ("CL", "MIM"), strict=True):
+    encoder = load(f"cifar10.{kind.lower()}")
+    A = attention_maps(encoder, picture)[-2, 0].mean(0)  # N N
+    line[0].imshow(picture[0].permute(1, 2, 0), **square)
+    line[0].set_ylabel(kind)
+    for ax, (row, column) in zip(line[1:], [(1, 1), (4, 4), (6, 6)], strict=True):
+        ax.imshow(picture[0].float().mean(0), cmap="gray", **square)
+        values = A[8 * row + column].reshape(8, 8)
+        ax.imshow(values, cmap="inferno", vmin=0, alpha=0.65, **square)
+        for each in (line[0], ax):
+            each.add_patch(Rectangle((column, row), 1, 1, **outline))
+for ax in axes.flat:
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+
 # %% [markdown]
 # **How much the query matters to where it looks** ([attention collapse](attention/collapse.py)): at 0 all queries of an
 # image share one map.
@@ -64,6 +79,7 @@ axes = plots.panels([plots.title(frame), "published"], sharey=True)
 plots.by_depth(frame, "nmi", axes[0])
 plots.published_by_depth(published(), "nmi", axes[1])
 legend = plots.legend_below(axes)
+
 # %% [markdown]
 # **What a linear layer reads at each depth** ([layers](components/layers.py)): in these generated images shape and texture
 # are drawn independently.
@@ -77,13 +93,15 @@ axes = plots.panels(
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
     plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
 legend = plots.legend_below(axes)
+
 # %% [markdown]
 # ## The scorecard
 #
 # Each finding of the paper, and of the work that it led to, is a row: what is claimed, what is measured, and how large
 # the effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
 # above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
-# missing. What is measured and this rule were fixed before the table was first computed.
+# missing. What is measured and this rule were fixed before the table was first computed. All numbers of this page are drawn
+# from the book's tables.
 
 # %% tags=["remove-input"]
 count = card["verdict"].value_counts()

@@ -1,6 +1,8 @@
 // A box that scrolls must be within reach of the keyboard.
+const BOXES = "mjx-container, div.math, div.text_html, div.cell_output, figure, pre";
+
 function reachScrollingBoxes() {
-  for (const box of document.querySelectorAll("main mjx-container, main div.math, main div.text_html, main pre")) {
+  for (const box of document.querySelectorAll(`main :is(${BOXES})`)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   }
 }

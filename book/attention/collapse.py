@@ -130,7 +130,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]
 rows = {
-    (name, metric.replace("_", " ")): late(frame, metric)
+    (name, plots.metric_label(metric)): late(frame, metric)
     for name, frame in frames.items()
     for metric in METRICS
 }
@@ -160,12 +160,13 @@ plots.published_by_depth(published(), "nmi", axes[-1], four)
 legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]
+short = {"nmi": "NMI", "attention_entropy": "entropy"}
 rows = {
-    (name, metric.replace("_", " ")): late(frame, metric)
+    (name, short[metric]): late(frame, metric)
     for name, frame in others.items()
     for metric in METRICS
 }
-pd.DataFrame(rows).round(3)
+pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says

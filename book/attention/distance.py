@@ -127,20 +127,27 @@ pd.DataFrame(far).T.round(1)
 # **attention entropy** of a head tells them apart: it is 1 for the flat map alone
 # ([Attention collapse](collapse.py) has its formula).
 
-# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing])
-for ax, (name, frame) in zip(axes, frames.items(), strict=False):
-    heads = frame[frame["head"] >= 0]
+
+# %% tags=["hide-input"]
+def dots(frame, ax):
+    """A dot per head: its distance against its entropy."""
     keys = ["model", "objective", "depth", "head"]
-    dots = heads.pivot(index=keys, columns="metric", values="value")
-    models = dots.groupby(["model", "objective"], sort=False)
+    heads = frame[frame["head"] >= 0]
+    heads = heads.pivot(index=keys, columns="metric", values="value")
+    models = heads.groupby(["model", "objective"], sort=False)
     looks = plots.line_styles(list(models.groups))
     for who, points in models:
         look = looks[who[0]] | {"linestyle": "none", "alpha": 0.6}
         ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(*who), **look)
+    ax.set(xlabel="attention entropy", ylabel="attention distance (px)", xlim=(0, 1.02))
+
+
+# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image."}}
+axes = plots.panels([*map(plots.title, frames.values()), *missing])
+for ax, (name, frame) in zip(axes, frames.items(), strict=False):
+    dots(frame, ax)
     for px in uniform[name]:
         ax.axhline(px, **line)
-    ax.set(xlabel="attention entropy", ylabel="attention distance (px)", xlim=(0, 1.02))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)

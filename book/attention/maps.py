@@ -155,7 +155,8 @@ for kind in ("CL", "MIM"):
     one, two = (torch.tensor(paper[kind, query].to_numpy()) for query in (1, 2))
     theirs[kind] = torch.cosine_similarity(one, two, dim=0).item()
 rows = {name: late(frame, "query_cosine") for name, frame in frames.items()}
-pd.DataFrame(rows | {"published": theirs}).T.round(2).astype(object).fillna("")
+both = pd.DataFrame(rows | {"published": theirs}).T
+both.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # A cosine near 1 has two causes: the same object for all, and nothing in particular for all. An untrained encoder has the
@@ -244,19 +245,15 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"]
 plots.download(shares, "object_attention")
 
+# %% [markdown]
+# In the last block, beside the area of the object:
+
 # %% tags=["hide-input"]
 area = max(areas.values())
-lines = []
-whole = shares[shares["head"] < 0]
-for (model, objective), rows in whole.groupby(["model", "objective"]):
-    ends = {kind: at_end(rows, kind).iloc[0] for kind in KINDS}
-    said = []
-    for kind, end in ends.items():
-        words = "more than" if end["low"] > area else "no more than"
-        said.append(f"{kind} {end['value']:.2f} ({words} the area)")
-    lines.append(f"- **{label(model, objective)}**: {', '.join(said)}.")
-text = f"In the last block, with an object that covers {area:.2f} of the image:\n\n"
-Markdown(text + "\n".join(lines))
+ends = shares[shares["head"] < 0]
+last = {kind: at_end(ends, kind) for kind in KINDS}
+columns = {kind: rows.set_index("model")["value"] for kind, rows in last.items()}
+pd.DataFrame(columns).assign(area=area).rename_axis(None).round(2)
 
 # %% [markdown]
 # "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its area
@@ -265,8 +262,6 @@ Markdown(text + "\n".join(lines))
 # by no loss, so a low share there says nothing about masked image modelling.
 
 # %% tags=["hide-input"]
-ends = shares[shares["head"] < 0]
-last = {kind: at_end(ends, kind) for kind in KINDS}
 passed = {kind: rows.loc[rows["low"] > area] for kind, rows in last.items()}
 whose = {kind: rows[["model", "objective"]].values for kind, rows in passed.items()}
 names = {kind: [label(*who) for who in models] for kind, models in whose.items()}

@@ -15,10 +15,8 @@
 # normalisation, rotary positions and position bias, so no code of the model has to change.
 
 # %% tags=["parameters"]
-MODELS = [
-    "cifar10.mim",
-    "cifar10.cl",
-]  # timm names, "hf-hub:...", .safetensors files, or "random:" and an architecture
+# timm names, "hf-hub:...", .safetensors files, or "random:" and an architecture
+MODELS = ["cifar10.mim", "cifar10.cl"]
 IMAGES = "shapes"  # a study, or "folder:/path/to/images"
 N_IMAGES = 500  # None: all
 SEED = 0
@@ -27,13 +25,8 @@ DEVICE = None  # "cpu", "cuda"; None: a GPU when there is one
 FROM_FILE = None  # local copy of the weights of a single model
 OUT = None  # a folder for metrics.csv
 
-# %% [markdown]
-# ## What was read off the models
-#
-# Prefix tokens, patch grid and preprocessing come from the model. If a row of this table is not what you expect,
-# no figure further down can be trusted.
-
-# %%
+# %% tags=["hide-input"]
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,38 +41,32 @@ from nbhelpers.results import COMPUTED, difference_by_depth
 from nbhelpers.studies import label
 
 plots.style()
+
+# %% [markdown]
+# ## What was read off the models
+#
+# Prefix tokens, patch grid and preprocessing come from the model. If a row of this table is not what you expect,
+# no figure further down can be trusted.
+
+# %%
 encoders = [load(model, device=DEVICE, from_file=FROM_FILE) for model in MODELS]
-for i, encoder in enumerate(encoders):
-    if encoder.name in {
-        other.name for other in encoders[:i]
-    }:  # two checkpoints of one model
-        encoders[i] = replace(encoder, name=f"{encoder.name} ({i + 1})")
+known = [encoder.name for encoder in encoders]
+for i, name in enumerate(known):
+    if name in known[:i]:  # two checkpoints of one model
+        encoders[i] = replace(encoders[i], name=f"{name} ({i + 1})")
 names = [label(encoder.name, encoder.objective) for encoder in encoders]
 images = study(IMAGES).images("test")
 if N_IMAGES:
     images = images.at_most(N_IMAGES, seed=SEED)
-rows = [
-    (
-        encoder.name,
-        encoder.depth,
-        encoder.width,
-        encoder.heads,
-        encoder.prefix,
-        "{} x {}".format(*encoder.grid),
-        METRICS["attention_distance"].reference(encoder),
-    )
-    for encoder in encoders
-]
-columns = [
-    "model",
-    "blocks",
-    "width",
-    "heads",
-    "prefix tokens",
-    "patch grid",
-    "uniform distance (px)",
-]
-pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(precision=2)
+
+# %%
+rows = {}
+for e in encoders:
+    rows[e.name] = {"blocks": e.depth, "width": e.width, "heads": e.heads}
+    rows[e.name] |= {"prefix tokens": e.prefix, "patch grid": "{} x {}".format(*e.grid)}
+    uniform = METRICS["attention_distance"].reference(e)
+    rows[e.name]["uniform distance (px)"] = round(uniform, 2)
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## Attention maps
@@ -94,10 +81,9 @@ maps = {
     for name, e, image in zip(names, encoders, pictures, strict=True)
 }
 queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]
+depths = (1 / 8, 3 / 8, 5 / 8, 1)
 for name, image in zip(names, pictures, strict=True):
-    figure = plots.query_maps(
-        image, {name: maps[name]}, queries, (1 / 8, 3 / 8, 5 / 8, 1)
-    )
+    figure = plots.query_maps(image, {name: maps[name]}, queries, depths)
 
 # %% [markdown]
 # Click any patch, or move the query by the arrow keys:
@@ -112,18 +98,14 @@ interactive.explore(pictures[0], encoders)
 # over images, dots single heads; depth 0 is the embedding.
 
 # %%
-frame = pd.concat(
-    [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders],
-    ignore_index=True,
-)
-frame = frame.assign(source=COMPUTED)
+each = [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders]
+frame = pd.concat(each, ignore_index=True).assign(source=COMPUTED)
 if OUT:
     frame.to_csv(Path(OUT) / "metrics.csv", index=False)
 plots.download(frame, "metrics")
 
-
-# %%
-REFERENCES = {
+# %% tags=["hide-input"]
+REFERENCES = {  # what a model of no structure is, by the metric that sees it
     "attention_distance": "uniform attention",
     "attention_entropy": "uniform attention",
     "prefix_attention": "uniform attention",
@@ -133,16 +115,21 @@ REFERENCES = {
 }
 
 
+def references(metric):
+    """The values that such a model has, one for each grid."""
+    reference = METRICS[metric].reference
+    return sorted({reference(e) for e in encoders}) if metric in REFERENCES else []
+
+
+# %%
 def curves(*metrics, heads=False):
-    """Panels of some metrics, with a line for each value that a model of no structure has."""
+    """Panels of some metrics, dashed where a model of no structure lies."""
     axes = plots.panels([""] * len(metrics))
+    dashed = {"color": "#555555", "lw": 1, "ls": (0, (4, 2))}
     for ax, metric in zip(axes, metrics, strict=True):
-        if name := REFERENCES.get(metric):
-            for value in sorted(
-                {METRICS[metric].reference(encoder) for encoder in encoders}
-            ):
-                dashed = {"color": "#555555", "lw": 1, "ls": (0, (4, 2))}
-                ax.axhline(value, label=f"{name}: {value:.4g}", **dashed)
+        for value in references(metric):
+            name = f"{REFERENCES[metric]}: {value:.4g}"
+            ax.axhline(value, label=name, **dashed)
         plots.by_depth(frame, metric, ax, heads=heads)
     return plots.legend_below(axes)
 
@@ -164,12 +151,8 @@ legend = curves("query_cosine", "head_cosine")
 # How alike the tokens of an image are, and their updates by attention; how little attention and whole blocks turn them:
 
 # %% mystnb={"image": {"alt": "cosine between tokens, between attention outputs, across attention and across a block against depth, a line per model."}, "figure": {"caption": "Four cosine similarities against depth: between tokens of an image, between their attention outputs, and of a token with itself across attention and across a block."}}
-legend = curves(
-    "token_cosine",
-    "attention_token_cosine",
-    "across_attention_cosine",
-    "across_block_cosine",
-)
+between = ["token_cosine", "attention_token_cosine"]
+legend = curves(*between, "across_attention_cosine", "across_block_cosine")
 
 # %% [markdown]
 # What attention does to the tokens of the first image, in their first two components; then the share of that movement
@@ -179,12 +162,10 @@ legend = curves(
 steps, colours = {}, {}
 looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
 for name, encoder, image in zip(names, encoders, pictures, strict=True):
-    places = []  # the residual stream: block 0, after attention 1, block 1, after attention 2, ...
-    with capture(
-        encoder,
-        on_stream=lambda record, kept=places: kept.append(record.patches[0].cpu()),
-    ):
+    stream = []  # block 0, after attention 1, block 1, after attention 2, ...
+    with capture(encoder, on_stream=stream.append):
         encoder.forward(image)
+    places = [record.patches[0].cpu() for record in stream]
     steps[name] = list(zip(places[0::2], places[1::2], strict=False))
     colours[name] = looks[encoder.name]["color"]
 figure = plots.token_steps(steps, (1 / 8, 3 / 8, 5 / 8, 1), colours)
@@ -254,7 +235,8 @@ if two:
     where = apart["depth"].agg(["min", "count"])
     where = where.set_axis(["first depth apart", "depths apart"], axis=1)
     print(f"{names[0]} less {names[1]}")
-    display(where.reindex(SIDES).fillna({"depths apart": 0}))
+    where = where.reindex(SIDES).fillna({"depths apart": 0})
+    display(where.rename(plots.metric_label).rename_axis(None))
 else:
     print("with two models, this is where their differences are drawn")
 
@@ -363,7 +345,7 @@ with tempfile.TemporaryDirectory() as folder:
 own = pd.concat([analyse(encoder, few, ["nmi"]) for encoder in brought])
 (ax,) = plots.panels([""])
 plots.by_depth(own, "nmi", ax)
-legend = ax.legend()
+legend = plots.legend_below([ax])
 
 # %% [markdown] tags=["site"]
 # Random weights attend nearly uniformly, so NMI is nearly 0: what an untrained model looks like in every figure of this
@@ -406,7 +388,7 @@ from nbhelpers.models import UnsupportedArchitecture
 try:
     wrap(timm.create_model("xcit_nano_12_p16_224"))
 except UnsupportedArchitecture as reason:
-    print(reason)
+    print(textwrap.fill(str(reason), 80))
 
 # %% [markdown] tags=["site"]
 # One small model of every family of timm's ViTs was run with random weights (`python tests/test_coverage.py`). These
@@ -416,16 +398,16 @@ except UnsupportedArchitecture as reason:
 from nbhelpers.files import DATA
 
 families = pd.read_csv(DATA / "coverage.csv").convert_dtypes()
-families[families["outcome"] == "analysed"].drop(
-    columns=["outcome", "reason"]
-).style.hide(axis="index")
+families = families.set_index("family")
+analysed = families[families["outcome"] == "analysed"]
+analysed.drop(columns=["outcome", "reason"]).rename_axis(None)
 
 # %% [markdown] tags=["site"]
 # And these are refused, with the reason:
 
 # %% tags=["site"]
 refused = families[families["outcome"] == "refused"]
-refused[["family", "reason"]].style.hide(axis="index")
+refused[["reason"]].style  # all of each line
 
 # %% [markdown] tags=["site"]
 # ## Try it yourself

@@ -21,8 +21,8 @@ FOLDER = "../_static/own_picture"  # where the weights are written, beside this 
 # %% [markdown]
 # ## What to look for
 #
-# Numbers are means over the last third of the blocks and over the test images that
-# the curves further down are averaged over {cite:p}`park2023what`.
+# Numbers come from the book's tables: means over the last third of the blocks and over
+# the test images of the curves further down {cite:p}`park2023what`.
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown

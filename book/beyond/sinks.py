@@ -91,7 +91,8 @@ r = norm.amax(-1) / norm.quantile(0.5, dim=-1)  # B
 
 assert_close(s, prefix_attention(A, b.prefix), atol=1e-5, rtol=1e-4)
 assert_close(r, norm_peak(token_norms(z)), atol=1e-4, rtol=1e-4)
-pd.Series({"s": s.mean().item(), "r": r.mean().item()}).round(3)
+means = {"s": s.mean().item(), "r": r.mean().item()}
+pd.DataFrame(means, index=["last block"]).round(3)
 
 # %% [markdown]
 # ## Attention to the class token
@@ -131,7 +132,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]
 rows = {
-    (name, metric.replace("_", " ")): late(frame, metric)
+    (name, plots.metric_label(metric)): late(frame, metric)
     for name, frame in frames.items()
     for metric in METRICS
 }

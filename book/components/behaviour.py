@@ -30,7 +30,12 @@
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders that have stored tables, by name; None: the study's own
 
+# %% [markdown]
+# All figures of this chapter are drawn from stored tables, so that there is no number of images to choose.
+
 # %% tags=["hide-input"]
+from contextlib import suppress
+
 import pandas as pd
 import torch
 from IPython.display import Markdown
@@ -39,15 +44,8 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
-from nbhelpers.results import (
-    NoTableError,
-    StaleTableError,
-    at_end,
-    late,
-    published,
-    published_triples,
-    table,
-)
+from nbhelpers.results import NoTableError, StaleTableError, at_end, late, table
+from nbhelpers.results.published import published, published_triples
 from nbhelpers.studies import first_seeds, label
 
 plots.style()
@@ -65,21 +63,17 @@ scorecard.result(["14a", "14c", "14b", "14d", "14e", "14f"], STUDIES, MODELS)
 
 # %% [markdown]
 # Fine-tuning and the probes of tokens take too long for a build of the book: they are computed once and stored with what
-# they were made from (`make results STUDY=shapes` makes them again). An encoder without such rows is left out of a figure,
-# and named below it.
+# they were made from (`make results STUDY=shapes` makes them again). An encoder without such rows is left out.
 
 
 # %% tags=["hide-input"]
 def rows_of(models, read, *of):
-    """Rows `read(*of, model)` of models that have some, and a sentence on the others."""
-    frames, without = [], []
+    """Rows `read(*of, model)` of those models that have some."""
+    frames = [pd.DataFrame()]
     for model in models:
-        try:
+        with suppress(MissingDataError, NoTableError, StaleTableError):
             frames.append(read(*of, [model]))
-        except (MissingDataError, NoTableError, StaleTableError):
-            without.append(f"`{model}`")
-    text = f"Without current stored rows: {', '.join(without)}." if without else ""
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), text
+    return pd.concat(frames, ignore_index=True)
 
 
 def own_label(frame):
@@ -126,16 +120,16 @@ round(float(mIoU), 3)
 # to read as it is. Far above the dotted line: the knowledge is there, in a form that only training brings out.
 
 # %% tags=["hide-input"]
-points, left_out = {}, []
+points = {}
 for name in STUDIES:
-    tuned, text = rows_of(chosen[name], table, name, "fine_tuning")
-    left_out.append(text)
+    tuned = rows_of(chosen[name], table, name, "fine_tuning")
     if len(tuned):
-        probed = own_label(rows_of(tuned["model"].unique(), table, name, "probes")[0])
+        probed = own_label(rows_of(tuned["model"].unique(), table, name, "probes"))
         points[name] = at_end(probed, "linear"), tuned.query("share == 1")
 
 
-def against(probed, tuned, ax):
+# %% tags=["hide-input"]
+def against(probed, tuned, ax, **more):
     """A dot per encoder with both intervals; the legend names the first seed alone."""
     both = probed.merge(tuned, on=["model", "objective"])
     looks = plots.line_styles(zip(both["model"], both["objective"], strict=True))
@@ -143,7 +137,7 @@ def against(probed, tuned, ax):
         x = [row.value_x - row.low_x], [row.high_x - row.value_x]
         y = [row.value_y - row.low_y], [row.high_y - row.value_y]
         named = row.model in first_seeds(both["model"])
-        look = looks[row.model] | {"linestyle": "none", "lw": 1}
+        look = looks[row.model] | {"linestyle": "none", "lw": 1} | more
         look["label"] = label(row.model, row.objective) if named else None
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
     ax.set(xlabel="linear probe, last layer", ylabel="fine-tuned")
@@ -158,7 +152,7 @@ theirs = [paper[paper["metric"] == metric] for metric in ("linear", "finetune")]
 titles = [plots.title(probed) for probed, _ in points.values()]
 axes = plots.panels([*titles, "published"], height=3.2)
 for ax, pair in zip(axes, [*points.values(), theirs], strict=True):
-    against(*pair, ax)
+    against(*pair, ax, **({"mfc": "white"} if pair is theirs else {}))
     low = min(*ax.get_xlim(), *ax.get_ylim())
     dotted = {"color": "#555555", "lw": 1, "ls": ":", "label": "nothing gained"}
     ax.axline((low, low), slope=1, **dotted)
@@ -172,7 +166,7 @@ plots.download(pd.concat(drawn), "fine_tuning")
 from nbhelpers.results.tables import FINE_TUNING, LABELLED, TOKENS_TRAIN, TRAIN
 
 text = f"""Fine-tuning saw {LABELLED:,} labelled images for {FINE_TUNING.steps} steps of
-{FINE_TUNING.batch_size}, the linear probe {TRAIN:,} images. {" ".join(left_out)}"""
+{FINE_TUNING.batch_size}, the linear probe {TRAIN:,} images."""
 for probed, tuned in points.values():
     pair = probed.merge(tuned, on=["model", "objective"])
     fell = pair[pair["high_y"] < pair["low_x"]]
@@ -194,19 +188,18 @@ Markdown(text)
 def triples(name, models):
     """Rows of the three probes at the last block, and how many images each learnt from."""
     probed, tokens = (table(name, kind, models) for kind in ("probes", "tokens"))
-    parts = [
-        at_end(probed, metric).assign(learnt=TRAIN) for metric in ("knn", "linear")
-    ]
+    two = ("knn", "linear")
+    parts = [at_end(probed, metric).assign(learnt=TRAIN) for metric in two]
     return pd.concat([*parts, at_end(tokens, "attentive").assign(learnt=TOKENS_TRAIN)])
 
 
 found = {name: rows_of(chosen[name], triples, name) for name in STUDIES}
-ours = {name: own_label(rows) for name, (rows, _) in found.items() if len(rows)}
+ours = {name: own_label(rows) for name, rows in found.items() if len(rows)}
 four = ["MoCo v3", "DINO", "SimMIM", "MAE"]
 public = published_triples().query("size == 'ViT-B/16' and model in @four")
 kinds = published().drop_duplicates("model").set_index("model")["objective"]
 public = public.assign(objective=public["model"].map(kinds))
-STEPS = ["knn", "linear", "attentive"]
+STEPS = {"knn": "k-NN", "linear": "linear", "attentive": "attentive"}
 
 # %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO hardly."}, "figure": {"caption": "The same last block read in three ways. A steep line: what the encoder knows lies in directions and tokens that hardly weigh in a distance. Last panel: ViT-B/16 on ImageNet with all its labels."}}
 titles = [*map(plots.title, ours.values()), "published: ViT-B/16"]
@@ -216,7 +209,8 @@ for ax, rows in zip(axes, [*ours.values(), public], strict=True):
     for who, look in plots.line_styles(pairs).items():
         line = rows[rows["model"] == who].set_index("metric")
         name = label(who, line["objective"].iloc[0])
-        ax.plot(STEPS, line["value"].reindex(STEPS), label=name, **look)
+        look = look | ({"mfc": "white"} if rows is public else {})
+        ax.plot([*STEPS.values()], line["value"].reindex([*STEPS]), label=name, **look)
     ax.set(ylim=(0, 1), ylabel="accuracy")
 legend = plots.legend_below(axes)
 
@@ -228,14 +222,11 @@ plots.download(pd.concat([*ours.values(), public]), "triples")
 # its end says nothing by itself. *How much more* one encoder's falls than another's does.
 
 # %% tags=["hide-input"]
-rows = pd.concat(ours.values())
+rows = pd.concat(ours.values()).replace({"metric": STEPS})
 who = [label(*each) for each in zip(rows["model"], rows["objective"], strict=True)]
 rows = rows.assign(encoder=who)
 wide = rows.pivot_table("value", ["study", "encoder"], ["metric", "learnt"], sort=False)
-wide.round(2)
-
-# %% tags=["hide-input"]
-Markdown(" ".join(text for _, text in found.values()))
+wide.rename_axis(index=(None, None)).round(2)
 
 # %% [markdown]
 # ## What every token knows
@@ -244,8 +235,7 @@ Markdown(" ".join(text for _, text in found.values()))
 # the texture of the object.
 
 # %% tags=["hide-input"]
-tokens, text = rows_of(chosen.get("shapes", []), table, "shapes", "tokens")
-text = text or "The study `shapes`, which has masks, is not asked for."
+tokens = rows_of(chosen.get("shapes", []), table, "shapes", "tokens")
 
 # %% mystnb={"image": {"alt": "Mean IoU of a linear layer on single tokens against depth, one panel for the object's mask and one for its texture, a line per encoder."}, "figure": {"caption": "Mean IoU of a linear layer on single tokens, by depth, on generated images."}}
 ASKED = ["mask", "texture"]
@@ -253,15 +243,13 @@ axes = plots.panels([f"{what}, generated images" for what in ASKED], sharey=True
 for ax, what in zip(axes, ASKED, strict=True):
     if len(tokens):
         plots.by_depth(tokens[tokens["label"] == what], "miou", ax)
+        ax.set_ylabel("mean IoU")
     else:
-        plots.note(ax, text)
+        plots.note(ax, "no stored rows of these models on `shapes`, which has masks")
 legend = plots.legend_below(axes) if len(tokens) else None
 
 # %% tags=["remove-input"]
 plots.download(tokens, "dense")
-
-# %% tags=["hide-input"]
-Markdown(text if chosen.keys() >= {"shapes"} else "")
 
 # %% [markdown]
 # The [cosine between tokens](../representations/diversity.py) says how much tokens share, not whether the rest can be read:
@@ -276,7 +264,7 @@ Markdown(text if chosen.keys() >= {"shapes"} else "")
 SEEN = 256_000
 family = study("shapes").trained("cl", "mim", vary=["width", "images"])
 same = [model for model in family if ABOUT[model]["images_seen"] == SEEN]
-sized, text = rows_of(same, table, "shapes", "fine_tuning")
+sized = rows_of(same, table, "shapes", "fine_tuning")
 sized = sized.query("share == 1")
 sized["parameter"] = [ABOUT[model]["architecture"]["width"] for model in sized["model"]]
 firsts = sized[sized["model"].isin(first_seeds(sized["model"]))]
@@ -315,7 +303,7 @@ for name in STUDIES:
     models = first_seeds(study(name).trained("cl", "mim", vary=["width", "images"]))
     models = [each for each in models if ABOUT[each]["architecture"]["width"] >= 64]
     for kind in ("profile", "probes", "fine_tuning"):
-        rows, _ = rows_of(models, table, name, kind)
+        rows = rows_of(models, table, name, kind)
         lengths.append(own_label(rows) if "label" in rows else rows)
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
@@ -375,7 +363,7 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 older = [model for model in family if ".w64." in model]
-rows, _ = rows_of(older, table, "shapes", "fine_tuning")
+rows = rows_of(older, table, "shapes", "fine_tuning")
 rows.query("share == 1").set_index("model")["value"].sort_values().round(3)
 
 # %% [markdown]

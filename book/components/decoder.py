@@ -86,8 +86,8 @@ H = torch.ones_like(error, dtype=torch.bool).scatter(1, V, False)
 L = error[H].mean()
 
 assert_close(L, hidden_mse(g, normalised(x), V), atol=1e-4, rtol=1e-4)
-means = {"hidden patches: L": [L.item()], "visible": [error[~H].mean().item()]}
-pd.DataFrame(means).round(2)
+means = {"hidden patches: L": L.item(), "visible": error[~H].mean().item()}
+pd.DataFrame(means, index=["mean square"]).round(2)
 
 # %% [markdown]
 # The second number is no mistake. Nobody ever asked the decoder for the patches that were visible, so it does not care.
@@ -131,7 +131,7 @@ plots.download(pd.concat(frames.values()), "decoder")
 rows = {}
 for name, frame in frames.items():
     rows[name] = by_label(frame[(frame["metric"] == "nmi") & (frame["head"] < 0)])
-pd.DataFrame(rows).rename_axis(index="mean NMI").round(3)
+pd.DataFrame(rows).rename_axis(columns="mean NMI").round(3)
 
 # %% [markdown]
 # ## Does the encoder keep its high frequencies?

@@ -27,6 +27,8 @@
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # names, paths of weight files or Encoders; None: the study's own
+N_IMAGES = 2000  # test images; with half of them, a probe learns from half as many too
+SEED = 0  # which images are drawn where they are fewer
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -35,22 +37,33 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import (
-    StaleTableError,
-    already,
-    by_label,
-    highest,
-    peak,
-    published,
-    table,
-)
+from nbhelpers.results import COMPUTED, StaleTableError, already, published, table
+from nbhelpers.results.summary import by_label, highest, peak
+from nbhelpers.results.tables import TABLES
+from nbhelpers.studies import IMAGES
 
 plots.style()
+
+
+# %% tags=["hide-input"]
+def measured(name, kind, models):
+    """A table as it is stored, or of fewer images: as many fewer in each split."""
+    made = TABLES[kind]
+    if (N_IMAGES, SEED) == (IMAGES, 0) or not made.belongs_to(study(name)):
+        return table(name, kind, models)
+    parts = made.images(study(name)).items()
+    few = {role: max(1, len(part) * N_IMAGES // IMAGES) for role, part in parts}
+    images = {role: part.subset(few[role], SEED) for role, part in parts}
+    rows = [made.measure(each, images) for each in study(name).encoders(models)]
+    return pd.concat(rows).assign(source=COMPUTED)
+
+
+# %% tags=["hide-input"]
 panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
 for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), *study(name).models]
     try:
-        probes = table(name, "probes", MODELS or list(dict.fromkeys(own)))
+        probes = measured(name, "probes", MODELS or list(dict.fromkeys(own)))
     except (MissingDataError, StaleTableError) as reason:
         missing[name] = str(reason)
         continue
@@ -87,13 +100,14 @@ J.backward()
 assert_close(W.grad, torch.zeros_like(W), atol=1e-3, rtol=0)
 assert_close(b.grad, torch.zeros_like(b), atol=1e-3, rtol=0)
 right = (log_p.argmax(1) == y).double().mean()
-pd.DataFrame({"J": [J.item()], "accuracy on what it learnt": [right.item()]}).round(2)
+found = {"J": J.item(), "accuracy on what it learnt": right.item()}
+pd.DataFrame(found, index=["last block"]).round(2)
 
 # %% [markdown]
 # ## A linear probe at every depth
 #
-# The probes below learn from 3,000 images, choose $C$ on 500 and are tested on others. Follow a line to its highest point:
-# where it stands, the label lies most openly.
+# The probes below learn from more images, choose $C$ on others and are tested on yet others. Follow a line to its highest
+# point: where it stands, the label lies most openly.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; thinner lines: further training seeds; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
 titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in panels.items()]
@@ -171,10 +185,10 @@ for name, frame in tuned.items():
         most = by_label(frame[frame[end] == frame[end].max()])
         column = f"{frame[end].max():.0f} {end} blocks"
         rows[name, column] = {who: 100 * (kept[who] - most[who]) for who in most}
-pd.DataFrame(rows).rename_axis(index="points lost").round(1)
+pd.DataFrame(rows).round(1)
 
 # %% [markdown]
-# If the last blocks of MIM are only a decoder, the right-hand columns should cost it less than the left-hand ones, and
+# In points of accuracy that are lost. If the last blocks of MIM are only a decoder, the right-hand columns should cost it less than the left-hand ones, and
 # less than they cost CL.
 
 # %% [markdown]
@@ -215,7 +229,7 @@ rows[["depth", "value", "low", "high"]].round(2)
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 rows = {key: peak(frame, "knn") for key, frame in panels.items()}
-pd.DataFrame(rows).rename_axis(index="best depth of k-NN")
+pd.DataFrame(rows)  # best depth of k-NN
 
 # %% [markdown]
 # 3. **The same from a library.** Fit scikit-learn's `LogisticRegression` to `x_std` with the same $C$. How far are its

@@ -27,8 +27,10 @@
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # encoders to compare with CL and MIM, by name; None: those two, the hybrids, and a random one
-BATCHES = 4  # how many batches to measure on in this build
+MODELS = None  # encoders to compare with CL and MIM; None: these, hybrids, a random one
+N_IMAGES = 1000  # test images that features are compared on, at least 40
+SEED = 0
+BATCHES = 4  # how many batches gradients are measured on in this build
 
 # %% tags=["hide-input"]
 from dataclasses import replace
@@ -42,8 +44,10 @@ from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, study
+from nbhelpers.images import MissingDataError
 from nbhelpers.pretrain import Trainer, recipe
-from nbhelpers.results import early, late, table
+from nbhelpers.results import NoTableError, early, late, table
+from nbhelpers.results.tables import COMPARED
 
 plots.style()
 followed = table("shapes", "gradients", ["shapes.random"])
@@ -61,19 +65,18 @@ last_rows = cosines[cosines["step"] == steps[-1]]
 
 
 # %% tags=["hide-input"]
-def named(which):
-    """Numbers in a row, or "none"."""
-    return ", ".join(str(int(number)) for number in which) or "none"
+def which(rows, column):
+    """How many rows have an interval below 0, and how many one above."""
+    below, above = (rows["high"] < 0).sum(), (rows["low"] > 0).sum()
+    return f"below 0 in {below} and above 0 in {above} of {len(rows)} {column}"
 
 
+grows = (slopes["high"] < 0).any() and (last_rows["high"] < 0).any()
 Markdown(
-    f"- The cosine falls with depth, beyond the interval, at steps "
-    f"{named(slopes.index[slopes['high'] < 0])}; it rises at steps "
-    f"{named(slopes.index[slopes['low'] > 0])}, of {len(slopes)} in all.\n"
-    f"- At step {steps[-1]} it lies between {last_rows['value'].min():+.3f} and "
-    f"{last_rows['value'].max():+.3f}. It is below 0, beyond the interval, in blocks "
-    f"{named(last_rows['depth'][last_rows['high'] < 0])}, and above 0 in blocks "
-    f"{named(last_rows['depth'][last_rows['low'] > 0])}."
+    f"A conflict that grows with depth {'shows' if grows else 'does not show'} here. "
+    f"The slope is, beyond its interval, {which(slopes, 'measurements')}. The cosine at "
+    f"the last of them, after {steps[-1]} steps, is {which(last_rows, 'blocks')}, and at "
+    f"most {last_rows['value'].abs().max():.3f} away from 0."
 )
 
 # %% [markdown]
@@ -85,27 +88,26 @@ Markdown(
 # %%
 from nbhelpers.pretrain.alignment import block_gradients, gradient_alignment
 
-run = replace(recipe("shapes", "hybrid-0.5"), images=25_600, batch_size=64)
+run = recipe("shapes", "hybrid-0.5")
+run = replace(run, images=25_600, batch_size=64, seed=SEED)
 train, held_out = study("shapes").images("train"), study("shapes").images("val")
 with TemporaryDirectory() as folder:  # nothing is written there
-    hybrid = Trainer(
-        run, train, held_out, Path(folder), precision=torch.float32
-    ).objective
-noise = torch.Generator().manual_seed(0)
+    trainer = Trainer(run, train, held_out, Path(folder), precision=torch.float32)
+hybrid = trainer.objective
+noise = torch.Generator().manual_seed(SEED)
 views = hybrid.views(held_out.batch(range(64)), noise)
 gradients = block_gradients(hybrid, views)[1]  # S L P: losses, blocks, parameters
 
 # %%
 L_MIM, L_CL = hybrid.terms(*views)
 theta = list(hybrid.encoder.blocks[-1].parameters())
-g, h = (
-    torch.cat([part.flatten() for part in torch.autograd.grad(L, theta)])  # P
-    for L in (L_MIM, L_CL)
-)
+parts = (torch.autograd.grad(L, theta) for L in (L_MIM, L_CL))
+g, h = (torch.cat([part.flatten() for part in each]) for each in parts)  # P each
 c = g @ h / (g.norm() * h.norm())
 
 assert_close(torch.stack([g, h]), gradients[:, -1], atol=1e-4, rtol=1e-3)
-print(f"c = {c:+.3f}")
+lengths = {"|g|": g.norm().item(), "|h|": h.norm().item(), "c": c.item()}
+pd.DataFrame(lengths, index=["last block"]).round(3)
 
 # %% [markdown]
 # ## One hybrid, from its first step
@@ -121,24 +123,15 @@ print(f"c = {c:+.3f}")
 
 # %% tags=["hide-input"]
 def by_step(rows, metric, ax, drawn):
-    """A line over depth for each of the steps, dark at the end of training, with the interval over batches."""
+    """A line over depth for each step, dark at the end, with the interval over batches."""
     for step in drawn:
         line = rows[(rows["metric"] == metric) & (rows["step"] == step)]
         colour = plt.get_cmap("crest")(steps.index(step) / max(1, len(steps) - 1))
-        ax.plot(
-            line["depth"],
-            line["value"],
-            color=colour,
-            marker="o",
-            ms=3,
-            label=f"step {step}",
-        )
-        ax.fill_between(
-            line["depth"], line["low"], line["high"], color=colour, alpha=0.2, lw=0
-        )
+        look = {"color": colour, "marker": "o", "ms": 3, "label": f"step {step}"}
+        ax.plot(line["depth"], line["value"], **look)
+        band = {"color": colour, "alpha": 0.2, "lw": 0}
+        ax.fill_between(line["depth"], line["low"], line["high"], **band)
     ax.set(xlabel="depth")
-    ax.figure.legends.clear()
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
 
 
 # %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training, dark at its end: between the two losses, and of each loss with itself on another batch; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training, with 95 % intervals over batches: between the two losses (left), and of each loss with itself on another batch. Dashed: gradients at right angles."}}
@@ -146,7 +139,8 @@ axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batc
 for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
     by_step(followed, metric, ax, steps)
     ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
-drawn = axes[0].set(ylabel="cosine between gradients")
+    ax.set_ylabel("cosine between gradients")
+legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 plots.download(followed, "gradients")
@@ -161,40 +155,33 @@ plots.download(followed, "gradients")
 whole = recipe("shapes", "hybrid-0.5").images
 seen = followed["images"].max()
 loss = followed[followed["depth"].isna()].set_index(["metric", "step"])["value"]
+beginning = ", so this is the beginning of such a training" if seen < whole / 2 else ""
 Markdown(
-    f"The run saw {seen:,} images in batches of {seen // steps[-1]}; the book's hybrids saw {whole:,}"
-    f"{', so this is the beginning of such a training' if seen < whole / 2 else ''}. On held-out images, MIM's loss went "
-    f"from {loss['mim_loss', 0]:.3f} to {loss['mim_loss', steps[-1]]:.3f} and CL's from {loss['cl_loss', 0]:.3f} to "
-    f"{loss['cl_loss', steps[-1]]:.3f}."
+    f"The run saw {seen:,} images in batches of {seen // steps[-1]}; the book's "
+    f"hybrids saw {whole:,}{beginning}."
 )
 
 # %% [markdown]
 # ### Does the conflict grow with depth?
 #
-# In conflict are batches with $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the batches, so it takes more than
-# half to show one.
+# In conflict are batches with $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the
+# batches, so it takes more than half to show one.
 
 # %% tags=["hide-input"]
 wide = followed.pivot_table(
     index="step", columns=["metric", "depth"], values="value", dropna=False
 )
 last = int(followed["depth"].max())
-
-# %%
-pd.DataFrame(
-    {
-        "MIM loss": loss["mim_loss"].round(3),
-        "CL loss": loss["cl_loss"].round(3),
-        "cosine, block 1": wide["cosine", 1].round(3),
-        f"cosine, block {last}": wide["cosine", last].round(3),
-        "slope": [
-            f"{row.value:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
-            for row in slopes.itertuples()
-        ],
-        "in conflict, block 1": wide["conflict", 1].map("{:.0%}".format),
-        f"in conflict, block {last}": wide["conflict", last].map("{:.0%}".format),
-    }
-)
+columns = {"MIM loss": loss["mim_loss"].round(3), "CL loss": loss["cl_loss"].round(3)}
+for block in (1, last):
+    columns[f"cosine, block {block}"] = wide["cosine", block].round(3)
+columns["slope"] = [
+    f"{row.value:+.4f} [{row.low:+.4f}, {row.high:+.4f}]" for row in slopes.itertuples()
+]
+for block in (1, last):
+    share = wide["conflict", block].map("{:.0%}".format)
+    columns[f"in conflict, block {block}"] = share
+pd.DataFrame(columns).rename_axis(index=None, columns="step")
 
 # %% [markdown]
 # ## Who pulls harder?
@@ -215,18 +202,17 @@ share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
 balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
 (ax,) = plots.panels(["where both losses pull alike"])
 by_step(balance, "balance", ax, steps)
-drawn = ax.set(ylabel="λ*", yscale="log")
+ax.set(ylabel="λ*", yscale="log")
+legend = plots.legend_below([ax])
 
 # %% tags=["remove-input"]
 plots.download(balance, "balance")
 
 # %% tags=["hide-input"]
-first, end = (
-    balance.loc[balance["step"] == step, "value"] for step in (steps[0], steps[-1])
-)
+ends = balance[balance["step"] == steps[-1]]["value"]
 Markdown(
-    f"It lies between {first.min():.3f} and {first.max():.3f} at the beginning and between {end.min():.3f} and "
-    f"{end.max():.3f} after {steps[-1]} steps. A λ above that is a training in which CL leads."
+    f"After {steps[-1]} steps it lies between {ends.min():.3f} and {ends.max():.3f}. "
+    "A λ above that is a training in which CL leads."
 )
 
 # %% [markdown]
@@ -248,69 +234,53 @@ models = {
     s: MODELS or [*study(s).trained("cl", "mim", "hybrid"), f"{s}.random"]
     for s in STUDIES
 }
-compared = {s: table(s, "cka", models[s]) for s in STUDIES}
+draw = {"n_images": None if N_IMAGES == COMPARED else N_IMAGES, "seed": SEED}
+compared, missing = {}, {}
+for s in STUDIES:
+    try:
+        frame = table(s, "cka", models[s], **draw)
+    except (MissingDataError, NoTableError) as reason:
+        missing[s] = str(reason)
+        continue
+    frame = frame[frame["depth"] == frame["other_depth"]]
+    compared[s] = frame[frame["model"] != frame["other"]]
 
 # %% mystnb={"image": {"alt": "Linear CKA, from 0 to 1, with the CL encoder in the first row of panels and with the MIM encoder in the second, at the same depth, a line per model, a column per study."}, "figure": {"caption": "Linear CKA of mean patch tokens with the CL encoder (above) and with the MIM encoder (below) at the same depth, with 95 % intervals over parts of the images. Thinner lines: other training seeds of that parent."}}
-axes = plots.panels(
-    [
-        f"with {parent}: {plots.title(frame)}"
-        for parent in ("CL", "MIM")
-        for frame in compared.values()
-    ],
-    columns=len(STUDIES),
-    sharey=True,
-)
-for ax, (parent, s) in zip(
-    axes, [(p, s) for p in ("cl", "mim") for s in STUDIES], strict=True
-):
-    rows = compared[s][compared[s]["depth"] == compared[s]["other_depth"]]
-    rows = rows[(rows["other"] == f"{s}.{parent}") & (rows["model"] != rows["other"])]
+pairs = [(parent, s) for parent in ("CL", "MIM") for s in compared]
+titles = [f"with {parent}: {plots.title(compared[s])}" for parent, s in pairs]
+axes = plots.panels([*titles, *missing], sharey=True)
+for ax, (parent, s) in zip(axes, pairs, strict=False):
+    rows = compared[s][compared[s]["other"] == f"{s}.{parent.lower()}"]
     plots.by_depth(rows, "cka", ax)
+for ax, reason in zip(axes[len(pairs) :], missing.values(), strict=True):
+    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(compared.values()), "cka")
+plots.download(pd.concat([*compared.values(), pd.DataFrame()]), "cka")
 
-
-# %% tags=["hide-input"]
-
-
-def parents(frame, s):
-    """Sentences about each model: which parent it is nearer to, early and late."""
-    same = frame[frame["depth"] == frame["other_depth"]]
-    same = same[same["model"] != same["other"]]
-    sides = [same[same["other"] == f"{s}.{parent}"] for parent in ("cl", "mim")]
-    (first_cl, last_cl), (first_mim, last_mim) = [
-        (early(side, "cka"), late(side, "cka")) for side in sides
-    ]
-    lines = [
-        f"- {name} on `{s}`: with CL {first_cl[name]:.2f} in the first third of the blocks and {last_cl[name]:.2f} in the "
-        f"last; with MIM {first_mim[name]:.2f} and {last_mim[name]:.2f}."
-        for name in first_cl
-        if name in first_mim
-    ]
-    if "MIM" in first_cl:
-        lines.append(
-            f"- CL and MIM on `{s}`: {first_cl['MIM']:.2f} and {last_cl['MIM']:.2f}."
-        )
-    return lines
-
+# %% [markdown]
+# Averaged over the first and the last third of the blocks:
 
 # %% tags=["hide-input"]
-Markdown("\n".join(line for s in STUDIES for line in parents(compared[s], s)))
+rows = {}
+for s, frame in compared.items():
+    for parent in ("CL", "MIM"):
+        side = frame[frame["other"] == f"{s}.{parent.lower()}"]
+        rows[s, f"{parent}, early"] = early(side, "cka")
+        rows[s, f"{parent}, late"] = late(side, "cka")
+pd.DataFrame(rows).map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # ## The same on your machine
 #
-# The function behind the stored table takes any recipe of a hybrid. Here it measures the beginning again, on a few batches.
+# The function behind the stored table takes any recipe of a hybrid. Here it measures the cosine at the beginning again, on a
+# few batches; for more steps, pass for example `steps=range(0, 401, 50)`.
 
 # %%
 now = gradient_alignment(run, train, held_out, steps=[0], batches=BATCHES)
-now = now[now["metric"] == "cosine"]
-Markdown(
-    f"The cosine at the beginning, on {BATCHES} batches, lies between {now['value'].min():+.3f} and "
-    f"{now['value'].max():+.3f} over the blocks. For more steps, pass for example `steps=range(0, 401, 50)`."
-)
+now = now[now["metric"] == "cosine"].set_index("depth")
+now[["value", "low", "high"]].T.round(3)
 
 # %% [markdown]
 # ## What would refute it

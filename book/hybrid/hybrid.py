@@ -22,36 +22,29 @@
 #
 # so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study share
 # order and initialisation, but not always the number of images: where a label names images, compare it with labels that
-# name the same. The newer hybrid on CIFAR-10 saw 3 million images and its parents 5 million, which favours the parents.
+# name the same. The newer hybrid on CIFAR-10 saw fewer images than its parents, which favours the parents.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-MODELS = None  # encoders by name, hybrids among them; None: all hybrids of the study and their two parents
+MODELS = None  # encoders by name, hybrids among them; None: hybrids and their parents
+
+# %% [markdown]
+# This chapter draws stored tables, so that there is no number of images to choose.
 
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
-from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
-from nbhelpers.results import (
-    NoTableError,
-    StaleTableError,
-    at_end,
-    early,
-    late,
-    published,
-    table,
-)
+from nbhelpers.results import NoTableError, StaleTableError, published, table
+from nbhelpers.results.summary import at_end, early, late
 
 plots.style()
 ABOUT = manifest()
-FAMILY = (
-    ".w64.n256000"  # of one width, and all saw as many images: the largest such set
-)
+FAMILY = ".w64.n256000"  # the largest set of one width, all of which saw as many images
 
 
 def weight(model):
@@ -61,6 +54,7 @@ def weight(model):
     return recipe["options"].get("weight", parent)
 
 
+# %% tags=["hide-input"]
 tuned, probed, frames, missing = {}, {}, {}, {}
 for name in STUDIES:
     known = study(name).trained("mim", "cl", "hybrid", vary=["width", "images"])
@@ -113,67 +107,73 @@ assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 # %% [markdown]
 # ## Accuracy against the weight
 #
-# Hybrids and parents of width 64, all of which saw 256,000 images; a newer hybrid of photographs, which saw fewer than its
-# parents, is in the scorecard's rows below. Above a linear probe of the last layer, below the accuracy after fine-tuning (a
-# [stored table](../components/behaviour.py)); a grey line joins the encoders of one study. In the published figure, ViT-B/16
-# was trained for 100 epochs.
+# Hybrids and parents of one width, all of which saw as many images; a newer hybrid of photographs, which saw fewer than its
+# parents, is in the scorecard's rows below. First a linear probe of the last layer:
 
-# %% mystnb={"image": {"alt": "Accuracy against the weight of the contrastive loss, from 0, which is MIM, to 1, which is CL: above of a linear probe, below after fine-tuning, a panel per study and one published, in which both are highest between the two ends."}, "figure": {"caption": "Accuracy against the weight λ of the contrastive loss: of a linear probe (above) and after fine-tuning (below), with 95 % intervals over test images. At λ = 0 stands MIM, at λ = 1 CL, of several seeds where there are some; the grey line joins their means. Last column: ViT-B/16 on ImageNet."}}
+# %% tags=["hide-input"]
 names = [*map(plots.title, probed.values()), *missing, "published"]
-axes = plots.panels(2 * names, columns=len(names), sharex=True)
-rows = axes.reshape(2, -1)
-for line, kind, metric in (
-    (rows[0], probed, "linear"),
-    (rows[1], tuned, "fine_tuning"),
-):
-    for ax, frame in zip(line, kind.values(), strict=False):
-        joined = frame.groupby("parameter")["value"].mean()
-        grey = {"color": "#999999", "lw": 1, "zorder": 0}
-        ax.plot(joined, **grey)
+paper = published()
+paper = paper[paper["setting"].fillna("").str.startswith("lambda=")]
+lambdas = paper["setting"].str.removeprefix("lambda=").astype(float)
+paper = paper.assign(parameter=lambdas).sort_values("parameter")
+
+
+def against_weight(kind, metric, theirs):
+    """A panel per study, a grey line through its means, and the published curve."""
+    axes = plots.panels(names)
+    grey = {"color": "#999999", "lw": 1, "zorder": 0}
+    for ax, frame in zip(axes, kind.values(), strict=False):
+        ax.plot(frame.groupby("parameter")["value"].mean(), **grey)
         ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
         plots.by_parameter(frame, metric, "λ", ax)
-    for ax, reason in zip(line[len(kind) :], missing.values(), strict=False):
+    for ax, reason in zip(axes[len(kind) :], missing.values(), strict=False):
         plots.note(ax, reason)
-    wanted = metric.replace("fine_tuning", "finetune")
-    paper = published().query("metric == @wanted")
-    paper = paper[paper["setting"].fillna("").str.startswith("lambda=")]
-    lambdas = paper["setting"].str.removeprefix("lambda=").astype(float)
-    paper = paper.assign(parameter=lambdas).sort_values("parameter")
+    line = paper[paper["metric"] == theirs]
     look = {"color": "#222222", "marker": "v", "mfc": "white", "lw": 1}
-    line[-1].plot(paper["parameter"], paper["value"], **look)
-    line[-1].set(xlabel="λ", ylabel=plots.metric_label(metric))
-legend = plots.legend_below(axes)
+    axes[-1].plot(line["parameter"], line["value"], **look)
+    axes[-1].set(xlabel="λ", ylabel=plots.metric_label(metric))
+    return plots.legend_below(axes)
 
-# %% tags=["remove-input"]
-drawn = pd.concat([*probed.values(), *tuned.values(), published()])
-plots.download(
-    drawn[drawn["metric"].isin(["linear", "fine_tuning", "finetune"])], "hybrid"
-)
+
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe against the weight of the contrastive loss, from 0, which is MIM, to 1, which is CL, a panel per study and one published, in which it is highest between the two ends."}, "figure": {"caption": "Accuracy of a linear probe against the weight λ of the contrastive loss, with 95 % intervals over test images. At λ = 0 stands MIM, at λ = 1 CL, of several seeds where there are some; the grey line joins their means. Last panel: ViT-B/16 on ImageNet, trained for 100 epochs."}}
+legend = against_weight(probed, "linear", "linear")
 
 # %% [markdown]
-# In numbers, with the interval of the hybrid over test images. The best of several hybrids is the best partly by luck; the
-# [scorecard](../index.py) widens its interval for that.
+# And the accuracy after [fine-tuning](../components/behaviour.py):
+
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the weight of the contrastive loss, from 0, which is MIM, to 1, which is CL, a panel per study and one published, in which it is highest between the two ends."}, "figure": {"caption": "Accuracy after fine-tuning against the weight λ. Lines as above."}}
+legend = against_weight(tuned, "fine_tuning", "finetune")
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([*probed.values(), *tuned.values(), paper]), "hybrid")
+
+# %% [markdown]
+# In numbers, with the hybrid's interval over test images and the range of each parent's seeds. The best of several hybrids
+# is the best partly by luck; the [scorecard](../index.py) widens its interval for that.
 
 
 # %% tags=["hide-input"]
-def ends(frame):
+def best_and_parents(frame):
     """The best hybrid of a frame beside its parents, in words."""
-    hybrids = frame[frame["objective"] == "hybrid"].sort_values("value")
-    parents = frame[frame["objective"] != "hybrid"].itertuples()
-    best = [
-        f"λ = {row.parameter:g} {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
-        for row in hybrids.tail(1).itertuples()
-    ]
-    others = [f"`{row.model}` {row.value:.3f}" for row in parents]
-    return "; ".join([*(best or ["no hybrid yet"]), *others])
+    hybrids = frame[frame["objective"] == "hybrid"].sort_values("value").tail(1)
+    words = {"best λ": "none", "hybrid": ""}
+    for row in hybrids.itertuples():
+        value = f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        words = {"best λ": f"{row.parameter:g}", "hybrid": value}
+    for parent in ("MIM", "CL"):
+        values = frame.loc[frame["objective"] == parent, "value"]
+        span = f"{values.min():.3f} to {values.max():.3f}"
+        words[parent] = span if len(values) else ""
+    return words
 
 
-lines = [
-    f"- {what} on `{name}`: {ends(frame)}."
-    for what, kind in (("linear probe", probed), ("fine-tuned", tuned))
+both = {"linear probe": probed, "fine-tuned": tuned}
+rows = {
+    (what, name): best_and_parents(frame)
+    for what, kind in both.items()
     for name, frame in kind.items()
-]
-Markdown("\n".join(lines))
+}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## Attention, from one parent to the other?
@@ -199,9 +199,11 @@ def beside_published(metric):
 legend = beside_published("nmi")
 
 # %% tags=["remove-input"]
-plots.download(
-    pd.concat([frame.query("metric == 'nmi'") for frame in frames.values()]), "nmi"
-)
+parts = [frame.query("metric == 'nmi'") for frame in frames.values()]
+plots.download(pd.concat([*parts, pd.DataFrame()]), "nmi")
+
+# %% [markdown]
+# Averaged over the first and the last third of the blocks:
 
 # %% tags=["hide-input"]
 thirds = {
@@ -209,7 +211,7 @@ thirds = {
     for name, frame in frames.items()
     for third, of in (("first third", early), ("last third", late))
 }
-pd.DataFrame(thirds).rename_axis("NMI").round(3)
+pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # ## Frequencies
@@ -222,7 +224,7 @@ legend = beside_published("delta_log_amplitude")
 
 # %% tags=["remove-input"]
 parts = [frame.query("metric == 'delta_log_amplitude'") for frame in frames.values()]
-plots.download(pd.concat(parts), "amplitude")
+plots.download(pd.concat([*parts, pd.DataFrame()]), "amplitude")
 
 # %% [markdown]
 # ## What it costs
@@ -231,27 +233,16 @@ plots.download(pd.concat(parts), "amplitude")
 
 # %%
 drawn = {model for frame in tuned.values() for model in frame["model"]}
-kinds = {
-    "device": str,
-    "precision": str,
-    "images_seen": int,
-    "wall_time_s": int,
-    "val_loss": float,
-}
+kinds = {"device": str, "precision": str, "images_seen": int, "wall_time_s": int}
 costs = pd.DataFrame.from_dict(ABOUT, orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
-costs["images per second"] = (costs["images_seen"] / costs["wall_time_s"]).round()
-shown = {
-    "images_seen": "images seen",
-    "wall_time_s": "seconds",
-    "val_loss": "validation loss",
-}
-costs.rename(columns=shown)
+costs["device"] = costs["device"].str.split().str[:2].str.join(" ")
+costs["images / s"] = (costs["images_seen"] / costs["wall_time_s"]).round().astype(int)
+costs.drop(columns=["images_seen", "wall_time_s"])
 
 # %% [markdown]
-# Validation losses are sums of different terms, and can be compared between encoders of one objective only. Runs in
-# bfloat16 drew their views in bfloat16 too: a hybrid of that precision and parents in float32 differ in more than the
-# objective.
+# Runs in bfloat16 drew their views in bfloat16 too: a hybrid of that precision and parents in float32 differ in more than
+# the objective.
 
 # %% [markdown]
 # ## What would refute it
@@ -280,7 +271,7 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 shown = {name: late(frame, "nmi") for name, frame in frames.items()}
-pd.DataFrame(shown).rename_axis("late NMI").sort_values([*shown]).round(3)
+pd.DataFrame(shown).rename_axis(columns="late NMI").sort_values([*shown]).round(3)
 
 # %% [markdown]
 # 2. **Another quantity.** Does the mean attention distance of the hybrid also move from one parent to the other? The table
@@ -292,7 +283,7 @@ thirds = {
     for name, frame in frames.items()
     for third, of in (("first third", early), ("last third", late))
 }
-pd.DataFrame(thirds).rename_axis("distance (px)").round(2)
+pd.DataFrame(thirds).round(2)  # px
 
 # %% [markdown]
 # 3. **The same seconds.** How many images could a contrastive encoder see in the time that the hybrid took? Use the table of

@@ -20,14 +20,13 @@
 
 # %% tags=["parameters"]
 STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
-OBJECTIVE = (
-    "hybrid-0.2"  # a hybrid of any lambda, or "mim", "cl", "mae", "dino", "supervised"
-)
+OBJECTIVE = "hybrid-0.2"  # of any lambda, or "mim", "cl", "mae", "dino", "supervised"
 START = "mim"  # the book's encoder to go on from, by objective; None: random weights
 SECONDS = 60  # how long to train
 BATCH_SIZE = 64
 N_IMAGES = 500  # test images that attention is measured on
-MODELS = None  # encoders to draw beside yours, by name; None: the book's own of this objective
+SEED = 0
+MODELS = None  # encoders to draw beside yours; None: the book's own of this objective
 FOLDER = None  # where your encoder goes; None: the folder `own` in the cache folder
 
 # %% [markdown]
@@ -52,7 +51,7 @@ if folder:
     train, val, test = (whole.select(range(start, len(whole), 3)) for start in range(3))
 else:
     train, val, test = (study(name).images(split) for split in ("train", "val", "test"))
-chosen = replace(recipe(name, OBJECTIVE), batch_size=BATCH_SIZE)
+chosen = replace(recipe(name, OBJECTIVE), batch_size=BATCH_SIZE, seed=SEED)
 place = Path(FOLDER or cache_dir() / "own")
 
 # %%
@@ -69,9 +68,11 @@ chosen = replace(chosen, images=max(2, round(SECONDS / cost)) * BATCH_SIZE)
 # %% tags=["hide-input"]
 from IPython.display import Markdown
 
+book = recipe(name, OBJECTIVE).images
 Markdown(
-    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so that {SECONDS} s are good for **{chosen.steps} steps**, "
-    f"or {chosen.images:,} images. The book's own encoders saw {recipe(name, OBJECTIVE).images:,}."
+    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so that {SECONDS} s are "
+    f"good for **{chosen.steps} steps**, or {chosen.images:,} images. The book's own "
+    f"encoders saw {book:,}."
 )
 
 # %% [markdown]
@@ -90,7 +91,8 @@ objective = copy.deepcopy(trial.objective)
 optimizer = torch.optim.AdamW(
     [p for p in objective.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.05
 )
-noise = torch.Generator(trial.device).manual_seed(0)
+noise = torch.Generator(trial.device).manual_seed(SEED)
+torch.manual_seed(SEED)
 label = objective.label  # None, unless the objective is supervised
 
 # %%
@@ -124,7 +126,7 @@ about = description(trainer, name)
 before = load(save_encoder(trainer.objective.saved, "before", about, place))
 loss_before = trainer.validation_loss()
 
-# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}, "figure": {"caption": "Training loss of each step (grey), and its mean over ten steps (black)."}}
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display
@@ -137,14 +139,15 @@ def curve(losses):
     ax.plot(series, color="#999999", lw=0.6)
     ax.plot(series.rolling(10, min_periods=1).mean(), color="#222222", lw=1.6)
     ax.set(xlabel="step", ylabel="training loss", xlim=(0, chosen.steps))
-    return ax
+    return ax.figure
 
 
+# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}, "figure": {"caption": "Training loss of each step (grey), and its mean over ten steps (black)."}}
 losses, picture, drawn = [], None, 0.0
 for loss in trainer.steps():
     losses.append(float(loss))
     if time.monotonic() - drawn > 2 or trainer.done:
-        figure = curve(losses).figure
+        figure = curve(losses)
         if picture is None:
             picture = display(figure, display_id=True)
         else:
@@ -170,13 +173,12 @@ after = load(save_encoder(trainer.objective.saved, "yours", about, place))
 finished = MODELS or study(name).trained(OBJECTIVE)[:1]
 before = replace(before, objective=start.objective if start else "random")
 encoders = [before, replace(after, objective="unknown"), *map(load, finished)]
-sample = test.subset(min(N_IMAGES, len(test)))
-frame = pd.concat(
-    [analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders]
-)
+sample = test.subset(min(N_IMAGES, len(test)), SEED)
+each = [analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders]
+frame = pd.concat(each)
 (ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
 plots.by_depth(frame, "nmi", ax, heads=True)
-legend = ax.legend()
+legend = plots.legend_below([ax])
 
 # %% tags=["remove-input"]
 plots.download(frame, "nmi")
@@ -188,13 +190,14 @@ plots.download(frame, "nmi")
 from nbhelpers.results import early, late
 
 first, last = early(frame, "nmi"), late(frame, "nmi")
-Markdown(
-    f"The loss on images that were not trained on went from {loss_before:.3f} to {trainer.validation_loss():.3f}.\n\n"
-    + "\n".join(
-        f"- {who}: NMI {first[who]:.3f} in the first third of the blocks, {last[who]:.3f} in the last."
-        for who in first
-    )
+loss_after = trainer.validation_loss()
+text = (
+    f"The loss on held-out images went from {loss_before:.3f} to {loss_after:.3f}.\n\n"
 )
+for who in first:
+    text += f"- {who}: NMI {first[who]:.3f} in the first third of the blocks, "
+    text += f"{last[who]:.3f} in the last.\n"
+Markdown(text)
 
 # %% [markdown]
 # How far yours has moved depends on your machine: a slow one shows it few images in the time.

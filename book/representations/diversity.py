@@ -181,7 +181,7 @@ plots.download(depths, "across_block_cosine")
 
 # %% tags=["hide-input"]
 rows = {
-    (name, metric.replace("_", " ")): late(frame, metric)
+    (name, plots.metric_label(metric)): late(frame, metric)
     for name, frame in frames.items()
     for metric in METRICS
 }

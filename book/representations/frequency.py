@@ -128,7 +128,7 @@ models, titles = plots.per_model(list(frames.values()))
 axes = plots.panels(titles, height=2.3, sharex=True, sharey=True)
 for ax, rows in zip(axes, models, strict=True):
     plots.spectra(rows, "fourier_radial", ax)
-plots.depth_bar(axes, max(rows["depth"].max() for rows in models))
+bar = plots.depth_bar(axes, max(rows["depth"].max() for rows in models))
 
 # %% tags=["hide-input"]
 spectra = pd.concat(at_end(frame, "fourier_radial") for frame in frames.values())

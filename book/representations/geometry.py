@@ -143,8 +143,8 @@ from nbhelpers.probes import silhouette_by_depth
 
 groups, absent = {}, {}
 for name in STUDIES:
-    if reason := study(name).missing:
-        absent[name] = reason
+    if study(name).missing:
+        absent[name] = "computed where the photographs are"
         continue
     source = study(name).images("test")
     few, kind = source.subset(18, SEED), next(iter(source.labels))

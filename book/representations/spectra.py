@@ -99,9 +99,9 @@ pd.DataFrame(rows, index=["effective rank, last block"]).round(2)
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_effective_rank", ax)
-    ax.set_ylim(bottom=0)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
+axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -133,9 +133,9 @@ for name, frame in frames.items():
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, ranks.values(), strict=False):
     plots.by_depth(frame, "image_effective_rank", ax)
-    ax.set_ylim(bottom=0)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
+axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

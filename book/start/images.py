@@ -27,6 +27,7 @@
 
 # %% tags=["parameters"]
 SPLIT = "test"
+N_IMAGES = 4000
 SEED = 0
 
 # %% tags=["hide-input"]
@@ -39,7 +40,7 @@ from nbhelpers import plots, study
 from nbhelpers.images.shapes import SHAPES, TEXTURES
 
 plots.style()
-images = study("shapes").images(SPLIT).subset(4_000, seed=SEED)
+images = study("shapes").images(SPLIT).subset(N_IMAGES, seed=SEED)
 shape, texture = images.labels["shape"], images.labels["texture"]
 
 # %% [markdown]
@@ -142,5 +143,3 @@ round(association(pairs.numpy(), method="cramer"), 3)
 # 2. **Another model.** Show these images to any model that `timm` knows:
 #    `nbhelpers.analyse(nbhelpers.load(NAME), images.subset(500), ["nmi", "attention_distance"])`.
 # 3. **An eleventh shape.** `nbhelpers.images.shapes.shape_distance` draws a silhouette from a formula. Write another one.
-# 4. **Alike at this size.** Which two textures would you confuse? [Layers](../components/layers.py) has the answer of the
-#    encoders.

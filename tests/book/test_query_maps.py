@@ -100,5 +100,5 @@ def test_without_scripts_a_sentence_stands_in(browser: Browser, site: str) -> No
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(site + ADDRESS)
-    expect(page.locator(".attention-maps")).to_contain_text("needs a browser with scripts enabled")
+    assert "needs a browser with scripts enabled" in page.locator(".attention-maps").text_content()
     context.close()
