@@ -231,6 +231,7 @@ def _cues(study: Study) -> Images:
     "shape_bias",
     _cues,
     why="the stimuli whose cues disagree have to show the classes of the photographs",
+    models=lambda study: (*study.models, *study.alike(*PAIR, "latent")),
     kept=True,
 )
 def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
