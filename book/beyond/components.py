@@ -40,24 +40,9 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import COMPUTED, StaleTableError, by_label, table
-from nbhelpers.results.tables import TABLES
-from nbhelpers.studies import IMAGES
+from nbhelpers.results import StaleTableError, by_label, table
 
 plots.style()
-
-
-# %% tags=["hide-input"]
-def measured(name, kind, models):
-    """A table as it is stored, or of fewer images: as many fewer in each split."""
-    made = TABLES[kind]
-    if (N_IMAGES, SEED) == (IMAGES, 0) or not made.belongs_to(study(name)):
-        return table(name, kind, models)
-    parts = made.images(study(name)).items()
-    few = {role: max(1, len(part) * N_IMAGES // IMAGES) for role, part in parts}
-    images = {role: part.subset(few[role], SEED) for role, part in parts}
-    rows = [made.measure(each, images) for each in study(name).encoders(models)]
-    return pd.concat(rows).assign(source=COMPUTED)
 
 
 # %% tags=["hide-input"]
@@ -65,7 +50,7 @@ panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
 for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), f"{name}.random"]
     try:
-        rows = measured(name, "components", MODELS or own)
+        rows = table(name, "components", MODELS or own, n_images=N_IMAGES, seed=SEED)
     except (MissingDataError, StaleTableError) as reason:
         missing[name] = str(reason)
         continue

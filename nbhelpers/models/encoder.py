@@ -39,7 +39,7 @@ class Encoder:
         module: the network; `module.forward_features` (or the module itself, if it has none) maps
             normalised images `B C H W` to tokens `B N D`.
         name: `"shapes.cl"`, `"vit_base_patch16_224.mae"`, ...
-        objective: "CL", "MIM", "hybrid", "supervised", "language", "random" or "unknown".
+        objective: "CL", "MIM", "latent MIM", "hybrid", "supervised", "language", "random" or "unknown".
         seed: of the initialisation, where known.
         prefix: number of tokens before the patch tokens (class, distillation, registers).
         grid: rows and columns of the patch grid; tokens run row by row.

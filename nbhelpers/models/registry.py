@@ -46,7 +46,7 @@ class Checkpoint:
 
     Attributes:
         name: `family.arch`, with timm's name for the architecture.
-        objective: "CL", "MIM", "hybrid", "supervised", "language" or "unknown".
+        objective: "CL", "MIM", "latent MIM", "hybrid", "supervised", "language" or "unknown".
         timm: name of the architecture in timm; with a tag behind the dot where timm has these weights.
         paper: arXiv number.
         licence: of the weights; None where timm's tag says it.

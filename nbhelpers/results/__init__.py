@@ -62,8 +62,9 @@ def table(
         name: one of `TABLES`.
         models: encoders, their names, or their files; default the study's own.
         metrics: those wanted; of "metrics" and "profile", no others are computed.
-        n_images: how many test images to measure on, other than the study's sample: never the stored table.
-        seed: which test images are drawn; other than 0: never the stored table.
+        n_images: how many test images to measure on, other than the study's sample, and as many fewer to
+            learn from: never the stored table.
+        seed: which images are drawn; other than 0: never the stored table.
 
     Returns:
         A tidy frame; its column `source` says which of the two it is: "computed", or "stored" and the date.
@@ -73,10 +74,10 @@ def table(
         MissingDataError: if images are lacking and there is no stored table of these models.
         StaleTableError: if the stored rows are of other weights than those that are there now.
         ValueError: for a metric that the table does not have, two encoders of one name, or images to be drawn
-            for a table that is not computed here or has no sample.
+            for a table that is not computed here.
     """
     chosen, made = _chosen(study_name, name)
-    wanted, draw = list(models or chosen.models), n_images is not None or seed != 0
+    wanted, draw = list(models or chosen.models), n_images not in (None, IMAGES) or seed != 0
     if made.slow and draw:
         raise ValueError(
             f"{study_name}/{name} is too slow for a build of the book: there is the stored table alone, "
@@ -348,7 +349,7 @@ def gather(
         A frame as of `nbhelpers.analyse` for each study that has one, with the column `source`; and for each
         of the others what is missing. Decoders are left out.
     """
-    draw = {"n_images": None if n_images == IMAGES else n_images, "seed": seed}
+    draw = {"n_images": n_images, "seed": seed}
     frames, missing = {}, {}
     for name in studies:
         wanted = models or (study(name).trained(*objectives) if objectives else None)

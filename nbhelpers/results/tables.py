@@ -31,7 +31,7 @@ from nbhelpers.probes import (
 )
 from nbhelpers.probes.noise import CHANGES
 from nbhelpers.probes.shape_bias import agreeing
-from nbhelpers.studies import PAIR, VARIED, Study, study
+from nbhelpers.studies import IMAGES, PAIR, VARIED, Study, study
 
 # Images that probes learn from, choose the penalty on, and are tested on under noise (some thirty times).
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -116,17 +116,16 @@ def _sample(study: Study) -> Images:
 
 
 def redrawn(study: Study, images: Images, number: int | None, seed: int) -> Images:
-    """The images of a table with other test images in place of the study's sample.
+    """The images of a table drawn anew: `number` in place of each `IMAGES`, or all where there are fewer."""
 
-    Raises:
-        ValueError: where the table has no sample, or there are fewer images.
-    """
-    if "test" not in images:
-        raise ValueError(f"this table has no sample of test images to draw; it has {', '.join(images)}")
+    def anew(role: str, part: ImageSource) -> ImageSource:
+        whole = study.images("test") if role == "test" and not held_out else part
+        label = None if study.splits else next(iter(whole.classes))
+        few = len(part) if number is None else max(1, round(len(part) * number / IMAGES))
+        return whole.at_most((number or few) if role == "test" else few, seed, label)
+
     held_out = "train" in images and not study.splits
-    source = images["test"] if held_out else study.images("test")
-    label = None if study.splits else next(iter(source.classes))
-    return images | {"test": source.subset(number or len(images["test"]), seed, label)}
+    return {role: anew(role, part) for role, part in images.items()}
 
 
 def _drawn(study: Study, train: int) -> Images:

@@ -33,7 +33,7 @@ WIDTH, DEPTH, HEADS, PATCH, SIDE = 24, 2, 3, 16, 48
 SMALL = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "img_size": SIDE}
 GRID = SIDE // PATCH
 TOKENS = 1 + GRID * GRID
-OBJECTIVES = {"CL", "MIM", "hybrid", "supervised", "language"}
+OBJECTIVES = {"CL", "MIM", "latent MIM", "hybrid", "supervised", "language"}
 
 
 # --- files as the authors wrote them, with random tensors -------------------------------------------------
