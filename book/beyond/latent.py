@@ -55,7 +55,7 @@ from nbhelpers.results import (
 
 plots.style()
 METRICS = ["attention_distance", "nmi", "attention_entropy", "delta_log_amplitude"]
-frames, missing, probes = {}, {}, {}
+frames, missing, probes, unread = {}, {}, {}, {}
 for name in STUDIES:
     models = MODELS or study(name).alike("cl", "mim", "latent")
     found, lacking = gather([name], METRICS, models, N_IMAGES, SEED)
@@ -63,8 +63,8 @@ for name in STUDIES:
     try:
         draw = {"n_images": N_IMAGES, "seed": SEED}
         probes[name] = table(name, "probes", models, **draw)
-    except (MissingDataError, StaleTableError) as reason:
-        missing.setdefault(name, str(reason))
+    except (MissingDataError, StaleTableError, ValueError) as reason:
+        unread[name] = str(reason)  # such as too few images to learn from
 
 # %% [markdown]
 # ## Result
@@ -130,9 +130,9 @@ ax = plots.gallery(torch.cat(rows), 6)
 
 
 # %% tags=["hide-input"]
-def draw(metric, uniform=None, chosen=frames):
+def draw(metric, uniform=None, chosen=frames, lacking=missing):
     """A panel per study, over depth; `uniform` gives the reference line of an encoder."""
-    axes = plots.panels([*map(plots.title, chosen.values()), *missing], sharey=True)
+    axes = plots.panels([*map(plots.title, chosen.values()), *lacking], sharey=True)
     for ax, (name, frame) in zip(axes, chosen.items(), strict=False):
         plots.by_depth(frame, metric, ax)
         grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
@@ -144,7 +144,7 @@ def draw(metric, uniform=None, chosen=frames):
                 "label": "uniform attention",
             }
             ax.axhline(float(uniform(*grid)), **line)
-    for ax, reason in zip(axes[len(chosen) :], missing.values(), strict=False):
+    for ax, reason in zip(axes[len(chosen) :], lacking.values(), strict=False):
         plots.note(ax, reason)
     return axes
 
@@ -172,10 +172,10 @@ own = {}
 for name, rows in probes.items():
     wanted = "shape" if "shape" in set(rows["label"]) else rows["label"].iloc[0]
     own[name] = rows[rows["label"] == wanted]
-axes = draw("knn", chosen=own)
+axes = draw("knn", chosen=own, lacking=unread)
 for ax in axes[: len(own)]:
     ax.axhline(0.1, color="#555555", lw=1, ls="--", label="guessing")
-legend = plots.legend_below(axes)
+legend = plots.legend_below(axes) if own else None
 
 # %% tags=["remove-input"]
 plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "latent")
@@ -238,10 +238,8 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 #
 # ## Exercises
 #
-# 1. **Another model.** Public encoders that predict features are `data2vec.beit_base_patch16_224`,
-#    `beitv2.beitv2_base_patch16_224` and `ijepa.vit_huge_patch14_gap_224`. With `STUDIES = ["imagenet"]` and
-#    `MODELS = ["mocov3.vit_base_patch16_224", "simmim.vit_base_patch16_224", "data2vec.beit_base_patch16_224"]` this page
-#    draws them, where the images and a connection are. Any other model will do: what is the target of an untrained one?
+# 1. **Another model.** What would an untrained model teach? Set `MODELS = ["random:vit_tiny_patch16_224"]` and
+#    `N_IMAGES = 200`, and look at its target.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Random features of a patch are features of its pixels: the first target is a kind of pixel target.
@@ -262,3 +260,6 @@ f"A linear map of its pixels explains {1 - (left.var() / t0.var()).item():.2f} o
 # 2. **How deep a teacher?** `python -m nbhelpers.pretrain --objective latent` trains with the mean of four blocks
 #    (`averaged_blocks` in `nbhelpers/pretrain/recipes.py`). With 1, the target is the last block alone. Which of the two
 #    would you expect to collapse, and which number would you watch?
+# 3. **Public encoders.** `data2vec.beit_base_patch16_224` and `ijepa.vit_huge_patch14_gap_224` predict features. With
+#    `STUDIES = ["imagenet"]` and `MODELS` naming one of them, `mocov3.vit_base_patch16_224` and
+#    `simmim.vit_base_patch16_224`, this page draws them, where photographs and a connection are.

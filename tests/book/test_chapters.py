@@ -98,9 +98,7 @@ ADAPTED = {
     "attention/maps": 8,
     "representations/diversity": 8,
     "components/layers": 20,
-    "representations/shape_texture": 20,
     "beyond/components": 20,
-    "beyond/latent": 20,
     "hybrid/agreement": 40,
 }
 # Twelve blocks at 224 px and random weights; six blocks at 160 px; trained on the images of another study.
