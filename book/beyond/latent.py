@@ -83,6 +83,8 @@ scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 # four blocks, and the formula above. The loss is that of a student who has learnt nothing and says 0 everywhere.
 
 # %%
+from torch.nn.functional import interpolate
+
 from nbhelpers.capture import capture
 from nbhelpers.pretrain.latent import masked_smooth_l1, standardised_mean
 from nbhelpers.pretrain.simmim import block_mask
@@ -114,8 +116,8 @@ flat = t.flatten(0, 1)
 colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
 low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)
 colours = ((colours - low) / (high - low)).clamp(0, 1).view(64, *teacher.grid, 3)
-shown = images.batch(range(6))
-side = shown.shape[-1] // teacher.grid[0]
+side, six = 4, images.batch(range(6)).float()  # pixels of a patch, as drawn
+shown = interpolate(six, [side * n for n in teacher.grid]).to(torch.uint8)
 hidden = M[:6].repeat_interleave(side, 1).repeat_interleave(side, 2)[:, None]
 target = (255 * colours[:6].permute(0, 3, 1, 2)).to(torch.uint8)
 target = target.repeat_interleave(side, 2).repeat_interleave(side, 3)
