@@ -87,7 +87,7 @@ from torch.nn.functional import interpolate
 
 from nbhelpers.capture import capture
 from nbhelpers.pretrain.latent import masked_smooth_l1, standardised_mean
-from nbhelpers.pretrain.simmim import block_mask
+from nbhelpers.pretrain.simmim import block_mask, patches
 
 teacher = study("shapes").encoders((MODELS or study("shapes").alike("latent"))[:1])[0]
 images, streams = study("shapes").images("test"), []
@@ -250,11 +250,10 @@ streams = []
 with capture(untrained, on_stream=streams.append, places=("block",)):
     untrained.forward(untrained.batch(images, torch.arange(64)))
 t0 = standardised_mean([s.patches.cpu() for s in streams[-4:]]).flatten(0, 1)
-whole = untrained.batch(images, torch.arange(64)).cpu()
-side = untrained.patch_size[0]
-pixels = whole.unfold(2, side, side).unfold(3, side, side).flatten(4)  # B C r c p*p
-pixels = pixels.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
-first = torch.cat([pixels[:, :512], torch.ones(len(pixels), 1)], 1)
+pixels = images.batch(range(64)).float() / 255
+pixels = interpolate(pixels, [side * n for n in untrained.grid])
+cut = patches(pixels, side).flatten(0, 1)  # B*N D
+first = torch.cat([cut, torch.ones(len(cut), 1)], 1)
 left = t0 - first @ torch.linalg.lstsq(first, t0).solution
 f"A linear map of its pixels explains {1 - (left.var() / t0.var()).item():.2f} of a patch's target"
 
