@@ -255,7 +255,8 @@ pixels = interpolate(pixels, [side * n for n in untrained.grid])
 cut = patches(pixels, side).flatten(0, 1)  # B*N D
 first = torch.cat([cut, torch.ones(len(cut), 1)], 1)
 left = t0 - first @ torch.linalg.lstsq(first, t0).solution
-f"A linear map of its pixels explains {1 - (left.var() / t0.var()).item():.2f} of a patch's target"
+share = 1 - (left.var() / t0.var()).item()
+f"{untrained.name}: a linear map of its pixels explains {share:.2f} of a patch's target"
 
 # %% [markdown]
 # 2. **How deep a teacher?** `python -m nbhelpers.pretrain --objective latent` trains with the mean of four blocks
