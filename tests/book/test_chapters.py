@@ -121,7 +121,7 @@ def test_adapted_chapters_are_executed_and_built(tmp_path: Path) -> None:
         file = tmp_path / "photographs" / f"kind {number % 2}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph.permute(1, 2, 0).numpy()).save(file)
-    values = {"STUDIES": ["shapes", f"folder:{tmp_path / 'photographs'}"], "MODELS": FOREIGN, "BATCHES": 2}
+    values = {"STUDIES": ["shapes", f"folder:{tmp_path / 'photographs'}"], "MODELS": FOREIGN, "BATCHES": 3}
     chapters = {
         name: with_parameters(BOOK / f"{name}.py", **values, N_IMAGES=few) for name, few in ADAPTED.items()
     }
