@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -16,7 +17,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import mean_over_ranks
-from nbhelpers.pretrain.objective import full_precision
+from nbhelpers.pretrain.objective import full_precision, masked_mean
 from nbhelpers.pretrain.simmim import SimMIM
 
 
@@ -42,9 +43,7 @@ def masked_smooth_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor
     1.0
     """
     pair = full_precision(prediction), full_precision(target.detach())
-    error = smooth_l1_loss(*pair, reduction="none").mean(-1)
-    weight = mask.to(error.dtype)
-    return (error * weight).sum() / weight.sum()
+    return masked_mean(smooth_l1_loss(*pair, reduction="none"), mask)
 
 
 def standardised_mean(outputs: Sequence[Tensor], eps: float = 1e-5) -> Tensor:
@@ -80,7 +79,7 @@ class Latent(SimMIM):
     """A student that sees the unmasked patches predicts what its teacher makes of the masked ones.
 
     The teacher, the moving average of the student, sees the whole view. `averaged_blocks` counts the last
-    blocks whose outputs make up the target.
+    blocks whose outputs make up the target; `masking` holds further arguments of `SimMIM`.
     """
 
     group = "latent MIM"
@@ -90,12 +89,11 @@ class Latent(SimMIM):
         self,
         encoder: VisionTransformer,
         view: View,
-        mask_ratio: float = 0.6,
-        mask_unit: int = 2,
         momentum: float = 0.96,
         averaged_blocks: int = 4,
+        **masking: Any,
     ) -> None:
-        super().__init__(encoder, view, mask_ratio, mask_unit)
+        super().__init__(encoder, view, **masking)
         self.momentum, self.averaged_blocks = momentum, averaged_blocks
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nbhelpers.models import Encoder, MaskedAutoencoder
 from nbhelpers.models.mini import StandardisedPatchEmbed
 from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, full_precision
+from nbhelpers.pretrain.objective import Objective, full_precision, masked_mean
 
 
 def kept_patches(
@@ -74,9 +74,9 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     if prediction.shape != target.shape or keep.ndim != 2 or len(keep) != len(target):
         shapes = [tuple(t.shape) for t in (prediction, target, keep)]
         raise ValueError(f"need prediction and target B N D and keep B K; got {shapes}")
-    error = (full_precision(prediction) - full_precision(target)).square().mean(-1)
-    hidden = torch.ones_like(error).scatter(1, keep, 0.0)
-    return (error * hidden).sum() / hidden.sum()
+    errors = (full_precision(prediction) - full_precision(target)).square()
+    hidden = torch.ones_like(errors[..., 0], dtype=torch.bool).scatter(1, keep, False)
+    return masked_mean(errors, hidden)
 
 
 @torch.no_grad()

@@ -34,6 +34,16 @@ def without_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def masked_mean(errors: Tensor, mask: Tensor) -> Tensor:
+    """Mean (a scalar) of errors `B N D` over the patches in `mask` (bool `B N`); NaN if there are none.
+
+    >>> float(masked_mean(torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.tensor([[True, False]])))
+    2.0
+    """
+    weight = mask.to(errors.dtype)
+    return (errors.mean(-1) * weight).sum() / weight.sum()
+
+
 def cosine_momentum(base: float, progress: Tensor) -> Tensor:
     """Momentum that rises from `base` to 1 on half a cosine: 1 - (1 - base) (cos(pi progress) + 1) / 2.
 

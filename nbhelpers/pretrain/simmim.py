@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, full_precision
+from nbhelpers.pretrain.objective import Objective, full_precision, masked_mean
 
 
 def block_mask(
@@ -72,9 +72,7 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     if prediction.shape != target.shape or mask.shape != target.shape[:2]:
         shapes = [tuple(t.shape) for t in (prediction, target, mask)]
         raise ValueError(f"need prediction and target B N D and mask B N; got {shapes}")
-    error = (full_precision(prediction) - full_precision(target)).abs().mean(-1)
-    weight = mask.to(error.dtype)
-    return (error * weight).sum() / weight.sum()
+    return masked_mean((full_precision(prediction) - full_precision(target)).abs(), mask)
 
 
 def patches(images: Tensor, patch_size: int) -> Tensor:
