@@ -1,4 +1,4 @@
-"""The tables that compare the two objectives: who is compared with whom, and where a followed run begins."""
+"""Tables that compare the two objectives or follow a training: who is compared, and with what it begins."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from nbhelpers import results
+from nbhelpers.files import cache_dir
 from nbhelpers.images import ArraySource
+from nbhelpers.measure import analyse
 from nbhelpers.models import load
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.alignment import gradient_alignment
@@ -70,3 +72,35 @@ def test_the_stored_gradients_are_those_of_the_initialisation():
     for metric in ("cosine", "mim_cosine", "cl_cosine", "mim_norm", "cl_norm", "mim_loss", "cl_loss"):
         ours, theirs = (f[f["metric"] == metric]["value"].to_numpy() for f in (computed, kept))
         assert ours == pytest.approx(theirs, rel=1e-3, abs=near.get(metric, 1e-4)), metric
+
+
+def test_a_training_is_followed_from_random_weights_to_the_encoders_own_end(shapes, monkeypatch):
+    monkeypatch.setattr(tables, "moments", lambda run: [1, run.steps])
+    sources = [shapes.images("train"), shapes.images("val")]
+    run = replace(recipe("shapes", "mim").of_width(32), images=12, batch_size=6, seed=3)
+    whole = Trainer(run, *sources, cache_dir() / "whole")
+    whole.run()
+    encoder = replace(whole.encoder(), name="shapes.mim.w32.n12")
+    encoder.provenance = {"study": "shapes", "recipe": run.as_dict()}
+    pixels = {"test": shapes.sample}
+    monkeypatch.setattr(tables, "_at_a_moment", lambda now, images: analyse(now, images["test"], ["nmi"]))
+    frame = results.TABLES["along_training"].measure(encoder, pixels)
+    assert frame["seen"].unique().tolist() == [0, 6, 12]
+    assert set(frame["model"]) == {encoder.name}
+    begin = Trainer(run, *sources, cache_dir() / "begin").encoder()
+    for seen, expected in ((0, begin), (12, encoder)):
+        values = analyse(expected, shapes.sample, ["nmi"])["value"]
+        assert frame[frame["seen"] == seen]["value"].tolist() == pytest.approx(values.tolist(), rel=1e-6)
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained again"))
+    assert results.TABLES["along_training"].measure(encoder, pixels).equals(frame)
+
+
+def test_all_that_is_measured_at_a_moment(shapes, monkeypatch):
+    monkeypatch.setattr(tables, "TOKENS_TRAIN", 40)
+    pixels, masks = shapes.sample.images, shapes.sample.images[:, 0] > 128
+    names = torch.arange(40) % 2
+    split = ArraySource("shapes/test", pixels, {"shape": names}, {"shape": ("a", "b")}, masks)
+    images = dict.fromkeys(("train", "validation", "test"), split)
+    frame = tables._at_a_moment(load("shapes.mim.w32.n256000"), images)
+    assert {"nmi", "token_cosine", "linear", "knn", "miou"} <= set(frame["metric"])
+    assert set(frame[frame["metric"] == "miou"]["depth"]) == {8}

@@ -297,6 +297,26 @@ def test_encoders_are_compared_with_those_of_their_own_width_and_length(toy):
     assert "width 64" in line("17e")["note"]
 
 
+def test_a_claim_turns_along_a_training(toy):
+    """By hand: NMI of MIM lies below CL's at the first moment, above it at the second."""
+    ends = {"mim": (0.1, 0.6), "cl": (0.2, 0.1)}
+    toy["trained"] |= {f"shapes.{name}.w64.n9": {"study": "shapes"} for name in ends}
+    parts = [
+        curve("nmi", f"{name}.w64.n9", [0, 0, value], 0.01, seen=seen)
+        for name, values in ends.items()
+        for seen, value in zip((100, 200), values, strict=True)
+    ]
+    knn = curve("knn", "cl.w64.n9", [0, 0, 1.0], seen=100, label="shape")  # of one side alone
+    card = scorecard.along("shapes", pd.concat([*parts, knn]))
+    assert card[["seen", "number", "verdict"]].to_numpy().tolist() == [
+        [100, "2", "does not show"],
+        [100, "3", "does not show"],
+        [200, "2", "shows"],
+        [200, "3", "does not show"],
+    ]
+    assert card["effect"].to_list() == pytest.approx([-0.1, -0.2, 0.5, -0.1])
+
+
 def test_a_hybrid_that_was_not_measured_stands_aside(toy):
     toy["probes"] = probes(cl=0.6, mim=0.3, hybrid_4=0.5)
     assert effect("15a") == [-10.0] * 3 and line("15a")["note"] == "hybrid 0.4"

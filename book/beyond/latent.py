@@ -75,7 +75,7 @@ scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 # %% [markdown]
 # The encoders of a study are of one width and saw equally many images, as many as the latent one did; the legends say so
 # where that is less than elsewhere in the book. CL is young after so few, and some of what sets it apart has not grown
-# ([Trained for longer](../components/behaviour.py)).
+# ([When do the findings appear?](moments.py)).
 #
 # ## The quantity
 #

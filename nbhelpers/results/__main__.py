@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import torch
+
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import TABLES, NoTableError, outdated, store
 from nbhelpers.studies import TITLES, study
@@ -23,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := study(options.study).missing:
         print(missing, file=sys.stderr)
         return 1
-    made = [table.name for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
+    wanted = [table for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
+    made = [table.name for table in wanted if not table.hours or torch.cuda.is_available()]
     for name in options.table or made:
         try:
             print(store(options.study, name, fresh=options.fresh))

@@ -10,12 +10,13 @@ from functools import partial
 import pandas as pd
 import torch
 
+from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.shapes import retextured
-from nbhelpers.measure import analyse, cached, code_version, identified
+from nbhelpers.measure import analyse, cached, code_version, identified, read_table
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
-from nbhelpers.pretrain import recipe
+from nbhelpers.pretrain import Trainer, moments, recipe
 from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.probes import (
     FineTuning,
@@ -53,6 +54,7 @@ COMPARED = 1_000  # images whose features are compared between encoders
 OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
+REPEATED = ".w64.n600000"  # width and length of the pair whose training is repeated and measured on the way
 OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
 
@@ -73,6 +75,7 @@ class Table:
         models: encoders of a study whose rows are stored.
         why: what keeps other studies than `OWN` from having it; empty: all have it.
         slow: too slow for a build of the book, so that it is always drawn as stored.
+        hours: without a GPU it takes hours, and is made there only when it is asked for by name.
         kept: rows that are stored are drawn as stored; those of other models are computed.
         metrics: what `measure` can be limited to by its third argument.
     """
@@ -85,6 +88,7 @@ class Table:
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
     why: str = ""
     slow: bool = False
+    hours: bool = False
     kept: bool = False
     metrics: tuple[str, ...] = ()
 
@@ -332,3 +336,43 @@ def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     sources = [images["train"], images["validation"]]
     key = ["gradients", run, STEPS, BATCHES, code_version("pretrain")]
     return _kept(encoder, sources, key, lambda: gradient_alignment(run, *sources, STEPS, BATCHES))
+
+
+def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """What is measured of an encoder in training; of single tokens, the last block alone."""
+    splits, test = _splits(images), images["test"]
+    frames = [_metrics(encoder, images), _probes(encoder, images)]
+    if test.masks is not None:
+        few = [splits[0].subset(TOKENS_TRAIN), *splits[1:]]
+        frames.append(_probed(dense_by_depth, encoder, *few, label=["mask"], depths=[encoder.depth]))
+    return pd.concat(frames, ignore_index=True)
+
+
+@_table(
+    "along_training",
+    lambda study: _drawn(study, TRAIN),
+    code="pretrain",
+    models=lambda study: tuple(f"{study.name}.{objective}{REPEATED}" for objective in PAIR),
+    slow=True,
+    hours=True,
+    why=SMALL,
+)
+def _along_training(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Metrics and probes from the first to the last step of a training, that of the encoder repeated."""
+    trained, chosen = encoder.provenance["recipe"], study(encoder.provenance["study"])
+    like = {key: trained[key] for key in ("width", "heads", "images", "batch_size", "seed")}
+    run = replace(recipe(chosen.name, trained["objective"]), **like)
+    folder = cache_dir() / "along_training" / encoder.name
+    parts = [chosen.images(split) for split in ("train", "val")]
+    trainer = Trainer(run, *parts, folder, encoder.device)
+
+    def measure(now: Encoder, step: int) -> None:
+        frame = _at_a_moment(now, images)
+        frame.insert(0, "seen", step * run.batch_size)
+        with atomic_path(folder / f"{step}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+
+    steps = [0, *moments(run)]
+    if not trainer.done and not trainer.run(at=steps, call=measure):
+        raise KeyboardInterrupt(f"{encoder.name} stopped; the same command goes on")
+    return pd.concat([read_table(folder / f"{step}.csv") for step in steps], ignore_index=True)

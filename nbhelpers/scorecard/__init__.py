@@ -9,8 +9,8 @@ from IPython.display import HTML, Markdown
 
 from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
-from nbhelpers.scorecard.evidence import Evidence, NotMeasured
-from nbhelpers.scorecard.page import NOT_MEASURED, html_table, sentences
+from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured
+from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
 
 COLUMNS = "number claim measure chapter study effect low high unit seeds".split()
 COLUMNS += "published published_unit source verdict note".split()
@@ -45,6 +45,26 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
     evidences = [Evidence(name) for name in studies]
     lines = [_line(claim, evidence) for claim in claims for evidence in evidences]
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def along(study: str, frame: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """The claims as they stand at each moment of a training, where all that they rest on was measured.
+
+    Args:
+        study: its name.
+        frame: rows of the table `along_training`.
+        claims: default all of them.
+
+    Returns:
+        Rows as of `scorecard`, with the column `seen`: how many images each encoder had been trained on.
+    """
+    lines = [
+        _line(claim, Moment(study, rows)) | {"seen": seen}
+        for seen, rows in frame.groupby("seen")
+        for claim in claims
+    ]
+    card = pd.DataFrame(lines, columns=[*COLUMNS, "seen"])
+    return card[card["verdict"] != NOT_MEASURED].reset_index(drop=True)
 
 
 def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:

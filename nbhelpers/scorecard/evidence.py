@@ -253,11 +253,28 @@ class Evidence:
         if "head" in rows:
             rows = rows[~(rows["head"] >= 0)]
         where = quantity.where
-        if "label" in rows and "label" not in where:
+        if "label" in rows and rows["label"].notna().any() and "label" not in where:
             shown = "shape" if self.study.name == "shapes" else "class"
             where = " and ".join(filter(None, [where, f"label == {shown!r}"]))
-        rows = rows.query(where) if where else rows
+        rows = rows.query(where) if where and len(rows) else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
             raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")
         return found
+
+
+class Moment(Evidence):
+    """What encoders were at one moment of their training: rows of the table `along_training`."""
+
+    def __init__(self, name: str, rows: pd.DataFrame) -> None:
+        super().__init__(name)
+        self._rows = rows
+
+    def _encoders(self, who: str) -> list[str]:
+        found = [name for name in self._rows["model"].unique() if who in (kind(name), label(name, ""))]
+        if not found:
+            raise NotMeasured(f"{who} was not measured")
+        return found
+
+    def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
+        return self._rows
