@@ -1,7 +1,5 @@
 """A metric is a pure function and a row of a table; one accumulator averages any of them over images."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +14,11 @@ import torch
 import torchmetrics
 from torch import Tensor
 
+from nbhelpers.capture import at_least_float32
 from nbhelpers.intervals import t_quantile
 from nbhelpers.models import Encoder
 
 SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: sums over tokens need the digits."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable[[Callable], Callable]:
@@ -200,9 +194,9 @@ class Metric:
     per_head: bool = False
     column: str = "head"
     cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
-    accumulator: type[Accumulator] | None = None
+    accumulator: "type[Accumulator] | None" = None
 
-    def of(self, encoder: Encoder) -> Accumulator:
+    def of(self, encoder: Encoder) -> "Accumulator":
         """An empty accumulator of the encoder's size."""
         return (self.accumulator or Accumulator)(self, encoder)
 
@@ -210,8 +204,8 @@ class Metric:
 class Accumulator(torchmetrics.Metric):
     r"""Mean over images, per depth and cell, of a metric's values; exact under any split of the images.
 
-    Kept are, in float64, the number of images, the sum and the sum of squares, which merge over batches and
-    ranks by addition:
+    Kept are, in float64, the number of images, the sum and the sum of squares, which add up over batches and
+    ranks:
 
     .. math:: \bar x = \frac{1}{n} \sum_i x_i, \quad
         \bar x \pm t_{0.975,\,n-1} \sqrt{\frac{\sum_i x_i^2 - n \bar x^2}{n (n-1)}}
@@ -235,8 +229,7 @@ class Accumulator(torchmetrics.Metric):
     full_state_update = False
     is_differentiable = False
 
-    seen: Tensor  # images per depth, those without a value included
-    sums: Tensor  # images, sum, sum of squares; per depth and cell
+    sums: Tensor  # images, those of them with a value, sum, sum of squares; per depth and cell
 
     def __init__(self, metric: Metric, encoder: Encoder) -> None:
         super().__init__()
@@ -244,9 +237,7 @@ class Accumulator(torchmetrics.Metric):
         self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
         taken = inspect.signature(metric.function).parameters.keys() & SIZES
         self.sizes = {size: getattr(encoder, size) for size in taken}
-        depths = encoder.depth + 1
-        self.add_state("seen", torch.zeros(depths, dtype=torch.float64), dist_reduce_fx="sum")
-        sums = torch.zeros(3, depths, len(self.cells), dtype=torch.float64)
+        sums = torch.zeros(4, encoder.depth + 1, len(self.cells), dtype=torch.float64)
         self.add_state("sums", sums, dist_reduce_fx="sum")
 
     def measure(self, *tensors: Tensor) -> Tensor:
@@ -270,8 +261,8 @@ class Accumulator(torchmetrics.Metric):
         values = values.detach().to(self.sums)
         defined = ~values.isnan()
         values = values.where(defined, 0)
-        self.seen[depth] += len(values)
-        self.sums[:, depth] += torch.stack([defined.sum(0), values.sum(0), values.square().sum(0)])
+        counts = torch.ones_like(values).sum(0), defined.sum(0)
+        self.sums[:, depth] += torch.stack([*counts, values.sum(0), values.square().sum(0)])
 
     def compute(self) -> pd.DataFrame:
         """Tidy frame `metric depth head value low high images`, with `rank` or `frequency` after `head`.
@@ -282,13 +273,13 @@ class Accumulator(torchmetrics.Metric):
         Raises:
             ValueError: no image was seen.
         """
-        images, total, squares = self.sums
+        seen, images, total, squares = self.sums
         mean = total / images
         variance = (squares - images * mean.square()).clamp(min=0) / (images - 1)
         variance[images < 2] = torch.nan
         quantile = torch.as_tensor(t_quantile(images.clamp(min=2).cpu().numpy())).to(mean)
         half = quantile * (variance / images).sqrt()
-        return self._frame(mean, mean - half, mean + half, images, self.seen[:, None].expand_as(mean) > 0)
+        return self._frame(mean, mean - half, mean + half, images, seen > 0)
 
     def _frame(self, value: Tensor, low: Tensor, high: Tensor, images: Tensor, rows: Tensor) -> pd.DataFrame:
         """Tidy rows of the depths and cells (`L+1 cells`) that `rows` chooses."""

@@ -1,7 +1,5 @@
 """How alike representations are: cosine similarity between heads, between tokens and between depths."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,10 +1,9 @@
 """How self-attention moves the tokens of an image: in unison, or one by one."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from nbhelpers.metrics.base import takes
@@ -69,8 +68,8 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
         components: number K of axes.
 
     Returns:
-        Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`;
-        float64.
+        Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`
+        (NaN where the tokens do not vary); float64, on the CPU.
 
     Raises:
         ValueError: different shapes, more components than dimensions, or values that are not finite.
@@ -83,17 +82,6 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
         (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), tensor([1.],
         dtype=torch.float64))
     """
-    tokens = torch.cat([before, after]).double()
-    if not 1 <= components <= min(tokens.shape):
-        raise ValueError(
-            f"token_pca: {components} components asked of tokens (N D) = {tuple(before.shape)}; "
-            f"give 1 to {min(tokens.shape)}"
-        )
-    centred = tokens - tokens.mean(0)
-    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    variance = singular.square()
-    axes = axes[:components]
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    explained = variance[:components] / variance.sum().clamp(min=torch.finfo(variance.dtype).tiny)
-    first, second = (centred @ axes.T).chunk(2)
-    return TokenPCA(first, second, explained)
+    pca = PCA(components, svd_solver="full")
+    coordinates = torch.from_numpy(pca.fit_transform(torch.cat([before, after]).double().cpu().numpy()))
+    return TokenPCA(*coordinates.chunk(2), torch.from_numpy(pca.explained_variance_ratio_))

@@ -1,7 +1,5 @@
 """Patch tokens out of the ordinary (large norms, register-like), and how much the tokens vary."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -51,7 +49,7 @@ def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
         >>> outlier_share(torch.tensor([[1.0, 1.0, 1.0, 4.0]]))
         tensor([0.2500])
     """
-    return (norms > ratio * _median(norms)).to(norms.dtype).mean(1)
+    return (norms > ratio * norms.quantile(0.5, dim=1, keepdim=True)).to(norms.dtype).mean(1)
 
 
 @takes("B N")
@@ -72,7 +70,7 @@ def norm_peak(norms: Tensor) -> Tensor:
     >>> norm_peak(torch.tensor([[1.0, 2.0, 3.0, 10.0]]))
     tensor([4.])
     """
-    median = _median(norms)[:, 0]
+    median = norms.quantile(0.5, dim=1)
     return torch.where(median > 0, norms.amax(1) / median, torch.nan)
 
 
@@ -97,9 +95,3 @@ def feature_variance(tokens: Tensor) -> Tensor:
     tensor([0.5000])
     """
     return tokens.var(1, correction=0).mean(-1)
-
-
-def _median(norms: Tensor) -> Tensor:
-    """Median (B 1) of norms (B N), midway between the middle two where N is even."""
-    ordered = norms.sort(dim=1).values
-    return ordered[:, [(norms.shape[1] - 1) // 2, norms.shape[1] // 2]].mean(1, keepdim=True)

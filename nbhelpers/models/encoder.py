@@ -19,7 +19,6 @@ from torchvision.transforms.v2 import functional as transforms
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
-from nbhelpers.names import nearest
 
 # What has no N x N softmax attention over one patch grid: timm's file, or the class of a part -> the reason.
 REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding="utf-8"))
@@ -248,12 +247,8 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     >>> encoder.prefix, encoder.grid, encoder.patch_size, encoder.depth, encoder.heads
     (1, (8, 8), (4, 4), 2, 4)
     """
-    if unknown := fields.keys() - Encoder.__dataclass_fields__.keys():
-        name = min(unknown)
-        raise TypeError(f"wrap() knows no {name!r}; {nearest(name, Encoder.__dataclass_fields__)}")
     _refuse(module)
-    given = {key: value for key, value in fields.items() if value is not None}
-    known = {"module": module, "block_path": blocks, **_read(module, blocks), **given}
+    known = {"module": module, "block_path": blocks, **_read(module, blocks), **fields}
     for key in {"grid", "patch_size", "image_size"} & known.keys():
         known[key] = _pair(known[key])
     if "image_size" not in known and {"grid", "patch_size"} <= known.keys():

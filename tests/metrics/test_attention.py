@@ -160,7 +160,7 @@ def test_pieces_of_any_size_are_the_maps_in_order(monkeypatch, chunk, bias, pref
     monkeypatch.setattr(module, "MAPS_CPU", chunk)
     record = record_of(bias=bias)
     logits = record.query @ record.key.mT + (0 if bias is None else bias)
-    pieces = torch.cat(list(module.attention_pieces(record, prefix)))
+    pieces = torch.cat([piece for (piece,) in module.attention_pieces(record, prefix)])
     expected = logits[..., prefix:, prefix:].softmax(-1)
     torch.testing.assert_close(pieces.view(expected.shape), expected)
 

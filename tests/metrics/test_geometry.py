@@ -69,7 +69,7 @@ def test_bad_input_is_named():
         common_update_share(tokens, tokens * torch.nan)
     with pytest.raises(ValueError, match=r"token_pca: .*got \(1, 3, 4\) and \(1, 3, 4\)"):
         token_pca(tokens, tokens)
-    with pytest.raises(ValueError, match=r"token_pca: 5 components .*give 1 to 4"):
+    with pytest.raises(ValueError, match=r"n_components=5 must be between 0 and .*=4"):
         token_pca(tokens[0], tokens[0], components=5)
     with pytest.raises(ValueError, match=r"token_pca: .*NaN"):
         token_pca(tokens[0], tokens[0] * torch.nan)

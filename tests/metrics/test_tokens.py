@@ -79,7 +79,7 @@ def test_prefix_attention_with_a_bias_of_any_shape(shape):
     record = forward_pass(images=3)[1]
     bias = torch.randn(shape, dtype=torch.float64)
     record = Attention(**{**vars(record), "bias": bias})
-    maps = torch.cat(list(attention_pieces(record, prefix=0))).view(3, 2, 17, 17)
+    maps = torch.cat([piece for (piece,) in attention_pieces(record, prefix=0)]).view(3, 2, 17, 17)
     torch.testing.assert_close(maps, full_attention(record))
 
 

@@ -1,7 +1,5 @@
 """Trained encoders survive the way to disk and back, and nothing else is taken for them."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 
