@@ -46,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     beside `path` is removed.
 
     Raises:
-        OSError: the disk is full, read-only or the like; names `path` and the reason.
+        OSError: the disk is full, read-only or the like; names `path` or its folder, and the reason.
 
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
     >>> with atomic_path(target) as temporary:
@@ -55,12 +55,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        workplace, lock = _workplace(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    workplace, lock = _workplace(path.parent)
     try:
         temporary = workplace / path.name
         yield temporary

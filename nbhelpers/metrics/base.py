@@ -160,47 +160,6 @@ def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A row of the table of metrics: a pure function, and what it is fed with while an encoder runs.
-
-    Streams, and the tensors that the function gets of patch tokens (prefix tokens dropped):
-        "attention": probabilities `B H N N` over patch tokens.
-        "full attention": probabilities `B H N N` over all tokens, prefix included.
-        "output": attention outputs `B H N D`, before the output projection.
-        "block": residual stream `B N D` at depth 0..L.
-        "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
-        "block to block": residual stream before and after a block, `B N D` each.
-
-    Attributes:
-        name: in frames.
-        function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
-            Parameters named as one of `SIZES` get that size of the encoder.
-        stream: what it is called with.
-        range: smallest and largest value possible.
-        reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
-            noise), where there is one.
-        per_head: the cells are heads; their mean is a row of its own, head -1.
-        column: what the cells of one depth are called in frames.
-        cells: labels of the cells, where they are not heads.
-        accumulator: class that collects the values; None: `Accumulator`.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    stream: str
-    range: tuple[float, float] = (0.0, math.inf)
-    reference: Callable[[Encoder], float] | None = None
-    per_head: bool = False
-    column: str = "head"
-    cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
-    accumulator: "type[Accumulator] | None" = None
-
-    def of(self, encoder: Encoder) -> "Accumulator":
-        """An empty accumulator of the encoder's size."""
-        return (self.accumulator or Accumulator)(self, encoder)
-
-
 class Accumulator(torchmetrics.Metric):
     r"""Mean over images, per depth and cell, of a metric's values; exact under any split of the images.
 
@@ -231,7 +190,7 @@ class Accumulator(torchmetrics.Metric):
 
     sums: Tensor  # images, those of them with a value, sum, sum of squares; per depth and cell
 
-    def __init__(self, metric: Metric, encoder: Encoder) -> None:
+    def __init__(self, metric: "Metric", encoder: Encoder) -> None:
         super().__init__()
         self.metric = metric
         self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
@@ -290,3 +249,44 @@ class Accumulator(torchmetrics.Metric):
         columns |= {self.metric.column: np.array(self.cells)[cells]}
         numbers = {"value": value, "low": low, "high": high, "images": images.long()}
         return pd.DataFrame(columns | {name: tensor[rows].cpu().numpy() for name, tensor in numbers.items()})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table of metrics: a pure function, and what it is fed with while an encoder runs.
+
+    Streams, and the tensors that the function gets of patch tokens (prefix tokens dropped):
+        "attention": probabilities `B H N N` over patch tokens.
+        "full attention": probabilities `B H N N` over all tokens, prefix included.
+        "output": attention outputs `B H N D`, before the output projection.
+        "block": residual stream `B N D` at depth 0..L.
+        "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
+        "block to block": residual stream before and after a block, `B N D` each.
+
+    Attributes:
+        name: in frames.
+        function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
+            Parameters named as one of `SIZES` get that size of the encoder.
+        stream: what it is called with.
+        range: smallest and largest value possible.
+        reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
+            noise), where there is one.
+        per_head: the cells are heads; their mean is a row of its own, head -1.
+        column: what the cells of one depth are called in frames.
+        cells: labels of the cells, where they are not heads.
+        accumulator: class that collects the values.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    stream: str
+    range: tuple[float, float] = (0.0, math.inf)
+    reference: Callable[[Encoder], float] | None = None
+    per_head: bool = False
+    column: str = "head"
+    cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
+    accumulator: type[Accumulator] = Accumulator
+
+    def of(self, encoder: Encoder) -> Accumulator:
+        """An empty accumulator of the encoder's size."""
+        return self.accumulator(self, encoder)
