@@ -44,8 +44,10 @@ class FileSource(ImageSource):
         self.path, self.root, self._whole = path, root, self
         self.classes = {"class": tuple(map(printable, groups))}
         self.names = [name for names in groups.values() for name in names]
+        sizes = [len(names) for names in groups.values()]
+        self.numbers = torch.repeat_interleave(torch.tensor(sizes))  # the class of each name
         # Which of the names are of each class; None once it is settled which files there are.
-        self.members = torch.arange(len(self.names)).split([len(names) for names in groups.values()])
+        self.members = torch.arange(len(self.names)).split(sizes)
 
     def __getattr__(self, name: str) -> object:
         if name not in ("files", "labels", "fingerprint"):
@@ -81,7 +83,7 @@ class FileSource(ImageSource):
             return super().at_most(n, seed, label)
         order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
         if label is not None:
-            order = order[earlier(self._numbers()[order]).argsort(stable=True)]
+            order = order[earlier(self.numbers[order]).argsort(stable=True)]
         return self.read([order], n)
 
     def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
@@ -118,20 +120,16 @@ class FileSource(ImageSource):
                     count += 1
                     bar.update()
                 if count < needed:
-                    title = self.classes["class"][self._numbers()[order[0]]]
+                    title = self.classes["class"][self.numbers[order[0]]]
                     raise ValueError(
                         f"{printable(self.path)}: class {title!r} has {count} images that can be read, "
                         f"needed {needed}; left out: {summary(left_out)}"
                     )
         _warn_of(self.path, left_out)
         part = copy(self)
-        part.files, part.labels = tuple(files), {"class": self._numbers()[chosen]}
+        part.files, part.labels = tuple(files), {"class": self.numbers[chosen]}
         part._keep(torch.arange(len(files)))
         return part
-
-    def _numbers(self) -> Tensor:
-        """The class `N` of each name."""
-        return torch.cat([torch.full_like(each, i) for i, each in enumerate(self.members)])
 
     @property
     def mean(self) -> Triple:

@@ -59,13 +59,8 @@ def common_update_share(before: Tensor, after: Tensor) -> Tensor:
 def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
     """Principal components of one image's tokens before and after a step, on axes fitted to both together.
 
-    The mean of both sets is the origin, so that a movement common to all tokens stays visible. Each axis
-    points to the side of its largest loading.
-
-    Args:
-        before: `N D`.
-        after: `N D`.
-        components: number K of axes.
+    Of tokens `N D`, K components. The mean of both sets is the origin, so that a movement common to all
+    tokens stays visible. Each axis points to the side of its largest loading.
 
     Returns:
         Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`
@@ -78,7 +73,7 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
 
     Example: all tokens move by 4 along one axis and do not differ otherwise.
         >>> pca = token_pca(torch.zeros(3, 2), torch.tensor([[4.0, 0.0]]).expand(3, 2), components=1)
-        >>> pca.before[0], pca.after[0], pca.explained
+        >>> pca.before[0].round(decimals=4), pca.after[0].round(decimals=4), pca.explained
         (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), tensor([1.],
         dtype=torch.float64))
     """

@@ -9,10 +9,7 @@ from nbhelpers.metrics.base import remembered, takes
 @remembered
 @takes("B N D")
 def token_norms(tokens: Tensor) -> Tensor:
-    """Euclidean norm of each token.
-
-    Args:
-        tokens: `B N D`.
+    """Euclidean norm of each token `B N D`.
 
     Returns:
         `B N`, at least 0, in units of the residual stream.
@@ -54,10 +51,7 @@ def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
 
 @takes("B N")
 def norm_peak(norms: Tensor) -> Tensor:
-    """Largest norm of an image's tokens against the median norm.
-
-    Args:
-        norms: norms of the patch tokens, `B N`.
+    """Largest norm of an image's patch tokens `B N` against the median norm.
 
     Returns:
         `B`, at least 1; 1 where all norms are equal, NaN where the median is 0.
@@ -76,12 +70,9 @@ def norm_peak(norms: Tensor) -> Tensor:
 
 @takes("B N D")
 def feature_variance(tokens: Tensor) -> Tensor:
-    r"""Variance of an image's tokens around their mean, mean over channels.
+    r"""Variance of an image's tokens `B N D` around their mean, mean over channels.
 
     .. math:: \frac{1}{N D} \sum_{n, d} (z_{nd} - \bar z_d)^2
-
-    Args:
-        tokens: `B N D`.
 
     Returns:
         `B`, at least 0, in squared units of the residual stream.

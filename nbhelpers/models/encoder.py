@@ -26,8 +26,7 @@ REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding=
 # The submodule of timm's blocks whose input is the residual stream after the attention residual ("+sa").
 AFTER_ATTENTION = dict.fromkeys(("Block", "EvaBlock", "RelPosBlock", "DeepseekVitBlock"), "norm2")
 AFTER_ATTENTION |= dict.fromkeys(("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm"), "mlp")
-INTERPOLATIONS = ("bilinear", "bicubic")
-CROP_MODES = ("center", "squash")
+KNOWN = {"interpolation": ("bilinear", "bicubic"), "crop_mode": ("center", "squash")}
 
 
 @dataclass(kw_only=True)
@@ -272,7 +271,7 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
 
 def _contradiction(encoder: Encoder) -> str | None:
     """What an encoder says of itself that cannot be, if anything."""
-    for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+    for name, known in KNOWN.items():
         if (value := getattr(encoder, name)) not in known:
             return f"{name} {value!r} is not one of {', '.join(known)}"
     sides = (encoder.grid, encoder.image_size, encoder.patch_size)

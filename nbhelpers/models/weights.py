@@ -1,5 +1,6 @@
 """Read weight files without running code in them, and load what they hold into a module, strictly."""
 
+import errno
 import pickle
 import re
 import sys
@@ -68,7 +69,8 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file provokes: struct, index, key, Unicode errors, ...
-        if isinstance(error, OSError) and error.errno:  # the disk, not the file
+        # Of the disk, not the file; PyTorch seeks to impossible places in a zip archive that was cut off.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         size = path.stat().st_size
         wanted = re.search(r"allocate\D*(\d+)", str(error))
