@@ -14,10 +14,7 @@ NUMBERS = 2_000_000  # of the patch tokens that metrics get at a time: the copie
 
 
 class Streams:
-    """The callbacks of `capture` that feed accumulators in the order of the forward pass.
-
-    Args:
-        accumulators: of one encoder.
+    """The callbacks of `capture` that feed an encoder's accumulators in the order of the forward pass.
 
     Attributes:
         attention: whether a metric takes attention.

@@ -50,14 +50,7 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """A timm ViT with class token, and a `Decoder`.
-
-    Args:
-        encoder: sees the kept patches only.
-        width: of the decoder.
-        depth: of the decoder.
-        heads: of the decoder.
-    """
+    """A timm ViT with class token, which sees the kept patches only, and a `Decoder` of the sizes given."""
 
     def __init__(self, encoder: VisionTransformer, width: int = 512, depth: int = 8, heads: int = 16) -> None:
         super().__init__()
