@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -249,7 +250,7 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     _refuse(module)
     known = {"module": module, "block_path": blocks, **_read(module, blocks), **fields}
     for key in {"grid", "patch_size", "image_size"} & known.keys():
-        known[key] = _pair(known[key])
+        known[key] = to_2tuple(known[key])
     if "image_size" not in known and {"grid", "patch_size"} <= known.keys():
         known["image_size"] = tuple(n * p for n, p in zip(known["grid"], known["patch_size"], strict=True))
     parameters = inspect.signature(Encoder).parameters.values()
@@ -338,12 +339,6 @@ def _read(module: nn.Module, path: str) -> dict[str, Any]:
         known["grid"], known["image_size"] = embed.grid_size, embed.img_size
         known["patch_size"] = embed.patch_size
         if hasattr(embed, "backbone"):  # the patch size behind a convolutional stem counts its cells, not px
-            sides = zip(_pair(embed.img_size), embed.grid_size, strict=True)
+            sides = zip(to_2tuple(embed.img_size), embed.grid_size, strict=True)
             known["patch_size"] = tuple(side // number for side, number in sides)
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """Two integers, rows first."""
-    rows, columns = (value, value) if isinstance(value, int) else value
-    return int(rows), int(columns)
