@@ -3,8 +3,6 @@
 It runs the book's chapter on a reader's own models and renders it as one page in a folder.
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import logging

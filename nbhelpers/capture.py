@@ -26,6 +26,11 @@ TWO_LINES = """write the block's attention as the one call that can be seen,
     +  x = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)"""
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half-precision tensors as float32, others as they are: sums over tokens need the digits."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 @dataclass(frozen=True)
 class Attention:
     """The arguments of one block's softmax(scale q k^T + bias) v, as the model uses them, and the result.
@@ -79,8 +84,7 @@ class Stream:
     @property
     def patches(self) -> Tensor:
         """The patch tokens, `B N D` in float32 or better; prefix tokens dropped."""
-        patches = self.tokens[:, self.prefix :]
-        return patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+        return at_least_float32(self.tokens[:, self.prefix :])
 
 
 OnAttention = Callable[[Attention], None] | None

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 TEMPORARY = ".tmp-"  # how names of unfinished files start; .gitignore has it too
-# First bytes, in lower case, of what a file that should be weights, an image or an archive often is instead.
-PAGE = "an HTML or XML page, as a failed download leaves it"
+# How what a file often is, instead of weights, an image or an archive, begins.
 DISGUISES = {
-    b"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
-    b"pk\x03\x04": "a zip archive (unpack it and name what is in it)",
-    **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<?xml"), PAGE),
+    rb"\Z": "an empty file",
+    rb"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
+    rb"PK\x03\x04": "a zip archive (unpack it and name what is in it)",
+    rb"[\xef\xbb\xbf\s]*<(!doctype|html|head|\?xml)": "an HTML or XML page, as a failed download leaves it",
 }
 
 
@@ -46,7 +47,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     beside `path` is removed.
 
     Raises:
-        OSError: the disk is full, read-only or the like; names `path` and the reason.
+        OSError: the disk is full, read-only or the like; names `path` or its folder, and the reason.
 
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
     >>> with atomic_path(target) as temporary:
@@ -55,12 +56,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        workplace, lock = _workplace(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    workplace, lock = _workplace(path.parent)
     try:
         temporary = workplace / path.name
         yield temporary
@@ -148,7 +146,4 @@ def disguise(start: bytes) -> str | None:
     >>> disguise(b"<!DOCTYPE html><html>")
     'an HTML or XML page, as a failed download leaves it'
     """
-    if not start:
-        return "an empty file"
-    start = start[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((kind for first, kind in DISGUISES.items() if start.startswith(first)), None)
+    return next((kind for first, kind in DISGUISES.items() if re.match(first, start, re.I)), None)

@@ -1,7 +1,5 @@
 """Unknown names are answered with the nearest known ones."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Which of the processes that share the work this one is; without a process group there is one."""
 
-from __future__ import annotations
-
 import torch.distributed as dist
 
 

@@ -1,7 +1,5 @@
 """Captured attention and streams against dense float64 oracles and independent hooks."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from types import SimpleNamespace

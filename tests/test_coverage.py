@@ -4,8 +4,6 @@
 tests: what is analysed is measured, what is refused has a reason, and the file is current.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 

@@ -99,7 +99,7 @@ def test_photographs_are_cut_in_three_class_by_class(photographs, monkeypatch):
     images = tables._drawn(study("imagenet"), 14)
     shares = {role: part.labels["class"].bincount().tolist() for role, part in images.items()}
     assert shares == {"train": [5, 5, 4], "validation": [2, 2, 1], "test": [8, 8, 3]}
-    files = [file.path for part in images.values() for file in part.files]
+    files = [path for part in images.values() for path, _ in part.files]
     assert len(set(files)) == len(files)
 
 

@@ -7,14 +7,10 @@ import tarfile
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
 from functools import cached_property
-from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
-import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,35 +21,40 @@ from nbhelpers.images.source import ImageSource, MissingDataError, Triple, chann
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
 MAX_BYTES = 1 << 30  # of an image file
+SOUND: set[str] = set()  # SHA-256 of files that this process decoded: 100,000 small ones take 20 s
 
 
-class ImageFile(NamedTuple):
-    """An image file and the SHA-256 of the bytes that were checked."""
-
-    path: str
-    sha256: str
-
-
-@dataclass(eq=False, repr=False)
 class FileSource(ImageSource):
-    """A source that decodes its image files when they are asked for; the images may differ in size.
+    """The image files of a folder, which may differ in size, read when they are needed.
 
-    `mean` and `std` are over all pixels of up to 256 images drawn at random. A file that changed since the
-    source read it first is an error: `fingerprint` is of the contents as they were.
+    `at_most` and `subset` of a whole folder read what they draw. All else, such as the length, depends on
+    which files are sound, and reads them all. `mean` and `std` are over all pixels of up to 256 images drawn
+    at random from the whole. A file that changed since the source read it first is an error: `fingerprint` is
+    of the contents as they were.
     """
 
-    name: str
-    origin: str
-    files: tuple[ImageFile, ...]
-    labels: dict[str, Tensor]
-    classes: dict[str, tuple[str, ...]]
-    size: Size | None = None
     masks = None
+    files: tuple[tuple[str, str], ...]  # path of each image, and the SHA-256 of the bytes that were checked
 
-    def __post_init__(self) -> None:
-        """Take the fingerprint; a selection keeps the statistics of what it was selected from."""
-        self._whole = self
-        self._keep(torch.arange(len(self.files)))
+    def __init__(
+        self, path: Path, root: Path, origin: str, groups: Mapping[str, Sequence[str]], size: Size | None
+    ) -> None:
+        """List the names below `root`, by class; messages call it `path`."""
+        self.name, self.origin, self.size = f"folder:{printable(path)}", origin, size
+        self.path, self.root, self._whole = path, root, self
+        self.classes = {"class": tuple(map(printable, groups))}
+        self.names = [name for names in groups.values() for name in names]
+        sizes = [len(names) for names in groups.values()]
+        self.numbers = torch.repeat_interleave(torch.tensor(sizes))  # the class of each name
+        # Which of the names are of each class; None once it is settled which files there are.
+        self.members = torch.arange(len(self.names)).split(sizes)
+
+    def __getattr__(self, name: str) -> object:
+        if name not in ("files", "labels", "fingerprint"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        part = self.read(self.members, needed=1)
+        self.files, self.labels, self.fingerprint = part.files, part.labels, part.fingerprint
+        return vars(self)[name]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,10 +71,65 @@ class FileSource(ImageSource):
             raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
 
     def _keep(self, indices: Tensor) -> None:
+        self.members = None
         self.files = tuple(self.files[i] for i in indices.tolist())
         labels = [values.tolist() for values in self.labels.values()]
-        seen = [DECODER, self.size, [file.sha256 for file in self.files], labels]
+        seen = [DECODER, self.size, [digest for _, digest in self.files], labels]
         self.fingerprint = hashlib.sha256(repr(seen).encode()).hexdigest()
+
+    def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+        """As `subset`, but all images where there are fewer than `n`."""
+        if self.members is None:
+            return super().at_most(n, seed, label)
+        order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
+        if label is not None:
+            order = order[earlier(self.numbers[order]).argsort(stable=True)]
+        return self.read([order], n)
+
+    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
+        """`n` images drawn without replacement; the same `seed` draws the same ones."""
+        if self.members is not None and n > 0 and len(part := self.at_most(n, seed, label)) == n:
+            return part
+        return super().subset(n, seed, label)  # of a selection, or the error
+
+    def read(self, orders: Sequence[Tensor], most: int | None = None, needed: int = 0) -> "FileSource":
+        """The first `most` sound files of each order; a warning names what was damaged on the way.
+
+        Raises:
+            ValueError: an order, of one class, has fewer than `needed`.
+        """
+        files, chosen, left_out = [], [], {}
+        total = sum(min(most or len(order), len(order)) for order in orders)
+        with tqdm(total=total, desc=f"checking {self.path.name}", disable=None) as bar:
+            for order in orders:
+                count = 0
+                for i in order.tolist():
+                    if count == most:
+                        break
+                    path = os.path.join(self.root, self.names[i])
+                    try:
+                        data, digest = _read(path)
+                        if digest not in SOUND:
+                            check(data)
+                    except (OSError, RefusedError) as error:
+                        left_out[self.names[i]] = str(error)
+                        continue
+                    SOUND.add(digest)
+                    files.append((path, digest))
+                    chosen.append(i)
+                    count += 1
+                    bar.update()
+                if count < needed:
+                    title = self.classes["class"][self.numbers[order[0]]]
+                    raise ValueError(
+                        f"{printable(self.path)}: class {title!r} has {count} images that can be read, "
+                        f"needed {needed}; left out: {summary(left_out)}"
+                    )
+        _warn_of(self.path, left_out)
+        part = copy(self)
+        part.files, part.labels = tuple(files), {"class": self.numbers[chosen]}
+        part._keep(torch.arange(len(files)))
+        return part
 
     @property
     def mean(self) -> Triple:
@@ -117,99 +173,18 @@ def folder(
         raise ValueError(f"per_class must be at least 1, got {per_class}")
     path = Path(path).expanduser()
     container, inner = _split(path)
-    source = FolderSource(path, unpacked(container) / inner, printable(container.name), size)
+    root = unpacked(container) / inner
+    found, left_out = find_images(root)
+    groups = _by_class(path, found, left_out)
+    _warn_of(path, left_out)
+    source = FileSource(path, root, printable(container.name), groups, size)
     if per_class is None:
         return source
     generator = torch.Generator().manual_seed(seed)
     orders = [each[torch.randperm(len(each), generator=generator)] for each in source.members]
-    return source.read(orders, per_class, per_class)
-
-
-class FolderSource(FileSource):
-    """A folder whose files are read when they are needed: `at_most` and `subset` read what they draw.
-
-    All else, such as the length, depends on which files are sound, and reads them all.
-    """
-
-    def __init__(self, path: Path, root: Path, origin: str, size: Size | None) -> None:
-        """List the images below `root`; messages call it `path`."""
-        found, left_out = find_images(root)
-        groups = _by_class(path, found, left_out)
-        _warn_of(path, left_out)
-        self.name, self.origin, self.size = f"folder:{printable(path)}", origin, size
-        self.classes = {"class": tuple(map(printable, groups))}
-        self.path, self.root, self._whole = path, root, self
-        self.names = [name for names in groups.values() for name in names]
-        self.members = torch.arange(len(self.names)).split([len(names) for names in groups.values()])
-
-    def __getattr__(self, name: str) -> object:
-        if name not in ("files", "labels", "fingerprint"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        part = self.read(self.members, None, 1)
-        self.files, self.labels, self.fingerprint = part.files, part.labels, part.fingerprint
-        return vars(self)[name]
-
-    def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
-        """As `subset`, but all images where there are fewer than `n`."""
-        if self._whole is not self:  # a selection, of files that were read
-            return super().at_most(n, seed, label)
-        order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
-        if label is not None:
-            order = order[earlier(self._numbers()[order]).argsort(stable=True)]
-        part = self.read([order], n)
-        part._whole = self
-        return part
-
-    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
-        """`n` images drawn without replacement; the same `seed` draws the same ones."""
-        if self._whole is self and n > 0 and len(part := self.at_most(n, seed, label)) == n:
-            return part
-        return super().subset(n, seed, label)  # of a selection, or the error
-
-    def read(self, orders: Sequence[Tensor], most: int | None, needed: int = 0) -> FileSource:
-        """The first `most` sound files of each order; a warning names what was damaged on the way.
-
-        Raises:
-            ValueError: an order, of one class, has fewer than `needed`.
-        """
-        files, numbers, left_out, of = [], [], {}, self._numbers()
-        total = sum(min(most or len(order), len(order)) for order in orders)
-        bar = tqdm(total=total, desc=f"checking {self.path.name}", disable=None)
-        with _known_sound() as sound, bar:
-            for order in orders:
-                before = len(files)
-                for i, file in islice(self._sound(order, left_out, sound), most):
-                    files.append(file)
-                    numbers.append(of[i])
-                    bar.update()
-                if (count := len(files) - before) < needed:
-                    raise ValueError(
-                        f"{printable(self.path)}: class {self.classes['class'][of[order[0]]]!r} has {count} "
-                        f"images that can be read, needed {needed}; left out: {summary(left_out)}"
-                    )
-        _warn_of(self.path, left_out)
-        labels = {"class": torch.tensor(numbers, dtype=torch.long)}
-        return FileSource(self.name, self.origin, tuple(files), labels, dict(self.classes), self.size)
-
-    def _numbers(self) -> Tensor:
-        """The class `N` of each name."""
-        return torch.cat([torch.full_like(each, i) for i, each in enumerate(self.members)])
-
-    def _sound(
-        self, order: Tensor, left_out: dict[str, str], sound: set[str]
-    ) -> Iterator[tuple[int, ImageFile]]:
-        """Files that can be read and, where not in `sound`, decoded; `left_out` says why others cannot."""
-        for i in order.tolist():
-            path = os.path.join(self.root, self.names[i])
-            try:
-                data, digest = _read(path)
-                if digest not in sound:
-                    check(data)
-            except (OSError, RefusedError) as error:
-                left_out[self.names[i]] = str(error)
-                continue
-            sound.add(digest)
-            yield i, ImageFile(path, digest)
+    part = source.read(orders, per_class, per_class)
+    part._whole = part
+    return part
 
 
 def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -329,23 +304,6 @@ def _read(path: str | Path) -> tuple[bytes, str]:
             raise RefusedError(f"too large: more than {MAX_BYTES >> 30} GiB")
         data = file.read()
     return data, hashlib.sha256(data).hexdigest()
-
-
-@contextmanager
-def _known_sound() -> Iterator[set[str]]:
-    """SHA-256 of files that are known to decode, kept in the cache folder: decoding 100,000 takes 20 s."""
-    path = cache_dir() / "images" / f"sound-{DECODER}-{PIL.__version__}.txt"
-    known = set(path.read_text().split()) if path.exists() else set()
-    before = len(known)
-    try:
-        yield known
-    finally:  # also when interrupted
-        try:
-            if len(known) > before:
-                with atomic_path(path) as temporary:
-                    temporary.write_text("\n".join(sorted(known)))
-        except OSError as error:
-            warnings.warn(f"which images are sound is not remembered: {error}", stacklevel=4)
 
 
 def _split(path: Path) -> tuple[Path, str]:

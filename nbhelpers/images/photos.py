@@ -157,16 +157,18 @@ def cue_conflict_cifar10(size: Size = 32) -> ArraySource:
 
 def _find_cifar10(download: bool) -> Path:
     """The folder or archive that holds CIFAR-10, in the documented order."""
-    if named := named_path("NBHELPERS_CIFAR10"):
-        return _torchvision_copy(named) or named
-    own = cache_dir() / "torchvision"
-    roots = [own, Path("data"), Path("~/data").expanduser(), Path(torch.hub.get_dir()).parent / "datasets"]
-    if copies := list(filter(None, map(_torchvision_copy, roots))):
-        return copies[0]
+    named, own = named_path("NBHELPERS_CIFAR10"), cache_dir() / "torchvision"
+    usual = [own, Path("data"), Path("~/data").expanduser(), Path(torch.hub.get_dir()).parent / "datasets"]
+    for root in [named] if named else usual:
+        batches = root if root.name == CIFAR10.base_folder else root / CIFAR10.base_folder
+        if batches.is_dir():
+            return batches
+    if named:
+        return named
     ways = (
         "Three ways to get it: (1) set NBHELPERS_CIFAR10 to a folder or tar archive laid out as "
         f"cifar10/{{train,test}}/CLASS/*.jpg; (2) put a torchvision copy (the folder {CIFAR10.base_folder}) "
-        f"into one of {', '.join(map(str, roots))}; (3) with a network connection, run once: "
+        f"into one of {', '.join(map(str, usual))}; (3) with a network connection, run once: "
         'python -c "from nbhelpers.images import cifar10; cifar10(download=True)"'
     )
     if not download:
@@ -180,12 +182,6 @@ def _find_cifar10(download: bool) -> Path:
     finally:
         socket.setdefaulttimeout(before)
     return own / CIFAR10.base_folder
-
-
-def _torchvision_copy(root: Path) -> Path | None:
-    """The folder of torchvision's batches: `root` itself or directly under it."""
-    here = root if root.name == CIFAR10.base_folder else root / CIFAR10.base_folder
-    return here if here.is_dir() else None
 
 
 def _content(path: Path) -> str:

@@ -1,10 +1,10 @@
 """How an encoder attends and represents: a table of metrics, each a pure function on tensors."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import NoReturn
+
+from torch import Tensor
 
 from nbhelpers.metrics.attention import (
     attention_distance,
@@ -53,67 +53,61 @@ def _uniform_distance(encoder: Encoder) -> float:
     return float(patch_distances(encoder.grid, encoder.patch_size).mean())
 
 
-def _patches(encoder: Encoder) -> int:
-    return math.prod(encoder.grid)
+def _uniform_prefix(encoder: Encoder) -> float:
+    return encoder.prefix / (encoder.prefix + math.prod(encoder.grid))
 
 
-FROM_1 = (1.0, math.inf)
-_zero, _one = (lambda encoder: 0.0), (lambda encoder: 1.0)
-_by_head = partial(Metric, stream="attention", range=(0.0, 1.0), per_head=True)
-_cosine = partial(Metric, range=(-1.0, 1.0), reference=_zero)
+def _token_ranks(encoder: Encoder) -> range:
+    return range(1, min(encoder.width, math.prod(encoder.grid) - 1) + 1)
+
+
+def _defined_ranks(tokens: Tensor) -> Tensor:
+    """The ranks that the covariance of so many tokens can have."""
+    return relative_spectrum(token_spectrum(tokens))[:, : tokens.shape[1] - 1]
+
+
+def _diagonal(encoder: Encoder) -> list[float]:
+    return half_diagonal_frequencies(encoder.grid).tolist()
+
+
+def _papers_point(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The frequency that the paper plots by depth: the last below Nyquist, 6/7 of it on 14 x 14."""
+    return delta_log_amplitude(tokens, grid)[:, -1:]
+
+
+ANY, FROM_1, SHARE = (-math.inf, math.inf), (1.0, math.inf), (0.0, 1.0)
+_zero, _one = (lambda e: 0.0), (lambda e: 1.0)
+_by_head = partial(Metric, stream="attention", range=SHARE, per_head=True)
+_cosine = partial(Metric, range=(-1.0, 1.0))
 _block = partial(Metric, stream="block")
 _spectrum = partial(_block, range=(-math.inf, 0.0), column="rank")
-_fourier = partial(_block, range=(-math.inf, math.inf), reference=_zero, column="frequency")
+_fourier = partial(_block, range=ANY, reference=_zero, column="frequency")
 
+# A row per metric: its name, its function, and what `Metric` says of the rest. References are values of
+# encoders e.
 _TABLE = (
     _by_head("attention_distance", attention_distance, range=(0.0, math.inf), reference=_uniform_distance),
     _by_head("nmi", nmi, reference=_zero),
     _by_head("attention_entropy", attention_entropy, reference=_one),
-    _by_head(
-        "prefix_attention",
-        prefix_attention,
-        stream="full attention",
-        reference=lambda encoder: encoder.prefix / (encoder.prefix + _patches(encoder)),
-    ),
+    _by_head("prefix_attention", prefix_attention, stream="full attention", reference=_uniform_prefix),
     _by_head("query_cosine", mean_pairwise_cosine, reference=_one),
-    _cosine("head_cosine", head_cosine, "output"),
-    _cosine("attention_token_cosine", attention_token_cosine, "output"),
-    _cosine("token_cosine", mean_pairwise_cosine, "block"),
-    _cosine("across_attention_cosine", mean_cosine, "block to +sa", reference=None),
-    _cosine("across_block_cosine", mean_cosine, "block to block", reference=None),
+    _cosine("head_cosine", head_cosine, "output", reference=_zero),
+    _cosine("attention_token_cosine", attention_token_cosine, "output", reference=_zero),
+    _cosine("token_cosine", mean_pairwise_cosine, "block", reference=_zero),
+    _cosine("across_attention_cosine", mean_cosine, "block to +sa"),
+    _cosine("across_block_cosine", mean_cosine, "block to block"),
     Metric(
-        "common_update_share",
-        common_update_share,
-        "block to +sa",
-        range=(0.0, 1.0),
-        reference=lambda encoder: 1 / _patches(encoder),
+        "common_update_share", common_update_share, "block to +sa", SHARE, lambda e: 1 / math.prod(e.grid)
     ),
-    _spectrum(
-        "token_spectrum",
-        lambda tokens: relative_spectrum(token_spectrum(tokens))[:, : tokens.shape[1] - 1],
-        cells=lambda encoder: range(1, min(encoder.width, _patches(encoder) - 1) + 1),
-    ),
+    _spectrum("token_spectrum", _defined_ranks, cells=_token_ranks),
     _block("token_effective_rank", lambda tokens: effective_rank(token_spectrum(tokens)), range=FROM_1),
     _spectrum(
-        "image_spectrum",
-        image_means,
-        cells=lambda encoder: range(1, encoder.width + 1),
-        accumulator=ImageSpectrum,
+        "image_spectrum", image_means, cells=lambda e: range(1, e.width + 1), accumulator=ImageSpectrum
     ),
-    _fourier(  # at the point that the paper plots: the last below Nyquist, 6/7 of it on 14 x 14
-        "delta_log_amplitude",
-        lambda tokens, grid: delta_log_amplitude(tokens, grid)[:, -1:],
-        cells=lambda encoder: half_diagonal_frequencies(encoder.grid).tolist()[-1:],
-    ),
+    _fourier("delta_log_amplitude", _papers_point, cells=lambda e: _diagonal(e)[-1:]),
+    _fourier("fourier_diagonal", delta_log_amplitude, cells=_diagonal),
     _fourier(
-        "fourier_diagonal",
-        delta_log_amplitude,
-        cells=lambda encoder: half_diagonal_frequencies(encoder.grid).tolist(),
-    ),
-    _fourier(
-        "fourier_radial",
-        radial_delta_log_amplitude,
-        cells=lambda encoder: radial_frequencies(encoder.grid).tolist(),
+        "fourier_radial", radial_delta_log_amplitude, cells=lambda e: radial_frequencies(e.grid).tolist()
     ),
     _block("token_norm", lambda tokens: token_norms(tokens).mean(1)),
     _block("token_norm_peak", lambda tokens: norm_peak(token_norms(tokens)), range=FROM_1, reference=_one),

@@ -3,8 +3,6 @@
 Each is a statistic of attention probabilities (image, head, query, key).
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Iterator
@@ -13,8 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from nbhelpers.capture import Attention
-from nbhelpers.metrics.base import at_least_float32, remembered, require_grid, takes
+from nbhelpers.capture import Attention, at_least_float32
+from nbhelpers.metrics.base import remembered, require_grid, takes
 
 # Numbers of the attention maps that are in memory at a time: on a CPU they stay in the L2 cache (20 % faster
 # than whole batches), on an accelerator they only bound memory (256 MB in float32).
@@ -238,7 +236,7 @@ def _distances(
 
 
 @torch.no_grad()
-def attention_pieces(record: Attention, prefix: int) -> Iterator[Tensor]:
+def attention_pieces(record: Attention, prefix: int) -> Iterator[tuple[Tensor]]:
     """`patch_attention` of a captured layer, a few of its B * H maps at a time, `P 1 N N`, in order.
 
     Args:
@@ -254,4 +252,4 @@ def attention_pieces(record: Attention, prefix: int) -> Iterator[Tensor]:
     for part in maps.split(max(1, limit // tokens**2)):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         piece = None if bias is None else bias[part // heads, part % heads][:, None]
-        yield unchecked(query[rows], key[rows], prefix, piece, record.scale)
+        yield (unchecked(query[rows], key[rows], prefix, piece, record.scale),)

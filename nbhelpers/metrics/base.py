@@ -1,7 +1,5 @@
 """A metric is a pure function and a row of a table; one accumulator averages any of them over images."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +14,11 @@ import torch
 import torchmetrics
 from torch import Tensor
 
+from nbhelpers.capture import at_least_float32
 from nbhelpers.intervals import t_quantile
 from nbhelpers.models import Encoder
 
 SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: sums over tokens need the digits."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable[[Callable], Callable]:
@@ -166,52 +160,11 @@ def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A row of the table of metrics: a pure function, and what it is fed with while an encoder runs.
-
-    Streams, and the tensors that the function gets of patch tokens (prefix tokens dropped):
-        "attention": probabilities `B H N N` over patch tokens.
-        "full attention": probabilities `B H N N` over all tokens, prefix included.
-        "output": attention outputs `B H N D`, before the output projection.
-        "block": residual stream `B N D` at depth 0..L.
-        "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
-        "block to block": residual stream before and after a block, `B N D` each.
-
-    Attributes:
-        name: in frames.
-        function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
-            Parameters named as one of `SIZES` get that size of the encoder.
-        stream: what it is called with.
-        range: smallest and largest value possible.
-        reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
-            noise), where there is one.
-        per_head: the cells are heads; their mean is a row of its own, head -1.
-        column: what the cells of one depth are called in frames.
-        cells: labels of the cells, where they are not heads.
-        accumulator: class that collects the values; None: `Accumulator`.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    stream: str
-    range: tuple[float, float] = (0.0, math.inf)
-    reference: Callable[[Encoder], float] | None = None
-    per_head: bool = False
-    column: str = "head"
-    cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
-    accumulator: type[Accumulator] | None = None
-
-    def of(self, encoder: Encoder) -> Accumulator:
-        """An empty accumulator of the encoder's size."""
-        return (self.accumulator or Accumulator)(self, encoder)
-
-
 class Accumulator(torchmetrics.Metric):
     r"""Mean over images, per depth and cell, of a metric's values; exact under any split of the images.
 
-    Kept are, in float64, the number of images, the sum and the sum of squares, which merge over batches and
-    ranks by addition:
+    Kept are, in float64, the number of images, the sum and the sum of squares, which add up over batches and
+    ranks:
 
     .. math:: \bar x = \frac{1}{n} \sum_i x_i, \quad
         \bar x \pm t_{0.975,\,n-1} \sqrt{\frac{\sum_i x_i^2 - n \bar x^2}{n (n-1)}}
@@ -235,18 +188,15 @@ class Accumulator(torchmetrics.Metric):
     full_state_update = False
     is_differentiable = False
 
-    seen: Tensor  # images per depth, those without a value included
-    sums: Tensor  # images, sum, sum of squares; per depth and cell
+    sums: Tensor  # images, those of them with a value, sum, sum of squares; per depth and cell
 
-    def __init__(self, metric: Metric, encoder: Encoder) -> None:
+    def __init__(self, metric: "Metric", encoder: Encoder) -> None:
         super().__init__()
         self.metric = metric
         self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
         taken = inspect.signature(metric.function).parameters.keys() & SIZES
         self.sizes = {size: getattr(encoder, size) for size in taken}
-        depths = encoder.depth + 1
-        self.add_state("seen", torch.zeros(depths, dtype=torch.float64), dist_reduce_fx="sum")
-        sums = torch.zeros(3, depths, len(self.cells), dtype=torch.float64)
+        sums = torch.zeros(4, encoder.depth + 1, len(self.cells), dtype=torch.float64)
         self.add_state("sums", sums, dist_reduce_fx="sum")
 
     def measure(self, *tensors: Tensor) -> Tensor:
@@ -270,8 +220,8 @@ class Accumulator(torchmetrics.Metric):
         values = values.detach().to(self.sums)
         defined = ~values.isnan()
         values = values.where(defined, 0)
-        self.seen[depth] += len(values)
-        self.sums[:, depth] += torch.stack([defined.sum(0), values.sum(0), values.square().sum(0)])
+        counts = torch.ones_like(values).sum(0), defined.sum(0)
+        self.sums[:, depth] += torch.stack([*counts, values.sum(0), values.square().sum(0)])
 
     def compute(self) -> pd.DataFrame:
         """Tidy frame `metric depth head value low high images`, with `rank` or `frequency` after `head`.
@@ -282,13 +232,13 @@ class Accumulator(torchmetrics.Metric):
         Raises:
             ValueError: no image was seen.
         """
-        images, total, squares = self.sums
+        seen, images, total, squares = self.sums
         mean = total / images
         variance = (squares - images * mean.square()).clamp(min=0) / (images - 1)
         variance[images < 2] = torch.nan
         quantile = torch.as_tensor(t_quantile(images.clamp(min=2).cpu().numpy())).to(mean)
         half = quantile * (variance / images).sqrt()
-        return self._frame(mean, mean - half, mean + half, images, self.seen[:, None].expand_as(mean) > 0)
+        return self._frame(mean, mean - half, mean + half, images, seen > 0)
 
     def _frame(self, value: Tensor, low: Tensor, high: Tensor, images: Tensor, rows: Tensor) -> pd.DataFrame:
         """Tidy rows of the depths and cells (`L+1 cells`) that `rows` chooses."""
@@ -299,3 +249,44 @@ class Accumulator(torchmetrics.Metric):
         columns |= {self.metric.column: np.array(self.cells)[cells]}
         numbers = {"value": value, "low": low, "high": high, "images": images.long()}
         return pd.DataFrame(columns | {name: tensor[rows].cpu().numpy() for name, tensor in numbers.items()})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table of metrics: a pure function, and what it is fed with while an encoder runs.
+
+    Streams, and the tensors that the function gets of patch tokens (prefix tokens dropped):
+        "attention": probabilities `B H N N` over patch tokens.
+        "full attention": probabilities `B H N N` over all tokens, prefix included.
+        "output": attention outputs `B H N D`, before the output projection.
+        "block": residual stream `B N D` at depth 0..L.
+        "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
+        "block to block": residual stream before and after a block, `B N D` each.
+
+    Attributes:
+        name: in frames.
+        function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
+            Parameters named as one of `SIZES` get that size of the encoder.
+        stream: what it is called with.
+        range: smallest and largest value possible.
+        reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
+            noise), where there is one.
+        per_head: the cells are heads; their mean is a row of its own, head -1.
+        column: what the cells of one depth are called in frames.
+        cells: labels of the cells, where they are not heads.
+        accumulator: class that collects the values.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    stream: str
+    range: tuple[float, float] = (0.0, math.inf)
+    reference: Callable[[Encoder], float] | None = None
+    per_head: bool = False
+    column: str = "head"
+    cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
+    accumulator: type[Accumulator] = Accumulator
+
+    def of(self, encoder: Encoder) -> Accumulator:
+        """An empty accumulator of the encoder's size."""
+        return self.accumulator(self, encoder)

@@ -1,7 +1,5 @@
 """Do two sets of features span the same space: centred kernel alignment, within and between encoders."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

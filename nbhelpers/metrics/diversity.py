@@ -1,7 +1,5 @@
 """How alike representations are: cosine similarity between heads, between tokens and between depths."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -40,13 +38,9 @@ def mean_pairwise_cosine(vectors: Tensor) -> Tensor:
 
 @takes("B N D", "B N D")
 def mean_cosine(before: Tensor, after: Tensor) -> Tensor:
-    r"""Mean over an image's tokens of the cosine similarity of a token before and after a step.
+    r"""Mean over an image's tokens `B N D` of the cosine similarity of a token before and after a step.
 
     .. math:: \frac{1}{N} \sum_n \frac{z_n \cdot z'_n}{\lVert z_n \rVert \lVert z'_n \rVert}
-
-    Args:
-        before: `B N D`.
-        after: `B N D`.
 
     Returns:
         `B` in -1..1: 1 when no token turns. A zero vector counts as orthogonal.

@@ -1,9 +1,6 @@
 """Which spatial frequencies a representation carries: log amplitude on the grid, against DC."""
 
-from __future__ import annotations
-
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,7 +65,7 @@ def delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         >>> delta_log_amplitude(torch.ones(1, 16, 3, dtype=torch.float64), (4, 4)).exp() * 16 / 1e-6
         tensor([[1.6000e+07, 1.0000e+00]], dtype=torch.float64)
     """
-    return _relative(log_amplitude(tokens, grid), _half_diagonal(tuple(grid))[1])
+    return _relative(log_amplitude(tokens, grid), _half_diagonal(grid)[1])
 
 
 def radial_delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -92,7 +89,7 @@ def radial_delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         >>> (values / math.log(16 / 1e-6)).round(decimals=4)
         tensor([[0., 0., 0., 1.]], dtype=torch.float64)
     """
-    return _relative(log_amplitude(tokens, grid), _rings(tuple(grid))[1])
+    return _relative(log_amplitude(tokens, grid), _rings(grid)[1])
 
 
 @takes("B C H W")
@@ -125,7 +122,7 @@ def half_diagonal_frequencies(grid: tuple[int, int]) -> Tensor:
     >>> half_diagonal_frequencies((14, 14)) * 7
     tensor([0., 1., 2., 3., 4., 5., 6.], dtype=torch.float64)
     """
-    return _half_diagonal(tuple(grid))[0]
+    return _half_diagonal(grid)[0]
 
 
 def radial_frequencies(grid: tuple[int, int]) -> Tensor:
@@ -136,7 +133,7 @@ def radial_frequencies(grid: tuple[int, int]) -> Tensor:
     >>> radial_frequencies((4, 4))  # radii 0; 1/2 and sqrt(1/2); 1 and sqrt(5/4); sqrt(2)
     tensor([0.0000, 0.6036, 1.0787, 1.4142], dtype=torch.float64)
     """
-    return _rings(tuple(grid))[0]
+    return _rings(grid)[0]
 
 
 def _relative(log_amplitudes: Tensor, weights: Tensor) -> Tensor:
@@ -145,8 +142,6 @@ def _relative(log_amplitudes: Tensor, weights: Tensor) -> Tensor:
     return values - values[:, :1]
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # a tensor born in inference mode would be barred from autograd later
 def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Frequencies (F) below Nyquist and their weights (F K) in the half plane."""
     shorter = min(grid)
@@ -164,8 +159,6 @@ def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return steps * 2 / shorter, weights.flatten(1)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Mean radius (R) of the rings and the weights (R K) of their frequencies in the half plane."""
     down = 2 * torch.fft.fftfreq(grid[0], dtype=torch.float64).abs()

@@ -1,10 +1,9 @@
 """How self-attention moves the tokens of an image: in unison, or one by one."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from nbhelpers.metrics.base import takes
@@ -60,17 +59,12 @@ def common_update_share(before: Tensor, after: Tensor) -> Tensor:
 def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
     """Principal components of one image's tokens before and after a step, on axes fitted to both together.
 
-    The mean of both sets is the origin, so that a movement common to all tokens stays visible. Each axis
-    points to the side of its largest loading.
-
-    Args:
-        before: `N D`.
-        after: `N D`.
-        components: number K of axes.
+    Of tokens `N D`, K components. The mean of both sets is the origin, so that a movement common to all
+    tokens stays visible. Each axis points to the side of its largest loading.
 
     Returns:
-        Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`;
-        float64.
+        Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`
+        (NaN where the tokens do not vary); float64, on the CPU.
 
     Raises:
         ValueError: different shapes, more components than dimensions, or values that are not finite.
@@ -79,21 +73,10 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
 
     Example: all tokens move by 4 along one axis and do not differ otherwise.
         >>> pca = token_pca(torch.zeros(3, 2), torch.tensor([[4.0, 0.0]]).expand(3, 2), components=1)
-        >>> pca.before[0], pca.after[0], pca.explained
+        >>> pca.before[0].round(decimals=4), pca.after[0].round(decimals=4), pca.explained
         (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), tensor([1.],
         dtype=torch.float64))
     """
-    tokens = torch.cat([before, after]).double()
-    if not 1 <= components <= min(tokens.shape):
-        raise ValueError(
-            f"token_pca: {components} components asked of tokens (N D) = {tuple(before.shape)}; "
-            f"give 1 to {min(tokens.shape)}"
-        )
-    centred = tokens - tokens.mean(0)
-    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    variance = singular.square()
-    axes = axes[:components]
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    explained = variance[:components] / variance.sum().clamp(min=torch.finfo(variance.dtype).tiny)
-    first, second = (centred @ axes.T).chunk(2)
-    return TokenPCA(first, second, explained)
+    pca = PCA(components, svd_solver="full")
+    coordinates = torch.from_numpy(pca.fit_transform(torch.cat([before, after]).double().cpu().numpy()))
+    return TokenPCA(*coordinates.chunk(2), torch.from_numpy(pca.explained_variance_ratio_))

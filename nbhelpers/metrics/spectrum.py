@@ -1,7 +1,5 @@
 """How many directions a representation uses: spectra of the covariance of tokens and of images."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 from torch import Tensor
@@ -154,14 +152,10 @@ class ImageSpectrum(Accumulator):
 
     def compute(self) -> pd.DataFrame:
         """Tidy frame of the relative log eigenvalues, per depth and rank."""
-        images = self.moments[:, 0, 0]
-        width = len(self.cells)
-        value = self.moments.new_full((len(images), width), torch.nan)
-        for depth in (images > 1).nonzero()[:, 0].tolist():
-            count = int(images[depth])
-            covariance = self.moments[depth, None, 1:, 1:] / (count - 1)
-            value[depth] = relative_spectrum(_log_eigenvalues(covariance, min(count - 1, width), width))[0]
-        unknown = torch.full_like(value, torch.nan)
+        images, width = self.moments[:, 0, 0], len(self.cells)
+        freedom = max(int(images.max()) - 1, 1)  # every depth saw the same images
+        logs = _log_eigenvalues(self.moments[:, 1:, 1:] / freedom, min(freedom, width), width)
+        value, unknown = relative_spectrum(logs), torch.full_like(logs, torch.nan)
         rows = ~value.isnan()
         rows[:, 0] = images > 0
         return self._frame(value, unknown, unknown, images[:, None].expand_as(value), rows)

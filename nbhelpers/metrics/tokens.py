@@ -1,7 +1,5 @@
 """Patch tokens out of the ordinary (large norms, register-like), and how much the tokens vary."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,7 @@ from nbhelpers.metrics.base import remembered, takes
 @remembered
 @takes("B N D")
 def token_norms(tokens: Tensor) -> Tensor:
-    """Euclidean norm of each token.
-
-    Args:
-        tokens: `B N D`.
+    """Euclidean norm of each token `B N D`.
 
     Returns:
         `B N`, at least 0, in units of the residual stream.
@@ -51,15 +46,12 @@ def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
         >>> outlier_share(torch.tensor([[1.0, 1.0, 1.0, 4.0]]))
         tensor([0.2500])
     """
-    return (norms > ratio * _median(norms)).to(norms.dtype).mean(1)
+    return (norms > ratio * norms.quantile(0.5, dim=1, keepdim=True)).to(norms.dtype).mean(1)
 
 
 @takes("B N")
 def norm_peak(norms: Tensor) -> Tensor:
-    """Largest norm of an image's tokens against the median norm.
-
-    Args:
-        norms: norms of the patch tokens, `B N`.
+    """Largest norm of an image's patch tokens `B N` against the median norm.
 
     Returns:
         `B`, at least 1; 1 where all norms are equal, NaN where the median is 0.
@@ -72,18 +64,15 @@ def norm_peak(norms: Tensor) -> Tensor:
     >>> norm_peak(torch.tensor([[1.0, 2.0, 3.0, 10.0]]))
     tensor([4.])
     """
-    median = _median(norms)[:, 0]
+    median = norms.quantile(0.5, dim=1)
     return torch.where(median > 0, norms.amax(1) / median, torch.nan)
 
 
 @takes("B N D")
 def feature_variance(tokens: Tensor) -> Tensor:
-    r"""Variance of an image's tokens around their mean, mean over channels.
+    r"""Variance of an image's tokens `B N D` around their mean, mean over channels.
 
     .. math:: \frac{1}{N D} \sum_{n, d} (z_{nd} - \bar z_d)^2
-
-    Args:
-        tokens: `B N D`.
 
     Returns:
         `B`, at least 0, in squared units of the residual stream.
@@ -97,9 +86,3 @@ def feature_variance(tokens: Tensor) -> Tensor:
     tensor([0.5000])
     """
     return tokens.var(1, correction=0).mean(-1)
-
-
-def _median(norms: Tensor) -> Tensor:
-    """Median (B 1) of norms (B N), midway between the middle two where N is even."""
-    ordered = norms.sort(dim=1).values
-    return ordered[:, [(norms.shape[1] - 1) // 2, norms.shape[1] // 2]].mean(1, keepdim=True)

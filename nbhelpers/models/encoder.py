@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -19,7 +20,6 @@ from torchvision.transforms.v2 import functional as transforms
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models.errors import UnsupportedArchitecture
-from nbhelpers.names import nearest
 
 # What has no N x N softmax attention over one patch grid: timm's file, or the class of a part -> the reason.
 REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding="utf-8"))
@@ -27,8 +27,7 @@ REFUSED: dict[str, str] = json.loads((DATA / "refused.json").read_text(encoding=
 # The submodule of timm's blocks whose input is the residual stream after the attention residual ("+sa").
 AFTER_ATTENTION = dict.fromkeys(("Block", "EvaBlock", "RelPosBlock", "DeepseekVitBlock"), "norm2")
 AFTER_ATTENTION |= dict.fromkeys(("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm"), "mlp")
-INTERPOLATIONS = ("bilinear", "bicubic")
-CROP_MODES = ("center", "squash")
+KNOWN = {"interpolation": ("bilinear", "bicubic"), "crop_mode": ("center", "squash")}
 
 
 @dataclass(kw_only=True)
@@ -248,14 +247,10 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     >>> encoder.prefix, encoder.grid, encoder.patch_size, encoder.depth, encoder.heads
     (1, (8, 8), (4, 4), 2, 4)
     """
-    if unknown := fields.keys() - Encoder.__dataclass_fields__.keys():
-        name = min(unknown)
-        raise TypeError(f"wrap() knows no {name!r}; {nearest(name, Encoder.__dataclass_fields__)}")
     _refuse(module)
-    given = {key: value for key, value in fields.items() if value is not None}
-    known = {"module": module, "block_path": blocks, **_read(module, blocks), **given}
+    known = {"module": module, "block_path": blocks, **_read(module, blocks), **fields}
     for key in {"grid", "patch_size", "image_size"} & known.keys():
-        known[key] = _pair(known[key])
+        known[key] = to_2tuple(known[key])
     if "image_size" not in known and {"grid", "patch_size"} <= known.keys():
         known["image_size"] = tuple(n * p for n, p in zip(known["grid"], known["patch_size"], strict=True))
     parameters = inspect.signature(Encoder).parameters.values()
@@ -277,7 +272,7 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
 
 def _contradiction(encoder: Encoder) -> str | None:
     """What an encoder says of itself that cannot be, if anything."""
-    for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+    for name, known in KNOWN.items():
         if (value := getattr(encoder, name)) not in known:
             return f"{name} {value!r} is not one of {', '.join(known)}"
     sides = (encoder.grid, encoder.image_size, encoder.patch_size)
@@ -344,12 +339,6 @@ def _read(module: nn.Module, path: str) -> dict[str, Any]:
         known["grid"], known["image_size"] = embed.grid_size, embed.img_size
         known["patch_size"] = embed.patch_size
         if hasattr(embed, "backbone"):  # the patch size behind a convolutional stem counts its cells, not px
-            sides = zip(_pair(embed.img_size), embed.grid_size, strict=True)
+            sides = zip(to_2tuple(embed.img_size), embed.grid_size, strict=True)
             known["patch_size"] = tuple(side // number for side, number in sides)
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """Two integers, rows first."""
-    rows, columns = (value, value) if isinstance(value, int) else value
-    return int(rows), int(columns)

@@ -1,16 +1,14 @@
 """A masked autoencoder with its transformer decoder (He et al., arXiv 2111.06377)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
 from einops import rearrange
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from nbhelpers.models.encoder import Encoder
+from nbhelpers.models.mini import positions
 
 
 class Decoder(nn.Module):
@@ -25,9 +23,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        positions = build_sincos2d_pos_embed(grid, width, interleave_sin_cos=False)
-        positions = torch.cat([torch.zeros(1, width), positions])[None]
-        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.pos_embed = positions(grid, width)
         self.blocks = nn.Sequential(*[Block(width, heads, qkv_bias=True) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, patch_pixels)
@@ -54,14 +50,7 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """A timm ViT with class token, and a `Decoder`.
-
-    Args:
-        encoder: sees the kept patches only.
-        width: of the decoder.
-        depth: of the decoder.
-        heads: of the decoder.
-    """
+    """A timm ViT with class token, which sees the kept patches only, and a `Decoder` of the sizes given."""
 
     def __init__(self, encoder: VisionTransformer, width: int = 512, depth: int = 8, heads: int = 16) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """The small Vision Transformer that the book trains itself."""
 
-from __future__ import annotations
-
 import torch
 from timm.layers import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -21,6 +19,16 @@ def standardise(images: Tensor) -> Tensor:
     """
     centred = images - images.mean((2, 3), keepdim=True)
     return centred / centred.pow(2).mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-3)
+
+
+def positions(grid: tuple[int, int], width: int) -> nn.Parameter:
+    """Fixed 2-D sin-cos positions `1 1+N D` of a class token (zeros) and the patches of a grid.
+
+    >>> positions((1, 2), 4)[0].round(decimals=2).tolist()[:2]
+    [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
+    """
+    patches = build_sincos2d_pos_embed(grid, width, interleave_sin_cos=False)
+    return nn.Parameter(torch.cat([torch.zeros(1, width), patches])[None], requires_grad=False)
 
 
 class StandardisedPatchEmbed(PatchEmbed):
@@ -57,8 +65,7 @@ def mini_vit(
         num_classes=0,
         embed_layer=StandardisedPatchEmbed if standardised else PatchEmbed,
     )
-    positions = build_sincos2d_pos_embed(model.patch_embed.grid_size, width, interleave_sin_cos=False)
-    model.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, width), positions])[None], requires_grad=False)
+    model.pos_embed = positions(model.patch_embed.grid_size, width)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(module.weight, std=0.02)

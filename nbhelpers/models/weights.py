@@ -1,9 +1,9 @@
 """Read weight files without running code in them, and load what they hold into a module, strictly."""
 
+import errno
 import pickle
 import re
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,18 +61,16 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
         MemoryError: the file is larger than the memory that is left.
     """
     source = source or str(path)
+    with path.open("rb") as file:
+        head = file.read(64)
     try:
-        if reason := _not_weights(path):
-            raise DamagedWeights(f"{source} is {reason}")
-        with path.open("rb") as file:
-            if file.read(9)[8:] == b"{":
-                return load_file(path)
+        if head[8:9] == b"{":
+            return load_file(path)
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except DamagedWeights:
-        raise
     except Exception as error:  # whatever a damaged file provokes: struct, index, key, Unicode errors, ...
-        if isinstance(error, OSError) and error.errno:  # the disk, not the file
+        # Of the disk, not the file; PyTorch seeks to impossible places in a zip archive that was cut off.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         size = path.stat().st_size
         wanted = re.search(r"allocate\D*(\d+)", str(error))
@@ -83,29 +81,15 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
             raise UnsafeWeights(
                 f"{source} holds code ({code[1]}), which is not run; get the weights as safetensors"
             ) from None
-        raise DamagedWeights(
-            f"{source} ({size:,} bytes) is cut off, damaged or no weight file; fetch it again"
-        ) from error
+        # PyTorch's own files are zip archives too.
+        what = (None if head.startswith(b"PK") else disguise(head)) or (
+            "cut off, damaged or no weight file (nor is an archive or a TorchScript program); "
+            "fetch it again, or save the module's state_dict() as safetensors"
+        )
+        raise DamagedWeights(f"{source} ({size:,} bytes) is {what}") from error
     if not isinstance(content, Mapping):
         raise DamagedWeights(f"{source} holds a {type(content).__name__}, not a table of tensors")
     return dict(content)
-
-
-def _not_weights(path: Path) -> str | None:
-    """What a file is instead of weights, where its first bytes or the names in an archive show that."""
-    if path.is_dir():
-        return "a folder; name the weight file in it"
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head.startswith(b"PK"):
-        names = {name.rpartition("/")[2] for name in zipfile.ZipFile(path).namelist()}
-        if "constants.pkl" in names:
-            return "a TorchScript program, not weights; save its state_dict() as safetensors"
-        if "data.pkl" in names:
-            return None
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it, or get weights in PyTorch's format of 2016 as safetensors"
-    return disguise(head)
 
 
 def load_strictly(module: nn.Module, weights: Weights) -> None:

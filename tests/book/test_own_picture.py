@@ -1,7 +1,5 @@
 """The reader's own picture: the browser computes as PyTorch does; the page is worked by mouse and keys."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil

@@ -231,12 +231,12 @@ def test_opening_reads_no_file_and_a_draw_those_that_it_draws(tmp_path, read):
 
 
 def test_a_damaged_file_in_a_draw_is_named_and_the_next_takes_its_place(pets):
-    names = [os.path.relpath(file.path, pets) for file in folder(pets).subset(8, seed=1).files]
+    names = [os.path.relpath(path, pets) for path, _ in folder(pets).subset(8, seed=1).files]
     (pets / names[1]).write_bytes(b"<html>")
     source = folder(pets)
     with pytest.warns(UserWarning, match=rf"left out 1 \(an HTML or XML page.*: {names[1]}$"):
         drawn = source.subset(3, seed=1)
-    assert [os.path.relpath(file.path, pets) for file in drawn.files] == [names[i] for i in (0, 2, 3)]
+    assert [os.path.relpath(path, pets) for path, _ in drawn.files] == [names[i] for i in (0, 2, 3)]
     with pytest.warns(UserWarning, match=names[1]):
         assert len(source) == 7  # all are read, and the same draw is the same
     with pytest.warns(UserWarning, match=names[1]):
@@ -313,14 +313,14 @@ def test_per_class_draws_by_seed_and_replaces_damaged_files(tmp_path):
         tmp_path / "pets", {f"{t}/{i:02d}.png": (8, 8) for t in ("cat", "dog") for i in range(20)}
     )
     source = folder(root, per_class=5, seed=1)
-    names = [file.path for file in source.files]
+    names = [path for path, _ in source.files]
     assert source.labels["class"].tolist() == [0] * 5 + [1] * 5 and len(set(names)) == 10
-    assert names == [file.path for file in folder(root, per_class=5, seed=1).files]
-    assert names != [file.path for file in folder(root, per_class=5, seed=2).files]
+    assert names == [path for path, _ in folder(root, per_class=5, seed=1).files]
+    assert names != [path for path, _ in folder(root, per_class=5, seed=2).files]
     open(names[0], "wb").close()
     with pytest.warns(UserWarning, match=os.path.basename(names[0])):
         replaced = folder(root, per_class=5, seed=1)
-    assert [file.path for file in replaced.files][:4] == names[1:5] and len(replaced) == 10
+    assert [path for path, _ in replaced.files][:4] == names[1:5] and len(replaced) == 10
     with pytest.raises(ValueError, match="'cat' has 19 images"):
         folder(root, per_class=20)
     with pytest.raises(ValueError, match="got 0"):

@@ -99,13 +99,6 @@ def test_pink_noise_has_amplitude_one_over_frequency():
     assert_close(power[2] / power[8], torch.tensor(16.0), rtol=0.15, atol=0)
 
 
-def test_unknown_names_are_answered_with_the_known():
-    with pytest.raises(ValueError, match="disc, triangle"):
-        shape_distance(torch.zeros(1), torch.zeros(1), "banana")
-    with pytest.raises(ValueError, match="stripes, checks"):
-        texture_field(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), "silk", torch.Generator())
-
-
 @pytest.mark.parametrize("replace", [True, False])
 def test_retextured_paints_the_object_alone(made, replace):
     labels = {"shape": made["shape"], "texture": made["texture"]}

@@ -1,7 +1,5 @@
 """What every registered metric must hold, and the made-up forward passes that it is held to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path

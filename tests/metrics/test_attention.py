@@ -160,7 +160,7 @@ def test_pieces_of_any_size_are_the_maps_in_order(monkeypatch, chunk, bias, pref
     monkeypatch.setattr(module, "MAPS_CPU", chunk)
     record = record_of(bias=bias)
     logits = record.query @ record.key.mT + (0 if bias is None else bias)
-    pieces = torch.cat(list(module.attention_pieces(record, prefix)))
+    pieces = torch.cat([piece for (piece,) in module.attention_pieces(record, prefix)])
     expected = logits[..., prefix:, prefix:].softmax(-1)
     torch.testing.assert_close(pieces.view(expected.shape), expected)
 
@@ -227,28 +227,6 @@ def test_memory_is_bounded_by_the_piece(monkeypatch, name):
     with Largest() as largest:
         feed(accumulator, [record_of(tokens=100)])
     assert largest.numel <= 2 * 101**2  # of 3 images x 3 heads x 101 x 101
-
-
-def test_bad_input_is_named():
-    for name, kernel in (
-        ("attention_distance", lambda maps: attention_distance(maps, (1, 4), 16)),
-        ("nmi", nmi),
-        ("attention_entropy", attention_entropy),
-    ):
-        uniform = torch.full((1, 1, 4, 4), 0.25)
-        with pytest.raises(ValueError, match=rf"{name}: expected attention \(B H N N\).* got \(1, 4, 4\)"):
-            kernel(uniform[0])
-        with pytest.raises(ValueError, match=rf"{name}: .*\(B H N N\).* got \(1, 1, 3, 4\)"):
-            kernel(uniform[:, :, 1:])
-        with pytest.raises(ValueError, match=rf"{name}: .*rows that do not sum to 1 \(off by 0\.1"):
-            kernel(uniform * 0.9)
-        uniform[0, 0, 1, 2] = torch.nan
-        with pytest.raises(ValueError, match=f"{name}: .*NaN"):
-            kernel(uniform)
-    with pytest.raises(ValueError, match=r"attention_distance: 4 tokens do not fit a grid of \(2, 3\)"):
-        attention_distance(torch.full((1, 1, 4, 4), 0.25), (2, 3), 16)
-    with pytest.raises(ValueError, match="N at least 2"):
-        attention_entropy(torch.ones(1, 1, 1, 1))
 
 
 def test_shapes_that_do_not_fit_are_restated():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from metric_battery import LAYOUT
 
+from nbhelpers import metrics
 from nbhelpers.metrics import METRICS, Metric, base
 
 BRIGHTNESS = Metric("brightness", lambda tokens: tokens.mean((1, 2)), "block")
@@ -102,3 +103,66 @@ def test_equal_letters_are_equal_sizes_and_half_precision_is_widened():
     ):
         with pytest.raises(ValueError, match=r"product: expected weights .*tokens"):
             product(torch.ones(weights), torch.ones(tokens))
+
+
+MAPS, TOKENS, GRAMS = torch.full((1, 1, 4, 4), 0.25), torch.randn(5, 4, 6), torch.ones(2, 4, 4)
+GOOD = {
+    "patch_attention": (TOKENS[None], TOKENS[None]),
+    "attention_distance": (MAPS, (2, 2), 16),
+    "nmi": (MAPS,),
+    "attention_entropy": (MAPS,),
+    "prefix_attention": (MAPS, 1),
+    "object_attention": (MAPS, torch.ones(1, 4)),
+    "head_cosine": (TOKENS[None],),
+    "attention_token_cosine": (TOKENS[None],),
+    "mean_cosine": (TOKENS, TOKENS),
+    "common_update_share": (TOKENS, TOKENS),
+    "token_pca": (TOKENS[0], TOKENS[1]),
+    "token_spectrum": (TOKENS,),
+    "log_amplitude": (TOKENS, (2, 2)),
+    "feature_map_log_amplitude": (torch.ones(1, 2, 3, 3),),
+    "token_norms": (TOKENS,),
+    "outlier_share": (TOKENS[0],),
+    "norm_peak": (TOKENS[0],),
+    "feature_variance": (TOKENS,),
+    "linear_cka": (TOKENS[0], TOKENS[1]),
+    "unbiased_hsic": (GRAMS, GRAMS),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_bad_input_is_named(name):
+    """One axis less, tensors that do not fit one another, values that are not finite."""
+    function, (first, *rest) = getattr(metrics, name), GOOD[name]
+    function(first, *rest)
+    bad = [(first[0], *rest), (first * math.nan, *rest)]
+    if rest and isinstance(rest[0], torch.Tensor):
+        bad.append((first, rest[0][..., :-1, :-1], *rest[1:]))
+    for arguments in bad:
+        with pytest.raises(ValueError, match=rf"{name}: "):
+            function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nmi", (MAPS * 0.9,), r"rows that do not sum to 1 \(off by 0\.1"),
+        ("attention_entropy", (torch.ones(1, 1, 1, 1),), "N at least 2"),
+        ("attention_distance", (MAPS, (2, 3), 16), r"4 tokens do not fit a grid of \(2, 3\)"),
+        ("prefix_attention", (MAPS, 4), "4 tokens, of them 4 prefix tokens"),
+        ("mean_pairwise_cosine", (torch.ones(1, 4),), "M at least 2"),
+        ("token_spectrum", (torch.ones(2, 1, 4),), "N at least 2"),
+        ("delta_log_amplitude", (torch.ones(1, 15, 2), (4, 4)), r"15 tokens do not fit a grid of \(4, 4\)"),
+        ("delta_log_amplitude", (torch.ones(1, 16, 2), (2, 8)), r"half diagonal of a grid of \(2, 8\)"),
+        ("token_pca", (torch.ones(3, 4), torch.ones(3, 4), 5), "n_components=5"),
+        ("linear_cka", (torch.ones(3, 2), torch.ones(3, 2)), "B at least 4"),
+    ],
+)
+def test_bad_sizes_are_named(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(metrics, name)(*arguments)
+
+
+def test_what_does_not_vary_has_no_value():
+    assert metrics.norm_peak(torch.zeros(1, 3)).isnan()
+    assert metrics.linear_cka(torch.ones(5, 2), torch.randn(5, 2)).isnan()

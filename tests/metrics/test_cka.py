@@ -49,18 +49,3 @@ def test_unrelated_features_are_unbiased_around_zero():
     make = torch.Generator().manual_seed(0)
     values = [linear_cka(*torch.randn(2, 12, 40, generator=make)).item() for _ in range(100)]
     assert abs(sum(values) / 100) < 0.05  # the biased estimate would be near 0.8 here
-
-
-def test_bad_input_is_named():
-    few = torch.randn(3, 2)
-    with pytest.raises(ValueError, match=r"linear_cka: .*B at least 4"):
-        linear_cka(few, few)
-    with pytest.raises(ValueError, match=r"linear_cka: .*\(5, 2\) and \(6, 2\)"):
-        linear_cka(torch.randn(5, 2), torch.randn(6, 2))
-    with pytest.raises(ValueError, match=r"linear_cka: expected first \(B D\).* got \(5, 2, 1\)"):
-        linear_cka(torch.randn(5, 2, 1), torch.randn(5, 2))
-    with pytest.raises(ValueError, match=r"linear_cka: .*NaN"):
-        linear_cka(torch.full((5, 2), torch.nan), torch.randn(5, 2))
-    assert linear_cka(torch.ones(5, 2), torch.randn(5, 2)).isnan()
-    with pytest.raises(ValueError, match=r"unbiased_hsic: .*got \(1, 4, 5\) and \(1, 4, 4\)"):
-        unbiased_hsic(torch.ones(1, 4, 5), torch.ones(1, 4, 4))

@@ -147,18 +147,6 @@ def test_what_is_remembered_from_inference_serves_gradients_too():
     assert tokens.grad.isfinite().all()
 
 
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"15 tokens do not fit a grid of \(4, 4\) = 16"):
-        delta_log_amplitude(torch.ones(1, 15, 2), (4, 4))
-    with pytest.raises(ValueError, match=r"log_amplitude: expected tokens \(B N D\).* got \(16, 2\)"):
-        radial_delta_log_amplitude(torch.ones(16, 2), (4, 4))
-    with pytest.raises(ValueError, match=r"half diagonal of a grid of \(2, 8\)"):
-        delta_log_amplitude(torch.ones(1, 16, 2), (2, 8))
-    for kernel in (delta_log_amplitude, radial_delta_log_amplitude):
-        with pytest.raises(ValueError, match=r"log_amplitude: .*NaN"):
-            kernel(torch.full((1, 16, 2), torch.nan), (4, 4))
-
-
 def test_any_feature_map():
     features = torch.randn(2, 5, 56, 56, dtype=torch.float64)  # the first stage of a CNN
     images = features.flatten(2).mT

@@ -59,17 +59,3 @@ def test_pca_axes_do_not_flip():
     order = torch.randperm(20)
     shuffled = token_pca(before[order], after[order])
     torch.testing.assert_close(shuffled.before, token_pca(before, after).before[order])
-
-
-def test_bad_input_is_named():
-    tokens = torch.ones(1, 3, 4)
-    with pytest.raises(ValueError, match=r"common_update_share: .*got \(1, 3, 4\) and \(1, 2, 4\)"):
-        common_update_share(tokens, tokens[:, 1:])
-    with pytest.raises(ValueError, match=r"common_update_share: .*NaN"):
-        common_update_share(tokens, tokens * torch.nan)
-    with pytest.raises(ValueError, match=r"token_pca: .*got \(1, 3, 4\) and \(1, 3, 4\)"):
-        token_pca(tokens, tokens)
-    with pytest.raises(ValueError, match=r"token_pca: 5 components .*give 1 to 4"):
-        token_pca(tokens[0], tokens[0], components=5)
-    with pytest.raises(ValueError, match=r"token_pca: .*NaN"):
-        token_pca(tokens[0], tokens[0] * torch.nan)

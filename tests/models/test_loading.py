@@ -1,7 +1,5 @@
 """Names: what they give, and what an unknown one says."""
 
-from __future__ import annotations
-
 import pytest
 import timm
 import torch

@@ -1,7 +1,5 @@
 """Files in the layout of the authors against forwards written from the published architecture."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import math

@@ -1,7 +1,5 @@
 """Trained encoders survive the way to disk and back, and nothing else is taken for them."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -150,7 +148,7 @@ def test_files_that_describe_nothing(tmp_path):
     with pytest.raises(ValueError, match="does not say which architecture"):
         load(path)
     path.write_bytes(b"<html>Not found</html>")
-    with pytest.raises(DamagedWeights, match=r"weights\.safetensors is an HTML"):
+    with pytest.raises(DamagedWeights, match=r"weights\.safetensors .*an HTML"):
         load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         load(tmp_path / "absent.safetensors")
