@@ -200,8 +200,8 @@ def _note_undefined(frame: pd.DataFrame, images: int) -> None:
         depths = ", ".join(map(str, sorted(rows["depth"].unique())))
         lost = images if rows["value"].isna().any() else images - rows["images"].min()
         warnings.warn(
-            f"{metric} has no value for {lost} of {images} images at depth {depths}: too few images, or "
-            "images or tokens that are all equal; they are left out, and where none is left the value is NaN",
+            f"{metric} has no value for {lost} of {images} images at depth {depths}: too few images, heads "
+            "or patches, or images or tokens that are all equal; without any value it is NaN",
             stacklevel=3,
         )
 

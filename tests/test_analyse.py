@@ -165,6 +165,16 @@ def test_undefined_values_are_named_and_all_else_is_there(images):
     assert frame[spectrum]["value"].isna().all() and frame[~spectrum]["value"].notna().all()
 
 
+def test_what_an_encoder_is_too_small_for_is_named_and_all_else_is_there():
+    """One head agrees with none; on 2 x 2 patches no frequency lies below Nyquist."""
+    encoder = wrap(mini_vit(8, 1, 1, patch_size=8, image_size=16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    with pytest.warns(UserWarning, match="head_cosine has no value for 7 of 7"):
+        frame = analyse(encoder, toy(), list(METRICS))
+    without = frame[frame["value"].isna()]
+    assert set(without["metric"]) == {"head_cosine", "delta_log_amplitude", "fourier_diagonal"}
+    assert set(frame["metric"]) == set(METRICS) and not without["images"].any()
+
+
 def test_a_batch_takes_no_more_than_its_memory(monkeypatch):
     encoder, sizes = tiny(), []
     expected = analyse(encoder, toy(), NAMES, cache=False)

@@ -82,6 +82,7 @@ _cosine = partial(Metric, range=(-1.0, 1.0))
 _block = partial(Metric, stream="block")
 _spectrum = partial(_block, range=(-math.inf, 0.0), column="rank")
 _fourier = partial(_block, range=ANY, reference=_zero, column="frequency")
+_diagonal_fourier = partial(_fourier, defined=lambda e: min(e.grid) > 2)
 
 # A row per metric: its name, its function, and what `Metric` says of the rest. References are values of
 # encoders e.
@@ -91,7 +92,7 @@ _TABLE = (
     _by_head("attention_entropy", attention_entropy, reference=_one),
     _by_head("prefix_attention", prefix_attention, stream="full attention", reference=_uniform_prefix),
     _by_head("query_cosine", mean_pairwise_cosine, reference=_one),
-    _cosine("head_cosine", head_cosine, "output", reference=_zero),
+    _cosine("head_cosine", head_cosine, "output", reference=_zero, defined=lambda e: e.heads > 1),
     _cosine("attention_token_cosine", attention_token_cosine, "output", reference=_zero),
     _cosine("token_cosine", mean_pairwise_cosine, "block", reference=_zero),
     _cosine("across_attention_cosine", mean_cosine, "block to +sa"),
@@ -104,8 +105,8 @@ _TABLE = (
     _spectrum(
         "image_spectrum", image_means, cells=lambda e: range(1, e.width + 1), accumulator=ImageSpectrum
     ),
-    _fourier("delta_log_amplitude", _papers_point, cells=lambda e: _diagonal(e)[-1:]),
-    _fourier("fourier_diagonal", delta_log_amplitude, cells=_diagonal),
+    _diagonal_fourier("delta_log_amplitude", _papers_point, cells=lambda e: _diagonal(e)[-1:]),
+    _diagonal_fourier("fourier_diagonal", delta_log_amplitude, cells=_diagonal),
     _fourier(
         "fourier_radial", radial_delta_log_amplitude, cells=lambda e: radial_frequencies(e.grid).tolist()
     ),

@@ -193,7 +193,11 @@ class Accumulator(torchmetrics.Metric):
     def __init__(self, metric: "Metric", encoder: Encoder) -> None:
         super().__init__()
         self.metric = metric
-        self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
+        self.defined = metric.defined(encoder)
+        if self.defined:
+            self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
+        else:
+            self.cells = [-1 if metric.column == "head" else math.nan]
         taken = inspect.signature(metric.function).parameters.keys() & SIZES
         self.sizes = {size: getattr(encoder, size) for size in taken}
         sums = torch.zeros(4, encoder.depth + 1, len(self.cells), dtype=torch.float64)
@@ -201,6 +205,8 @@ class Accumulator(torchmetrics.Metric):
 
     def measure(self, *tensors: Tensor) -> Tensor:
         """The metric's values of a few images, unchecked: its function, with the encoder's sizes it takes."""
+        if not self.defined:
+            return torch.full((len(tensors[0]), 1), math.nan)
         return inspect.unwrap(self.metric.function)(*tensors, **self.sizes)
 
     def update(self, depth: int, values: Tensor) -> None:
@@ -274,6 +280,7 @@ class Metric:
         per_head: the cells are heads; their mean is a row of its own, head -1.
         column: what the cells of one depth are called in frames.
         cells: labels of the cells, where they are not heads.
+        defined: whether an encoder of its size has the quantity at all; where not, it is NaN.
         accumulator: class that collects the values.
     """
 
@@ -285,6 +292,7 @@ class Metric:
     per_head: bool = False
     column: str = "head"
     cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
+    defined: Callable[[Encoder], bool] = lambda encoder: True
     accumulator: type[Accumulator] = Accumulator
 
     def of(self, encoder: Encoder) -> Accumulator:

@@ -279,6 +279,8 @@ def _contradiction(encoder: Encoder) -> str | None:
     if any(n not in (s // p, -(-s // p)) for n, s, p in zip(*sides, strict=True)):
         grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)
         return f"a grid of {grid} patches contradicts images of {image} px in patches of {patch} px"
+    if math.prod(encoder.grid) < 2:
+        return f"images of {encoder.image_size} px are one patch, among which there is no attention"
     # A patch embedding without convolution says nothing of channels.
     convolution = next((part for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), None)
     means, deviations = len(encoder.mean), len(encoder.std)

@@ -279,6 +279,11 @@ def test_wrap_refuses_grey_images_with_three_means_and_half_precision():
             wrap(mini_vit(32, 1, 2).to(kind), mean=HALF, std=HALF)
 
 
+def test_wrap_refuses_a_single_patch():
+    with pytest.raises(ValueError, match="one patch"):
+        wrap(mini_vit(8, 1, 1, patch_size=16, image_size=16), mean=HALF, std=HALF)
+
+
 def test_wrap_names_an_unknown_field():
     with pytest.raises(TypeError, match="patch_sise"):
         _mini(patch_sise=4)
