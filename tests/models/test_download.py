@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import socket
+import struct
 import tarfile
 import threading
 import time
@@ -49,6 +50,7 @@ class Page:
     tag: str | None = '"v1"'
     resumable: bool = True
     break_at: list[int] = field(default_factory=list)  # bytes after which successive connections are cut
+    reset: bool = False  # cut connections end in a reset, not in an orderly close
     pause: float = 0.0
     error: int | None = None
 
@@ -99,10 +101,16 @@ def server(monkeypatch):
             if page.tag:
                 self.send_header("ETag", page.tag)
             self.end_headers()
-            if page.break_at:
+            cut = bool(page.break_at)
+            if cut:
                 body = body[: page.break_at.pop(0)]
             with suppress(ConnectionError):  # a client may hang up on us
                 self.wfile.write(body)
+            if cut and page.reset:
+                time.sleep(0.2)  # for the client to take what was sent
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                os.close(self.connection.detach())
             self.close_connection = True
 
         def log_message(self, *args):
@@ -216,6 +224,13 @@ def test_a_line_that_breaks_often_advances(server, tmp_path):
     fetch([server.address("flaky")], tmp_path / "file")
     assert server.asked[-1] == ("flaky", "bytes=4500000-")
     assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_what_came_before_a_reset_is_kept(server, tmp_path):
+    server.pages["flaky"] = Page(break_at=[900_000] * 5, reset=True)
+    fetch([server.address("flaky")], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert len(server.asked) > 3
 
 
 def test_a_body_that_is_no_weights_is_named_and_removed_and_the_mirror_asked(server, tmp_path, capsys):
