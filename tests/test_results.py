@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from nbhelpers import results
-from nbhelpers.files import cache_dir
+from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.measure import analyse
 from nbhelpers.models import MaskedAutoencoder, load, mini_vit, store, wrap
@@ -119,6 +120,25 @@ def test_rows_of_other_weights_are_refused_and_the_others_are_not(toy):
     stranger = replace(load("toy.cl"), name="toy.mim")
     with pytest.raises(StaleTableError, match=r"toy\.mim"):
         table("toy", "small", [stranger])
+
+
+def test_a_kill_between_a_table_and_its_description_leaves_no_wrong_record(toy, monkeypatch):
+    results.store("toy", "small")
+    rows = results.stored("toy", "small").assign(value=0.5)
+    names = iter(("csv", "json"))
+
+    @contextmanager
+    def killed(path):
+        if next(names) == "json":
+            raise KeyboardInterrupt
+        with atomic_path(path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(results, "atomic_path", killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.add("toy", "small", rows)
+    with pytest.raises(MissingDataError, match="no description"):
+        results.stored("toy", "small")
 
 
 @pytest.mark.parametrize("content", [None, "", "{}"])
