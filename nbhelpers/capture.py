@@ -26,8 +26,12 @@ TWO_LINES = """write the block's attention as the one call that can be seen,
     +  x = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)"""
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: sums over tokens need the digits."""
+def full_precision(tensor: Tensor) -> Tensor:
+    """Half precision, as autocast makes it, in float32, others as they are: sums need the digits; any shape.
+
+    >>> full_precision(torch.ones(1).bfloat16()).dtype, full_precision(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -84,7 +88,7 @@ class Stream:
     @property
     def patches(self) -> Tensor:
         """The patch tokens, `B N D` in float32 or better; prefix tokens dropped."""
-        return at_least_float32(self.tokens[:, self.prefix :])
+        return full_precision(self.tokens[:, self.prefix :])
 
 
 OnAttention = Callable[[Attention], None] | None

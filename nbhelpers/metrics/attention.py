@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from nbhelpers.capture import Attention, at_least_float32
+from nbhelpers.capture import Attention, full_precision
 from nbhelpers.metrics.base import remembered, require_grid, takes
 
 # Numbers of the attention maps that are in memory at a time: on a CPU they stay in the L2 cache (20 % faster
@@ -246,7 +246,7 @@ def attention_pieces(record: Attention, prefix: int) -> Iterator[tuple[Tensor]]:
     batch, heads, tokens, _ = record.query.shape
     limit = MAPS_CPU if record.query.device.type == "cpu" else MAPS_ACCELERATOR
     maps = torch.arange(batch * heads, device=record.query.device)
-    query, key = (at_least_float32(x).flatten(0, 1)[:, None] for x in (record.query, record.key))
+    query, key = (full_precision(x).flatten(0, 1)[:, None] for x in (record.query, record.key))
     unchecked = inspect.unwrap(patch_attention)
     bias = None if record.bias is None else _additive(record.bias, record.query)
     for part in maps.split(max(1, limit // tokens**2)):

@@ -14,7 +14,7 @@ import torch
 import torchmetrics
 from torch import Tensor
 
-from nbhelpers.capture import at_least_float32
+from nbhelpers.capture import full_precision
 from nbhelpers.intervals import t_quantile
 from nbhelpers.models import Encoder
 
@@ -60,7 +60,7 @@ def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable
                 raise ValueError(f"{function.__name__}: expected {expected}{sizes}, got {found}")
             for name, tensor in zip(names, tensors, strict=True):
                 require_finite(tensor, f"{function.__name__}: {name}")
-                bound.arguments[name] = at_least_float32(tensor)
+                bound.arguments[name] = full_precision(tensor)
             if rows_sum_to_one:
                 _require_probabilities(tensors[0], f"{function.__name__}: {names[0]}")
             return function(*bound.args, **bound.kwargs)
@@ -140,7 +140,7 @@ def require_finite(values: Tensor, name: str) -> None:
 def _require_probabilities(values: Tensor, name: str) -> None:
     """Raise unless the last axis sums to 1, within the rounding of its type."""
     tolerance = 2e-2 if values.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    deviation = (at_least_float32(values).sum(-1) - 1).abs().amax()
+    deviation = (full_precision(values).sum(-1) - 1).abs().amax()
     if not deviation <= tolerance:
         raise ValueError(
             f"{name} of shape {tuple(values.shape)} has rows that do not sum to 1 (off by {deviation:.2g}); "

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from nbhelpers.capture import PLACES, Attention, Stream, at_least_float32
+from nbhelpers.capture import PLACES, Attention, Stream, full_precision
 from nbhelpers.metrics.attention import attention_pieces
 from nbhelpers.metrics.base import Accumulator, remembering, require_finite
 
@@ -49,7 +49,7 @@ class Streams:
         """Measure a batch for all metrics of a stream, by pieces that are checked once for all of them."""
         takers, values = self.by_stream[stream], []
         for piece in pieces if takers else ():
-            tensors = [at_least_float32(tensor.detach()) for tensor in piece]
+            tensors = [full_precision(tensor.detach()) for tensor in piece]
             for tensor in tensors:
                 require_finite(tensor, f"{stream} at depth {depth}")
             with remembering():

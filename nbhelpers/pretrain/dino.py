@@ -13,9 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize, softmax
 
+from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
-from nbhelpers.pretrain.objective import Objective, full_precision, without_autocast
+from nbhelpers.pretrain.objective import Objective, without_autocast
 
 
 def self_distillation(

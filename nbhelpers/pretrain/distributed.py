@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from nbhelpers.pretrain.objective import full_precision
+from nbhelpers.capture import full_precision
 from nbhelpers.ranks import rank, world_size
 
 

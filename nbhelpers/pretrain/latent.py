@@ -15,9 +15,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
+from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import mean_over_ranks
-from nbhelpers.pretrain.objective import full_precision, masked_mean
+from nbhelpers.pretrain.objective import masked_mean
 from nbhelpers.pretrain.simmim import SimMIM
 
 

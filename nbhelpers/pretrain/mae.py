@@ -8,10 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from nbhelpers.capture import full_precision
 from nbhelpers.models import Encoder, MaskedAutoencoder
 from nbhelpers.models.mini import StandardisedPatchEmbed
 from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, full_precision, masked_mean
+from nbhelpers.pretrain.objective import Objective, masked_mean
 
 
 def kept_patches(

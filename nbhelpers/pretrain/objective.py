@@ -12,15 +12,6 @@ from torch import Tensor, nn
 from nbhelpers.pretrain.augment import View
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Half-precision numbers, as autocast makes them, in float32; others as they are; any shape.
-
-    >>> full_precision(torch.ones(1).bfloat16()).dtype, full_precision(torch.ones(1).double()).dtype
-    (torch.float32, torch.float64)
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def without_autocast(x: Tensor) -> torch.autocast:
     """Context without autocast on the tensor's device.
 

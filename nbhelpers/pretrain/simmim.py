@@ -9,8 +9,9 @@ from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, full_precision, masked_mean
+from nbhelpers.pretrain.objective import Objective, masked_mean
 
 
 def block_mask(

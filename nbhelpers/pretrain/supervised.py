@@ -6,8 +6,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, full_precision
+from nbhelpers.pretrain.objective import Objective
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
