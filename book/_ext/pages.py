@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -95,17 +96,22 @@ def offer_notebook(
     context["ipynb_source"] = f"{page}.ipynb"
 
 
-def mend_roles(
+def mend_body(
     app: Sphinx,
     page: str,
     template: str,
     context: dict[str, Any],
     doctree: nodes.document | None,
 ) -> None:
-    """Drop the role that docutils gives to a bibliography: its children may not have theirs inside a list."""
-    context["body"] = context.get("body", "").replace(
+    """Mend roles and line breaks of a page.
+
+    The children of a bibliography may not have their roles inside the list that docutils makes of it. A word
+    joiner keeps the punctuation after a formula on the formula's line.
+    """
+    body = context.get("body", "").replace(
         '<div role="list" class="citation-list">', "<div>"
     )
+    context["body"] = re.sub(r"(\\\)</span>)(?=[,.;:)])", "\\1\u2060", body)
 
 
 def leave_out_methods(
@@ -122,6 +128,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", serve_mathjax)
     app.connect("config-inited", link_repository)
     app.connect("html-page-context", offer_notebook)
-    app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", mend_body)
     app.connect("autodoc-skip-member", leave_out_methods)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
