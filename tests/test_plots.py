@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -129,18 +130,17 @@ def test_a_legend_below_names_every_line_once(frame):
 
 
 def test_a_legend_of_long_names_leaves_the_panels_their_size(frame):
-    plots.style()
     heights = []
-    for name in ("one", "a name that takes two thirds of the width of the whole figure, by itself"):
-        axes = plots.panels(["one", "two"])
-        for i in range(3):
-            axes[0].plot([0, i], label=f"{name} {i}")
-        plots.legend_below(axes)
-        axes[0].figure.draw_without_rendering()
-        heights.append(axes[0].get_window_extent().height)
+    with plt.style.context(Path(plots.__file__).with_name("book.mplstyle")):
+        for name in ("one", "a name that takes two thirds of the width of the whole figure, by itself"):
+            axes = plots.panels(["one", "two"])
+            for i in range(3):
+                axes[0].plot([0, i], label=f"{name} {i}")
+            legend = plots.legend_below(axes)
+            axes[0].figure.draw_without_rendering()
+            heights.append(axes[0].get_window_extent().height)
     assert heights[0] == pytest.approx(heights[1], rel=0.02)
-    legend = axes[0].figure.legends[0].get_window_extent()
-    assert legend.width <= axes[0].figure.bbox.width
+    assert legend.get_window_extent().width <= axes[0].figure.bbox.width
 
 
 def test_shared_axes_are_named_once(frame):

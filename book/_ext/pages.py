@@ -28,6 +28,8 @@ if importlib.util.find_spec("nbhelpers") is None:
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "book"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "book"], check=True)
     sys.path.insert(0, "book")"""
+# A formula within a sentence, with the punctuation that follows it.
+FORMULA = re.compile(r'<span class="math notranslate nohighlight">[^<]*</span>[,.;:)]+')
 MATHJAX = "tex-svg-full.js"  # one file, fonts and TeX extensions included: also works from file://
 
 
@@ -105,13 +107,13 @@ def mend_body(
 ) -> None:
     """Mend roles and line breaks of a page.
 
-    The children of a bibliography may not have their roles inside the list that docutils makes of it. A word
-    joiner keeps the punctuation after a formula on the formula's line.
+    The children of a bibliography may not have their roles inside the list that docutils makes of it.
+    Punctuation stays on the line of the formula before it.
     """
     body = context.get("body", "").replace(
         '<div role="list" class="citation-list">', "<div>"
     )
-    context["body"] = re.sub(r"(\\\)</span>)(?=[,.;:)])", "\\1\u2060", body)
+    context["body"] = FORMULA.sub(r'<span class="unbroken">\g<0></span>', body)
 
 
 def leave_out_methods(
