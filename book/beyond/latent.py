@@ -202,7 +202,7 @@ for name, frame in frames.items():
             way = (latent - mim) / (cl - mim) if apart else float("nan")
             lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
 none = Markdown("Drawn for the study's own models alone.")
-ways = pd.DataFrame(lines).T.map("{:.2f}".format, na_action="ignore").fillna("")
+ways = pd.DataFrame(lines).T.map(lambda each: "" if pd.isna(each) else f"{each:.2f}")
 ways if lines else none
 
 # %% [markdown]
