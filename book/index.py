@@ -87,7 +87,7 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images."}}
 frame = table(STUDIES[0], "probes")
 axes = plots.panels(
-    [f"{label}\n{plots.title(rows)}" for label, rows in frame.groupby("label")],
+    [f"{label}, {plots.title(rows)}" for label, rows in frame.groupby("label")],
     sharey=True,
 )
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):

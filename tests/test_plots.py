@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -128,6 +129,28 @@ def test_a_legend_below_names_every_line_once(frame):
     assert "CL" in names and len(names) == len(set(names))
 
 
+def test_a_legend_of_long_names_leaves_the_panels_their_size(frame):
+    heights = []
+    with plt.style.context(Path(plots.__file__).with_name("book.mplstyle")):
+        for name in ("one", "a name that takes two thirds of the width of the whole figure, by itself"):
+            axes = plots.panels(["one", "two"])
+            for i in range(3):
+                axes[0].plot([0, i], label=f"{name} {i}")
+            legend = plots.legend_below(axes)
+            axes[0].figure.draw_without_rendering()
+            heights.append(axes[0].get_window_extent().height)
+    assert heights[0] == pytest.approx(heights[1], rel=0.02)
+    assert legend.get_window_extent().width <= axes[0].figure.bbox.width
+
+
+def test_shared_axes_are_named_once(frame):
+    axes = plots.panels(["one", "two", "three"], sharex=True, sharey=True)
+    for ax in axes:
+        plots.by_depth(frame, "nmi", ax)
+    assert [ax.yaxis.label.get_visible() for ax in axes] == [True, False, True]
+    assert [ax.xaxis.label.get_visible() for ax in axes] == [False, True, True]  # nothing is below the second
+
+
 def test_a_missing_metric_is_answered_with_those_there(frame):
     with pytest.raises(ValueError, match="it has nmi"):
         plots.by_depth(frame, "nmj")
@@ -216,6 +239,8 @@ def test_maps_lie_over_the_image_at_each_models_own_depth():
     assert len(figure.axes) == 4 * 3
     assert [ax.get_title() for ax in figure.axes[:3]] == ["", "depth 1", "depth 2"]
     assert [ax.get_title() for ax in figure.axes[6:9]] == ["", "depth 6", "depth 12"]
+    assert [ax.get_title() for ax in figure.axes[3:6]] == [""] * 3
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["", "small", "", "large"]
     shown = figure.axes[8].get_images()[1].get_array()
     assert torch.equal(torch.as_tensor(shown), maps["large"][11, :, 2].mean(0).view(4, 4))
     heads = plots.head_maps(image, maps, (0.1, 0.6), 1)

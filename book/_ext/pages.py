@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ if importlib.util.find_spec("nbhelpers") is None:
     subprocess.run(["git", "clone", "--depth", "1", ADDRESS, "book"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "book"], check=True)
     sys.path.insert(0, "book")"""
+# A formula within a sentence, with the punctuation that follows it.
+FORMULA = re.compile(r'<span class="math notranslate nohighlight">[^<]*</span>[,.;:)]+')
 MATHJAX = "tex-svg-full.js"  # one file, fonts and TeX extensions included: also works from file://
 
 
@@ -95,17 +98,22 @@ def offer_notebook(
     context["ipynb_source"] = f"{page}.ipynb"
 
 
-def mend_roles(
+def mend_body(
     app: Sphinx,
     page: str,
     template: str,
     context: dict[str, Any],
     doctree: nodes.document | None,
 ) -> None:
-    """Drop the role that docutils gives to a bibliography: its children may not have theirs inside a list."""
-    context["body"] = context.get("body", "").replace(
+    """Mend roles and line breaks of a page.
+
+    The children of a bibliography may not have their roles inside the list that docutils makes of it.
+    Punctuation stays on the line of the formula before it.
+    """
+    body = context.get("body", "").replace(
         '<div role="list" class="citation-list">', "<div>"
     )
+    context["body"] = FORMULA.sub(r'<span class="unbroken">\g<0></span>', body)
 
 
 def leave_out_methods(
@@ -122,6 +130,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", serve_mathjax)
     app.connect("config-inited", link_repository)
     app.connect("html-page-context", offer_notebook)
-    app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", mend_body)
     app.connect("autodoc-skip-member", leave_out_methods)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

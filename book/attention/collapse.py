@@ -196,9 +196,10 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 #    with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Small random weights give nearly equal logits: entropy near 1, and with flat maps an NMI near 0.
+# Small random weights give nearly equal logits: entropy near 1, and with flat maps
+# an NMI near 0.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(3)
+pd.DataFrame({short[m]: late(tiny["shapes"], m) for m in METRICS}).round(3)
 
 # %% [markdown]
 # 2. **One by one, or together?** Do the heads of a block collapse together? Compare the largest with the smallest NMI
@@ -206,8 +207,9 @@ pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 heads = pd.concat(frames.values()).query("metric == 'nmi' and head >= 0")
-spread = heads.groupby(["model", "depth"], sort=False)["value"].agg(["min", "max"])
-spread.unstack("model").round(2)
+by_block = heads.groupby(["model", "depth"], sort=False)["value"]
+ends = {end: by_block.agg(end).unstack() for end in ("min", "max")}
+pd.concat(ends).round(2)
 
 # %% [markdown]
 # 3. **A map that is neither.** Write down an attention matrix of four tokens with an NMI of 0 and an entropy of ½, and

@@ -105,7 +105,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
 plots.published_by_depth(published(), "attention_distance", axes[-1])
 axes[-1].axhline(vit_b, **line)
 for ax in axes:
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.05 * ax.dataLim.ymax)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -139,7 +139,8 @@ def dots(frame, ax):
     for who, points in models:
         look = looks[who[0]] | {"linestyle": "none", "alpha": 0.6}
         ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(*who), **look)
-    ax.set(xlabel="attention entropy", ylabel="attention distance (px)", xlim=(0, 1.02))
+    y, x = map(plots.metric_label, METRICS)
+    ax.set(xlabel=x, ylabel=y, xlim=(0, 1.02))
 
 
 # %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image."}}
@@ -175,9 +176,9 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 #    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Small random weights give nearly uniform attention: about 116.49 px on 14 x 14 patches.
+# Small random weights give nearly uniform attention, of 116.49 px on this grid.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(2)
+pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}).round(2)
 
 # %% [markdown]
 # 2. **Specialists.** Which three heads of each model look furthest, and at which depth?
@@ -185,7 +186,10 @@ pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 heads = pd.concat(frames.values()).query("metric == 'attention_distance' and head >= 0")
 furthest = heads.sort_values("value", ascending=False).groupby("model").head(3)
-furthest[["model", "depth", "head", "value"]].sort_values(["model", "depth"]).round(1)
+furthest = furthest.sort_values(["model", "depth"]).set_index(
+    ["model", "depth", "head"]
+)
+furthest[["value"]].rename(columns={"value": "px"}).round(1)
 
 # %% [markdown]
 # 3. **A neighbour only.** Which distance has a head that attends to the patch on the right alone? Build its $A$ and check.

@@ -267,11 +267,11 @@ whose = {kind: rows[["model", "objective"]].values for kind, rows in passed.item
 names = {kind: [label(*who) for who in models] for kind, models in whose.items()}
 everywhere = sorted(set.intersection(*map(set, names.values())))
 class_only = sorted(set(names[KINDS[0]]) - set(names[KINDS[2]]))
-said = [
-    f"All three kinds of query: {', '.join(everywhere) or 'no encoder'}.",
-    f"Class token, but not background: {', '.join(class_only) or 'no encoder'}.",
-]
-Markdown("Who looks at the object more than its area explains? " + " ".join(said))
+everywhere, class_only = (" and ".join(them) for them in (everywhere, class_only))
+said = f"of all three kinds in {everywhere or 'no encoder'}"
+if class_only:
+    said += f", and of the class token but not of the background in {class_only}"
+Markdown(f"The object gets more attention than its area explains from queries {said}.")
 
 # %% [markdown]
 # ## What would refute it
@@ -297,10 +297,13 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 #    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below, on eight images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Nowhere in particular: each kind of query gives the object about its area.
+# Nowhere in particular: each kind of query gives the object about the area that it
+# has on these eight images.
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 ends = object_share(tiny, images.select(range(8))).query("head < 0")
-pd.DataFrame({kind: at_end(ends, kind)["value"].to_numpy() for kind in KINDS}).round(2)
+rows = {kind: at_end(ends, kind).set_index("model")["value"] for kind in KINDS}
+on = queries(tiny, images.masks[:8])[0][:, tiny.prefix :]
+pd.DataFrame(rows).assign(area=on.float().mean().item()).rename_axis(None).round(2)
 
 # %% [markdown]
 # 2. **One head at a time.** An average over heads can hide that each looks elsewhere. Draw every head of the last block
@@ -319,4 +322,4 @@ figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], dep
 patch = shares[(shares["head"] < 0) & shares["metric"].isin(KINDS[1:])]
 weight = {KINDS[1]: area, KINDS[2]: 1 - area}
 mean = patch.assign(value=patch["value"] * patch["metric"].map(weight))
-mean.groupby(["model", "depth"], sort=False)["value"].sum().unstack("model").round(2)
+mean.groupby(["model", "depth"], sort=False)["value"].sum().unstack("depth").round(2)

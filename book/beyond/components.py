@@ -167,11 +167,11 @@ for (name, label), frame in panels.items():
         left = by_label(knn[(knn["parameter"] - share).abs() < 1e-6])
         gains = {who: 100 * (left[who] - whole[who]) for who in left}
         rows[f"{name}, {label}", f"without {text}"] = gains
-pd.DataFrame(rows).round(1)
+pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
-# In points of accuracy that are gained. A gain by *removing* features is a thing that only a distance can have. A classifier that is trained would have learnt to
-# ignore them.
+# The table gives the points of accuracy that are gained. Only a distance can gain by *removing* features: a classifier that
+# is trained would have learnt to ignore them.
 #
 # ## What would refute it
 #
@@ -206,7 +206,8 @@ _, values = principal_components(features(tiny, few, [tiny.depth])[0])
 #    say then, and why may a small data set spoil it?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# All letters are of one size. With few images, the least of them are noise, now as large as the rest.
+# All letters are of one size. With few images, the least of them are noise, now as
+# large as the rest.
 from nbhelpers.probes import knn_predict
 
 parts = [study("shapes").images(split).subset(500) for split in ("train", "test")]

@@ -202,7 +202,8 @@ for name, frame in frames.items():
             way = (latent - mim) / (cl - mim) if apart else float("nan")
             lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
 none = Markdown("Drawn for the study's own models alone.")
-pd.DataFrame(lines).T.style.format("{:.2f}", na_rep="") if lines else none
+ways = pd.DataFrame(lines).T.map(lambda each: "" if pd.isna(each) else f"{each:.2f}")
+ways if lines else none
 
 # %% [markdown]
 # A row that shows was brought about by the target, as nothing else differs. Attention can become wide without the features
@@ -217,7 +218,8 @@ names |= {"BEiTv2": "distilled tokens", "MoCo v3": "contrastive", "DINO": "contr
 known = published_triples().query("size == 'ViT-B/16' and model in @names.keys()")
 wide = known.pivot(index="model", columns="metric", values="value").reindex(names)
 wide.insert(0, "target", wide.index.map(names))
-wide[["target", "knn", "linear", "attentive"]].rename_axis("published, ViT-B/16")
+wide = wide.rename(columns={"knn": "k-NN"}).rename_axis(None).rename_axis(None, axis=1)
+wide[["target", "k-NN", "linear", "attentive"]]
 
 # %% [markdown]
 # ## What would refute it
@@ -244,7 +246,8 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 #    `N_IMAGES = 200`, and look at its target.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Random features of a patch are features of its pixels: the first target is a kind of pixel target.
+# Random features of a patch are features of its pixels: the first target is a kind
+# of pixel target.
 untrained = study("shapes").encoders([(MODELS or ["shapes.random"])[0]])[0]
 streams = []
 with capture(untrained, on_stream=streams.append, places=("block",)):

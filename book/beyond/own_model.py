@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from nbhelpers import analyse, interactive, load, plots, study
 from nbhelpers.capture import capture
@@ -234,9 +234,9 @@ if two:
     apart = gaps[gaps["apart"]].groupby("metric", sort=False)
     where = apart["depth"].agg(["min", "count"])
     where = where.set_axis(["first depth apart", "depths apart"], axis=1)
-    print(f"{names[0]} less {names[1]}")
     where = where.reindex(SIDES).fillna({"depths apart": 0})
-    display(where.rename(plots.metric_label).rename_axis(None))
+    where = where.rename(plots.metric_label).rename_axis(None)
+    display(where.rename_axis(f"{names[0]} less {names[1]}", axis=1))
 else:
     print("with two models, this is where their differences are drawn")
 
@@ -246,7 +246,8 @@ else:
 # The same, as a folder with a page, its figures and the numbers behind them:
 #
 # ```bash
-# python -m nbhelpers.analyse vit_small_patch16_224.dino --images /path/to/images --out report
+# python -m nbhelpers.analyse vit_small_patch16_224.dino \
+#     --images /path/to/images --out report
 # ```
 #
 # Two models on one line are compared, `python -m nbhelpers.analyse before.pth after.pth --images ... --out report`.
@@ -400,14 +401,15 @@ from nbhelpers.files import DATA
 families = pd.read_csv(DATA / "coverage.csv").convert_dtypes()
 families = families.set_index("family")
 analysed = families[families["outcome"] == "analysed"]
-analysed.drop(columns=["outcome", "reason"]).rename_axis(None)
+analysed.drop(columns=["outcome", "reason", "heads"]).rename_axis(None)
 
 # %% [markdown] tags=["site"]
 # And these are refused, with the reason:
 
 # %% tags=["site"]
 refused = families[families["outcome"] == "refused"]
-refused[["reason"]].style  # all of each line
+reasons = refused["reason"].str.partition("cannot be read: ")[2]
+Markdown("\n".join(f"- `{family}`: {reason}." for family, reason in reasons.items()))
 
 # %% [markdown] tags=["site"]
 # ## Try it yourself

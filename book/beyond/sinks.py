@@ -158,11 +158,13 @@ pd.DataFrame(rows).T.round(3)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Flat attention: the class token gets its 1 part in 197, and no token stands out.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(4)
+rows = {plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}
+pd.DataFrame(rows).T.round(4)
 
 # %% [markdown]
 # 2. **Where are they?** In which patch of the image lies the token of the largest norm, for the eight images above?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 place = norm.argmax(-1).cpu().numpy()  # B
-pd.DataFrame({"row": place // b.grid[1], "column": place % b.grid[1]})
+rows = {"row": place // b.grid[1], "column": place % b.grid[1]}
+pd.DataFrame(rows).rename_axis("image").T

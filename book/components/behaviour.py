@@ -140,7 +140,7 @@ def against(probed, tuned, ax, **more):
         look = looks[row.model] | {"linestyle": "none", "lw": 1} | more
         look["label"] = label(row.model, row.objective) if named else None
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
-    ax.set(xlabel="linear probe, last layer", ylabel="fine-tuned")
+    ax.set(xlabel="linear probe accuracy", ylabel="fine-tuned accuracy")
 
 
 paper = published().query("source.str.endswith('figure 1a')", engine="python")
@@ -238,8 +238,9 @@ wide.rename_axis(index=(None, None)).round(2)
 small = published_triples().query("images == 'CIFAR-10'")
 small = small.assign(encoder=small["model"] + ", " + small["size"])
 small = small.pivot(index="encoder", columns="metric", values="value")
-small = small[["knn", "linear", "fine_tuning"]].rename_axis("published, CIFAR-10")
-small.style.format("{:.2f}", na_rep="")
+kinds = {"knn": "k-NN", "linear": "linear", "fine_tuning": "fine-tuned"}
+small = small[[*kinds]].rename(columns=kinds).rename_axis(None, axis=1)
+small.rename_axis(None).map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # ## What every token knows
@@ -375,7 +376,7 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #    `MODELS` to their names, or look at the hidden cell below.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-older = [model for model in family if ".w64." in model]
+older = [model for model in same if ".w64." in model]
 rows = rows_of(older, table, "shapes", "fine_tuning")
 rows.query("share == 1").set_index("model")["value"].sort_values().round(3)
 

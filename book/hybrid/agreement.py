@@ -68,15 +68,16 @@ last_rows = cosines[cosines["step"] == steps[-1]]
 def which(rows, column):
     """How many rows have an interval below 0, and how many one above."""
     below, above = (rows["high"] < 0).sum(), (rows["low"] > 0).sum()
-    return f"below 0 in {below} and above 0 in {above} of {len(rows)} {column}"
+    counts = f"below 0 in {below or 'none'} and above 0 in {above or 'none'}"
+    return f"{counts} of {len(rows)} {column}"
 
 
 grows = (slopes["high"] < 0).any() and (last_rows["high"] < 0).any()
 Markdown(
     f"A conflict that grows with depth {'shows' if grows else 'does not show'} here. "
-    f"The slope is, beyond its interval, {which(slopes, 'measurements')}. The cosine at "
-    f"the last of them, after {steps[-1]} steps, is {which(last_rows, 'blocks')}, and at "
-    f"most {last_rows['value'].abs().max():.3f} away from 0."
+    f"The slope's interval lies {which(slopes, 'measurements')}. At the last of them, "
+    f"after {steps[-1]} steps, the cosine's lies {which(last_rows, 'blocks')}, and the "
+    f"cosine is at most {last_rows['value'].abs().max():.3f} away from 0."
 )
 
 # %% [markdown]
@@ -138,7 +139,7 @@ def by_step(rows, metric, ax, drawn):
 axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batches"])
 for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
     by_step(followed, metric, ax, steps)
-    ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)))
+    ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)), label="right angles")
     ax.set_ylabel("cosine between gradients")
 legend = plots.legend_below(axes)
 
@@ -203,6 +204,8 @@ balance = norms["mim"].assign(metric="balance", value=share, low=share, high=sha
 (ax,) = plots.panels(["where both losses pull alike"])
 by_step(balance, "balance", ax, steps)
 ax.set(ylabel="λ*", yscale="log")
+ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5], ticks)
+ax.minorticks_off()
 legend = plots.legend_below([ax])
 
 # %% tags=["remove-input"]
@@ -279,7 +282,7 @@ pd.DataFrame(rows).map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %%
 now = gradient_alignment(run, train, held_out, steps=[0], batches=BATCHES)
-now = now[now["metric"] == "cosine"].set_index("depth")
+now = now[now["metric"] == "cosine"].astype({"depth": int}).set_index("depth")
 now[["value", "low", "high"]].T.round(3)
 
 # %% [markdown]
@@ -306,7 +309,9 @@ now[["value", "low", "high"]].T.round(3)
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 both = followed[followed["metric"].isin(["cosine", "direction"])]
-both.pivot_table(index="step", columns=["metric", "depth"], values="value").round(2).T
+both = both.astype({"depth": int}).round(2)
+both = both.pivot_table("value", ["metric", "depth"], "step")
+both.map("{:.2f}".format, na_action="ignore").fillna("undefined")
 
 # %% [markdown]
 # 3. **Two batches of another size.** Does the cosine of CL with itself rise with the batch? Measure it at the first step.
@@ -316,8 +321,9 @@ sizes = {}
 for size in (16, 64):
     some = replace(run, batch_size=size)
     frame = gradient_alignment(some, train, held_out, steps=[0], batches=BATCHES)
-    sizes[size] = frame[frame["metric"] == "cl_cosine"].set_index("depth")["value"]
-pd.DataFrame(sizes).rename_axis(columns="batch size").round(3)
+    frame = frame[frame["metric"] == "cl_cosine"].astype({"depth": int})
+    sizes[size] = frame.set_index("depth")["value"]
+pd.DataFrame(sizes).rename_axis(columns="batch size").T.round(3)
 
 # %% [markdown]
 # 4. **Class tokens.** Compare these instead of mean patch tokens: `nbhelpers.probes.cka_by_depth(..., pool="class")`. CL is

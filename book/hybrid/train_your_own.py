@@ -206,13 +206,14 @@ Markdown(text)
 #
 # The encoder is the file `yours.safetensors` in `FOLDER`, until this page runs again. Put its path into `MODELS` of any
 # chapter whose table is computed there, and the figures are drawn for your encoder too. A longer run, which survives being
-# interrupted, is one line in a shell:
+# interrupted, is one command in a shell:
 #
 # ```bash
-# python -m nbhelpers.pretrain --study shapes --objective hybrid-0.2 --seed 7 --images 100000
+# python -m nbhelpers.pretrain --study shapes --objective hybrid-0.2 \
+#     --seed 7 --images 100000
 # ```
 #
-# It goes on where it stopped when the same line is given again, and ends in `data/encoders` under a name that `MODELS` knows,
+# It goes on where it stopped when the same command is given again, and ends in `data/encoders` under a name that `MODELS` knows,
 # `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
 
 # %% [markdown]

@@ -141,7 +141,8 @@ for batch, y in zip(x, labels, strict=True):  # in the place of your training lo
     spread = tokens[:, 1:].var(1).mean()
     seen.append(loss_gradients([classify, spread], vit.blocks))  # S L P
 frame = block_alignment(torch.stack(seen))
-frame[frame["metric"] == "cosine"].drop(columns="metric").round(3)
+frame = frame[frame["metric"] == "cosine"].astype({"depth": int})
+frame.set_index("depth").drop(columns="metric").round(3)
 
 # %% [markdown]
 # Below 0 in a block, the two losses want different things of it.

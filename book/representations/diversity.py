@@ -217,9 +217,11 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 #    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Small weights: flat attention gives all tokens nearly the same output, and blocks change little.
+# Small weights: flat attention gives all tokens nearly the same output, and blocks
+# change little.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in METRICS}).round(3)
+rows = {plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}
+pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # 2. **As unlike as can be.** Which $\bar c$ have five unit vectors spread evenly over a circle? Why can no five vectors
@@ -235,9 +237,10 @@ c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1))
 #    other, block by block.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# A low NMI makes outputs alike. The reverse need not hold: values may be alike where maps are not.
+# A low NMI makes outputs alike. The reverse need not hold: values may be alike
+# where maps are not.
 pair = ["nmi", "attention_token_cosine"]
 few, _ = gather(["shapes"], pair, MODELS, n_images=min(64, N_IMAGES))
 whole = few["shapes"].query("head < 0")
-table = whole.pivot_table("value", "depth", ["model", "metric"], sort=False)
-table.round(2)
+whole = whole.replace({"metric": {m: plots.metric_label(m) for m in pair}})
+whole.pivot_table("value", ["model", "metric"], "depth", sort=False).round(2)

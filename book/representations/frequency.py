@@ -182,13 +182,14 @@ pd.DataFrame(rows).round(2)
 #    $F(f)$ for $f > 0$, and what to $\Delta F$?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# The mean is the constant part alone: F(f > 0) stays, of F(0) only rounding is left, and ΔF means nothing any more.
+# The mean is the constant part alone: F(f > 0) stays, of F(0) only rounding is
+# left, and ΔF means nothing any more.
 from nbhelpers.metrics import log_amplitude
 
 centred = z - z.mean(1, keepdim=True)
 both = {"before": z, "after": centred}
 rows = {key: log_amplitude(each, grid).mean(0)[:4].cpu() for key, each in both.items()}
-pd.DataFrame(rows).round(2)
+pd.DataFrame(rows).rename_axis("f").T.round(2)
 
 # %% [markdown]
 # 3. **The roughest picture.** For which tokens on a grid of 4 x 4 is $\Delta F$ as large as it can be at the radius

@@ -144,7 +144,7 @@ from nbhelpers.probes import silhouette_by_depth
 groups, absent = {}, {}
 for name in STUDIES:
     if study(name).missing:
-        absent[name] = "computed where the photographs are"
+        absent[name] = "needs the photographs, which are not on this machine"
         continue
     source = study(name).images("test")
     few, kind = source.subset(18, SEED), next(iter(source.labels))
@@ -152,7 +152,7 @@ for name in STUDIES:
     scores = [silhouette_by_depth(encoder, few, kind) for encoder in encoders]
     groups[name] = pd.concat(scores).assign(source="computed")
 
-# %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, a line per model in one panel per study, with a dashed line at 0 where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups. Photographs that are not on the machine leave their panel empty."}}
+# %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, a line per model in one panel per study, with a dashed line at 0 where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups."}}
 titles = [study(name).title for name in [*groups, *absent]]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, groups.values(), strict=False):
@@ -193,7 +193,7 @@ scorecard.rows("representations/geometry", STUDIES, MODELS)
 # Near 1: flat attention gives each token the same mean of the values.
 which = ["common_update_share"]
 tiny, _ = gather(["shapes"], which, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(3)
+pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in which}).round(3)
 
 # %% [markdown]
 # 2. **Each on its own.** Why is the share of independent updates $1/N$ and not 0? Try it with random vectors.
@@ -217,7 +217,8 @@ figure = token_steps(study("cifar10").encoders(), photographs(32), 0)
 #    which each image has a colour. Does it show more groups than the silhouette says?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "A map of the patch tokens of a few images by t-SNE, coloured by image."}}
-# A map shows neighbours and distorts distances: a lattice of small clumps is places, not images.
+# A map shows neighbours and distorts distances: a lattice of small clumps is
+# places, not images.
 from nbhelpers.probes import token_map
 
 six = study("shapes").images("test").subset(6, SEED)

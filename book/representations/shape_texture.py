@@ -182,14 +182,15 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 #    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# What it covers is colour and roughness, which say more about texture: few trials, and a bias that is hardly known.
+# What it covers is colour and roughness, which say more about texture: few trials,
+# and a bias that is hardly known.
 from nbhelpers.probes import shape_bias_by_depth
 
 parts = {"train": 600, "val": 200, "test": 64}
 splits = [study("shapes").images(split).subset(count) for split, count in parts.items()]
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 rows = shape_bias_by_depth(tiny, *splits, depths=[tiny.depth])
-rows[["metric", "value", "low", "high", "images"]].round(2)
+rows.set_index("metric")[["value", "low", "high", "images"]].round(2)
 
 # %% [markdown]
 # 2. **Other damage.** Which of the two does a low-pass filter cost more, and which the shuffling of patches? The table
@@ -197,14 +198,21 @@ rows[["metric", "value", "low", "high", "images"]].round(2)
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 drops = pd.concat([pd.DataFrame(), *(at_end(each, "drop") for each in noise.values())])
-keys = ["change", "label", "parameter", "model"]
-drops.groupby(keys)["value"].mean().unstack().round(2) if len(drops) else "no table"
+wanted = "change in ['low-pass', 'patch-shuffle'] and label != 'texture'"
+if len(drops):  # the loss of accuracy
+    drops = drops.query(wanted)
+    who = zip(drops["study"], drops["model"], strict=True)
+    drops["model"] = [model.removeprefix(f"{name}.") for name, model in who]
+    keys = ["study", "change", "parameter", "model"]
+    drops = drops.set_index(keys)["value"].unstack().round(2)
+drops if len(drops) else "no table"
 
 # %% [markdown]
 # 3. **By hand.** Of 200 trials, 30 go to the shape, 20 to the texture. What are bias and coverage, and would you believe
 #    the bias of an encoder of ten classes?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Bias 0.6, coverage 0.25: hardly above the 0.2 of guessing, and the interval holds one half.
+# Bias 0.6, coverage 0.25: hardly above the 0.2 of guessing, and the interval holds
+# one half.
 decided = torch.tensor([1] * 30 + [2] * 20 + [0] * 150)
 shape_bias(decided, torch.ones(200), torch.full((200,), 2))

@@ -161,7 +161,7 @@ pd.DataFrame(rows).T.round(1)
 # One number hides where the variance goes. A flat curve uses many directions, a steep one few. After the last block, over
 # the tokens of an image:
 
-# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank; mean over images. Tokens have one rank less than their number."}}
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank; mean over images. Tokens have one rank less than their number. What lies below −15 is not drawn."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     last = at_end(frame, "token_spectrum")
@@ -220,10 +220,10 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 #    224 px? Check with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Few, of the 195 that 196 tokens could use: read it beside the untrained encoder in the figures.
+# Few, of the 195 that 196 tokens could use; compare with `random` in the figures.
 which = ["token_effective_rank"]
 tiny, _ = gather(["shapes"], which, ["random:vit_tiny_patch16_224"], n_images=16)
-pd.DataFrame({metric: late(tiny["shapes"], metric) for metric in which}).round(1)
+pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in which}).round(1)
 
 # %% [markdown]
 # 2. **Cigar and ball.** Make a cloud of 100 points with an effective rank near 1, and one near 3, in three dimensions.
@@ -239,7 +239,8 @@ directions(cigar), directions(ball)
 #    directions are left that depend on the image?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# What goes is the same in every image. Where it held the largest variances, the rank rises.
+# What goes is the same in every image. If it varied most, the rank rises.
 without = z - z.mean(0)
 clouds = {"all": z, "without places": without}
-pd.DataFrame({name: directions(cloud).cpu() for name, cloud in clouds.items()}).round(1)
+ranks = {name: directions(cloud).cpu() for name, cloud in clouds.items()}
+pd.DataFrame(ranks).rename_axis("image").T.round(1)

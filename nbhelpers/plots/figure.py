@@ -112,26 +112,43 @@ def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = Non
     columns = columns or min(2, len(titles))
     rows = -(-len(titles) // columns)
     size = (7.2 if columns < 3 else 9.6, rows * height)
-    axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)[1]
-    for ax in axes.flat[len(titles) :]:
-        ax.axis("off")
-        ax.set_label(SPARE)
-        for above in axes[:-1, -1]:
+    with plt.rc_context({"figure.constrained_layout.h_pad": 0.08}):  # a title is no part of the row above
+        axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)[1]
+    # What panels share is named once, also by whoever sets a label later.
+    for ax in axes[:, 1:].flat if options.get("sharey") else ():
+        ax.yaxis.label.set_visible(False)
+    for ax in axes[:-1].flat if options.get("sharex") else ():
+        ax.xaxis.label.set_visible(False)
+    for column in range(len(titles) - (rows - 1) * columns, columns):
+        axes[-1, column].axis("off")
+        axes[-1, column].set_label(SPARE)
+        for above in axes[-2:-1, column]:
             above.tick_params(labelbottom=True)
+            above.xaxis.label.set_visible(True)
     for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(title)
     return axes.ravel()[: len(titles)]
 
 
 def legend_below(axes: Sequence[Axes]) -> Legend:
-    """One legend of the whole figure, each name once: in a cell without a panel, else below the panels."""
+    """One legend of the whole figure, each name once: in a cell without a panel, else below the panels.
+
+    Below them, the figure grows by the legend's height, and has as many rows of names as its width asks for.
+    """
     figure = np.ravel(axes)[0].figure
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in np.ravel(axes)]
     handles = {name: handle for pair in pairs for handle, name in pair}
+    entries = handles.values(), handles.keys()
     if spare := [ax for ax in figure.axes if ax.get_label() == SPARE]:
-        return spare[0].legend(handles.values(), handles.keys(), loc="center")
-    place = {"loc": "outside lower center", "ncols": min(len(handles), 4)}
-    return figure.legend(handles.values(), handles.keys(), **place)
+        return spare[0].legend(*entries, loc="center")
+    for rows in range(1, len(handles) + 2):
+        legend = figure.legend(*entries, loc="outside lower center", ncols=-(-len(handles) // rows))
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or rows >= len(handles):
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+    return legend
 
 
 def note(ax: Axes, text: str) -> Axes:

@@ -73,22 +73,27 @@ def query_maps(
 ) -> Figure:
     """Attention maps, averaged over heads, of queries on one image, drawn over it; a row per model and query.
 
+    A model's name stands beside its middle row, its depths above its first one if they are not those above.
+
     Args:
         image: uint8 `1 C H W`, as the models see it.
         maps: attention among the patches, `L H N N`, by what the model is called.
         queries: places in the image, as shares of its height and width from the upper left corner.
         depths: shares of each model's depth, a column each; 1 is its last block.
     """
-    rows = [(name, query) for name in maps for query in queries]
-    shape = (len(rows), 1 + len(depths))
-    figure, axes = plt.subplots(*shape, figsize=(1.44 * shape[1], 1.6 * shape[0]), squeeze=False)
-    for line, (name, query) in zip(axes, rows, strict=True):
-        grid = _grid(maps[name].shape[-1], image[0])
-        token = _cell(line[0], image[0], grid, query)
-        line[0].set_ylabel(name)
-        for ax, depth in zip(line[1:], _blocks(depths, len(maps[name])), strict=True):
-            _cell(ax, image[0], grid, query, maps[name][depth - 1, :, token].mean(0))
+    shape = (len(maps) * len(queries), 1 + len(depths))
+    figure, axes = plt.subplots(*shape, figsize=(1.44 * shape[1], 1.44 * shape[0] + 0.3), squeeze=False)
+    named: list[int] = []
+    for part, (name, attention) in zip(np.split(axes, len(maps)), maps.items(), strict=True):
+        grid, blocks = _grid(attention.shape[-1], image[0]), _blocks(depths, len(attention))
+        part[len(queries) // 2, 0].set_ylabel(name)
+        for line, query in zip(part, queries, strict=True):
+            token = _cell(line[0], image[0], grid, query)
+            for ax, depth in zip(line[1:], blocks, strict=True):
+                _cell(ax, image[0], grid, query, attention[depth - 1, :, token].mean(0))
+        for ax, depth in zip(part[0, 1:], blocks if blocks != named else (), strict=False):
             ax.set_title(f"depth {depth}")
+        named = blocks
     return figure
 
 
@@ -134,8 +139,10 @@ def token_steps(
     """
     shape = (len(steps), len(depths))
     figure, axes = plt.subplots(*shape, figsize=(7.2, 1.9 * shape[0]), squeeze=False)
+    named: list[int] = []
     for line, (name, blocks) in zip(axes, steps.items(), strict=True):
-        for ax, depth in zip(line, _blocks(depths, len(blocks)), strict=True):
+        shown = _blocks(depths, len(blocks))
+        for ax, depth in zip(line, shown, strict=True):
             before, after = blocks[depth - 1]
             start, end, _ = token_pca(before, after, components=2)
             moves = torch.stack([start, end], 1).numpy()
@@ -143,8 +150,10 @@ def token_steps(
             ax.scatter(*end.T.numpy(), s=5, color=colours[name], lw=0)
             share = common_update_share(before[None], after[None]).item()
             ax.set(xticks=[], yticks=[], xlabel=f"common: {share:.2f}", aspect="equal", adjustable="datalim")
-            ax.set_title(f"depth {depth}")
+            if shown != named:
+                ax.set_title(f"depth {depth}")
         line[0].set_ylabel(name)
+        named = shown
     return figure
 
 

@@ -1,9 +1,11 @@
 """What the book's Sphinx extensions add to a page, on a scratch chapter."""
 
 import importlib
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import pytest
@@ -75,6 +77,11 @@ def test_formulas_need_no_other_host(site: Path) -> None:
     assert len(mathjax) == 1 and (site / mathjax[0]).stat().st_size > 1e6
 
 
+def test_punctuation_stays_with_the_formula_before_it(site: Path) -> None:
+    text = (site / "chapter.html").read_text()
+    assert re.search(r'<span class="unbroken"><span class="math[^<]*</span>\.</span>', text)
+
+
 def test_notebook_and_script_can_be_downloaded(site: Path) -> None:
     links = Attributes(site / "chapter.html", "a", "href").values
     assert {"_sources/chapter.py", "_sources/chapter.ipynb"} <= set(links)
@@ -109,6 +116,15 @@ def test_a_fork_links_to_itself(site: Path) -> None:
     links = Attributes(site / "chapter.html", "a", "href").values
     assert "https://github.com/someone/a-fork/edit/main/book/chapter.py" in links
     assert any(link.startswith("https://mybinder.org/v2/gh/someone/a-fork/main") for link in links)
+
+
+def test_without_an_address_nothing_links_to_a_repository(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    for name in ("BOOK_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+    config = SimpleNamespace(html_theme_options={})
+    importlib.import_module("pages").link_repository(None, config)
+    assert config.html_theme_options == {} and config.repository_address == ""
 
 
 def test_reference_page_lists_every_module_of_metrics() -> None:
