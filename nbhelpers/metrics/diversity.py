@@ -17,7 +17,7 @@ def mean_pairwise_cosine(vectors: Tensor) -> Tensor:
         vectors: `... M D`, M at least 2. A zero vector counts as orthogonal to all.
 
     Returns:
-        `...` in -1/(M-1)..1: 1 when all vectors point one way, 0 when they are orthogonal.
+        Values `...` in -1/(M-1)..1: 1 when all vectors point one way, 0 when they are orthogonal.
 
     Raises:
         ValueError: fewer than two vectors, or values that are not finite.

@@ -54,8 +54,8 @@ def effective_rank(spectrum: Tensor) -> Tensor:
         spectrum: log eigenvalues `... R`, absolute or relative to the largest; NaN ranks are left out.
 
     Returns:
-        `...` in 1..R: 1 when all variance lies in one direction, R when all directions have the same; NaN
-        where no rank is left.
+        Values `...` in 1..R: 1 when all variance lies in one direction, R when all directions have the same;
+        NaN where no rank is left.
 
     Source: Roy and Vetterli 2007, "The effective rank", here of the covariance.
 
