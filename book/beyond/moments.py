@@ -8,8 +8,8 @@
 # # When do the findings appear?
 #
 # **Claim.** Masked image modelling has its traits early; those of contrastive learning are the work of a long training. First
-# the tokens of a contrastive encoder become alike and its attention nearly uniform, and only later do its heads and depths
-# part.
+# the tokens of a contrastive encoder become alike and its attention nearly uniform, and only much later do its heads and
+# depths part.
 #
 # Every other chapter looks at encoders at the *end* of their training. So a finding about "contrastive learning" is one
 # about contrastive learning after so many images, and who trains a tenth as long may find something else. A photograph in
@@ -95,26 +95,31 @@ def read(frame, metric, reading):
 # ## Result
 
 # %% tags=["hide-input"]
-said = []
+said, lines = [], {}
 for name, frame in followed.items():
-    cl = read(frame[frame["objective"] == "CL"], "token_cosine", "last")
-    long = ends[name][ends[name]["objective"] == "CL"]
-    if len(cl) and len(long):
-        end = read(long, "token_cosine", "last").sort_values("seen").iloc[-1]
-        top = cl.loc[cl["value"].idxmax()]
-        falls = difference(
-            *(Interval(*each[["value", "low", "high"]]) for each in (top, end))
-        )
-        said.append(
-            f"On `{name}`, that CL's tokens first become alike and then part "
-            f"**{scorecard.verdict(falls)}**: untrained, their cosine after the last block "
-            f"is {cl['value'].iloc[0]:.2f}; it is {top['value']:.2f} after "
-            f"{top['seen']:,.0f} images, and {end['value']:.2f} after {end['seen']:,.0f}, "
-            "in a wider encoder."
-        )
+    cosines, long = (read(each, "token_cosine", "last") for each in (frame, ends[name]))
+    for kind, rows in cosines.groupby("objective"):
+        top, end = rows.loc[rows["value"].idxmax()], long[long["objective"] == kind]
+        end = end.sort_values("seen").iloc[-1]
+        ours = {"untrained": rows["value"].iloc[0], "highest": top["value"]}
+        ours |= {"reached after": f"{top['seen']:,.0f} images", "shipped": end["value"]}
+        lines[name, kind] = ours | {"after": f"{end['seen']:,.0f} images"}
+        if kind == "CL":
+            both = (Interval(*each[["value", "low", "high"]]) for each in (top, end))
+            verdict = scorecard.verdict(difference(*both))
+            said.append(
+                f"On `{name}`, that CL's tokens become alike and then part {verdict}."
+            )
 Markdown(" ".join(said) or "No training was followed on these studies.")
 
+# %% tags=["hide-input"]
+of = pd.DataFrame(lines).T.rename_axis(index=("study", "tokens of"))
+of.style.format(lambda x: x if isinstance(x, str) else f"{x:.2f}")
+
 # %% [markdown]
+# The table holds the cosine between the tokens of an image after the last block; the last two columns are of the encoders
+# that the rest of the book draws, which are wider. MIM passes through the same state, and leaves it soon.
+#
 # An interval is over images, of one training each. The last points of a figure are other encoders than its line: those that
 # the rest of the book draws.
 #
@@ -190,10 +195,10 @@ axes = draw("token_cosine", "last")
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# An untrained encoder has alike tokens already, since all of them pass through the same random maps. MIM has to tell patches
-# apart to paint them, and does so from the start. CL is asked about the image as a whole, and a mean over equal tokens is a
-# cheap answer; it gives that answer first. What the tokens of an image do *not* share is of use only once the shared part is
-# as good as it gets.
+# An untrained encoder has alike tokens already, since all of them pass through the same random maps. Both objectives make
+# them more alike at first: the mean of all patches is the first thing worth knowing, about a hidden patch as about an image.
+# A masked encoder must go on to tell patches apart, or it paints every hidden one alike. A contrastive one is asked about
+# the image as a whole, and stays there for as long as the shared part of the tokens can be made better.
 #
 # ## Attention differs from query to query
 
@@ -212,7 +217,9 @@ legend = plots.legend_below(axes)
 # the paper's finding without what it stands for: it looks everywhere since it has not learnt where to look. NMI and
 # [entropy](../attention/collapse.py) tell the two cases apart, distance alone does not.
 #
-# ## And meanwhile the features are read ever better
+# ## Features come before attention
+#
+# Does an encoder whose attention is uniform and whose tokens are alike learn anything? Its features say so.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block (shape on generated images, class on photographs) against images seen; lines and dots as above. Dotted: the untrained encoder."}}
 axes = draw("linear", "last")
@@ -226,24 +233,71 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
 
 # %% [markdown]
+# While CL's tokens are at their most alike, what they share becomes ever easier to read. Attention that is the same for every
+# query is an average, and averages with good patch-wise layers between them suffice for a long way. So a collapse of
+# attention is not a failure of training, and its absence no merit; each objective has features of its own to show.
+#
 # ## Which claims turn?
 #
 # The rule of the [scorecard](../index.py), applied at every moment as if training had ended there: ✓ shows, ✗ does not, ?
-# undecided. The last column is the verdict on the encoders that the book ships, which are longer trained, mostly twice as
-# wide, and in part of several seeds.
+# undecided. The last column is the verdict on the encoders that the book ships: longer trained, mostly twice as wide, and
+# in part of several seeds.
 
 # %% tags=["hide-input"]
-grids = {}
+grids, said = {}, []
 for name, frame in followed.items():
-    if frame["objective"].nunique() == 2:
-        together = frame.groupby("objective")["seen"].max().min()
-        card = scorecard.along(name, frame[frame["seen"] <= together])
-        at_end = scorecard.scorecard([name]).assign(seen="end")
-        card = pd.concat([card, at_end[at_end["number"].isin(card["number"])]])
-        card["sign"] = card["verdict"].map(lambda verdict: scorecard.MARKS[verdict][0])
-        keys = ["number", "claim"]
-        grid = card.pivot_table("sign", keys, "seen", "first", sort=False)
-        grid.columns = [f"{n / 1000:.0f}k" if n != "end" else n for n in grid.columns]
-        grids[name] = grid
-none = Markdown("No two trainings were followed.")
-pd.concat(grids, names=["study"]) if grids else none
+    if frame["objective"].nunique() < 2:
+        continue
+    reached = frame.groupby("objective")["seen"].max().min()
+    card = scorecard.along(name, frame[frame["seen"] <= reached])
+    chosen = [
+        claim for claim in scorecard.CLAIMS if claim.number in set(card["number"])
+    ]
+    card = pd.concat([card, scorecard.scorecard([name], chosen).assign(seen="end")])
+    card["sign"] = card["verdict"].map(lambda verdict: scorecard.MARKS[verdict][0])
+    grid = card.pivot_table("sign", ["number", "claim"], "seen", "first", sort=False)
+    grid.columns = [n if n == "end" else f"{n / 1000:.0f}k" for n in grid.columns]
+    turned = grid[grid.iloc[:, 1:].nunique(axis=1) > 1].index.get_level_values("number")
+    same = grid.iloc[:, 1:-1].eq(grid["end"], axis=0).sum()
+    grids[name] = grid.rename_axis(index=(None, "claim"))
+    said.append(
+        f"On `{name}`, {len(turned)} of {len(grid)} claims change their verdict after the "
+        f"first moment ({', '.join(turned)}). {same.iloc[0]} have the verdict of the end "
+        f"after {same.index[0]} images, and {same.iloc[-1]} after {same.index[-1]}."
+    )
+Markdown(" ".join(said) or "No two trainings were followed.")
+
+# %% tags=["hide-input"]
+pd.concat(grids) if grids else Markdown("")
+
+# %% [markdown]
+# Where a row changes its sign, two papers with trainings of different length would contradict each other and both be right.
+# Some traits that the paper names are those of a *middle* age: they come, and they go again in the encoders that are trained
+# longest. A "✓" at the untrained encoder (0k) warns of the opposite: what an untrained network has is no effect of training.
+#
+# ## What would refute it
+#
+# A contrastive training whose tokens are never more alike than those of the untrained encoder; or a masked one whose traits
+# come later than the contrastive one's. This is one training of each kind, of width 64, on generated images: the order of
+# events is the finding, not the number of images at which they happen. That depends on width, batch, views and images.
+#
+# ```bash
+# python -m nbhelpers.results --study shapes --table along_training
+# ```
+#
+# repeats it, which takes hours on a CPU; interrupted, it goes on where it was.
+#
+# ## Takeaways
+#
+# - Before you compare two objectives, ask whether both are at the same point of their training. Equal numbers of images do
+#   not make them so.
+# - Far-reaching attention of a young encoder is uniform attention. Look at NMI before you look at distance.
+# - Alike tokens do not mean that nothing is learnt. What they share may be just what the task asks for.
+#
+# ## Exercises
+#
+# 1. **Another objective.** Set `OBJECTIVE = "mim"`: does the small encoder of this page pass through alike tokens as well?
+# 2. **Faster out of it?** Give the small encoder ten times as many images, and then half the learning rate
+#    (`replace(run, learning_rate=...)`). Which of the two decides when tokens part?
+# 3. **Your own training.** `measure` needs an encoder, and `nbhelpers.models.wrap` makes one of your module. Call it from
+#    your training loop at the steps that `moments` gives.
