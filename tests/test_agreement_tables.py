@@ -74,7 +74,7 @@ def test_the_stored_gradients_are_those_of_the_initialisation():
         assert ours == pytest.approx(theirs, rel=1e-3, abs=near.get(metric, 1e-4)), metric
 
 
-def test_a_training_is_followed_from_random_weights_to_the_encoders_own_end(shapes, monkeypatch):
+def test_a_training_is_followed_from_random_weights_to_its_end(shapes, monkeypatch):
     monkeypatch.setattr(tables, "moments", lambda run: [1, run.steps])
     sources = [shapes.images("train"), shapes.images("val")]
     run = replace(recipe("shapes", "mim").of_width(32), images=12, batch_size=6, seed=3)

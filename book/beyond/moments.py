@@ -120,8 +120,9 @@ of.style.format(lambda x: x if isinstance(x, str) else f"{x:.2f}")
 # The table holds the cosine between the tokens of an image after the last block; the last two columns are of the encoders
 # that the rest of the book draws, which are wider. MIM passes through the same state, and leaves it soon.
 #
-# An interval is over images, of one training each. The last points of a figure are other encoders than its line: those that
-# the rest of the book draws.
+# An interval is over images, of one training each. Lines are of a training by today's recipe; dots are other encoders, which
+# the rest of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by
+# then, and the contrastive ones of width 64 had heads half as wide as the line's.
 #
 # ## The quantity
 #

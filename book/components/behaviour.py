@@ -309,7 +309,8 @@ plots.download(sized, "width")
 # ## Trained for longer
 #
 # What only a short training makes should fade with a longer one. CL and MIM from the shortest to the longest training; the
-# longest are also **twice as wide**, so the last step is not of length alone.
+# longest are also **twice as wide**, so the last step is not of length alone. What happens *within* a training is told in
+# [When do the findings appear?](../beyond/moments.py).
 
 # %% tags=["hide-input"]
 lengths = []

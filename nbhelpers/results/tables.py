@@ -54,7 +54,7 @@ COMPARED = 1_000  # images whose features are compared between encoders
 OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
-REPEATED = ".w64.n600000"  # width and length of the pair whose training is repeated and measured on the way
+FOLLOWED = ".w64.n600000"  # width and length of the pair whose like is trained and measured on the way
 OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
 
@@ -352,13 +352,13 @@ def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
     "along_training",
     lambda study: _drawn(study, TRAIN),
     code="pretrain",
-    models=lambda study: tuple(f"{study.name}.{objective}{REPEATED}" for objective in PAIR),
+    models=lambda study: tuple(f"{study.name}.{objective}{FOLLOWED}" for objective in PAIR),
     slow=True,
     hours=True,
     why=SMALL,
 )
 def _along_training(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """Metrics and probes from the first to the last step of a training, that of the encoder repeated."""
+    """Metrics and probes along a training by today's recipe, of the encoder's objective, size and length."""
     trained, chosen = encoder.provenance["recipe"], study(encoder.provenance["study"])
     like = {key: trained[key] for key in ("width", "heads", "images", "batch_size", "seed")}
     run = replace(recipe(chosen.name, trained["objective"]), **like)
