@@ -343,6 +343,15 @@ def test_a_model_that_fails_is_reported_and_the_queue_goes_on(monkeypatch, capsy
     assert "mim failed: not finite at step 3" in capsys.readouterr().out
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests were started in the background and would ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, capfd, tmp_path):
     def train(chosen, *_, **__):
         (tmp_path / chosen.objective).touch()
