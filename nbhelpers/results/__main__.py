@@ -25,9 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := study(options.study).missing:
         print(missing, file=sys.stderr)
         return 1
-    wanted = [table for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
-    made = [table.name for table in wanted if not table.hours or torch.cuda.is_available()]
+    made = [table.name for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
     for name in options.table or made:
+        if TABLES[name].hours and not options.table and not torch.cuda.is_available():
+            print(f"left out {name}: it takes hours without a GPU; --table {name} makes it nevertheless")
+            continue
         try:
             print(store(options.study, name, fresh=options.fresh))
             if old := outdated(options.study, name):
