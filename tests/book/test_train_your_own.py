@@ -6,8 +6,10 @@ import jupytext
 import nbformat
 import papermill
 import pytest
+from PIL import Image
 
 from nbhelpers import load
+from nbhelpers.images import shapes
 
 CHAPTER = Path(__file__).parents[2] / "book" / "hybrid" / "train_your_own.py"
 
@@ -17,7 +19,12 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own, which shows figures
     notebook = tmp_path / "chapter.ipynb"
     jupytext.write(jupytext.read(CHAPTER), notebook)
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number, image in enumerate(shapes("test").batch(range(60))):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(photographs / f"{number}.png")
     parameters = {
+        "STUDY": f"folder:{photographs}",
         "OBJECTIVE": "hybrid-0.3",
         "SECONDS": 0,
         "BATCH_SIZE": 8,
