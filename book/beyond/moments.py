@@ -27,9 +27,7 @@
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
-OBJECTIVE = (
-    "cl"  # what the small encoder of this page learns from: cl, mim, latent, dino
-)
+OBJECTIVE = "cl"  # of the small encoder of this page: cl, mim, latent, dino
 N_IMAGES = 64  # test images that it is measured on
 SEED = 0
 
@@ -40,7 +38,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
@@ -108,7 +106,7 @@ for name, frame in followed.items():
             both = (Interval(*each[["value", "low", "high"]]) for each in (top, end))
             verdict = scorecard.verdict(difference(*both))
             said.append(
-                f"On `{name}`, that CL's tokens become alike and then part {verdict}."
+                f"CL's tokens become alike, and part: on `{name}` this {verdict}."
             )
 Markdown(" ".join(said) or "No training was followed on these studies.")
 
@@ -256,11 +254,12 @@ for name, frame in followed.items():
     ]
     card = pd.concat([card, scorecard.scorecard([name], chosen).assign(seen="end")])
     card["sign"] = card["verdict"].map(lambda verdict: scorecard.MARKS[verdict][0])
-    grid = card.pivot_table("sign", ["number", "claim"], "seen", "first", sort=False)
+    grid = card.pivot_table("sign", "number", "seen", "first", sort=False)
     grid.columns = [n if n == "end" else f"{n / 1000:.0f}k" for n in grid.columns]
-    turned = grid[grid.iloc[:, 1:].nunique(axis=1) > 1].index.get_level_values("number")
+    turned = grid[grid.iloc[:, 1:].nunique(axis=1) > 1].index
     same = grid.iloc[:, 1:-1].eq(grid["end"], axis=0).sum()
-    grids[name] = grid.rename_axis(index=(None, "claim"))
+    words = {claim.number: claim.claim for claim in chosen}
+    grids[name] = grid.assign(claim=grid.index.map(words)).rename_axis(index=None)
     said.append(
         f"On `{name}`, {len(turned)} of {len(grid)} claims change their verdict after the "
         f"first moment ({', '.join(turned)}). {same.iloc[0]} have the verdict of the end "
@@ -269,7 +268,8 @@ for name, frame in followed.items():
 Markdown(" ".join(said) or "No two trainings were followed.")
 
 # %% tags=["hide-input"]
-pd.concat(grids) if grids else Markdown("")
+for name, grid in grids.items():
+    display(grid.rename_axis(columns=name).style)
 
 # %% [markdown]
 # Where a row changes its sign, two papers with trainings of different length would contradict each other and both be right.
