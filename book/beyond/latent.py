@@ -54,6 +54,8 @@ from nbhelpers.results import (
 )
 
 plots.style()
+
+# %% tags=["hide-input"]
 METRICS = ["attention_distance", "nmi", "attention_entropy", "delta_log_amplitude"]
 frames, missing, probes, unread = {}, {}, {}, {}
 for name in STUDIES:

@@ -66,6 +66,7 @@ def rows_of(name, kind, models):
     return pd.concat(frames, ignore_index=True)
 
 
+# %% tags=["hide-input"]
 followed, ends = {}, {}
 for name in STUDIES:
     followed[name] = rows_of(
@@ -170,6 +171,7 @@ def dots(ax, rows):
         ax.plot(seen, line["value"], zorder=3, **look)
 
 
+# %% tags=["hide-input"]
 def draw(metric, reading, uniform=None):
     """A panel per study over images seen: lines along one training each, dots for the ends of others."""
     titles = [plots.title(ends[name].tail(1)) for name in STUDIES]
@@ -243,7 +245,7 @@ plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
 # in part of several seeds.
 
 # %% tags=["hide-input"]
-grids, said = {}, []
+grids = {}
 for name, frame in followed.items():
     if frame["objective"].nunique() < 2:
         continue
@@ -254,12 +256,17 @@ for name, frame in followed.items():
     ]
     card = pd.concat([card, scorecard.scorecard([name], chosen).assign(seen="end")])
     card["sign"] = card["verdict"].map(lambda verdict: scorecard.MARKS[verdict][0])
-    grid = card.pivot_table("sign", "number", "seen", "first", sort=False)
-    grid.columns = [n if n == "end" else f"{n / 1000:.0f}k" for n in grid.columns]
-    turned = grid[grid.iloc[:, 1:].nunique(axis=1) > 1].index
-    same = grid.iloc[:, 1:-1].eq(grid["end"], axis=0).sum()
+    grids[name] = card.pivot_table("sign", "number", "seen", "first", sort=False)
     words = {claim.number: claim.claim for claim in chosen}
-    grids[name] = grid.assign(claim=grid.index.map(words)).rename_axis(index=None)
+    grids[name]["claim"] = grids[name].index.map(words)
+
+# %% tags=["hide-input"]
+said = []
+for name, grid in grids.items():
+    grid.columns = [n if isinstance(n, str) else f"{n / 1000:.0f}k" for n in grid]
+    trained = grid.drop(columns=["0k", "claim"])
+    turned = trained[trained.nunique(axis=1) > 1].index
+    same = trained.drop(columns="end").eq(trained["end"], axis=0).sum()
     said.append(
         f"On `{name}`, {len(turned)} of {len(grid)} claims change their verdict after the "
         f"first moment ({', '.join(turned)}). {same.iloc[0]} have the verdict of the end "
@@ -269,7 +276,7 @@ Markdown(" ".join(said) or "No two trainings were followed.")
 
 # %% tags=["hide-input"]
 for name, grid in grids.items():
-    display(grid.rename_axis(columns=name).style)
+    display(grid.rename_axis(index=None, columns=name).style)
 
 # %% [markdown]
 # Where a row changes its sign, two papers with trainings of different length would contradict each other and both be right.
