@@ -43,19 +43,22 @@ class NoConstants(TorchDispatchMode):
 
 
 def without_values(run):
-    """Take a step on tensors without values: `.item()`, `bool(tensor)` and tensors from outside raise."""
+    """The run after a step without values: `.item()`, `bool(tensor)` and tensors from outside raise."""
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
         fake = copy.deepcopy(run, {id(run.generator): run.generator, id(run.train): run.train})
     with mode, NoConstants():
         fake.body()
+    return fake
 
 
 @pytest.mark.parametrize("study", ["shapes", "cifar10"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_never_waits_for_the_device(objective, study, tmp_path):
     for precision in (torch.float32, torch.bfloat16):
-        without_values(trainer(objective, tmp_path, study, precision=precision))
+        run = without_values(trainer(objective, tmp_path, study, precision=precision))
+        learnt = [value for value in run.objective.parameters() if value.requires_grad]
+        assert learnt and all(value.grad is not None for value in learnt)  # it went all the way
 
 
 @pytest.mark.parametrize(
