@@ -9,16 +9,18 @@ import torch
 from nbhelpers import results
 from nbhelpers.files import cache_dir
 from nbhelpers.images import ArraySource
+from nbhelpers.images.shapes import BLOCK, SPLITS, shapes
 from nbhelpers.measure import analyse
 from nbhelpers.models import load
-from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain import Trainer, recipe, trained_name
 from nbhelpers.pretrain.alignment import gradient_alignment
+from nbhelpers.probes import linear_by_depth
 from nbhelpers.results import tables
 from nbhelpers.studies import Study, study
 
 
 @pytest.fixture
-def shapes(tmp_path, monkeypatch):
+def toy(tmp_path, monkeypatch):
     """The study `shapes` with a few images of noise, and no cache."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     pixels = torch.randint(256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -33,28 +35,28 @@ def measured(name, encoder, chosen):
     return made.measure(encoder, made.images(chosen))
 
 
-def test_every_encoder_is_compared_with_both_parents(shapes, monkeypatch):
-    frame = measured("cka", load("shapes.random"), shapes)
+def test_every_encoder_is_compared_with_both_parents(toy, monkeypatch):
+    frame = measured("cka", load("shapes.random"), toy)
     assert frame.groupby("other")[["depth", "other_depth"]].max().to_numpy().tolist() == [[8, 8], [8, 8]]
     assert set(frame["other"]) == {"shapes.cl", "shapes.mim"}
     monkeypatch.setattr(tables, "cka_by_depth", lambda *_: pytest.fail("computed again"))
     twin = replace(load("shapes.random"), name="twin")
-    assert set(measured("cka", twin, shapes)["model"]) == {"twin"}
+    assert set(measured("cka", twin, toy)["model"]) == {"twin"}
     monkeypatch.setattr(tables, "load", lambda name: load("shapes.random"))
     with pytest.raises(pytest.fail.Exception, match="computed again"):  # other parents
-        measured("cka", twin, shapes)
+        measured("cka", twin, toy)
 
 
-def test_gradients_are_followed_from_the_random_encoder(shapes, monkeypatch):
+def test_gradients_are_followed_from_the_random_encoder(toy, monkeypatch):
     for name, value in {"RUN": {"images": 12, "batch_size": 6}, "STEPS": (0, 2), "BATCHES": 3}.items():
         monkeypatch.setattr(tables, name, value)
-    encoder = load(*results.TABLES["gradients"].models(shapes))
-    frame = measured("gradients", encoder, shapes)
+    encoder = load(*results.TABLES["gradients"].models(toy))
+    frame = measured("gradients", encoder, toy)
     assert set(frame["model"]) == {"shapes.random"}
     assert sorted(set(frame["step"])) == [0, 2]
     run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
     begin = Trainer(
-        run, *results.TABLES["gradients"].images(shapes).values(), Path()
+        run, *results.TABLES["gradients"].images(toy).values(), Path()
     ).objective.encoder.state_dict()
     assert all(torch.equal(value, begin[key]) for key, value in encoder.module.state_dict().items())
 
@@ -74,30 +76,59 @@ def test_the_stored_gradients_are_those_of_the_initialisation():
         assert ours == pytest.approx(theirs, rel=1e-3, abs=near.get(metric, 1e-4)), metric
 
 
-def test_a_training_is_followed_from_random_weights_to_its_end(shapes, monkeypatch):
+def test_a_training_is_followed_from_random_weights_to_its_end(toy, monkeypatch):
     monkeypatch.setattr(tables, "moments", lambda run: [1, run.steps])
-    sources = [shapes.images("train"), shapes.images("val")]
+    sources = [toy.images("train"), toy.images("val")]
     run = replace(recipe("shapes", "mim").of_width(32), images=12, batch_size=6, seed=3)
     whole = Trainer(run, *sources, cache_dir() / "whole")
     whole.run()
-    encoder = replace(whole.encoder(), name="shapes.mim.w32.n12")
-    encoder.provenance = {"study": "shapes", "recipe": run.as_dict()}
-    pixels = {"test": shapes.sample}
+    encoder = replace(whole.encoder(), name="shapes.mim.w32.n12.s3")
+    pixels = {"test": toy.sample}
     monkeypatch.setattr(tables, "_at_a_moment", lambda now, images: analyse(now, images["test"], ["nmi"]))
-    frame = results.TABLES["along_training"].measure(encoder, pixels)
+    frame = results.TABLES["along_training"].measure(run, pixels)
     assert frame["seen"].unique().tolist() == [0, 6, 12]
-    assert set(frame["model"]) == {encoder.name}
+    assert set(frame["model"]) == {encoder.name} == {trained_name(run, "shapes")}
     begin = Trainer(run, *sources, cache_dir() / "begin").encoder()
     for seen, expected in ((0, begin), (12, encoder)):
-        values = analyse(expected, shapes.sample, ["nmi"])["value"]
+        values = analyse(expected, toy.sample, ["nmi"])["value"]
         assert frame[frame["seen"] == seen]["value"].tolist() == pytest.approx(values.tolist(), rel=1e-6)
     monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained again"))
-    assert results.TABLES["along_training"].measure(encoder, pixels).equals(frame)
+    assert results.TABLES["along_training"].measure(run, pixels).equals(frame)
 
 
-def test_all_that_is_measured_at_a_moment(shapes, monkeypatch):
+def test_a_pair_is_trained_and_probed_at_every_amplitude(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    monkeypatch.setattr(tables, "NUISANCES", (0.0, 4.0))
+    for number in ("TRAIN", "VALIDATION", "IMAGES"):
+        monkeypatch.setattr(tables, number, 60)
+    for split in ("train", "val", "test"):
+        monkeypatch.setitem(SPLITS, split, BLOCK)
+    made = results.TABLES["nuisance"]
+    run = replace(recipe("shapes", "mim").of_width(32), depth=2, images=64, batch_size=32)
+    frame = made.measure(run, made.images(study("shapes")))
+    counts = frame.groupby(["nuisance", "seen", "metric", "label"]).size()
+    assert len(counts) == 2 * 2 * 2 * 2 and set(counts) == {3}  # depths 0, 1, 2
+    # The first row of each amplitude is of the same random encoder, the second of one trained on its images.
+    whole = Trainer(run, shapes("train", 4.0), shapes("val", 4.0), cache_dir() / "whole")
+    for seen in (0, 64):
+        list(whole.steps(until=seen // 32))
+        parts = [shapes(split, 4.0).subset(60) for split in ("train", "val", "test")]
+        values = linear_by_depth(whole.encoder(), *parts, label="shape")["value"]
+        rows = frame.query("nuisance == 4 and seen == @seen and metric == 'linear' and label == 'shape'")
+        assert rows["value"].tolist() == pytest.approx(values.tolist())
+
+
+def test_rows_of_a_training_by_another_recipe_are_stale(monkeypatch):
+    (name, _) = results.TABLES["along_training"].models(study("shapes"))
+    assert len(results.stored("shapes", "along_training", [name]))
+    monkeypatch.setitem(tables.FOLLOWED, "batch_size", 64)
+    with pytest.raises(results.StaleTableError, match=name):
+        results.stored("shapes", "along_training", [name])
+
+
+def test_all_that_is_measured_at_a_moment(toy, monkeypatch):
     monkeypatch.setattr(tables, "TOKENS_TRAIN", 40)
-    pixels, masks = shapes.sample.images, shapes.sample.images[:, 0] > 128
+    pixels, masks = toy.sample.images, toy.sample.images[:, 0] > 128
     names = torch.arange(40) % 2
     split = ArraySource("shapes/test", pixels, {"shape": names}, {"shape": ("a", "b")}, masks)
     images = dict.fromkeys(("train", "validation", "test"), split)

@@ -168,6 +168,14 @@ def _read(study_name: str, name: str) -> tuple[pd.DataFrame, dict[str, dict]]:
         ) from error
 
 
+def _identity(made: Table, chosen: Study, model: str | Encoder) -> str | None:
+    """What identifies the weights that rows are of: the recipe of a training, or what the encoder's are."""
+    if not made.runs or isinstance(model, Encoder):
+        return _weights(model, chosen.name)
+    run = made.runs(chosen).get(model)
+    return "" if run is None else hashlib.sha256(json.dumps(run.as_dict()).encode()).hexdigest()
+
+
 def _weights(model: str | Encoder, study_name: str) -> str | None:
     """What identifies an encoder's weights: the checksum of their file, or the recipe of random ones.
 
@@ -206,7 +214,8 @@ def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | 
         raise MissingDataError(
             f"the stored table {study_name}/{name} has no {', '.join(lacking)}; it is made with {refresh}"
         )
-    now = {key: _weights(model, study_name) for key, model in wanted.items()}
+    made, chosen = TABLES[name], study(study_name)
+    now = {key: _identity(made, chosen, model) for key, model in wanted.items()}
     if stale := [key for key, weights in now.items() if weights not in (None, records[key]["sha256"])]:
         raise StaleTableError(
             f"{study_name}/{name} was computed from other weights of {', '.join(stale)} than those that are "
@@ -259,17 +268,18 @@ def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
     except MissingDataError:
         records = {}
     for model in made.models(chosen):
-        old, new = records.get(model, {}), _record(study_name, made, model, images)
+        old, new = records.get(model, {}), _record(chosen, made, model, images)
         if any(old.get(what) != new[what] for what in ("sha256", "images")):
-            add(study_name, name, made.measure(load(model), images), images)
+            subject = made.runs(chosen)[model] if made.runs else load(model)
+            add(study_name, name, made.measure(subject, images), images)
     return _paths(study_name, name)[0]
 
 
-def _record(study_name: str, made: Table, model: str, images: Images) -> dict[str, object]:
+def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str, object]:
     """What a table says of an encoder's rows that are measured here and now."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     return {
-        "sha256": _weights(model, study_name) or _weights(load(model), study_name),
+        "sha256": _identity(made, chosen, model) or _weights(load(model), chosen.name),
         "images": _fingerprint(images),
         "code": code_version(made.code),
         "date": date.today().isoformat(),
@@ -302,7 +312,7 @@ def add(
         parts = _by_encoder(old)
     except MissingDataError:
         parts, records = {}, {}
-    records |= {model: _record(study_name, made, model, images) | about for model in added}
+    records |= {model: _record(chosen, made, model, images) | about for model in added}
     parts |= added
     present = [model for model in models if model in parts and model in records]
     provenance = {

@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
                 )
         except (MissingDataError, NoTableError) as reason:
             print(f"left out {name}: {reason}")
+        except KeyboardInterrupt as stopped:
+            print(stopped or f"stopped in {name}; what is done is kept", file=sys.stderr)
+            return 130
     return 0
 
 

@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
-from nbhelpers.images.shapes import retextured
+from nbhelpers.images.shapes import retextured, shapes
 from nbhelpers.measure import analyse, cached, code_version, identified, read_table
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
-from nbhelpers.pretrain import Trainer, moments, recipe
+from nbhelpers.pretrain import Recipe, Trainer, moments, recipe, trained_name
 from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.probes import (
     FineTuning,
@@ -54,7 +55,9 @@ COMPARED = 1_000  # images whose features are compared between encoders
 OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
-FOLLOWED = ".w64.n600000"  # width and length of the pair whose like is trained and measured on the way
+# A pair that is measured on the way, and one that is trained at each amplitude of what does not matter.
+FOLLOWED = {"width": 64, "heads": 4, "images": 600_000, "batch_size": 128}
+DIALLED, NUISANCES = FOLLOWED | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
 OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
 
@@ -73,7 +76,9 @@ class Table:
         measure: the tidy frame of one encoder and those images.
         code: which code makes its numbers, a key of `nbhelpers.measure.CODE`.
         models: encoders of a study whose rows are stored.
-        why: what keeps other studies than `OWN` from having it; empty: all have it.
+        runs: in place of encoders, trainings by name that `measure` gets; their weights are not kept.
+        why: what keeps other studies than `studies` from having it; empty: all have it.
+        studies: that have it, where there is a `why`.
         slow: too slow for a build of the book, so that it is always drawn as stored.
         hours: without a GPU it takes hours, and is made there only when it is asked for by name.
         kept: rows that are stored are drawn as stored; those of other models are computed.
@@ -86,7 +91,9 @@ class Table:
     measure: Callable[..., pd.DataFrame]
     code: str = "probes"
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
+    runs: Callable[[Study], dict[str, Recipe]] | None = None
     why: str = ""
+    studies: tuple[str, ...] = OWN
     slow: bool = False
     hours: bool = False
     kept: bool = False
@@ -94,11 +101,13 @@ class Table:
 
     def belongs_to(self, study: Study) -> bool:
         """Whether the study has this table."""
-        return not self.why or study.name in OWN
+        return not self.why or study.name in self.studies
 
 
 def _table(name: str, images: Callable[[Study], Images], **options) -> Callable:
     """Decorator of the function that measures an encoder for a table, and says in a line what is in it."""
+    if runs := options.get("runs"):
+        options["models"] = lambda study: tuple(runs(study))
 
     def declare(measure: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
         TABLES[name] = Table(name, measure.__doc__.strip("."), images, measure, **options)
@@ -348,31 +357,84 @@ def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@_table(
-    "along_training",
-    lambda study: _drawn(study, TRAIN),
-    code="pretrain",
-    models=lambda study: tuple(f"{study.name}.{objective}{FOLLOWED}" for objective in PAIR),
-    slow=True,
-    hours=True,
-    why=SMALL,
-)
-def _along_training(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """Metrics and probes along a training by today's recipe, of the encoder's objective, size and length."""
-    trained, chosen = encoder.provenance["recipe"], study(encoder.provenance["study"])
-    like = {key: trained[key] for key in ("width", "heads", "images", "batch_size", "seed")}
-    run = replace(recipe(chosen.name, trained["objective"]), **like)
-    folder = cache_dir() / "along_training" / encoder.name
-    parts = [chosen.images(split) for split in ("train", "val")]
-    trainer = Trainer(run, *parts, folder, encoder.device)
+def _pair(study: Study, **size: int) -> dict[str, Recipe]:
+    """Trainings of CL and MIM by today's recipe, of some size, by the names their encoders would have."""
+    runs = [replace(recipe(study.name, objective), **size) for objective in PAIR]
+    return {trained_name(run, study.name): run for run in runs}
 
-    def measure(now: Encoder, step: int) -> None:
-        frame = _at_a_moment(now, images)
+
+def _followed(
+    run: Recipe,
+    parts: Images,
+    folder: Path,
+    steps: Collection[int],
+    measure: Callable[[Encoder], pd.DataFrame],
+) -> pd.DataFrame:
+    """What is measured of an encoder at some steps of its training, with how many images it had seen.
+
+    What a stopped training has measured stays in its folder, where it goes on the next time.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it.
+    """
+
+    def look(encoder: Encoder, step: int) -> None:
+        frame = measure(encoder)
         frame.insert(0, "seen", step * run.batch_size)
         with atomic_path(folder / f"{step}.csv") as temporary:
             frame.to_csv(temporary, index=False)
 
-    steps = [0, *moments(run)]
-    if not trainer.done and not trainer.run(at=steps, call=measure):
-        raise KeyboardInterrupt(f"{encoder.name} stopped; the same command goes on")
+    trainer = Trainer(run, parts["train"], parts["val"], folder)
+    if not trainer.done and not trainer.run(at=steps, call=look):
+        raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
     return pd.concat([read_table(folder / f"{step}.csv") for step in steps], ignore_index=True)
+
+
+@_table(
+    "along_training",
+    lambda study: _drawn(study, TRAIN),
+    code="pretrain",
+    runs=lambda study: _pair(study, **FOLLOWED),
+    slow=True,
+    hours=True,
+    why=SMALL,
+)
+def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
+    """Metrics and probes along a training by today's recipe."""
+    chosen = study(images["test"].name.split("/")[0])
+    folder = cache_dir() / "along_training" / trained_name(run, chosen.name)
+    parts = {split: chosen.images(split) for split in ("train", "val")}
+    return _followed(run, parts, folder, [0, *moments(run)], lambda now: _at_a_moment(now, images))
+
+
+def _amplitudes(study: Study) -> Images:
+    """Images to learn from, to choose the penalty on and to test on, by amplitude and role."""
+    drawn = {"train": ("train", TRAIN), "validation": ("val", VALIDATION), "test": ("test", IMAGES)}
+    return {
+        f"{amplitude:g} {role}": shapes(split, amplitude).subset(number)
+        for amplitude in NUISANCES
+        for role, (split, number) in drawn.items()
+    }
+
+
+@_table(
+    "nuisance",
+    _amplitudes,
+    code="pretrain",
+    runs=lambda study: _pair(study, **DIALLED),
+    slow=True,
+    hours=True,
+    why="only generated images have an amplitude of what does not matter",
+    studies=("shapes",),
+)
+def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
+    """Probes before and after a training, at several amplitudes of background and noise."""
+    frames = []
+    for amplitude in NUISANCES:
+        parts = {split: shapes(split, amplitude) for split in ("train", "val")}
+        folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
+        here = dict(zip(ROLES, _splits(images, f"{amplitude:g} "), strict=True))
+        frame = _followed(run, parts, folder, [0, run.steps], partial(_probes, images=here))
+        frame.insert(0, "nuisance", amplitude)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)

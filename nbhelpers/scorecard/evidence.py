@@ -182,13 +182,18 @@ class Evidence:
         for encoder in zip(*curves, strict=True):
             read = [quantity.read(rows) for quantity, rows in zip(quantities, encoder, strict=True)]
             values.append(read[0] if len(read) == 1 else difference(*read, same_encoder=True))
-        found = label(self._encoders(who)[0], "")  # says width and images where they are unusual
+        found = label(self._encoders(who, quantities[0].table)[0], "")  # says width and images where unusual
         self.seeds[found] = len(values)
         return replace(over_seeds(values, comparisons), whose=(found,))
 
-    def _encoders(self, who: str) -> list[str]:
-        """Names of the encoders, or decoders, of that label."""
-        if self.study.name == "imagenet":
+    def _encoders(self, who: str, table: str = "") -> list[str]:
+        """Names of the encoders, or decoders, of that label; of a table of trainings, those of these."""
+        made = TABLES.get(table)
+        if made and not made.belongs_to(self.study):
+            raise NotMeasured(REASONS[NoTableError].format(name=table))
+        if made and made.runs:
+            found = [name for name in made.runs(self.study) if kind(name) == who]
+        elif self.study.name == "imagenet":
             public = CHECKPOINT_OF.get(PAPER.get(who, ""), ())
             found = [name for name in public if name in self.study.models]
         else:
@@ -245,7 +250,7 @@ class Evidence:
 
     def curves(self, who: str, quantity: Quantity) -> list[pd.DataFrame]:
         """The rows of the quantity, a frame per seed; those that stand for whole layers."""
-        encoders = self._encoders(who)
+        encoders = self._encoders(who, quantity.table)
         # Models beside the pair have the metrics that all are compared by, in a table of its own.
         name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
         rows = self._table(name, who, encoders)
@@ -270,7 +275,7 @@ class Moment(Evidence):
         super().__init__(name)
         self._rows = rows
 
-    def _encoders(self, who: str) -> list[str]:
+    def _encoders(self, who: str, table: str = "") -> list[str]:
         found = [name for name in self._rows["model"].unique() if who in (kind(name), label(name, ""))]
         if not found:
             raise NotMeasured(f"{who} was not measured")

@@ -36,6 +36,35 @@ def test_a_split_is_made_of_its_blocks_once(made, tmp_path, monkeypatch):
     assert not torch.equal(generate_block("test", 0)["image"], made["image"][:BLOCK])
 
 
+def test_nuisance_scales_background_and_noise_and_nothing_else(made):
+    usual, clean, loud = (generate_block("val", 0, nuisance) for nuisance in (1.0, 0.0, 3.0))
+    assert torch.equal(usual["image"], made["image"][:BLOCK])
+    for name in ("shape", "texture", "mask"):
+        assert torch.equal(clean[name], usual[name]) and torch.equal(loud[name], usual[name])
+    x_0, x_1, x_3 = (block["image"].float() for block in (clean, usual, loud))
+    inside = torch.stack([(x > 0) & (x < 255) for x in (x_0, x_1, x_3)]).all(0)  # else it is clipped
+    assert inside.float().mean() > 0.9
+    assert_close(((x_3 - x_0) - 3 * (x_1 - x_0))[inside], torch.zeros(int(inside.sum())), atol=2.5, rtol=0)
+    ground = ~usual["mask"][:, None].expand_as(x_0)
+    assert (x_3 - x_0)[ground].std() > 2 * (x_3 - x_0)[~ground].std()
+
+
+def test_images_of_another_nuisance_are_others_under_another_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    monkeypatch.setitem(SPLITS, "val", BLOCK)
+    usual, loud = shapes("val"), shapes("val", nuisance=3)
+    assert torch.equal(loud.images, generate_block("val", 0, 3)["image"])
+    assert usual.fingerprint != loud.fingerprint
+    assert (usual.name, loud.name) == ("shapes/val", "shapes/val, nuisance 3")
+    assert (usual.mean, usual.std) == (loud.mean, loud.std)
+
+
+@pytest.mark.parametrize("nuisance", [-1, float("nan"), float("inf")])
+def test_a_nuisance_that_is_no_amplitude_is_refused(nuisance):
+    with pytest.raises(ValueError, match="amplitude"):
+        shapes("val", nuisance)
+
+
 def test_shape_and_texture_are_independent_labels(made):
     table = torch.zeros(len(SHAPES), len(TEXTURES))
     table.index_put_((made["shape"], made["texture"]), torch.ones(len(made["shape"])), accumulate=True)
