@@ -47,7 +47,6 @@ from nbhelpers.intervals import Interval, difference
 from nbhelpers.metrics import patch_distances
 from nbhelpers.models import manifest
 from nbhelpers.results import TABLES, StaleTableError, table
-from nbhelpers.scorecard.evidence import READINGS
 
 plots.style()
 
@@ -82,12 +81,8 @@ for name in STUDIES:
 # %% tags=["hide-input"]
 def read(frame, metric, reading):
     """A row per encoder and moment: what the scorecard reads off its curve over depth."""
-    rows = frame[(frame["metric"] == metric) & ~(frame["head"] >= 0)]
-    rows = rows[~rows["label"].isin(["texture"])]
-    who = ["model", "objective", "seen"]
-    found = [(key, READINGS[reading](part)) for key, part in rows.groupby(who)]
-    lines = [(*key, metric, i.value, i.low, i.high) for key, i in found]
-    return pd.DataFrame(lines, columns=[*who, "metric", "value", "low", "high"])
+    rows = frame[~frame["label"].isin(["texture"])]
+    return scorecard.read_by(rows, "seen", metric, reading)
 
 
 # %% [markdown]

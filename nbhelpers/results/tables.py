@@ -76,11 +76,11 @@ class Table:
         measure: the tidy frame of one encoder and those images.
         code: which code makes its numbers, a key of `nbhelpers.measure.CODE`.
         models: encoders of a study whose rows are stored.
-        runs: in place of encoders, trainings by name that `measure` gets; their weights are not kept.
+        runs: in place of encoders, trainings by name that `measure` gets; their weights are not kept. Without
+            a GPU they take hours, and the table is made there only when it is asked for by name.
         why: what keeps other studies than `studies` from having it; empty: all have it.
         studies: that have it, where there is a `why`.
         slow: too slow for a build of the book, so that it is always drawn as stored.
-        hours: without a GPU it takes hours, and is made there only when it is asked for by name.
         kept: rows that are stored are drawn as stored; those of other models are computed.
         metrics: what `measure` can be limited to by its third argument.
     """
@@ -95,7 +95,6 @@ class Table:
     why: str = ""
     studies: tuple[str, ...] = OWN
     slow: bool = False
-    hours: bool = False
     kept: bool = False
     metrics: tuple[str, ...] = ()
 
@@ -396,7 +395,6 @@ def _followed(
     code="pretrain",
     runs=lambda study: _pair(study, **FOLLOWED),
     slow=True,
-    hours=True,
     why=SMALL,
 )
 def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
@@ -423,7 +421,6 @@ def _amplitudes(study: Study) -> Images:
     code="pretrain",
     runs=lambda study: _pair(study, **DIALLED),
     slow=True,
-    hours=True,
     why="only generated images have an amplitude of what does not matter",
     studies=("shapes",),
 )

@@ -155,6 +155,31 @@ _ALL = (mean, early, late, overall, last, taken_by_late, highest_less_last, peak
 READINGS: dict[str, Reading] = {read.__name__: read for read in _ALL}
 
 
+def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.DataFrame:
+    """What one of `READINGS` takes from each curve over depth, by encoder and value of a column.
+
+    Args:
+        frame: rows as the result tables hold them, of one label.
+        column: such as "seen"; the curves of each of its values are read apart.
+        metric: which rows.
+        reading: how they become one number.
+
+    Returns:
+        Rows `model objective COLUMN metric value low high`, as `plots.by_depth` draws them over the column.
+
+    >>> rows = [("cl", "CL", 8, "knn", depth, v, v, v) for depth, v in enumerate([0.1, 0.2, 0.6])]
+    >>> names = "model objective seen metric depth value low high".split()
+    >>> read_by(pd.DataFrame(rows, columns=names), "seen", "knn", "overall")["value"].tolist()  # blocks 1, 2
+    [0.4]
+    """
+    rows = frame[frame["metric"] == metric]
+    rows = rows[~(rows["head"] >= 0)] if "head" in rows else rows
+    who = ["model", "objective", column]
+    read = [(key, READINGS[reading](curve)) for key, curve in rows.groupby(who)]
+    lines = [(*key, metric, found.value, found.low, found.high) for key, found in read]
+    return pd.DataFrame(lines, columns=[*who, "metric", "value", "low", "high"])
+
+
 class Evidence:
     """The result tables of a study, read by the labels that encoders have in legends.
 
@@ -282,4 +307,6 @@ class Moment(Evidence):
         return found
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
+        if TABLES[name].runs:
+            raise NotMeasured(f"the table {name} is of other trainings")
         return self._rows
