@@ -60,7 +60,7 @@ def table(
     Args:
         study_name: see `nbhelpers.studies`.
         name: one of `TABLES`.
-        models: encoders, their names, or their files; default the study's own.
+        models: encoders, their names, or their files; default the study's own, or the table's trainings.
         metrics: those wanted; of "metrics" and "profile", no others are computed.
         n_images: how many test images to measure on, other than the study's sample, and as many fewer to
             learn from: never the stored table.
@@ -77,7 +77,8 @@ def table(
             for a table that is not computed here.
     """
     chosen, made = _chosen(study_name, name)
-    wanted, draw = list(models or chosen.models), n_images not in (None, IMAGES) or seed != 0
+    default = made.models(chosen) if made.runs else chosen.models
+    wanted, draw = list(models or default), n_images not in (None, IMAGES) or seed != 0
     if made.slow and draw:
         raise ValueError(
             f"{study_name}/{name} is too slow for a build of the book: there is the stored table alone, "
