@@ -71,7 +71,10 @@ def analyse(
     def compute(missing: Sequence[str]) -> dict[str, pd.DataFrame]:
         accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
         feed(encoder, images, list(accumulators.values()), batch_size)
-        return {name: accumulator.compute() for name, accumulator in accumulators.items()}
+        computed = {name: accumulator.compute() for name, accumulator in accumulators.items()}
+        if any(frame["images"].max() > len(images) for frame in computed.values()):
+            raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
+        return computed
 
     keys = {name: [name, code_version("metrics")] for name in rows}
     frames = cached(encoder, [images], keys, compute) if cache else compute(list(rows))
@@ -94,8 +97,9 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
     tolerance = 5e-2 if device in HALF_PRECISION else 1e-3
     # Of an image: about 24 copies of its tokens, and 4 of one block's attention maps.
     numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
+    size = min(batch_size, max(1, MEMORY // (4 * numbers)))
     with half:
-        expected = encoder.forward(encoder.batch(images, share[:1]))
+        expected = encoder.forward(encoder.batch(images, share[: min(2, size)]))[:1]
     done = 0
     bar = tqdm(total=len(share) * encoder.depth, desc=encoder.name, unit="block", disable=None)
 
@@ -116,13 +120,14 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
             places=streams.places,
         ),
     ):
-        for indices in share.split(min(batch_size, max(1, MEMORY // (4 * numbers)))):
+        # The first image comes alone, with a batch that no other axis is as long as.
+        for indices in filter(len, (share[:1], *share[1:].split(size))):
             with half:
                 tokens = encoder.forward(encoder.batch(images, indices))
-            if not done and (tokens[:1] - expected).abs().max() > tolerance * expected.abs().max():
+            if not done and (tokens - expected).abs().max() > tolerance * expected.abs().max():
                 raise UnsupportedArchitecture(
                     f"{encoder.name}: the first image has other features while its blocks are observed than "
-                    "without (is the model random, not in evaluation mode, or does it look at its own hooks?)"
+                    "without (is it random, not in evaluation mode, looking at its hooks, or mixing images?)"
                 )
             done += len(indices)
 

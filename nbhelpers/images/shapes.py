@@ -276,6 +276,4 @@ def shapes(split: str = "test") -> ArraySource:
     data = load_file(path)
     labels = {"shape": data["shape"], "texture": data["texture"]}
     classes = {"shape": SHAPES, "texture": TEXTURES}
-    return ArraySource(
-        f"shapes/{split}", data["image"], labels, classes, data["mask"], MEAN, STD, fingerprint=fingerprint
-    )
+    return ArraySource(f"shapes/{split}", data["image"], labels, classes, data["mask"], MEAN, STD)
