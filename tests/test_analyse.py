@@ -346,6 +346,15 @@ def test_bad_images_are_one_line(images, named, tmp_path, command, capsys):
     assert named in said and said.startswith("error: ") and "Traceback" not in said
 
 
+def test_a_command_line_that_is_stopped_says_so(command, capsys, monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "report", stopped)
+    assert command.main(["toy.cl", "--images", "photos", "--out", "out"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
 def test_bad_options_and_models_are_one_line(tmp_path, command, capsys, monkeypatch):
     monkeypatch.setattr(command, "load", load)
     for extra in (["--from-file", "missing.pth"], ["--device", "toaster"]):

@@ -43,7 +43,7 @@ class ImageSource(Dataset):
     _settled: tuple[str, list, list] | None = None  # a fingerprint, marks of what it is of, and that itself
 
     def _settle(self, value: str | None = None) -> str:
-        """The fingerprint, new where images or labels were replaced, or changed in place, since the last one."""
+        """The fingerprint; another one where images or labels were replaced or changed in place since."""
         content = self._content()  # held, since the id of what is gone may be used again
         marks = [(id(part), getattr(part, "_version", 0)) for part in content]
         if value or self._settled is None or self._settled[1] != marks:

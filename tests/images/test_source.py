@@ -118,6 +118,9 @@ def test_fingerprint_follows_changes():
     one.labels[label][:2] = 1 - one.labels[label][:2]
     prints.append(one.fingerprint)
     prints.append(one.select([0, 1]).fingerprint)
+    for _ in range(2):  # the second may have the address of what the first replaced
+        one.images = one.images + 1
+    prints.append(one.fingerprint)
     assert prints[0] == before and len(set(prints)) == len(prints)
 
 
