@@ -221,10 +221,10 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
     return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
 
 
-# Files whose code turns weights and images into the numbers of a frame, beside capture and the encoder's.
+# Files whose code turns weights and images into the numbers of a frame, beside those of every kind.
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
-    "probes": ("probes/*.py", "images/filters.py"),
+    "probes": ("probes/*.py", "images/filters.py", "metrics/cka.py", "metrics/base.py"),
     "pretrain": ("pretrain/*.py", "models/mini.py"),
 }
 
@@ -235,7 +235,7 @@ def code_version(kind: str) -> str:
     package = Path(__file__).parent
     files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()
-    for path in sorted([package / "capture.py", package / "models" / "encoder.py", *files]):
+    for path in sorted([*map(package.joinpath, ("capture.py", "intervals.py", "models/encoder.py")), *files]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,8 +1,10 @@
 """`analyse` in one pass, its cache and its errors; two processes equal one."""
 
+import ast
 import importlib
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
+from nbhelpers.files import ROOT
 from nbhelpers.images import ArraySource, folder
 from nbhelpers.measure import IDENTITY, analyse, attention_maps
 from nbhelpers.metrics import METRICS, attention_distance, nmi
@@ -127,6 +130,28 @@ def test_the_cache_knows_the_code(monkeypatch):
     monkeypatch.setattr(module, "feed", lambda *_: pytest.fail("computed again"))
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         analyse(tiny(), toy(), NAMES)
+
+
+# What has an identity of its own in every key, and what changes no number.
+APART = {
+    f"nbhelpers.{name}" for name in "files names ranks images images.source models models.weights".split()
+}
+APART |= {"nbhelpers", "nbhelpers.models.errors", "nbhelpers.measure", "nbhelpers.probes.linear"}
+
+
+@pytest.mark.parametrize("kind", module.CODE)
+def test_the_code_in_a_key_is_all_that_its_files_import(kind, monkeypatch):
+    read = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: read.append(path) or b"")
+        module.code_version.__wrapped__(kind)
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in read
+    }
+    for path in read:
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        own = {node.module for node in nodes if node.module.startswith("nbhelpers")}
+        assert own - names <= APART, path
 
 
 @pytest.mark.parametrize("broken", ["folder", "file"])

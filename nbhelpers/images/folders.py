@@ -252,7 +252,7 @@ def unpacked(path: Path) -> Path:
         return path
     if not path.is_file():
         raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
-    target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
+    target = cache_dir() / "images" / f"unpacked-2-{sha256(path)}"
     if target.exists():
         return target
     try:
