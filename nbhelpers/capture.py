@@ -108,8 +108,8 @@ def capture(
     `F.multi_head_attention_forward` and, where attention is written out, of matmul and softmax are observed,
     and PyTorch's fast path of `nn.MultiheadAttention`, which makes no such call, is off. Only calls from
     inside a block count, so pooling heads do not. Every pass is checked to have run all blocks in order with
-    one attention of `B H N D` each. Hooks and interception end with the `with` block, also after an
-    exception.
+    one attention of `B H N D` each; a block that is used at several depths counts at each. Hooks and
+    interception end with the `with` block, also after an exception.
 
     Args:
         encoder: from `nbhelpers.models`.

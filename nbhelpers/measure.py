@@ -51,8 +51,8 @@ def analyse(
         batch_size: images per forward pass, or as many as fit 2 GiB if that is fewer; the result does
             not depend on it.
         cache: look each metric up in the cache folder and keep it there. The key covers weights,
-            preprocessing, images and the code that computes it. Of a model with hooks, which change what no
-            key can cover, nothing is kept.
+            preprocessing, images and the code that computes it. Of a model with hooks, or of a class that a
+            notebook defines, nothing is kept: no key can cover what these depend on.
 
     Returns:
         A tidy frame with the columns `study model objective seed metric depth head value low high images`,
@@ -62,7 +62,8 @@ def analyse(
     Raises:
         KeyError: for an unknown metric, with the nearest names.
         ValueError: no metric, or features that are not finite.
-        UnsupportedArchitecture: attention or features that cannot be seen as the model computes them.
+        UnsupportedArchitecture: attention or features that cannot be seen as the model computes them, or a
+            pass that sees an image more than once.
     """
     rows = {name: METRICS[name] for name in metrics}
     if not rows:
@@ -161,7 +162,7 @@ def cached(
 ) -> dict[str, pd.DataFrame]:
     """Frames by name: those that were computed before from the cache folder, the others by `compute`.
 
-    Of an encoder with hooks nothing is kept. A cache folder that cannot be used is warned of, and no error.
+    Of an encoder that is `hooked` nothing is kept. Of a cache folder that cannot be used a warning says so.
 
     Args:
         encoder: what was measured; its weights, preprocessing and device are part of each key.
