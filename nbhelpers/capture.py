@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -109,8 +108,8 @@ def capture(
     `F.multi_head_attention_forward` and, where attention is written out, of matmul and softmax are observed,
     and PyTorch's fast path of `nn.MultiheadAttention`, which makes no such call, is off. Only calls from
     inside a block count, so pooling heads do not. Every pass is checked to have run all blocks in order with
-    one attention of `B H N D` each. Hooks and interception end with the `with` block, also after an
-    exception.
+    one attention of `B H N D` each; a block that is used at several depths counts at each. Hooks and
+    interception end with the `with` block, also after an exception.
 
     Args:
         encoder: from `nbhelpers.models`.
@@ -141,17 +140,18 @@ def capture(
             f"{encoder.name}: blocks of type {type(encoder.blocks[0]).__name__} have no known place between "
             "attention and MLP; pass places=('block',), or describe it with wrap(..., after_attention=...)"
         )
-    if encoder.module.training:
-        raise RuntimeError(f"{encoder.name} is in training mode (dropout is on): call encoder.module.eval()")
+    if any(part.training for part in encoder.module.modules()):
+        raise RuntimeError(
+            f"{encoder.name} has parts in training mode (dropout is on): encoder.module.eval()"
+        )
     tap = _Tap(encoder, on_attention, on_stream, places if on_stream is not None else ())
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        for depth, block in enumerate(encoder.blocks, start=1):
-            enter = block.register_forward_pre_hook(partial(tap.enter, depth), with_kwargs=True)
-            stack.callback(enter.remove)
-            stack.callback(block.register_forward_hook(partial(tap.leave, depth)).remove)
+        for block in dict.fromkeys(encoder.blocks):  # one that is used at several depths once
+            stack.callback(block.register_forward_pre_hook(tap.enter, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(tap.leave).remove)
             if "+sa" in tap.places:
                 inside = block.get_submodule(encoder.after_attention)
                 stack.callback(inside.register_forward_pre_hook(tap.between).remove)
@@ -174,7 +174,7 @@ class _Tap(TorchFunctionMode):
         self, encoder: Encoder, on_attention: OnAttention, on_stream: OnStream, places: Collection[str]
     ) -> None:
         super().__init__()
-        self.encoder, self.places = encoder, places
+        self.encoder, self.blocks, self.places = encoder, encoder.blocks, places
         self.on_attention, self.on_stream = on_attention, on_stream
         self.running = 0  # depth of the block that is running; 0: none
         self.last = 0  # depth of the last block that ran to its end in this pass
@@ -196,20 +196,23 @@ class _Tap(TorchFunctionMode):
         elif func in SOFTMAX and self.product and self._is_square(result):
             self.logits = args[0] if args else kwargs["input"]
         elif func in MATMUL and result.ndim == 4:
-            self._matmul(result, *args, *kwargs.values())
+            try:
+                self._matmul(result, *args, *kwargs.values())
+            except TypeError as reason:  # which Python takes for operands that `@` does not know
+                raise RuntimeError(str(reason)) from reason
         return result
 
-    def enter(self, depth: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block: a new pass starts at depth 1."""
-        last = self.last % self.encoder.depth
-        if depth != last + 1:
+        last = self.last % len(self.blocks)
+        if block is not self.blocks[last]:
             raise RuntimeError(
-                f"{self.encoder.name}: block {depth} started after block {last}; passes inside "
-                f"capture() must run blocks 1 to {self.encoder.depth} in order"
+                f"{self.encoder.name}: block {self.blocks.index(block) + 1} started after block {last}; "
+                f"passes inside capture() must run blocks 1 to {len(self.blocks)} in order"
             )
-        if depth == 1 and "block" in self.places:
+        if last == 0 and "block" in self.places:
             self._stream(0, "block", args or tuple(kwargs.values()))
-        self.running, self.seen, self.product, self.logits = depth, [], None, None
+        self.running, self.seen, self.product, self.logits = last + 1, [], None, None
 
     def between(self, inside: nn.Module, args: tuple[Any, ...]) -> None:
         """Between attention and MLP of the running block."""
@@ -218,9 +221,10 @@ class _Tap(TorchFunctionMode):
         self.running = depth
         self.seen.append("+sa")
 
-    def leave(self, depth: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a block: it must have given what was asked for, once."""
-        self.running, self.last = 0, depth
+        depth = self.last = self.running
+        self.running = 0
         for what, asked in (("attention", self.on_attention is not None), ("+sa", "+sa" in self.places)):
             if asked and self.seen.count(what) != 1:
                 raise RuntimeError(
@@ -271,6 +275,14 @@ class _Tap(TorchFunctionMode):
         if self.logits is None and self._is_square(result):
             self.product = (first, second.mT)
         elif self.logits is not None and self._is_square(first):
+            # A factor for each query, as of a head that is switched off, leaves the maps what they are.
+            maps = self.logits.softmax(-1, dtype=torch.float32) * first.float().sum(-1, keepdim=True)
+            near = 1e-4 + 4 * max(torch.finfo(each.dtype).eps for each in (self.logits, first))
+            if not torch.allclose(maps, first.float(), near, near / self.encoder.tokens, equal_nan=True):
+                raise UnsupportedArchitecture(
+                    f"{self.encoder.name}: block {self.running} changes its attention after the softmax over "
+                    "keys (by dropout or talking heads, say), or takes the softmax over something else"
+                )
             (query, key), bias = self.product, self.logits - self.product[0] @ self.product[1].mT
             self.product = self.logits = None
             # What came between product and softmax: a scale, a position bias.

@@ -51,8 +51,8 @@ def analyse(
         batch_size: images per forward pass, or as many as fit 2 GiB if that is fewer; the result does
             not depend on it.
         cache: look each metric up in the cache folder and keep it there. The key covers weights,
-            preprocessing, images and the code that computes it. Of a model with hooks, which change what no
-            key can cover, nothing is kept.
+            preprocessing, images and the code that computes it. Of a model with hooks, or of a class that a
+            notebook defines, nothing is kept: no key can cover what these depend on.
 
     Returns:
         A tidy frame with the columns `study model objective seed metric depth head value low high images`,
@@ -62,7 +62,8 @@ def analyse(
     Raises:
         KeyError: for an unknown metric, with the nearest names.
         ValueError: no metric, or features that are not finite.
-        UnsupportedArchitecture: attention or features that cannot be seen as the model computes them.
+        UnsupportedArchitecture: attention or features that cannot be seen as the model computes them, or a
+            pass that sees an image more than once.
     """
     rows = {name: METRICS[name] for name in metrics}
     if not rows:
@@ -71,7 +72,10 @@ def analyse(
     def compute(missing: Sequence[str]) -> dict[str, pd.DataFrame]:
         accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
         feed(encoder, images, list(accumulators.values()), batch_size)
-        return {name: accumulator.compute() for name, accumulator in accumulators.items()}
+        computed = {name: accumulator.compute() for name, accumulator in accumulators.items()}
+        if any(frame["images"].max() > len(images) for frame in computed.values()):
+            raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
+        return computed
 
     keys = {name: [name, code_version("metrics")] for name in rows}
     frames = cached(encoder, [images], keys, compute) if cache else compute(list(rows))
@@ -94,8 +98,9 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
     tolerance = 5e-2 if device in HALF_PRECISION else 1e-3
     # Of an image: about 24 copies of its tokens, and 4 of one block's attention maps.
     numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
+    size = min(batch_size, max(1, MEMORY // (4 * numbers)))
     with half:
-        expected = encoder.forward(encoder.batch(images, share[:1]))
+        expected = encoder.forward(encoder.batch(images, share[: min(2, size)]))[:1]
     done = 0
     bar = tqdm(total=len(share) * encoder.depth, desc=encoder.name, unit="block", disable=None)
 
@@ -116,13 +121,14 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
             places=streams.places,
         ),
     ):
-        for indices in share.split(min(batch_size, max(1, MEMORY // (4 * numbers)))):
+        # The first image comes alone, with a batch that no other axis is as long as.
+        for indices in filter(len, (share[:1], *share[1:].split(size))):
             with half:
                 tokens = encoder.forward(encoder.batch(images, indices))
-            if not done and (tokens[:1] - expected).abs().max() > tolerance * expected.abs().max():
+            if not done and (tokens - expected).abs().max() > tolerance * expected.abs().max():
                 raise UnsupportedArchitecture(
                     f"{encoder.name}: the first image has other features while its blocks are observed than "
-                    "without (is the model random, not in evaluation mode, or does it look at its own hooks?)"
+                    "without (is it random, not in evaluation mode, looking at its hooks, or mixing images?)"
                 )
             done += len(indices)
 
@@ -156,7 +162,7 @@ def cached(
 ) -> dict[str, pd.DataFrame]:
     """Frames by name: those that were computed before from the cache folder, the others by `compute`.
 
-    Of an encoder with hooks nothing is kept. A cache folder that cannot be used is warned of, and no error.
+    Of an encoder that is `hooked` nothing is kept. Of a cache folder that cannot be used a warning says so.
 
     Args:
         encoder: what was measured; its weights, preprocessing and device are part of each key.
@@ -216,10 +222,10 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
     return frame.assign(**who)[[*IDENTITY, *frame.columns.difference(IDENTITY, sort=False)]]
 
 
-# Files whose code turns weights and images into the numbers of a frame, beside capture and the encoder's.
+# Files whose code turns weights and images into the numbers of a frame, beside those of every kind.
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
-    "probes": ("probes/*.py", "images/filters.py"),
+    "probes": ("probes/*.py", "images/filters.py", "metrics/cka.py", "metrics/base.py"),
     "pretrain": ("pretrain/*.py", "models/mini.py"),
 }
 
@@ -230,7 +236,7 @@ def code_version(kind: str) -> str:
     package = Path(__file__).parent
     files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()
-    for path in sorted([package / "capture.py", package / "models" / "encoder.py", *files]):
+    for path in sorted([*map(package.joinpath, ("capture.py", "intervals.py", "models/encoder.py")), *files]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,7 +1,10 @@
 """`analyse` in one pass, its cache and its errors; two processes equal one."""
 
+import ast
 import importlib
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
+from nbhelpers.files import ROOT
 from nbhelpers.images import ArraySource, folder
 from nbhelpers.measure import IDENTITY, analyse, attention_maps
 from nbhelpers.metrics import METRICS, attention_distance, nmi
@@ -128,6 +132,28 @@ def test_the_cache_knows_the_code(monkeypatch):
         analyse(tiny(), toy(), NAMES)
 
 
+# What has an identity of its own in every key, and what changes no number.
+APART = {
+    f"nbhelpers.{name}" for name in "files names ranks images images.source models models.weights".split()
+}
+APART |= {"nbhelpers", "nbhelpers.models.errors", "nbhelpers.measure", "nbhelpers.probes.linear"}
+
+
+@pytest.mark.parametrize("kind", module.CODE)
+def test_the_code_in_a_key_is_all_that_its_files_import(kind, monkeypatch):
+    read = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: read.append(path) or b"")
+        module.code_version.__wrapped__(kind)
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in read
+    }
+    for path in read:
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        own = {node.module for node in nodes if node.module.startswith("nbhelpers")}
+        assert own - names <= APART, path
+
+
 @pytest.mark.parametrize("broken", ["folder", "file"])
 def test_what_cannot_be_cached_is_returned(broken, tmp_path, monkeypatch):
     expected = analyse(tiny(), toy(), NAMES, cache=False)
@@ -149,7 +175,7 @@ def test_features_that_capture_changes_are_refused():
             return 2 * x if watched else x
 
     encoder = tiny()
-    encoder.blocks[1].mlp = torch.nn.Sequential(encoder.blocks[1].mlp, Shy())
+    encoder.blocks[1].mlp = torch.nn.Sequential(encoder.blocks[1].mlp, Shy()).eval()
     with pytest.raises(UnsupportedArchitecture, match=r"toy\.cl: .*other features"):
         analyse(encoder, toy(), ["token_norm"], cache=False)
 
@@ -182,7 +208,7 @@ def test_a_batch_takes_no_more_than_its_memory(monkeypatch):
     forward = encoder.forward
     encoder.forward = lambda images: (sizes.append(len(images)), forward(images))[1]
     assert_frame_equal(analyse(encoder, toy(), NAMES, cache=False), expected)
-    assert sizes == [1, 3, 3, 1]  # one image for comparison, then the batches
+    assert sizes == [2, 1, 3, 3]  # two images for comparison, the first alone, then the batches
 
 
 def test_progress_moves_within_an_image(monkeypatch):
@@ -190,6 +216,7 @@ def test_progress_moves_within_an_image(monkeypatch):
 
     class Bar(module.tqdm):
         def __init__(self, **options):
+            assert options["disable"] is None  # drawn on a terminal, by tqdm's own rule
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
 
         def update(self, n=1):
@@ -198,7 +225,80 @@ def test_progress_moves_within_an_image(monkeypatch):
 
     monkeypatch.setattr(module, "tqdm", Bar)
     analyse(tiny(), toy(), ["token_norm", "nmi"], batch_size=4, cache=False)
-    assert sum(moves) == 7 * 2 and sorted({*moves} - {0}) == [3, 4]  # images of each batch, block by block
+    assert sum(moves) == 7 * 2 and sorted({*moves} - {0}) == [1, 2, 4]  # of each batch, block by block
+
+
+class Several(torch.nn.Module):
+    """Runs a ViT on several views of an image: one after the other, or as one batch."""
+
+    def __init__(self, vit, together):
+        super().__init__()
+        self.vit, self.together = vit, together
+
+    def forward(self, pixels):
+        if self.together:
+            return self.vit.forward_features(torch.cat([pixels, pixels.flip(-1)])).chunk(2)[0]
+        return self.vit.forward_features(pixels) + self.vit.forward_features(pixels.flip(-1))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_model_that_sees_an_image_twice_is_refused(together):
+    encoder = tiny()
+    encoder = replace(encoder, module=Several(encoder.module, together).eval(), block_path="vit.blocks")
+    with pytest.raises(UnsupportedArchitecture, match=r"toy\.cl: .*several times"):
+        analyse(encoder, toy(), ["nmi", "token_norm"], cache=False)
+
+
+class SequenceFirst(torch.nn.Module):
+    """Hands its blocks `N B D`, as the default of `nn.MultiheadAttention` takes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = torch.nn.Conv2d(3, 8, 4, 4)
+        self.blocks = torch.nn.Sequential(torch.nn.TransformerEncoderLayer(8, 2, 16))
+
+    def forward(self, pixels):
+        return self.blocks(self.patch(pixels).flatten(2).permute(2, 0, 1)).transpose(0, 1)
+
+
+def test_axes_are_not_mixed_up_where_a_batch_is_as_long_as_an_image_has_tokens():
+    layout = {"prefix": 0, "grid": (4, 4), "patch_size": 4, "heads": 2, "width": 8}
+    encoder = wrap(SequenceFirst(), **layout, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(RuntimeError, match=r"is \(16, 1, 8\), not B N D"):
+        analyse(encoder, toy(32), ["token_norm"], batch_size=16, cache=False)
+
+
+def test_a_model_whose_images_see_one_another_is_refused():
+    encoder = tiny()
+    encoder.blocks[1].mlp = torch.nn.Sequential(encoder.blocks[1].mlp, Mixing()).eval()
+    with pytest.raises(UnsupportedArchitecture, match=r"toy\.cl: .*mixing images"):
+        analyse(encoder, toy(), ["token_norm"], cache=False)
+
+
+class Mixing(torch.nn.Module):
+    """Subtracts the mean over the batch, as a batch norm without running statistics does."""
+
+    def forward(self, x):
+        return x - x.mean(0) if len(x) > 1 else x
+
+
+def test_images_or_labels_that_were_changed_are_measured_anew():
+    first = analyse(tiny(), toy(), NAMES)
+    images, inverted = toy(), 255 - toy().images
+    expected = analyse(tiny(), replace(toy(), images=inverted), NAMES, cache=False)
+    assert_frame_equal(analyse(tiny(), replace(images, images=inverted), NAMES), expected)
+    assert_frame_equal(analyse(tiny(), images, NAMES), first)
+    images.images = inverted
+    assert_frame_equal(analyse(tiny(), images, NAMES), expected)
+
+
+def test_of_a_class_that_a_notebook_defines_nothing_is_kept(tmp_path, monkeypatch):
+    """Before Python 3.13 its code cannot be read, and globals that it uses never can."""
+    encoder = tiny()
+    encoder.blocks[0].mlp = torch.nn.Sequential(encoder.blocks[0].mlp, Mixing())
+    assert not encoder.hooked
+    monkeypatch.setattr(Mixing, "__module__", "__main__")
+    assert encoder.hooked
 
 
 def test_nothing_to_measure_is_an_error():
@@ -250,7 +350,7 @@ def test_the_command_line_hands_everything_to_the_report(command, capsys):
     )
     said = capsys.readouterr()
     assert "page of (['toy.cl'], 'folder:photos', 'out')" in said.out
-    assert "'n_images': 2" in said.out and "'seed': 1" in said.out
+    assert "'n_images': 2" in said.out and "'seed': 1" in said.out and "'from_file': None" in said.out
     assert "left out 1 " in said.err and "about.txt" in said.err
 
 
@@ -269,6 +369,15 @@ def test_bad_images_are_one_line(images, named, tmp_path, command, capsys):
     assert command.main(["toy.cl", "--images", images, "--out", "out"]) == 1
     said = capsys.readouterr().err
     assert named in said and said.startswith("error: ") and "Traceback" not in said
+
+
+def test_a_command_line_that_is_stopped_says_so(command, capsys, monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "report", stopped)
+    assert command.main(["toy.cl", "--images", "photos", "--out", "out"]) == 130
+    assert "stopped" in capsys.readouterr().err
 
 
 def test_bad_options_and_models_are_one_line(tmp_path, command, capsys, monkeypatch):

@@ -329,7 +329,7 @@ class Silent(nn.Module):
 
 def test_wrong_number_of_layers_raises():
     encoder = _encoder("vit")
-    encoder.module.blocks[1].attn = Silent(encoder.blocks[1].attn)
+    encoder.module.blocks[1].attn = Silent(encoder.blocks[1].attn).eval()
     with pytest.raises(RuntimeError, match=r"block 2 .* gave attention 0 times instead of once"):
         with capture(encoder, on_attention=lambda a: None):
             encoder.forward(_images(encoder))
@@ -520,6 +520,56 @@ class Masked(Own):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+class Dropout(Own):
+    def attend(self, q, k, v):
+        return F.dropout((q @ k.mT).softmax(-1), 0.3) @ v
+
+
+class TalkingHeads(Own):
+    def attend(self, q, k, v):
+        mixed = torch.einsum("gh,bhqk->bgqk", torch.tensor([[0.9, 0.1], [0.3, 0.7]]), (q @ k.mT).softmax(-1))
+        return mixed @ v
+
+
+class OverQueries(Own):
+    def attend(self, q, k, v):
+        return (q @ k.mT).softmax(-2) @ v
+
+
+class Causal(Own):
+    def attend(self, q, k, v):
+        return (q @ k.mT).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf).softmax(-1) @ v
+
+
+def test_a_mask_written_out_is_refused_by_name():
+    encoder = _foreign(Causal)
+    with pytest.raises(RuntimeError, match="block 1 masks some tokens"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
+
+
+@pytest.mark.parametrize("block", [Dropout, TalkingHeads, OverQueries])
+def test_attention_that_is_not_the_softmax_over_keys_is_refused(block):
+    encoder = _foreign(block)
+    with pytest.raises(RuntimeError, match="block 1 changes its attention"):
+        with capture(encoder, on_attention=lambda a: None):
+            encoder.forward(_images(encoder))
+
+
+def test_a_block_that_is_used_several_times_has_as_many_depths():
+    shared, once = HuggingFace(), Scaled()
+    torch.manual_seed(0)
+    module = Foreign(HuggingFace)
+    module.blocks = nn.ModuleList([shared, once, shared, shared])
+    encoder = wrap(module, **DESCRIPTION, after_attention="norm")
+    attention, streams = [], []
+    with capture(encoder, on_attention=attention.append, on_stream=streams.append):
+        tokens = encoder.forward(_images(encoder))
+    assert encoder.depth == 4 and [record.depth for record in attention] == [1, 2, 3, 4]
+    assert [stream.depth for stream in streams] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    torch.testing.assert_close(streams[-1].tokens, tokens)
+
+
 FOREIGN = {
     "scaled": Scaled,
     "in place": InPlace,
@@ -655,6 +705,14 @@ def test_dropout_that_is_on_is_refused():
         with pytest.raises(RuntimeError, match="dropout is on"):
             with capture(encoder, on_attention=lambda a: None):
                 encoder.forward(_images(encoder))
+
+
+def test_a_part_that_is_in_training_mode_is_refused():
+    encoder = _encoder("vit")
+    encoder.blocks[1].mlp.train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        with capture(encoder, on_attention=lambda a: None):
+            pass
 
 
 def test_the_fast_path_is_off_for_the_duration():

@@ -50,10 +50,10 @@ class FileSource(ImageSource):
         self.members = torch.arange(len(self.names)).split(sizes)
 
     def __getattr__(self, name: str) -> object:
-        if name not in ("files", "labels", "fingerprint"):
+        if name not in ("files", "labels"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         part = self.read(self.members, needed=1)
-        self.files, self.labels, self.fingerprint = part.files, part.labels, part.fingerprint
+        self.files, self.labels = part.files, part.labels
         return vars(self)[name]
 
     def __len__(self) -> int:
@@ -70,16 +70,21 @@ class FileSource(ImageSource):
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
 
-    def _keep(self, indices: Tensor) -> None:
+    def _keep(self, indices: Tensor, whole: ImageSource) -> None:
         self.members = None
         self.files = tuple(self.files[i] for i in indices.tolist())
+
+    def _content(self) -> list:
+        return [self.files, self.size, *self.labels.values()]
+
+    def _identity(self) -> str:
         labels = [values.tolist() for values in self.labels.values()]
         seen = [DECODER, self.size, [digest for _, digest in self.files], labels]
-        self.fingerprint = hashlib.sha256(repr(seen).encode()).hexdigest()
+        return hashlib.sha256(repr(seen).encode()).hexdigest()
 
     def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
         """As `subset`, but all images where there are fewer than `n`."""
-        if self.members is None:
+        if self.members is None or n < 1:  # of a selection, or the error
             return super().at_most(n, seed, label)
         order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
         if label is not None:
@@ -90,7 +95,7 @@ class FileSource(ImageSource):
         """`n` images drawn without replacement; the same `seed` draws the same ones."""
         if self.members is not None and n > 0 and len(part := self.at_most(n, seed, label)) == n:
             return part
-        return super().subset(n, seed, label)  # of a selection, or the error
+        return super().subset(n, seed, label)
 
     def read(self, orders: Sequence[Tensor], most: int | None = None, needed: int = 0) -> "FileSource":
         """The first `most` sound files of each order; a warning names what was damaged on the way.
@@ -128,7 +133,7 @@ class FileSource(ImageSource):
         _warn_of(self.path, left_out)
         part = copy(self)
         part.files, part.labels = tuple(files), {"class": self.numbers[chosen]}
-        part._keep(torch.arange(len(files)))
+        part.members = None
         return part
 
     @property
@@ -238,7 +243,7 @@ def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
 def unpacked(path: Path) -> Path:
     """A folder as it is, or the folder in the cache into which a tar archive is unpacked once.
 
-    Only regular files are unpacked, and none outside the folder.
+    Only regular files and links to them are unpacked, and none outside the folder.
 
     Raises:
         ValueError: something else, a broken archive, or one that names files outside of it.
@@ -247,7 +252,7 @@ def unpacked(path: Path) -> Path:
         return path
     if not path.is_file():
         raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
-    target = cache_dir() / "images" / f"unpacked-{sha256(path)}"
+    target = cache_dir() / "images" / f"unpacked-2-{sha256(path)}"
     if target.exists():
         return target
     try:
@@ -317,17 +322,24 @@ def _split(path: Path) -> tuple[Path, str]:
 
 
 def _unpack(archive: tarfile.TarFile, target: Path) -> None:
-    """Write the regular files of an archive below `target`; a ReadError unless the archive is complete."""
+    """Write the files of an archive, links copied, below `target`; a ReadError unless it is complete."""
     target.mkdir()
     for member in tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None):
         name = PurePosixPath(member.name)
-        if not member.isfile():
-            continue
         if name.is_absolute() or ".." in name.parts:
             raise tarfile.ReadError(f"it names a file outside of it, {printable(name)}")
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        with (target / name).open("wb") as file:
-            shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+        if member.isfile():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with (target / name).open("wb") as file:
+                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+    for link in [member for member in archive if member.issym() or member.islnk()]:
+        place, base = target / link.name, os.path.dirname(link.name) if link.issym() else ""
+        leads = os.path.normpath(os.path.join(base, link.linkname))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not leads.startswith(("/", "..")) and (target / leads).is_file():
+            shutil.copyfile(target / leads, place)
+        else:  # its suffix has it named as left out
+            place.with_name(f"{place.name}.link").touch()
     # A complete archive ends in a block of zeros; tarfile stops at a damaged record without an error.
     archive.fileobj.seek(archive.offset)
     end = archive.fileobj.read(tarfile.BLOCKSIZE)

@@ -22,7 +22,6 @@ from nbhelpers.images.source import (
     ArraySource,
     MissingDataError,
     channel_statistics,
-    content_fingerprint,
     in_turns,
     named_path,
 )
@@ -75,11 +74,9 @@ def cifar10(split: str = "test", download: bool = False) -> ArraySource:
     with safe_open(cached, "pt") as file:
         about = json.loads(file.metadata()["about"])
         images, labels = (file.get_tensor(f"{split}.{what}") for what in ("images", "labels"))
-    mean, std, fingerprint = tuple(about["mean"]), tuple(about["std"]), about["fingerprint"][split]
+    mean, std = tuple(about["mean"]), tuple(about["std"])
     labels, classes = {"class": labels}, {"class": CIFAR10_CLASSES}
-    return ArraySource(
-        f"cifar10/{split}", images, labels, classes, None, mean, std, fingerprint, about["origin"]
-    )
+    return ArraySource(f"cifar10/{split}", images, labels, classes, None, mean, std, about["origin"])
 
 
 def photographs(size: Size = 224) -> ArraySource:
@@ -204,8 +201,8 @@ def _write_cifar10(path: Path, cached: Path) -> None:
         "val": (images[val], labels[val]),
         "test": (test[0][order], test[1][order]),
     }
-    about = dict(zip(("mean", "std"), channel_statistics([parts["train"][0]]), strict=True))
-    about |= {"origin": origin, "fingerprint": {split: content_fingerprint(*parts[split]) for split in parts}}
+    mean, std = channel_statistics([parts["train"][0]])
+    about = {"mean": mean, "std": std, "origin": origin}
     tensors = {f"{split}.images": part[0] for split, part in parts.items()}
     tensors |= {f"{split}.labels": part[1] for split, part in parts.items()}
     with atomic_path(cached) as temporary:

@@ -285,4 +285,4 @@ def shapes(split: str = "test", nuisance: float = 1.0) -> ArraySource:
     labels = {"shape": data["shape"], "texture": data["texture"]}
     classes = {"shape": SHAPES, "texture": TEXTURES}
     name = f"shapes/{split}" if nuisance == 1 else f"shapes/{split}, nuisance {nuisance:g}"
-    return ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD, fingerprint=fingerprint)
+    return ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD)

@@ -40,26 +40,47 @@ class ImageSource(Dataset):
     masks: Tensor | None
     mean: Triple
     std: Triple
-    fingerprint: str
+    _settled: tuple[str, list, list] | None = None  # a fingerprint, marks of what it is of, and that itself
+
+    def _settle(self, value: str | None = None) -> str:
+        """The fingerprint; another one where images or labels were replaced or changed in place since."""
+        content = self._content()  # held, since the id of what is gone may be used again
+        marks = [(id(part), getattr(part, "_version", 0)) for part in content]
+        if value or self._settled is None or self._settled[1] != marks:
+            self._settled = value or self._identity(), marks, content
+        return self._settled[0]
+
+    fingerprint = property(_settle)
+
+    def _identity(self) -> str:
+        """The fingerprint of what is there now, which each kind of source has as its `_content`."""
+        return content_fingerprint(*self._content())
 
     def select(self, indices: Sequence[int] | Tensor) -> "ImageSource":
-        """The images at `indices`, in that order; labels and masks follow, name, mean and std stay."""
-        indices = torch.as_tensor(indices, dtype=torch.long)
+        """The images at `indices`, in that order, or where a `bool N` is true.
+
+        Labels and masks follow, name, mean and std stay.
+        """
+        indices = self._numbers(indices)
         labels = {label: values[indices] for label, values in self.labels.items()}
         part = copy(self)  # after its labels, by which a folder knows which of its files are sound
         part.labels = labels
         part.classes = dict(self.classes)
         part.masks = None if self.masks is None else self.masks[indices]
-        part._keep(indices)
+        part._keep(indices, self)
         return part
 
-    def _keep(self, indices: Tensor) -> None:
-        """Restrict the images themselves to those at `indices`, and renew the fingerprint."""
+    def _numbers(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Indices from 0 on; an IndexError for what is none, or a mask of another length."""
+        return torch.arange(len(self))[torch.as_tensor(indices)]
+
+    def _keep(self, indices: Tensor, whole: "ImageSource") -> None:
+        """Restrict the images themselves to those of the whole at `indices`, and renew the fingerprint."""
         raise NotImplementedError
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at `indices` as `uint8 B C H W`; a ValueError where their sizes differ."""
-        images = [self[int(i)] for i in indices]
+        images = [self[i] for i in self._numbers(indices).tolist()]
         shapes = sorted({tuple(image.shape) for image in images})
         if len(shapes) != 1:
             raise ValueError(
@@ -111,10 +132,11 @@ class ImageSource(Dataset):
         if unknown := set(names) - set(known):
             raise ValueError(f"{self.name} has no {label} {min(unknown)!r}; it has {', '.join(known)}")
         numbers = torch.tensor([names.index(title) if title in names else -1 for title in known])
-        part = self.select(torch.nonzero(numbers[values] >= 0).flatten())
+        part = self.select(numbers[values] >= 0)
+        fingerprint = selection_fingerprint(part.fingerprint, numbers)
         part.labels[label] = numbers[part.labels[label]]
         part.classes[label] = tuple(names)
-        part.fingerprint = selection_fingerprint(part.fingerprint, numbers)
+        part._settle(fingerprint)
         if empty := [title for number, title in enumerate(names) if number not in part.labels[label]]:
             raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
         return part
@@ -133,7 +155,7 @@ class ImageSource(Dataset):
 class ArraySource(ImageSource):
     """A source that holds all its images in one `uint8 N C H W` tensor.
 
-    `mean`, `std` and `fingerprint` are computed from the content where they are not given.
+    `mean` and `std` are computed from the content where they are not given.
 
     >>> black = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     >>> images = torch.cat([black, 255 - black])
@@ -154,7 +176,6 @@ class ArraySource(ImageSource):
     masks: Tensor | None = None
     mean: Triple | None = None
     std: Triple | None = None
-    fingerprint: str | None = None
     origin: str = "generated"
 
     def __post_init__(self) -> None:
@@ -165,7 +186,6 @@ class ArraySource(ImageSource):
         if self.mean is None or self.std is None:
             mean, std = channel_statistics([self.images])
             self.mean, self.std = self.mean or mean, self.std or std
-        self.fingerprint = self.fingerprint or content_fingerprint(self.images, *self.labels.values())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -176,11 +196,14 @@ class ArraySource(ImageSource):
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at `indices` as `uint8 B C H W`."""
-        return self.images[torch.as_tensor(indices, dtype=torch.long)]
+        return self.images[self._numbers(indices)]
 
-    def _keep(self, indices: Tensor) -> None:
+    def _keep(self, indices: Tensor, whole: ImageSource) -> None:
         self.images = self.images[indices]
-        self.fingerprint = selection_fingerprint(self.fingerprint, indices)
+        self._settle(selection_fingerprint(whole.fingerprint, indices))
+
+    def _content(self) -> list[Tensor]:
+        return [self.images, *self.labels.values(), *([] if self.masks is None else [self.masks])]
 
     def _check(self) -> None:
         """Raise a ValueError that names the part that does not fit."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Encoder:
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks; the output of `blocks[i]` is depth `i + 1`."""
-        return list(self.module.get_submodule(self.block_path).children())
+        return list(self.module.get_submodule(self.block_path)._modules.values())  # shared ones several times
 
     @property
     def depth(self) -> int:
@@ -110,8 +111,8 @@ class Encoder:
         """
         layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads, self.block_path]
         preprocessing = [self.mean, self.std, self.interpolation, self.crop, self.crop_mode]
-        digest = hashlib.sha256(repr([layout, preprocessing]).encode())
-        for name, part in self.module.named_modules():
+        digest = hashlib.sha256(repr([layout, preprocessing, self.after_attention]).encode())
+        for name, part in self.module.named_modules(remove_duplicate=False):
             code = [_code(kind) for kind in type(part).__mro__]
             digest.update(repr((name, code, part.extra_repr(), _settings(vars(part)))).encode())
             own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
@@ -122,11 +123,15 @@ class Encoder:
 
     @property
     def hooked(self) -> bool:
-        """Whether hooks or replaced methods may change features in ways that `fingerprint` cannot see."""
+        """Whether features may depend on what `fingerprint` cannot see.
+
+        That is on hooks, on replaced methods, or on code of a notebook, whose globals may change.
+        """
         everywhere = vars(torch.nn.modules.module)
         hooks = ("_forward_hooks", "_forward_pre_hooks")
         return any(everywhere[f"_global{each}"] for each in hooks) or any(
             any(getattr(part, each) for each in hooks)
+            or "__main__" in {kind.__module__ for kind in type(part).__mro__}
             or any(callable(getattr(type(part), key, None)) for key in vars(part))
             for part in self.module.modules()
         )
@@ -186,8 +191,8 @@ def _settings(value: Any, level: int = 0) -> Any:
     """Attributes of a module as plain values with a stable text: numbers, names, tensors, functions."""
     if isinstance(value, nn.Module | torch.device):  # modules have their own turn; a device changes nothing
         return None
-    if isinstance(value, Tensor):
-        return str(value.dtype), value.detach().cpu().tolist()
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return str(value.dtype), value.tolist()
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
         return repr(value)
     if level > 4:
@@ -208,7 +213,8 @@ def _settings(value: Any, level: int = 0) -> Any:
         return _code(value), _settings(inside, level + 1)
     if isinstance(value, type | types.BuiltinFunctionType):
         return _code(value)
-    return _code(type(value)), _settings(getattr(value, "__dict__", {}), level + 1)
+    slots = {key: getattr(value, key, None) for key in getattr(type(value), "__slots__", ())}
+    return _code(type(value)), _settings(getattr(value, "__dict__", {}) | slots, level + 1)
 
 
 @functools.cache
@@ -287,6 +293,8 @@ def _contradiction(encoder: Encoder) -> str | None:
     channels = means if convolution is None else convolution.in_channels
     if not channels == means == deviations:
         return f"{channels} channels need as many means and deviations, not {means} and {deviations}"
+    if not all(0 <= m <= 1 and 0 < d <= 1 for m, d in zip(encoder.mean, encoder.std, strict=True)):
+        return f"mean {encoder.mean} and std {encoder.std} are not of pixel values in 0..1 (divide by 255?)"
     kinds = {value.dtype for value in encoder.module.parameters() if value.is_floating_point()}
     if encoder.device.type == "cpu" and (other := kinds - {torch.float32}):
         names = ", ".join(sorted(map(str, other)))

@@ -155,6 +155,31 @@ def test_identity_is_of_the_images_that_are_looked_at(pets):
     assert len(set(prints)) == len(prints)
 
 
+def test_identity_follows_labels_and_size(pets):
+    source, prints = folder(pets), [folder(pets).fingerprint]
+    (pets / "cat" / "3.png").rename(pets / "dog" / "-.png")  # the same pictures in the same order
+    prints.append(folder(pets).fingerprint)
+    source = folder(pets)
+    source.labels["class"] = source.labels["class"].flip(0)
+    prints.append(source.fingerprint)
+    source.size = 5
+    prints.append(source.fingerprint)
+    assert len(set(prints)) == len(prints)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(pets, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.path.basename(path) == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(folders.os, "scandir", denied)
+    with pytest.warns(UserWarning, match="Permission denied.*dog"):
+        assert folder(pets).classes == {"class": ("cat",)}
+
+
 def test_a_damaged_file_of_the_size_and_time_of_a_sound_one_is_seen(tmp_path):
     root = bitmaps(tmp_path / "set", 1)
     assert len(folder(root)) == 12
@@ -228,6 +253,9 @@ def test_opening_reads_no_file_and_a_draw_those_that_it_draws(tmp_path, read):
     for n in (0, 41):
         with pytest.raises(ValueError, match=f"holds 40 images; cannot draw {n}"):
             folder(root).subset(n)
+    for n in (0, -5):
+        with pytest.raises(ValueError, match=f"cannot draw {n}"):
+            folder(root).at_most(n)
 
 
 def test_a_damaged_file_in_a_draw_is_named_and_the_next_takes_its_place(pets):
@@ -368,7 +396,7 @@ def test_zip_archives_and_pipes_get_their_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
         archive.writestr("cat/1.png", red())
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="a zip archive"):
         folder(tmp_path / "pets.zip")
     with pytest.raises(ValueError, match="pipe"):
         folder(tmp_path / "pipe")
@@ -419,6 +447,20 @@ def test_malicious_archives_are_refused(tmp_path, members, cache):
     assert [place for place in cache.rglob("*") if place.name != "images"] == []
 
 
+def test_images_that_an_archive_holds_as_links_are_there(pets, tmp_path):
+    (pets / "bird").mkdir()
+    os.link(pets / "cat" / "0.png", pets / "bird" / "hard.png")
+    (pets / "bird" / "soft.png").symlink_to("../dog/3.png")
+    (pets / "bird" / "zero.png").symlink_to("zones.png")  # comes after it
+    (pets / "bird" / "zones.png").write_bytes(red())
+    (pets / "bird" / "lost.png").symlink_to("nowhere.png")
+    source = folder(as_tar(pets, tmp_path / "pets.tar"))
+    with pytest.warns(UserWarning, match=r"bird/lost\.png"):
+        plain = folder(pets)
+    assert source.labels["class"].bincount().tolist() == [4, 4, 4]
+    assert source.fingerprint == plain.fingerprint
+
+
 def test_links_and_devices_of_an_archive_are_not_made(tmp_path):
     outside = make_folder(tmp_path / "outside", {"secret.png": (8, 8)})
     members = [
@@ -430,7 +472,9 @@ def test_links_and_devices_of_an_archive_are_not_made(tmp_path):
         (member("pets/disk.png", tarfile.CHRTYPE), b""),
     ]
     root = unpacked(tar_of(tmp_path / "pets.tar", members))
-    assert find_images(root) == (["pets/1.png", "pets/link/evil.png"], {})
+    found, left_out = find_images(root)
+    assert found == ["pets/1.png", "pets/link/evil.png"]
+    assert [*left_out] == ["pets/hard.png.link", "pets/link.link"]  # named, since they may be images
     assert not any(place.is_symlink() for place in root.rglob("*"))
     assert os.listdir(outside) == ["secret.png"]
 

@@ -1,5 +1,7 @@
 """Sources in memory: what is checked, what a selection keeps, what the fingerprint follows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,35 @@ def test_restrict_renumbers_in_the_order_asked():
         source.select([0, 1]).restrict(("a", "c"))
     with pytest.raises(ValueError, match="no label 'shape'"):
         source.restrict(("a",), "shape")
+
+
+def test_a_mask_chooses_where_it_is_true():
+    images = make()
+    mask = torch.arange(12) % 3 == 1
+    for chosen in (mask, mask.numpy(), mask.tolist()):
+        assert torch.equal(images.select(chosen).images, images.images[1::3])
+        assert torch.equal(images.batch(chosen), images.images[1::3])
+    assert images.select(mask).fingerprint == images.select([1, 4, 7, 10]).fingerprint
+    for wrong in (mask[:5], [12], [0.5]):
+        with pytest.raises(IndexError):
+            images.select(wrong)
+
+
+def test_fingerprint_follows_changes():
+    one, before = make(), make().fingerprint
+    prints = [one.fingerprint, replace(one, images=255 - one.images).fingerprint]
+    one.images[0, 0, 0, 0] += 1
+    prints.append(one.fingerprint)
+    label = next(iter(one.labels))
+    one.labels[label] = one.labels[label].flip(0)
+    prints.append(one.fingerprint)
+    one.labels[label][:2] = 1 - one.labels[label][:2]
+    prints.append(one.fingerprint)
+    prints.append(one.select([0, 1]).fingerprint)
+    for _ in range(2):  # the second may have the address of what the first replaced
+        one.images = one.images + 1
+    prints.append(one.fingerprint)
+    assert prints[0] == before and len(set(prints)) == len(prints)
 
 
 def test_fingerprint_follows_content():

@@ -32,6 +32,7 @@ from nbhelpers.models import (
     download,
     load,
     registry,
+    weights,
 )
 from nbhelpers.models.download import fetch
 from nbhelpers.models.weights import read_weights
@@ -412,6 +413,23 @@ def test_a_shortage_of_memory_is_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", no_room)
     with pytest.raises(MemoryError, match="does not fit into memory"):
         read_weights(tmp_path / "file")
+
+
+RAW = [struct.error(), IndexError(), KeyError("k"), TypeError(), AttributeError(), AssertionError()]
+RAW += [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), EOFError(), OverflowError(), RecursionError()]
+
+
+@pytest.mark.parametrize("error", RAW, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("reader", ["load", "load_file"])
+def test_whatever_a_damaged_file_provokes_is_one_type(tmp_path, monkeypatch, reader, error):
+    def raw(*args, **kwargs):
+        raise error
+
+    torch.save({"a": torch.zeros(2)}, tmp_path / "load")
+    save_file({"a": torch.zeros(2)}, tmp_path / "load_file")
+    monkeypatch.setattr(torch if reader == "load" else weights, reader, raw)
+    with pytest.raises(DamagedWeights, match=rf"{reader} \([\d,]+ bytes\) is cut off"):
+        read_weights(tmp_path / reader)
 
 
 def test_a_bare_tensor_is_no_checkpoint(tmp_path):

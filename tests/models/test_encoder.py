@@ -179,6 +179,39 @@ def _closure(factor):
     return change
 
 
+class Options:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+@pytest.mark.parametrize(
+    "values", [(np.float32(1), np.float32(2)), (np.zeros(2), np.ones(2)), (Options(1), Options(2))]
+)
+def test_fingerprint_follows_numpy_values_and_slots(values):
+    prints = set()
+    for value in values:
+        encoder = _mini()
+        encoder.module.blocks[0].anything = value
+        prints.add(encoder.fingerprint)
+    assert len(prints) == 2
+
+
+def test_fingerprint_follows_the_place_after_attention_and_the_number_of_uses_of_a_block():
+    assert _mini().fingerprint != _mini(after_attention="mlp").fingerprint
+    prints = set()
+    for uses in (2, 3):
+        module = mini_vit(32, 1, 2)
+        with torch.no_grad():
+            module.load_state_dict(
+                {key: torch.ones_like(value) for key, value in module.state_dict().items()}
+            )
+        module.blocks = nn.Sequential(*[module.blocks[0]] * uses)
+        prints.add(wrap(module, mean=HALF, std=HALF).fingerprint)
+    assert len(prints) == 2
+
+
 @pytest.mark.parametrize("change", [_eps, _scale, _buffer, _setting, _closure(2.0)])
 def test_fingerprint_follows_settings(change):
     encoder = _mini()
@@ -262,6 +295,7 @@ def test_hooks_and_replaced_methods_are_seen():
         ({"image_size": (48, 32)}, r"8 x 8 .*48 x 32 .*4 x 4"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 channels .* 1 and 1"),
         ({"std": (0.5,)}, "3 channels .* 3 and 1"),
+        ({"mean": (123.675, 116.28, 103.53), "std": (58.4, 57.1, 57.4)}, r"123\.675.* 0\.\.1"),
     ],
 )
 def test_wrap_refuses_contradictions(fields, numbers):

@@ -397,6 +397,16 @@ def test_command_line_names_bad_input_without_a_traceback(arguments, named, caps
     assert named in capsys.readouterr().err
 
 
+def test_a_command_line_that_is_stopped_says_that_the_same_command_goes_on(capsys, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(main.__globals__, "_single", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(["--nice", "0", "--objective", "cl"])
+    assert stop.value.code == 130 and "same command goes on" in capsys.readouterr().err
+
+
 def test_queue_file_is_checked(tmp_path):
     path = tmp_path / "queue.csv"
     path.write_text("study,objective,images,seed\nshapes,cl,9,0\n")
