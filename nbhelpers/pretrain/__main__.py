@@ -16,13 +16,13 @@ from nbhelpers.pretrain.recipes import BATCH_SIZES, STUDIES, recipe
 from nbhelpers.ranks import rank
 
 
-def seconds(text: str) -> float:
+def duration(text: str) -> float:
     """A duration such as "90s", "8m" or "1.5h" in seconds.
 
-    >>> seconds("8m"), seconds("1.5h")
+    >>> duration("8m"), duration("1.5h")
     (480.0, 5400.0)
     """
-    return float(text[:-1]) * 60 ** "smh".index(text[-1:])
+    return float(text[:-1]) * 60 ** "smh".index(text[-1:])  # a second, 60 of them, 60 x 60 of them
 
 
 def positive(text: str) -> int:
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=positive, help=batch)
     limit = parser.add_mutually_exclusive_group()
     stop = "stop cleanly after 90s, 8m, 1.5h ... and resume next time"
-    limit.add_argument("--stop-after", type=seconds, metavar="TIME", help=stop)
+    limit.add_argument("--stop-after", type=duration, metavar="TIME", help=stop)
     limit.add_argument("--minutes", type=float, help="the same in minutes")
     workers = "runs of a queue side by side (default: one per core, or one on a GPU)"
     add("--workers", type=positive, help=workers)

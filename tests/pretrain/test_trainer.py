@@ -16,7 +16,7 @@ from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
 from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
-from nbhelpers.pretrain.__main__ import main, seconds
+from nbhelpers.pretrain.__main__ import duration, main
 from nbhelpers.pretrain.recipes import STUDIES
 from nbhelpers.pretrain.schedule import epoch_order, generator
 from nbhelpers.pretrain.trainer import fast_precision
@@ -306,7 +306,7 @@ def test_command_line_explains_itself_and_checks_durations(capsys):
     with pytest.raises(SystemExit):
         main(["--nice", "0", "--objective", "cl", "--width", "20"])
     assert "20" in capsys.readouterr().err
-    assert seconds("90s") == 90
+    assert duration("90s") == 90
 
 
 @pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
