@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -108,20 +109,19 @@ def attentive_by_depth(
     test: ImageSource,
     label: Labels,
     depths: Sequence[int] | None = None,
-    queries: int = 4,
-    epochs: int = 50,
-    seed: int = 0,
+    **training: Any,
 ) -> pd.DataFrame:
     """Accuracy of an attentive probe at every depth, for one label or several, with Wilson's 95 % interval.
 
-    Patch tokens are kept in half precision, of one depth at a time.
+    Patch tokens are kept in half precision, of one depth at a time; `training` is what `fit_attentive` takes,
+    such as `queries`, `epochs` and `seed`.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
     whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `targets_of`.
     """
 
     def fit(learnt: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]) -> Predictor:
-        return fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
+        return fit_attentive(*learnt, *chosen, **training).predict
 
     learn, tests = [train, validation], [(encoder, test)]
     targets = targets_of([*learn, test], label)
