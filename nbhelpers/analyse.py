@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.models import load
+from nbhelpers.pretrain.__main__ import positive
 from nbhelpers.studies import study
 
 BUILT_IN = ("shapes", "cifar10")
@@ -80,13 +81,6 @@ def report(models: Sequence[str], images: str, folder: str | Path, **options: ob
     return folder / "index.html"
 
 
-def _count(text: str) -> int:
-    """A number of at least 1."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
 def parser() -> argparse.ArgumentParser:
     """The options, each with its explanation."""
     parser = argparse.ArgumentParser(
@@ -97,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", required=True, help="a folder of images, or study:shapes, study:cifar10")
     parser.add_argument("--out", required=True, metavar="DIR", help="where page, figures and table go")
     parser.add_argument("--from-file", metavar="FILE", help="local copy of the weights of the one MODEL")
-    parser.add_argument("--n-images", type=_count, help="draw so many images (default: all)")
-    parser.add_argument("--batch-size", type=_count, default=64, help="images per forward pass (default: 64)")
+    parser.add_argument("--n-images", type=positive, help="draw so many images (default: all)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images per pass (default: 64)")
     parser.add_argument("--device", help="cpu, cuda ... (default: a GPU when there is one)")
     parser.add_argument("--seed", type=int, default=0, help="which images are drawn (default: 0)")
     return parser

@@ -1,9 +1,6 @@
 """Pre-training of the book's own encoders, one file an objective and one trainer for all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,15 +11,14 @@ from nbhelpers import images
 from nbhelpers.files import cache_dir
 from nbhelpers.models import Encoder, save_encoder
 from nbhelpers.models.mini import WIDTH
-from nbhelpers.pretrain.recipes import RECIPES, STUDIES, Recipe, moments, recipe
+from nbhelpers.pretrain.recipes import STUDIES, Recipe, moments, recipe
 from nbhelpers.pretrain.trainer import Trainer
 from nbhelpers.probes.linear import knn_by_depth
 from nbhelpers.ranks import rank
 
-__all__ = ["RECIPES", "Recipe", "Trainer", "description", "moments", "pretrain", "recipe", "trained_name"]
+__all__ = ["Recipe", "Trainer", "description", "moments", "pretrain", "recipe", "trained_name"]
 
-# A queue of models loads the images once.
-SOURCES = {"shapes": cache(images.shapes), "cifar10": cache(images.cifar10)}
+SOURCES = {"shapes": images.shapes, "cifar10": images.cifar10}
 KNN_TRAIN, KNN_TEST = 10_000, 2_000
 
 

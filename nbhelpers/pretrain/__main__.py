@@ -1,7 +1,5 @@
 """Command line of the trainer: one model, or a queue of them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -13,21 +11,18 @@ import torch
 from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import pretrain
 from nbhelpers.pretrain.distributed import process_group
-from nbhelpers.pretrain.queue import one_by_one, side_by_side, waiting
+from nbhelpers.pretrain.queue import train, waiting
 from nbhelpers.pretrain.recipes import BATCH_SIZES, STUDIES, recipe
 from nbhelpers.ranks import rank
 
 
-def seconds(text: str) -> float:
+def duration(text: str) -> float:
     """A duration such as "90s", "8m" or "1.5h" in seconds.
 
-    >>> seconds("8m"), seconds("1.5h")
+    >>> duration("8m"), duration("1.5h")
     (480.0, 5400.0)
     """
-    try:
-        return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
-    except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 8m or 1.5h") from None
+    return float(text[:-1]) * 60 ** "smh".index(text[-1:])  # a second, 60 of them, 60 x 60 of them
 
 
 def positive(text: str) -> int:
@@ -61,10 +56,9 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=positive, help=batch)
     limit = parser.add_mutually_exclusive_group()
     stop = "stop cleanly after 90s, 8m, 1.5h ... and resume next time"
-    limit.add_argument("--stop-after", type=seconds, metavar="TIME", help=stop)
-    minutes = {"type": lambda text: seconds(f"{text}m"), "dest": "stop_after"}
-    limit.add_argument("--minutes", **minutes, help="the same in minutes")
-    workers = "runs of a queue side by side on a CPU (default: one per core)"
+    limit.add_argument("--stop-after", type=duration, metavar="TIME", help=stop)
+    limit.add_argument("--minutes", type=float, help="the same in minutes")
+    workers = "runs of a queue side by side (default: one per core, or one on a GPU)"
     add("--workers", type=positive, help=workers)
     add("--device", help="cpu, cuda ... (default: a GPU when there is one)")
     precision = "of matrix products (default: bfloat16 where the device has units for it, else float32)"
@@ -81,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.nice(options.nice)
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.empty(1, device=device)
+        if options.minutes is not None:
+            options.stop_after = 60 * options.minutes
         options.batch_size = options.batch_size or BATCH_SIZES[torch.device(device).type]
         options.precision = options.precision and getattr(torch, options.precision)
         return _queue(options, device) if options.queue else _single(options, device)
@@ -95,10 +91,8 @@ def _queue(options: argparse.Namespace, device: str) -> int:
         raise ValueError("a queue trains one model after the other; torchrun trains one on several devices")
     models = waiting(options.queue, options.batch_size)
     print(f"{len(models)} models to train", flush=True)
-    limits = options.stop_after, options.precision
-    if device.startswith("cuda"):
-        return int(one_by_one(models, device, *limits) > 0)
-    return int(side_by_side(models, options.workers or os.cpu_count() or 1, *limits) > 0)
+    workers = options.workers or (os.cpu_count() if device == "cpu" else 1)
+    return int(train(models, device, workers, options.stop_after, options.precision) > 0)
 
 
 def _single(options: argparse.Namespace, device: str) -> int:

@@ -1,7 +1,5 @@
 """Gradient alignment of a hybrid's two losses, with respect to each block of the shared encoder."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +14,8 @@ from nbhelpers.images import ImageSource
 from nbhelpers.intervals import mean_interval, t_quantile
 from nbhelpers.pretrain.hybrid import Hybrid
 from nbhelpers.pretrain.recipes import Recipe
-from nbhelpers.pretrain.trainer import Trainer, generator
+from nbhelpers.pretrain.schedule import generator
+from nbhelpers.pretrain.trainer import Trainer
 
 LOSSES = ("mim", "cl")  # the order of the axis S
 # Far from the streams of training steps and of the validation loss, which lie below and around 2^31.
@@ -185,29 +184,18 @@ def gradient_alignment(
         for step in sorted(set(steps)):
             for _ in trainer.steps(until=step):
                 bar.update()
-            losses, gradients = _on_batches(trainer.objective, recipe, held_out, batches)
-            frame = pd.concat([block_alignment(gradients), _losses(losses)], ignore_index=True)
+            measured = []
+            for k, rows in enumerate(torch.arange(batches * recipe.batch_size).split(recipe.batch_size)):
+                stream = generator(recipe.seed, _STREAM + k)
+                views = trainer.objective.views(held_out.batch(rows), stream)
+                measured.append(block_gradients(trainer.objective, views))
+            losses, gradients = map(torch.stack, zip(*measured, strict=True))  # K S and K S L P
+            means = dict(zip(("value", "low", "high"), mean_interval(losses), strict=True))
+            names = [f"{name}_loss" for name in LOSSES]
+            means = pd.DataFrame({"metric": names, "depth": float("nan"), **means, "batches": batches})
+            frame = pd.concat([block_alignment(gradients), means], ignore_index=True)
             frame.insert(0, "step", step)
             frame.insert(1, "images", step * recipe.batch_size)
             frames.append(frame)
         bar.close()
     return pd.concat(frames, ignore_index=True)
-
-
-def _on_batches(
-    objective: Hybrid, recipe: Recipe, images: ImageSource, batches: int
-) -> tuple[Tensor, Tensor]:
-    """Losses `K S` and gradients `K S L P` on the first `batches` batches of the images."""
-    rows = []
-    for k, indices in enumerate(torch.arange(batches * recipe.batch_size).split(recipe.batch_size)):
-        views = objective.views(images.batch(indices), generator(recipe.seed, _STREAM + k))
-        rows.append(block_gradients(objective, views))
-    losses, gradients = zip(*rows, strict=True)
-    return torch.stack(losses), torch.stack(gradients)
-
-
-def _losses(values: Tensor) -> pd.DataFrame:
-    """Rows as `block_alignment` has them of losses `K S`, with the 95 % interval of the mean over batches."""
-    mean, low, high = mean_interval(values)
-    columns = {"depth": float("nan"), "value": mean, "low": low, "high": high, "batches": len(values)}
-    return pd.DataFrame({"metric": [f"{name}_loss" for name in LOSSES], **columns})

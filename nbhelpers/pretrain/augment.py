@@ -1,10 +1,8 @@
 """Random views of whole batches as tensor operations: crop, flip, colour; no worker processes."""
 
-from __future__ import annotations
-
-import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -47,14 +45,10 @@ class Augmentation:
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """One random view per image: uint8 or float `B C H W` -> float `B C H W` on the scale 0..1."""
         images = images.float() / 255 if images.dtype == torch.uint8 else images
-        views = random_resized_crop(images, self.crop_scale, self.crop_ratio, self.flip, generator)
+        views = random_resized_crop(images, self, generator)
         if self.colour == "jitter":
-            views = colour_jitter(
-                views, self.jitter, self.jitter_probability, self.grey_probability, generator
-            )
-        elif self.colour == "orthogonal":
-            views = orthogonal_colour(views, generator)
-        return views
+            return colour_jitter(views, self, generator)
+        return orthogonal_colour(views, generator) if self.colour == "orthogonal" else views
 
 
 class View(nn.Module):
@@ -79,12 +73,6 @@ class View(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def augmented(self, augmentation: Augmentation) -> View:
-        """The view of the same images under another augmentation."""
-        other = copy.deepcopy(self)
-        other.augmentation = augmentation
-        return other
-
     def normalise(self, images: Tensor) -> Tensor:
         """Float `B C H W` on the scale 0..1 as the encoder sees it."""
         return standardise(images) if self.standardised else (images - self.mean) / self.std
@@ -94,67 +82,53 @@ class View(nn.Module):
         return self.normalise(self.augmentation(images, generator))
 
 
-def random_resized_crop(
-    images: Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    flip: bool,
-    generator: torch.Generator,
-) -> Tensor:
+def _uniform(images: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    """A number in low..high for each of the images, `B`."""
+    return low + (high - low) * torch.rand(len(images), device=images.device, generator=generator)
+
+
+def random_resized_crop(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """Crop a random box of each image and resize it to the full size, mirrored half of the time if `flip`.
 
-    The box's share of the area is uniform in `scale`, the logarithm of its aspect ratio uniform in `ratio`,
-    its place uniform among those inside the image. `B C H W` -> `B C H W`, bilinear.
+    The box's share of the area is uniform in `crop_scale`, the logarithm of its aspect ratio uniform in
+    `crop_ratio`, its place uniform among those inside the image. `B C H W` -> `B C H W`, bilinear.
 
     >>> image = torch.rand(1, 3, 8, 8)
-    >>> whole = random_resized_crop(image, (1, 1), (1, 1), False, torch.Generator())
-    >>> torch.allclose(whole, image, atol=1e-5)
+    >>> whole = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
+    >>> torch.allclose(random_resized_crop(image, whole, torch.Generator()), image, atol=1e-5)
     True
     """
-    batch, device = len(images), images.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(batch, device=device, generator=generator)
-
-    area = uniform(*scale)
-    aspect = uniform(math.log(ratio[0]), math.log(ratio[1])).exp()
+    uniform = partial(_uniform, images, generator)
+    area = uniform(*how.crop_scale)
+    aspect = uniform(*map(math.log, how.crop_ratio)).exp()
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     left, top = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones(batch, device=device)
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if how.flip else 1.0
     zero = torch.zeros_like(width)
-    theta = torch.stack([width * mirror, zero, left, zero, height, top], dim=1).view(batch, 2, 3)
+    theta = torch.stack([width * mirror, zero, left, zero, height, top], dim=1).view(-1, 2, 3)
     grid = affine_grid(theta, list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def colour_jitter(
-    images: Tensor,
-    strength: tuple[float, float, float, float],
-    probability: float,
-    grey_probability: float,
-    generator: torch.Generator,
-) -> Tensor:
+def colour_jitter(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """Random brightness, contrast, saturation and hue, then random greyscale; `B 3 H W` -> `B 3 H W` in 0..1.
 
-    All of it is one linear map of each image's colours, so one small matrix product does it. `strength` holds
+    All of it is one linear map of each image's colours, so one small matrix product does it. `jitter` holds
     the half-widths of the four ranges; hue in turns.
 
-    >>> grey = colour_jitter(torch.rand(1, 3, 4, 4), (0, 0, 0, 0), 1.0, 1.0, torch.Generator())
+    >>> grey = colour_jitter(torch.rand(1, 3, 4, 4), Augmentation(grey_probability=1), torch.Generator())
     >>> bool((grey[:, 0] - grey[:, 2]).abs().max() < 1e-3)
     True
     """
-    batch, device = len(images), images.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(batch, device=device, generator=generator)
-
-    on = (uniform(0, 1) < probability).float()
-    brightness, contrast, saturation = (1 + on * uniform(-s, s) for s in strength[:3])
-    turn = 2 * math.pi * on * uniform(-strength[3], strength[3])
-    saturation = saturation * (uniform(0, 1) >= grey_probability)
+    uniform = partial(_uniform, images, generator)
+    on = (uniform(0, 1) < how.jitter_probability).float()
+    *ranges, hue = how.jitter
+    brightness, contrast, saturation = (1 + on * uniform(-s, s) for s in ranges)
+    turn = 2 * math.pi * on * uniform(-hue, hue)
+    saturation = saturation * (uniform(0, 1) >= how.grey_probability)
     cos, sin = saturation * torch.cos(turn), saturation * torch.sin(turn)
     entries = [k + c * cos + s * sin for k, c, s in zip(_KEPT, _SCALED, _TURNED, strict=True)]
-    matrix = torch.stack(entries, 1).view(batch, 3, 3)
+    matrix = torch.stack(entries, 1).view(-1, 3, 3)
     gain = (brightness * contrast).view(-1, 1, 1)
     luma = sum(w * mean for w, mean in zip(_LUMA, images.mean((2, 3)).unbind(1), strict=True))
     offset = (brightness * (1 - contrast) * luma).view(-1, 1, 1, 1)
@@ -172,9 +146,9 @@ def orthogonal_colour(images: Tensor, generator: torch.Generator) -> Tensor:
     >>> torch.allclose(view.mean((2, 3)), image.mean((2, 3)), atol=1e-5)
     True
     """
-    batch, device = len(images), images.device
-    # The QR factor of a Gaussian matrix by Gram-Schmidt: on a GPU a batched QR takes the matrices in turn.
-    one, two, three = torch.randn(batch, 3, 3, device=device, generator=generator).unbind(2)
+    gaussian = torch.randn(len(images), 3, 3, device=images.device, generator=generator)
+    # Its QR factor by Gram-Schmidt: on a GPU a batched QR takes the matrices in turn.
+    one, two, three = gaussian.unbind(2)
     one = normalize(one, dim=1)
     two = normalize(two - (two * one).sum(1, keepdim=True) * one, dim=1)
     normal = torch.linalg.cross(one, two, dim=1)

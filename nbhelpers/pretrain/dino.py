@@ -4,19 +4,13 @@ The original adds smaller local crops. An image of 32 px leaves no room for them
 four patches.
 """
 
-from __future__ import annotations
-
-import copy
-
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize, softmax
 
 from nbhelpers.capture import full_precision
-from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
-from nbhelpers.pretrain.objective import Objective, without_autocast
+from nbhelpers.pretrain.objective import Objective, options, without_autocast
 
 
 def self_distillation(
@@ -78,6 +72,7 @@ class Head(nn.Module):
             return linear(normalize(x, dim=1), normalize(self.prototypes, dim=1))
 
 
+@options
 class DINO(Objective):
     """A student predicts from one view the output of the teacher, its moving average, for the other view.
 
@@ -87,26 +82,18 @@ class DINO(Objective):
 
     group, crops = "CL", 2
     averaged = (("encoder", "teacher_encoder"), ("head", "teacher_head"))
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    momentum: float = 0.99
+    centre_momentum: float = 0.9
+    hidden: int = 256
+    bottleneck: int = 64
+    prototypes: int = 1024
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        momentum: float = 0.99,
-        centre_momentum: float = 0.9,
-        hidden: int = 256,
-        bottleneck: int = 64,
-        prototypes: int = 1024,
-    ) -> None:
-        super().__init__(encoder, view)
-        self.momentum, self.centre_momentum = momentum, centre_momentum
-        self.temperatures = student_temperature, teacher_temperature
-        self.head = Head(encoder.embed_dim, hidden, bottleneck, prototypes)
-        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(prototypes))
+    def __post_init__(self) -> None:
+        self.head = Head(self.encoder.embed_dim, self.hidden, self.bottleneck, self.prototypes)
+        self.begin_averages()
+        self.register_buffer("centre", torch.zeros(self.prototypes))
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         """Mean of the losses from each view `B C H W` to the other; moves the centre afterwards."""
@@ -118,4 +105,5 @@ class DINO(Objective):
             mean = mean_over_ranks(full_precision(torch.cat(teachers)).mean(0))
             self.centre.lerp_(mean, 1 - self.centre_momentum)
         pairs = zip(students, teachers[::-1], strict=True)
-        return 0.5 * sum(self_distillation(*pair, centre, *self.temperatures) for pair in pairs)
+        temperatures = self.student_temperature, self.teacher_temperature
+        return 0.5 * sum(self_distillation(*pair, centre, *temperatures) for pair in pairs)

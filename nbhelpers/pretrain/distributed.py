@@ -4,8 +4,6 @@
 is the identity.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nbhelpers.capture import full_precision
 from nbhelpers.ranks import rank, world_size
@@ -91,9 +90,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    means = mean_over_ranks(torch.cat([g.flatten() for g in gradients])).split([g.numel() for g in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    vector_to_parameters(mean_over_ranks(parameters_to_vector(gradients)), gradients)
 
 
 class BatchNorm(nn.BatchNorm1d):

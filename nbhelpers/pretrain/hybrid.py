@@ -1,17 +1,15 @@
 """The hybrid: contrastive learning and masked image modelling on one encoder (Park et al., ICLR 2023)."""
 
-from __future__ import annotations
-
+import copy
 from collections.abc import Mapping
+from dataclasses import InitVar
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.moco import MoCo
-from nbhelpers.pretrain.objective import Objective
+from nbhelpers.pretrain.objective import Objective, options
 from nbhelpers.pretrain.simmim import SimMIM
 
 
@@ -33,6 +31,7 @@ def combine(mim: Tensor | None, cl: Tensor | None, weight: float) -> Tensor:
     return sum(factor * loss for factor, loss in ((1 - weight, mim), (weight, cl)) if factor)
 
 
+@options
 class Hybrid(Objective):
     """SimMIM with its own decoder and MoCo v3 with its own heads and momentum encoder, on one encoder.
 
@@ -49,26 +48,20 @@ class Hybrid(Objective):
     """
 
     group = "hybrid"
+    weight: float
+    mim: InitVar[Mapping[str, Any]]
+    cl: InitVar[Mapping[str, Any]]
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        weight: float,
-        mim: Mapping[str, Any],
-        cl: Mapping[str, Any],
-    ) -> None:
-        super().__init__(encoder, view)
-        if not 0 <= weight <= 1:
-            raise ValueError(f"lambda must be in 0..1, not {weight:g}")
-        self.weight = weight
+    def __post_init__(self, mim: Mapping[str, Any], cl: Mapping[str, Any]) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"lambda must be in 0..1, not {self.weight:g}")
         # Parameters come in the order of the pure objectives (norms of gradients are summed in that order),
         # so the encoder must be found inside them first.
+        encoder, other, own = self.encoder, copy.deepcopy(self.view), dict(cl)
         del self.encoder
-        own = dict(cl)
-        other = view.augmented(own.pop("augmentation"))
-        self.mim = SimMIM(encoder, view, **mim) if weight < 1 else None
-        self.cl = MoCo(encoder, other, **own) if weight > 0 else None
+        other.augmentation = own.pop("augmentation")
+        self.mim = SimMIM(encoder, self.view, **mim) if self.weight < 1 else None
+        self.cl = MoCo(encoder, other, **own) if self.weight > 0 else None
         self.encoder = encoder
         encoder.patch_embed.requires_grad_(self.mim is not None)
 

@@ -4,21 +4,15 @@ Masks, views and decoder are those of SimMIM, so that two encoders differ in wha
 else. The target is data2vec's (Baevski et al., ICML 2022).
 """
 
-from __future__ import annotations
-
-import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from nbhelpers.capture import full_precision
-from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import mean_over_ranks
-from nbhelpers.pretrain.objective import masked_mean
+from nbhelpers.pretrain.objective import masked_mean, options
 from nbhelpers.pretrain.simmim import SimMIM
 
 
@@ -76,27 +70,22 @@ def standardised_mean(outputs: Sequence[Tensor], eps: float = 1e-5) -> Tensor:
     return total / len(outputs)
 
 
+@options
 class Latent(SimMIM):
     """A student that sees the unmasked patches predicts what its teacher makes of the masked ones.
 
     The teacher, the moving average of the student, sees the whole view. `averaged_blocks` counts the last
-    blocks whose outputs make up the target; `masking` holds further arguments of `SimMIM`.
+    blocks whose outputs make up the target; the other options are those of `SimMIM`.
     """
 
     group = "latent MIM"
     averaged = (("encoder", "teacher"),)
+    momentum: float = 0.96
+    averaged_blocks: int = 4
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        momentum: float = 0.96,
-        averaged_blocks: int = 4,
-        **masking: Any,
-    ) -> None:
-        super().__init__(encoder, view, **masking)
-        self.momentum, self.averaged_blocks = momentum, averaged_blocks
-        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.begin_averages()
 
     @property
     def outputs(self) -> int:
@@ -106,11 +95,7 @@ class Latent(SimMIM):
     @torch.no_grad()
     def targets(self, view: Tensor) -> Tensor:
         """The teacher's features `B N D` of normalised images `B C H W`."""
-        tokens = self.teacher._pos_embed(self.teacher.patch_embed(view))
-        outputs = []
-        for block in self.teacher.blocks:
-            tokens = block(tokens)
-            outputs.append(tokens[:, self.teacher.num_prefix_tokens :])
+        outputs = self.teacher.forward_intermediates(view, output_fmt="NLC", intermediates_only=True)
         return standardised_mean(outputs[-self.averaged_blocks :])
 
     def loss(self, view: Tensor, mask: Tensor) -> Tensor:

@@ -1,23 +1,17 @@
 """MAE: predict the pixels of hidden patches with a transformer decoder (He et al., CVPR 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from nbhelpers.capture import full_precision
 from nbhelpers.models import Encoder, MaskedAutoencoder
 from nbhelpers.models.mini import StandardisedPatchEmbed
-from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, masked_mean
+from nbhelpers.pretrain.objective import Objective, masked_mean, options
 
 
-def kept_patches(
-    batch: int, patches: int, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Tensor:
+def kept_patches(batch: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
     """Indices `B K` of the patches that stay visible: K = floor(patches x (1 - ratio)), drawn uniformly.
 
     Raises:
@@ -31,7 +25,8 @@ def kept_patches(
     count = int(patches * (1 - ratio))
     if not 0 < count < patches:
         raise ValueError(f"mask ratio {ratio} leaves {count} of {patches} patches visible")
-    return torch.rand(batch, patches, generator=generator, device=device).argsort(dim=1)[:, :count]
+    drawn = torch.rand(batch, patches, generator=generator, device=generator.device)
+    return drawn.argsort(dim=1)[:, :count]
 
 
 def normalised_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
@@ -115,9 +110,8 @@ def reconstruct(
             torch.tensor(x, device=encoder.device)[:, None, None] for x in (encoder.mean, encoder.std)
         )
     patches = autoencoder.patchify((pixels - centre) / scale)
-    keep = kept_patches(*patches.shape[:2], mask_ratio, torch.Generator().manual_seed(seed)).to(
-        encoder.device
-    )
+    generator = torch.Generator().manual_seed(seed)
+    keep = kept_patches(*patches.shape[:2], mask_ratio, generator).to(encoder.device)
     hidden = torch.ones_like(patches[..., :1], dtype=torch.bool).scatter(1, keep[..., None], False)
     predicted = autoencoder(autoencoder.unpatchify(patches), keep)
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
@@ -129,21 +123,16 @@ def reconstruct(
     )
 
 
+@options
 class MAE(Objective):
     """The encoder sees visible patches alone; a narrow decoder with mask tokens predicts the hidden ones."""
 
     group = "MIM"
+    decoder: Mapping[str, int]
+    mask_ratio: float = 0.75
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        decoder: Mapping[str, int],
-        mask_ratio: float = 0.75,
-    ) -> None:
-        super().__init__(encoder, view)
-        self.mask_ratio = mask_ratio
-        self.autoencoder = MaskedAutoencoder(encoder, **decoder)
+    def __post_init__(self) -> None:
+        self.autoencoder = MaskedAutoencoder(self.encoder, **self.decoder)
 
     @property
     def saved(self) -> MaskedAutoencoder:
@@ -154,7 +143,7 @@ class MAE(Objective):
         """One view of uint8 images `B C H W`, and the indices `B K` of what is visible of it."""
         (view,) = super().views(images, generator)
         patches = self.encoder.patch_embed.num_patches
-        return view, kept_patches(len(view), patches, self.mask_ratio, generator, view.device)
+        return view, kept_patches(len(view), patches, self.mask_ratio, generator)
 
     def loss(self, view: Tensor, keep: Tensor) -> Tensor:
         """Squared error of normalised hidden patches of normalised images `B C H W`; keep `B K`."""

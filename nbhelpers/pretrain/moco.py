@@ -1,19 +1,14 @@
 """MoCo v3: contrastive learning of two views with a momentum encoder (Chen, Xie and He, ICCV 2021)."""
 
-from __future__ import annotations
-
-import copy
 from itertools import pairwise
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from nbhelpers.capture import full_precision
-from nbhelpers.pretrain.augment import View
 from nbhelpers.pretrain.distributed import BatchNorm, gathered
-from nbhelpers.pretrain.objective import Objective, without_autocast
+from nbhelpers.pretrain.objective import Objective, options, without_autocast
 from nbhelpers.ranks import rank
 
 
@@ -54,6 +49,7 @@ def head(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:], bias=False), BatchNorm(sizes[-1], affine=False))
 
 
+@options
 class MoCo(Objective):
     """Queries from encoder, projector and predictor; keys from the momentum encoder and its projector.
 
@@ -63,24 +59,18 @@ class MoCo(Objective):
 
     group, crops = "CL", 2
     averaged = (("encoder", "momentum_encoder"), ("projector", "momentum_projector"))
+    temperature: float = 0.2
+    momentum: float = 0.99
+    hidden: int | None = None
+    dim: int = 128
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        temperature: float = 0.2,
-        momentum: float = 0.99,
-        hidden: int | None = None,
-        dim: int = 128,
-    ) -> None:
-        super().__init__(encoder, view)
-        self.temperature, self.momentum = temperature, momentum
-        hidden = hidden or 8 * encoder.embed_dim
-        self.projector = head(encoder.embed_dim, hidden, hidden, dim)
-        self.predictor = head(dim, hidden, dim)
-        encoder.patch_embed.requires_grad_(False)
-        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+    def __post_init__(self) -> None:
+        width = self.encoder.embed_dim
+        hidden = self.hidden or 8 * width
+        self.projector = head(width, hidden, hidden, self.dim)
+        self.predictor = head(self.dim, hidden, self.dim)
+        self.encoder.patch_embed.requires_grad_(False)
+        self.begin_averages()
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         """Symmetric InfoNCE of two views `B C H W`, against the keys of all processes.

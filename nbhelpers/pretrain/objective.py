@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -55,12 +58,18 @@ def ema_update(slow: nn.Module, fast: nn.Module, momentum: Tensor) -> None:
     torch._foreach_add_(ours, torch._foreach_mul(list(fast.parameters()), (1 - momentum).float()))
 
 
+# A module is equal to itself alone and has a repr of its own; options are given by name.
+options = dataclass(eq=False, repr=False, kw_only=True)
+
+
+@dataclass(eq=False, repr=False)
 class Objective(nn.Module):
     """An encoder with what its training needs beside it; `forward` gives the loss of a batch.
 
-    An objective says in `views` what is drawn at random and in `loss` what is computed from it. On a GPU all
-    of it is captured once and replayed: nothing may ask for a tensor's value, move a constant to the device,
-    or depend on Python numbers that change from step to step.
+    An objective is a dataclass whose further fields are its options; `__post_init__` makes its other modules.
+    It says in `views` what is drawn at random and in `loss` what is computed from it. On a GPU all of it is
+    captured once and replayed: nothing may ask for a tensor's value, move a constant to the device, or depend
+    on Python numbers that change from step to step.
 
     Args:
         encoder: the Vision Transformer that is trained.
@@ -70,19 +79,27 @@ class Objective(nn.Module):
         group: what figures call encoders trained this way, such as "CL".
         crops: how many views there are of an image.
         label: name of the labels that the loss reads, as in `ImageSource.labels`; None where it reads none.
-        averaged: names of modules and of their moving averages, updated after each step.
-        momentum: of these averages at the beginning; see `cosine_momentum`.
+        averaged: names of modules and of their moving averages, updated after each step; the option
+            `momentum` is theirs at the beginning, see `cosine_momentum`.
     """
 
-    group: str
-    crops: int = 1
-    label: str | None = None
-    averaged: Sequence[tuple[str, str]] = ()
-    momentum: float
+    encoder: VisionTransformer
+    view: View
+    group: ClassVar[str]
+    crops: ClassVar[int] = 1
+    label: ClassVar[str | None] = None
+    averaged: ClassVar[Sequence[tuple[str, str]]] = ()
 
-    def __init__(self, encoder: VisionTransformer, view: View) -> None:
-        super().__init__()
-        self.encoder, self.view = encoder, view
+    def __new__(cls, *_: Any, **__: Any) -> Objective:
+        """An empty module, since the fields that `__init__` sets are modules themselves."""
+        module = super().__new__(cls)
+        nn.Module.__init__(module)
+        return module
+
+    def begin_averages(self) -> None:
+        """Make the modules that `averaged` names: copies, which the optimiser leaves alone."""
+        for fast, slow in self.averaged:
+            setattr(self, slow, copy.deepcopy(getattr(self, fast)).requires_grad_(False))
 
     @property
     def saved(self) -> nn.Module:

@@ -1,7 +1,5 @@
 """Muon for matrices and AdamW for vectors, without host synchronisation in a step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -105,5 +103,4 @@ class Optimizer:
     def load(self, state: dict[str, list[Tensor]]) -> None:
         """Take over a stored `state`."""
         for name, tensors in self.state.items():
-            for ours, theirs in zip(tensors, state[name], strict=True):
-                ours.copy_(theirs)
+            torch._foreach_copy_(tensors, state[name])

@@ -1,7 +1,5 @@
 """Train the models of a list, each resumable, finished ones skipped."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os
@@ -40,26 +38,13 @@ def waiting(path: str | Path, batch_size: int) -> Models:
     return {name: model for name, model in models.items() if name not in available()}
 
 
-def one_by_one(models: Models, device: str, stop_after: float | None, precision: torch.dtype | None) -> int:
-    """Train them in this process, each with the whole device; how many failed."""
-    end = math.inf if stop_after is None else time.monotonic() + stop_after
-    failed = 0
-    for name, (study, chosen) in models.items():
-        try:
-            if not pretrain(chosen, study, device, end - time.monotonic(), precision=precision):
-                break
-        except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
-            failed += 1
-            print(f"{name} failed: {error}", flush=True)
-    return failed
-
-
-def side_by_side(
-    models: Models, workers: int, stop_after: float | None, precision: torch.dtype | None
+def train(
+    models: Models, device: str, workers: int, stop_after: float | None, precision: torch.dtype | None
 ) -> int:
-    """Train them on a CPU, `workers` at a time with a core each; how many failed.
+    """Train them, `workers` at a time and each in a process of its own; how many failed.
 
-    What each prints is in the cache folder's `pretrain/NAME/output.txt`.
+    A process of its own gives all memory back, and what fails in it stays in it. On a CPU it has one core.
+    What it prints is in the cache folder's `pretrain/NAME/output.txt`.
     """
     end = math.inf if stop_after is None else time.monotonic() + stop_after
     failed, left, running = 0, list(models), {}
@@ -68,8 +53,8 @@ def side_by_side(
             while left and len(running) < workers and (seconds := end - time.monotonic()) > 0:
                 name = left.pop(0)
                 output = cache_dir() / "pretrain" / name / "output.txt"
-                arguments = ({name: models[name]}, output, seconds, precision)
-                process = SPAWN.Process(target=_on_a_core, args=arguments, name=name)
+                arguments = (*models[name], device, seconds, precision, output)
+                process = SPAWN.Process(target=_train_one, args=arguments, name=name)
                 process.start()
                 running[process.sentinel] = process, output
             if not running:
@@ -87,11 +72,13 @@ def side_by_side(
             process.join()
 
 
-def _on_a_core(models: Models, output: Path, stop_after: float | None, precision: torch.dtype | None) -> None:
-    """What a process of `side_by_side` does."""
+def _train_one(
+    study: str, chosen: Recipe, device: str, seconds: float, precision: torch.dtype | None, output: Path
+) -> None:
+    """What a process of `train` does."""
     os.setsid()  # Ctrl-C reaches it once, by way of the queue
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after the steps, which handle it
     torch.set_num_threads(1)  # two small models on two cores are faster side by side than one on both
     output.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = output.open("a", buffering=1)
-    sys.exit(one_by_one(models, "cpu", stop_after, precision))
+    pretrain(chosen, study, device, seconds, precision=precision)

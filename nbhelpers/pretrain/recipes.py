@@ -58,7 +58,7 @@ class Recipe:
         Raises:
             ValueError: for a width that is no whole number of heads.
 
-        >>> RECIPES["shapes.cl"].of_width(64).heads
+        >>> recipe("shapes", "cl").of_width(64).heads
         2
         """
         channels = self.width // self.heads
@@ -70,7 +70,7 @@ class Recipe:
     def steps(self) -> int:
         """Optimiser steps of the whole run.
 
-        >>> replace(RECIPES["shapes.cl"], images=257).steps
+        >>> replace(recipe("shapes", "cl"), images=257).steps
         2
         """
         return math.ceil(self.images / self.batch_size)
@@ -101,7 +101,7 @@ HYBRIDS = (0.2, 0.4, 0.5, 0.6, 0.8)
 def hybrid(mim: Recipe, cl: Recipe, weight: float) -> Recipe:
     """The hybrid of two recipes, which agree in all but objective, views and options; weight is lambda.
 
-    >>> hybrid(RECIPES["shapes.mim"], RECIPES["shapes.cl"], 0.2).objective
+    >>> hybrid(recipe("shapes", "mim"), recipe("shapes", "cl"), 0.2).objective
     'hybrid-0.2'
     """
     options = {"weight": weight, "mim": mim.options, "cl": {"augmentation": cl.augmentation} | cl.options}
@@ -141,9 +141,6 @@ STUDIES = {
     "shapes": _recipes(Augmentation(crop_scale=(0.4, 1.0), colour="orthogonal"), True, "shape", 2_000_000),
     "cifar10": _recipes(Augmentation(crop_scale=(0.2, 1.0), colour="jitter"), False, "class", 5_000_000),
 }
-RECIPES: dict[str, Recipe] = {
-    f"{study}.{objective}": recipe for study, rows in STUDIES.items() for objective, recipe in rows.items()
-}
 
 
 def recipe(study: str, objective: str) -> Recipe:
@@ -157,13 +154,14 @@ def recipe(study: str, objective: str) -> Recipe:
     >>> recipe("cifar10", "hybrid-0.25").options["weight"]
     0.25
     """
-    name = f"{study}.{objective}"
-    if name in RECIPES:
-        return RECIPES[name]
+    recipes = STUDIES.get(study, {})
+    if objective in recipes:
+        return recipes[objective]
     number = re.fullmatch(r"hybrid-([01]|0?\.\d+)", objective)
-    if number and study in STUDIES:
-        return hybrid(STUDIES[study]["mim"], STUDIES[study]["cl"], float(number[1]))
-    raise KeyError(f"no recipe for {name!r}; {nearest(name, RECIPES)}")
+    if number and recipes:
+        return hybrid(recipes["mim"], recipes["cl"], float(number[1]))
+    name, known = f"{study}.{objective}", [f"{study}.{each}" for study in STUDIES for each in STUDIES[study]]
+    raise KeyError(f"no recipe for {name!r}; {nearest(name, known)}")
 
 
 def moments(recipe: Recipe, first: int = 16_000, count: int = 10) -> list[int]:

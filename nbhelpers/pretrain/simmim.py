@@ -1,26 +1,17 @@
 """SimMIM: predict the pixels of masked squares with a linear decoder (Xie et al., CVPR 2022)."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 from einops import rearrange
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from nbhelpers.capture import full_precision
-from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective, masked_mean
+from nbhelpers.pretrain.objective import Objective, masked_mean, options
 
 
 def block_mask(
-    batch: int,
-    grid: tuple[int, int],
-    unit: int,
-    ratio: float,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
+    batch: int, grid: tuple[int, int], unit: int, ratio: float, generator: torch.Generator
 ) -> Tensor:
     """Masks made of squares of `unit` x `unit` patches; bool `B rows columns`, true where masked.
 
@@ -42,7 +33,7 @@ def block_mask(
     if not 0 < ratio <= 1:
         raise ValueError(f"a mask ratio must be above 0 and at most 1, not {ratio:g}")
     squares = (rows // unit) * (columns // unit)
-    order = torch.rand(batch, squares, generator=generator, device=device).argsort(dim=1)
+    order = torch.rand(batch, squares, generator=generator, device=generator.device).argsort(dim=1)
     masked = (order < math.ceil(ratio * squares)).view(batch, rows // unit, columns // unit)
     return masked.repeat_interleave(unit, 1).repeat_interleave(unit, 2)
 
@@ -85,23 +76,18 @@ def patches(images: Tensor, patch_size: int) -> Tensor:
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
+@options
 class SimMIM(Objective):
     """A learned token replaces masked patches before the positions are added; all tokens are encoded."""
 
     group = "MIM"
+    mask_ratio: float = 0.6
+    mask_unit: int = 2
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        mask_ratio: float = 0.6,
-        mask_unit: int = 2,
-    ) -> None:
-        super().__init__(encoder, view)
-        self.mask_ratio, self.mask_unit = mask_ratio, mask_unit
-        self.patch_size = encoder.patch_embed.patch_size[0]
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
-        self.decoder = nn.Linear(encoder.embed_dim, self.outputs)
+    def __post_init__(self) -> None:
+        self.patch_size, width = self.encoder.patch_embed.patch_size[0], self.encoder.embed_dim
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder = nn.Linear(width, self.outputs)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.decoder.weight, std=0.02)
         nn.init.zeros_(self.decoder.bias)
@@ -122,7 +108,7 @@ class SimMIM(Objective):
         """One view of uint8 images `B C H W`, and what is hidden of it (bool `B N`)."""
         (view,) = super().views(images, generator)
         grid = self.encoder.patch_embed.grid_size
-        mask = block_mask(len(view), grid, self.mask_unit, self.mask_ratio, generator, view.device)
+        mask = block_mask(len(view), grid, self.mask_unit, self.mask_ratio, generator)
         return view, mask.flatten(1)
 
     def loss(self, view: Tensor, mask: Tensor) -> Tensor:

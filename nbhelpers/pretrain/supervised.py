@@ -1,14 +1,10 @@
 """Supervised training: class labels from the class token, the reference for what labels alone teach."""
 
-from __future__ import annotations
-
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nbhelpers.capture import full_precision
-from nbhelpers.pretrain.augment import View
-from nbhelpers.pretrain.objective import Objective
+from nbhelpers.pretrain.objective import Objective, options
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -34,6 +30,7 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
     return cross_entropy(full_precision(logits), labels, label_smoothing=smoothing)
 
 
+@options
 class Supervised(Objective):
     """A linear classifier on the class token after the last norm; the classifier is not kept.
 
@@ -46,18 +43,12 @@ class Supervised(Objective):
     """
 
     group = "supervised"
+    label: str
+    classes: int
+    smoothing: float = 0.1
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        view: View,
-        label: str,
-        classes: int,
-        smoothing: float = 0.1,
-    ) -> None:
-        super().__init__(encoder, view)
-        self.label, self.smoothing = label, smoothing
-        self.classifier = nn.Linear(encoder.embed_dim, classes)
+    def __post_init__(self) -> None:
+        self.classifier = nn.Linear(self.encoder.embed_dim, self.classes)
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
 

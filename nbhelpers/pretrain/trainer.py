@@ -1,24 +1,19 @@
 """One trainer for every objective and device: one step, its log, its checkpoint and exact resumption.
 
-The step (`Trainer.body`) never asks the device for a value, and all that changes from one step to the next is
-a tensor. On a GPU it is captured in one CUDA graph and replayed; elsewhere the same step runs as it is.
-
-The randomness of step t is a function of (seed, t) alone - which images, which views, which mask - so that a
-checkpoint needs no generator states and a resumed run repeats the uninterrupted one bit for bit (on a CPU).
+The step (`Trainer.body`) never asks the device for a value, and all that changes from one step to the next
+(`schedule`) is a tensor. On a GPU it is captured in one CUDA graph and replayed; elsewhere the same step runs
+as it is.
 
 Under torchrun every process takes its share of each batch, with views of its own; gradients are averaged,
 nothing is captured, and rank 0 alone writes.
 """
 
-from __future__ import annotations
-
 import copy
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -37,62 +32,12 @@ from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, s
 from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.optimizer import Optimizer
 from nbhelpers.pretrain.recipes import Recipe, build
+from nbhelpers.pretrain.schedule import VALIDATION_STREAM, epoch_order, generator, learning_rate, stream_seed
+from nbhelpers.probes.layers import labels_of
 from nbhelpers.ranks import rank, world_size
 
 VALIDATION_IMAGES = 1024
 _PROGRESS = ("step", "wall_time", "rows", "devices")  # attributes of the trainer in its checkpoint
-# Far from every training step's number, so that validation never shares a random stream with a step.
-_VALIDATION_STREAM = 2**31
-
-# A CPU generator reads 32 bits of its seed. Multiples of this number (2^32 over the golden ratio) lie as far
-# from each other on that circle as can be, so the streams of runs and processes do not overlap.
-_STRIDE = 2_654_435_769
-_MAX_SEED = 1000
-
-
-def stream_seed(seed: int, stream: int, process: int = 0) -> int:
-    """What a generator is seeded with for random stream number `stream` of a run, one for each process.
-
-    >>> stream_seed(0, 5), stream_seed(1, 5)
-    (5, 2654435774)
-    """
-    return (stream + _STRIDE * (seed + _MAX_SEED * process)) % 2**32
-
-
-def generator(
-    seed: int, stream: int, device: torch.device | str = "cpu", process: int = 0
-) -> torch.Generator:
-    """A generator at the beginning of a random stream; see `stream_seed`."""
-    return torch.Generator(device).manual_seed(stream_seed(seed, stream, process))
-
-
-def epoch_order(images: int, batch_size: int, epoch: int, seed: int) -> Tensor:
-    """Which images the steps of an epoch train on, `steps batch_size`: a fresh permutation of whole batches.
-
-    Raises:
-        ValueError: if there are fewer images than a batch takes.
-
-    >>> epoch_order(6, 3, 0, seed=0).flatten().sort().values.tolist()
-    [0, 1, 2, 3, 4, 5]
-    """
-    steps = images // batch_size
-    if not steps:
-        raise ValueError(f"a batch of {batch_size} needs at least as many images; there are {images}")
-    order = torch.randperm(images, generator=generator(seed, _VALIDATION_STREAM + 1 + epoch))
-    return order[: steps * batch_size].view(steps, batch_size)
-
-
-def learning_rate(recipe: Recipe, progress: Tensor) -> Tensor:
-    r"""Linear warm-up during the first `warmup` of a run, then half a cosine down to 0; scalar -> scalar.
-
-    .. math:: \eta(t) = \eta_0 t / w \text{ for } t < w, \text{ else } \eta_0 (1 + \cos \pi t) / 2
-
-    >>> from nbhelpers.pretrain import recipe
-    >>> learning_rate(recipe("shapes", "cl"), torch.tensor([0.0, 0.025, 0.5, 1.0]))
-    tensor([0.0000, 0.0025, 0.0025, 0.0000])
-    """
-    cosine = (1 + torch.cos(math.pi * progress)) / 2
-    return recipe.learning_rate * torch.where(progress < recipe.warmup, progress / recipe.warmup, cosine)
 
 
 def fast_precision(device: torch.device | str) -> torch.dtype:
@@ -125,22 +70,16 @@ def device_name(device: torch.device) -> str:
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C and SIGTERM: the function given says whether one came. A second one acts at once."""
     received: list[int] = []
-    previous = {}
+    with ExitStack() as previous:
 
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        def note(number: int, _frame: object) -> None:
+            received.append(number)
+            previous.close()
 
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        restore()
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous.callback(signal.signal, number, signal.signal(number, note))
         yield lambda: bool(received)
-    finally:
-        restore()
 
 
 class Trainer:
@@ -231,10 +170,7 @@ class Trainer:
         """Images `B C H W` of a source on the device, with their labels `B` if the objective reads some."""
         label, parts = self.objective.label, [images]
         if label is not None:
-            if label not in source.labels:
-                known = ", ".join(source.labels) or "none"
-                raise ValueError(f"{source.name} has no labels {label!r} to learn from; it has {known}")
-            parts.append(source.labels[label][which])
+            parts.append(labels_of(source, label)[which])
         return tuple(part.to(self.device) for part in parts)
 
     def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:
@@ -260,7 +196,7 @@ class Trainer:
         """Loss on the validation images: batch norm as in training, the same views and masks every time."""
         state = {name: b.clone() for name, b in self.objective.named_buffers()}
         seed, device = self.recipe.seed, self.device
-        streams = [generator(seed, _VALIDATION_STREAM - 1 - i, device, rank()) for i in range(len(self.val))]
+        streams = [generator(seed, VALIDATION_STREAM - 1 - i, device, rank()) for i in range(len(self.val))]
         losses = [self._loss(batch, stream) for batch, stream in zip(self.val, streams, strict=True)]
         for name, buffer in self.objective.named_buffers():
             buffer.copy_(state[name])  # running statistics must not see the validation images

@@ -1,9 +1,8 @@
 """Attentive probing: a linear probe that may choose, by learned queries, which patch tokens to read."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Predictor, accuracies, accuracy, by_depth, checked, targets_of
+from nbhelpers.probes.layers import Labels, Predictor, accuracies, accuracy, by_depth, checked, targets_of
 
 
 class AttentiveProbe(nn.Module):
@@ -108,24 +107,22 @@ def attentive_by_depth(
     train: ImageSource,
     validation: ImageSource,
     test: ImageSource,
-    label: str | Sequence[str],
+    label: Labels,
     depths: Sequence[int] | None = None,
-    queries: int = 4,
-    epochs: int = 50,
-    seed: int = 0,
+    **training: Any,
 ) -> pd.DataFrame:
     """Accuracy of an attentive probe at every depth, for one label or several, with Wilson's 95 % interval.
 
-    Patch tokens are kept in half precision, of as many depths at a time as fit memory.
+    Patch tokens are kept in half precision, of one depth at a time; `training` is what `fit_attentive` takes,
+    such as `queries`, `epochs` and `seed`.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
     whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `targets_of`.
     """
 
     def fit(learnt: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]) -> Predictor:
-        return fit_attentive(*learnt, *chosen, queries=queries, epochs=epochs, seed=seed).predict
+        return fit_attentive(*learnt, *chosen, **training).predict
 
-    learn, tests, score = [train, validation], {"": (encoder, test)}, accuracies("attentive")
-    return by_depth(
-        encoder, learn, tests, targets_of([*learn, test], label), fit, score, depths, "query", False
-    )
+    learn, tests = [train, validation], [(encoder, test)]
+    targets = targets_of([*learn, test], label)
+    return by_depth(encoder, learn, tests, targets, fit, accuracies("attentive"), depths, "query")

@@ -1,9 +1,6 @@
 """Where labels lie among the principal components of frozen features."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -12,7 +9,7 @@ from torch import Tensor
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder
-from nbhelpers.probes.layers import Pool, accuracy, features, row, targets_of
+from nbhelpers.probes.layers import Labels, Pool, accuracy, features, row, targets_of
 from nbhelpers.probes.linear import fit_linear, knn_predict
 
 # Of all components; 0 and 1 are the features as they are.
@@ -39,7 +36,7 @@ def components_by_share(
     train: ImageSource,
     validation: ImageSource,
     test: ImageSource,
-    label: str | Sequence[str],
+    label: Labels,
     depth: int | None = None,
     pool: Pool = "mean",
 ) -> pd.DataFrame:

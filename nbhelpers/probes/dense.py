@@ -1,7 +1,5 @@
 """Dense prediction from frozen patch tokens: which patches are object, and of which texture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Predictor, Row, by_depth, labels_of, row
+from nbhelpers.probes.layers import Labels, Predictor, Row, by_depth, labels_of, row
 from nbhelpers.probes.linear import predictor
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
@@ -90,7 +88,7 @@ def dense_by_depth(
     train: ImageSource,
     validation: ImageSource,
     test: ImageSource,
-    label: str | Sequence[str] = ("mask", "texture"),
+    label: Labels = ("mask", "texture"),
     depths: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Mean IoU at every depth of a linear head on single patch tokens, with a bootstrap interval over images.
@@ -110,9 +108,8 @@ def dense_by_depth(
         probe = predictor(*flat, strengths=STRENGTHS)
         return lambda tokens: probe(tokens.flatten(0, 1)).view(tokens.shape[:2])
 
-    def score(predicted: dict, target: Tensor) -> list[tuple[Row, Row]]:
-        found = (math.nan,) * 3 if predicted[""] is None else mean_iou(predicted[""], target)
-        return [({"metric": "miou"}, row(*found, len(target)))]
+    def score(target: Tensor, predicted: Tensor | None) -> list[Row]:
+        found = (math.nan,) * 3 if predicted is None else mean_iou(predicted, target)
+        return [{"metric": "miou"} | row(*found, len(target))]
 
-    tests = {"": (encoder, test)}
-    return by_depth(encoder, learn, tests, targets, fit, score, depths, "none", False)
+    return by_depth(encoder, learn, [(encoder, test)], targets, fit, score, depths, "none")

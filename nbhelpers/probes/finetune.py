@@ -1,7 +1,5 @@
 """Fine-tuning all weights on few or many labels, whole or with some blocks made new."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from nbhelpers.images.source import ImageSource
@@ -111,8 +110,7 @@ def fine_tune(
         nn.init.trunc_normal_(module.head.weight, std=2e-5)
     nn.init.zeros_(module.head.bias)
     # The mean feature can be far larger than the differences between images; the head would then not learn.
-    standardise = nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6)
-    module.fc_norm = nn.Sequential(module.fc_norm, standardise)
+    module.fc_norm = nn.Sequential(module.fc_norm, nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6))
     module.to(device).requires_grad_(True).train()
     rates = {"lr": recipe.learning_rate, "layer_decay": recipe.layer_decay}
     optimizer = create_optimizer_v2(module, opt="adamw", weight_decay=recipe.weight_decay, **rates)
@@ -124,14 +122,14 @@ def fine_tune(
     epochs = [torch.randperm(len(images), generator=generator) for _ in range(-(-drawn // len(images)))]
     order = torch.cat(epochs)[:drawn].view(recipe.steps, recipe.batch_size)
 
-    def logits(rows: Tensor) -> Tensor:
+    def views(rows: Tensor) -> Tensor:
         x = tuned.batch(images, rows)
-        return module(tuned.preprocess(shift_and_flip(x, x.shape[-1] // 8, generator)))
+        return tuned.preprocess(shift_and_flip(x, x.shape[-1] // 8, generator))
 
     for step, rows in enumerate(tqdm(order, desc=f"fine-tuning {encoder.name}", leave=False)):
         schedule.step_update(step)
         y = labels[rows].to(device)
-        loss = F.cross_entropy(logits(rows), y, label_smoothing=recipe.label_smoothing)
+        loss = F.cross_entropy(module(views(rows)), y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
@@ -142,10 +140,7 @@ def fine_tune(
             )
     module.requires_grad_(False)
     # The running statistics lag behind the weights: take those of the final weights, over ten batches.
-    standardise.reset_running_stats()
-    standardise.momentum = None
-    for rows in order[:10]:
-        logits(rows)
+    update_bn(map(views, order[:10]), module)
     module.eval()
     return tuned
 

@@ -4,11 +4,10 @@ A new probe is a function `fit(train, validation)` of pairs (features, labels) t
 `by_depth` makes its frame, with `accuracies` for its score.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,10 +21,10 @@ from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
 
 Pool = Literal["mean", "class", "none"]
+Labels = str | Sequence[str]  # name of a label, or of several
 Predictor = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
-Score = Callable[[dict[Any, Tensor | None], Tensor], Iterable[tuple[Row, Row]]]
-MEMORY = 2**30  # bytes that the features of the depths that are held together may take
+Score = Callable[..., Iterable[Row]]
 
 
 def checked_depths(encoder: Encoder, depths: Sequence[int] | None) -> list[int]:
@@ -115,7 +114,7 @@ def labels_of(source: ImageSource, label: str) -> Tensor:
     return source.labels[label]
 
 
-def targets_of(sources: Sequence[ImageSource], label: str | Sequence[str]) -> dict[str, list[Tensor]]:
+def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[Tensor]]:
     """The labels `N` of each source, by the name of the label, or of several.
 
     Raises:
@@ -158,7 +157,7 @@ def accuracy(predicted: Tensor | None, labels: Tensor) -> Row:
 
 def accuracies(metric: str) -> Score:
     """The score of probes that predict one test: a row with the accuracy, under that name."""
-    return lambda predicted, truth: [({"metric": metric}, accuracy(predicted[""], truth))]
+    return lambda truth, predicted: [{"metric": metric} | accuracy(predicted, truth)]
 
 
 def row(value: float, low: float, high: float, images: int) -> Row:
@@ -169,59 +168,59 @@ def row(value: float, low: float, high: float, images: int) -> Row:
 def by_depth(
     encoder: Encoder,
     learn: Sequence[ImageSource],
-    tests: Mapping[Hashable, tuple[Encoder, ImageSource]],
+    tests: Sequence[tuple[Encoder, ImageSource]],
     targets: Mapping[str, Sequence[Tensor]],
     fit: Callable[..., Predictor],
     score: Score,
-    depths: Sequence[int] | None,
-    pool: str,
-    norm: bool,
+    depths: Sequence[int] | None = None,
+    pool: str = "mean",
+    norm: bool = False,
 ) -> pd.DataFrame:
     """Fit a probe at every depth for every label, predict the tests, and score: the frame of a probe.
 
-    The encoder runs once for as many depths as fit `MEMORY`. Where a probe is `Undefined`, a warning says why
-    and the prediction is None.
+    Pooled features of all depths are held together, so that the encoder runs once; all patch tokens are too
+    large for that, and are read one depth at a time. Where a probe is `Undefined`, a warning says why and the
+    prediction is None.
 
     Args:
         encoder: the frozen model.
         learn: images to learn from, and, for probes that choose something, to choose on.
-        tests: images to predict and the encoder that sees them, by a key of the caller.
+        tests: images to predict, and the encoder that sees them.
         targets: for each label, what to predict for the images of `learn`, and for those of the tests.
         fit: the probe; gets a pair (features, targets) for each of `learn`.
-        score: rows (first columns, last columns) of the predictions by test, and their targets.
+        score: rows of the tests' targets and the predictions for each test.
         depths: default all of 0..L.
         pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
         norm: as in `features`.
 
     Returns:
-        Columns `study model objective seed`, those that `score` puts first, `depth label pool norm`, and its
-        last ones.
+        Columns `study model objective seed`, those of `score`, and amid them, before its values, `depth label
+        pool norm`.
     """
+    tokens, rows = pool in ("none", "query"), {label: [] for label in targets}
+    as_read, dtype = ("none", torch.float16) if tokens else (pool, torch.float32)
 
     def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> dict[int, Tensor]:
-        as_read, dtype = ("none", torch.float16) if pool in ("none", "query") else (pool, torch.float32)
         return dict(zip(chosen, features(viewer, source, chosen, as_read, norm, dtype=dtype), strict=True))
 
-    rows, remaining = [], checked_depths(encoder, depths)
-    images = sum(map(len, learn)) + max(len(source) for _, source in tests.values())
-    one = read(encoder, learn[0].select([0]), remaining[:1])[remaining[0]]
-    together = max(1, MEMORY // (images * one.nbytes))
-    while remaining:
-        chosen, remaining = remaining[:together], remaining[together:]
+    every = checked_depths(encoder, depths)
+    for chosen in [[depth] for depth in every] if tokens else [every]:
         layers = [read(encoder, source, chosen) for source in learn]
-        probes, predicted = {}, {(label, depth): {} for label in targets for depth in chosen}
+        probes, predicted = {}, {(label, depth): [] for label in targets for depth in chosen}
         for label, depth in predicted:
             pairs = [(layer[depth], goal) for layer, goal in zip(layers, targets[label], strict=False)]
             probes[label, depth] = _attempt(f"{encoder.name}, depth {depth}, {label}", fit, *pairs)
-        for key, (viewer, source) in tests.items():
+        for viewer, source in tests:
             layer = read(viewer, source, chosen)
             for (label, depth), probe in probes.items():
                 where = f"{viewer.name}, depth {depth}, {label}, {source.name}"
-                predicted[label, depth][key] = probe and _attempt(where, probe, layer[depth])
+                predicted[label, depth].append(probe and _attempt(where, probe, layer[depth]))
         for (label, depth), found in predicted.items():
             place = {"depth": depth, "label": label, "pool": pool, "norm": norm}
-            rows += [first | place | last for first, last in score(found, targets[label][-1])]
-    return identified(pd.DataFrame(rows), encoder, learn[0])
+            rows[label] += [place | scored for scored in score(targets[label][-1], *found)]
+    frame, last = pd.DataFrame(chain(*rows.values())), [*place, "value", "low", "high", "images"]
+    frame = frame[[*frame.columns.difference(last, sort=False), *last]]
+    return identified(frame, encoder, learn[0])
 
 
 def _attempt(where: str, function: Callable, *arguments: object) -> Any:

@@ -1,9 +1,8 @@
 """Probes of pooled features, depth by depth: multinomial logistic regression, and k nearest neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.layers import (
-    Pool,
+    Labels,
     Predictor,
     Undefined,
     accuracies,
@@ -106,21 +105,20 @@ def linear_by_depth(
     train: ImageSource,
     validation: ImageSource,
     test: ImageSource,
-    label: str | Sequence[str],
-    depths: Sequence[int] | None = None,
-    pool: Pool = "mean",
-    norm: bool = False,
+    label: Labels,
+    **reading: Any,
 ) -> pd.DataFrame:
     """Accuracy of a linear probe at every depth, for one label or several, with Wilson's 95 % interval.
 
-    The interval is over the test images, the probe held fixed.
+    The interval is over the test images, the probe held fixed; `reading` is `depths`, `pool` and `norm`, as
+    in `features`.
     Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
     NaN at a depth whose features are not finite or do not vary. Raises the errors of `features`, `fit_linear`
     and `targets_of`.
     """
-    learn, tests, score = [train, validation], {"": (encoder, test)}, accuracies("linear")
+    learn, tests = [train, validation], [(encoder, test)]
     targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)
+    return by_depth(encoder, learn, tests, targets, predictor, accuracies("linear"), **reading)
 
 
 def predictor(learnt: tuple, chosen: tuple, strengths: Sequence[float] = STRENGTHS) -> Predictor:
@@ -161,15 +159,14 @@ def knn_by_depth(
     encoder: Encoder,
     train: ImageSource,
     test: ImageSource,
-    label: str | Sequence[str],
-    depths: Sequence[int] | None = None,
-    pool: Pool = "mean",
-    norm: bool = False,
+    label: Labels,
     k: int = 20,
     temperature: float = 0.07,
+    **reading: Any,
 ) -> pd.DataFrame:
     """k-NN accuracy at every depth, for one label or several, with Wilson's 95 % interval over test images.
 
+    `reading` is `depths`, `pool` and `norm`, as in `features`.
     Columns: `study model objective seed metric depth label pool norm value low high images`, value in [0, 1],
     NaN at a depth whose features are not finite. Raises the errors of `features`, `knn_predict` and
     `targets_of`.
@@ -178,5 +175,5 @@ def knn_by_depth(
     def fit(learnt: tuple[Tensor, Tensor]) -> Predictor:
         return lambda x: knn_predict(*learnt, x, k, temperature)
 
-    tests, targets = {"": (encoder, test)}, targets_of([train, test], label)
-    return by_depth(encoder, [train], tests, targets, fit, accuracies("knn"), depths, pool, norm)
+    targets = targets_of([train, test], label)
+    return by_depth(encoder, [train], [(encoder, test)], targets, fit, accuracies("knn"), **reading)

@@ -1,11 +1,10 @@
 """Robustness of a probe: noise in a ring of frequencies, frequency filters, shuffled patches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,11 +14,10 @@ from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.names import nearest
-from nbhelpers.probes.layers import Pool, Row, accuracy, by_depth, row, targets_of
+from nbhelpers.probes.layers import Labels, Row, accuracy, by_depth, row, targets_of
 from nbhelpers.probes.linear import predictor
 
 Change = Callable[[Tensor], Tensor]
-PLAIN = ("none", math.nan)  # change and parameter of the images as they are
 CHANGES: Mapping[str, Sequence[float]] = {
     "noise": tuple(k / 10 for k in range(1, 11)),
     "low-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
@@ -88,15 +86,14 @@ def robustness_by_depth(
     train: ImageSource,
     validation: ImageSource,
     test: ImageSource,
-    label: str | Sequence[str],
+    label: Labels,
     changes: Mapping[str, Sequence[float]] = CHANGES,
     versions: Mapping[str, ImageSource] = MappingProxyType({}),
     epsilon: float = 0.1,
     half_width: float = 0.1 * math.pi,
     depths: Sequence[int] | None = None,
-    pool: Pool = "mean",
-    norm: bool = False,
     seed: int = 0,
+    **reading: Any,
 ) -> pd.DataFrame:
     """Accuracy of linear probes, fitted on plain images, when the test images are changed, and its drop.
 
@@ -114,9 +111,8 @@ def robustness_by_depth(
             more frequencies and so more of it.
         half_width: of the noise ring, radians per pixel.
         depths: depths to probe, the last alone by default.
-        pool: as in `features`.
-        norm: as in `features`.
         seed: of noise and shuffling, the same for every model and depth.
+        reading: `pool` and `norm`, as in `features`.
 
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
     metric is "accuracy" (Wilson's interval; also for change "none", parameter NaN) or "drop" (paired
@@ -129,20 +125,20 @@ def robustness_by_depth(
     for name, source in versions.items():
         if len(source) != len(test):
             raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
-    tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {PLAIN: (encoder, test)}
+    tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {("none", math.nan): (encoder, test)}
     for name, parameters in changes.items():
         for parameter in parameters:
             change = make_change(name, parameter, epsilon, half_width, seed)
             tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
     tests |= {(name, math.nan): (encoder, source) for name, source in versions.items()}
 
-    def score(predicted: dict, truth: Tensor) -> Iterator[tuple[Row, Row]]:
-        for (name, parameter), after in predicted.items():
+    def score(truth: Tensor, before: Tensor | None, *others: Tensor | None) -> Iterator[Row]:
+        for (name, parameter), after in zip(tests, (before, *others), strict=True):
             what = {"change": name, "parameter": parameter}
-            yield {"metric": "accuracy"} | what, accuracy(after, truth)
-            if name != PLAIN[0]:
-                yield {"metric": "drop"} | what, paired_drop(predicted[PLAIN], after, truth)
+            yield {"metric": "accuracy"} | what | accuracy(after, truth)
+            if name != "none":
+                yield {"metric": "drop"} | what | paired_drop(before, after, truth)
 
     learn, depths = [train, validation], [encoder.depth] if depths is None else depths
     targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)
+    return by_depth(encoder, learn, list(tests.values()), targets, predictor, score, depths, **reading)

@@ -1,10 +1,8 @@
 """Shape or texture: which cue a linear probe follows when the two disagree."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Pool, Row, accuracy, by_depth, labels_of, row
+from nbhelpers.probes.layers import Row, accuracy, by_depth, labels_of, row
 from nbhelpers.probes.linear import predictor
 
 
@@ -84,11 +82,9 @@ def shape_bias_by_depth(
     train: ImageSource,
     validation: ImageSource,
     conflict: ImageSource,
-    depths: Sequence[int] | None = None,
-    pool: Pool = "mean",
-    norm: bool = False,
+    **reading: Any,
 ) -> pd.DataFrame:
-    """Shape bias of a linear probe at every depth.
+    """Shape bias of a linear probe at every depth; `reading` is `depths`, `pool`, `norm`, as in `features`.
 
     The probe learns from the images of `train` whose cues agree (`agreeing`): generated images whose shape
     and texture have the same number, or photographs. It is tested where the labels shape and texture of
@@ -107,14 +103,14 @@ def shape_bias_by_depth(
     learn, cues = zip(*(agreeing(source, conflict) for source in (train, validation)), strict=True)
     shape, texture = shape[trials], texture[trials]
 
-    def score(predicted: dict, _: Tensor) -> Iterator[tuple[Row, Row]]:
-        said, bias, either = predicted[""], (math.nan,) * 3, None
+    def score(_: Tensor, said: Tensor | None) -> Iterator[Row]:
+        bias, either = (math.nan,) * 3, None
         if said is not None:
             bias, either = shape_bias(said, shape, texture)[:3], torch.where(said == texture, shape, said)
-        yield {"metric": "shape_bias"}, row(*bias, len(trials))
-        yield {"metric": "shape_decisions"}, accuracy(said, shape)
-        yield {"metric": "texture_decisions"}, accuracy(said, texture)
-        yield {"metric": "covered"}, accuracy(either, shape)
+        yield {"metric": "shape_bias"} | row(*bias, len(trials))
+        yield {"metric": "shape_decisions"} | accuracy(said, shape)
+        yield {"metric": "texture_decisions"} | accuracy(said, texture)
+        yield {"metric": "covered"} | accuracy(either, shape)
 
-    tests, targets = {"": (encoder, conflict.select(trials))}, {"shape/texture": [*cues, shape]}
-    return by_depth(encoder, learn, tests, targets, predictor, score, depths, pool, norm)
+    tests, targets = [(encoder, conflict.select(trials))], {"shape/texture": [*cues, shape]}
+    return by_depth(encoder, learn, tests, targets, predictor, score, **reading)

@@ -1,7 +1,5 @@
 """How features lie, with nothing to learn: silhouettes and a map of tokens, and CKA between two encoders."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

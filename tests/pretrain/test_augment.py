@@ -14,7 +14,7 @@ def seeded(seed=0):
 
 def test_crop_of_a_ramp_shows_the_share_of_the_area_it_was_asked_for():
     ramp = torch.linspace(0, 1, 64).expand(200, 1, 64, 64)
-    views = random_resized_crop(ramp, (0.25, 0.25), (1, 1), False, seeded())
+    views = random_resized_crop(ramp, Augmentation((0.25, 0.25), (1, 1), flip=False), seeded())
     span = views.amax((1, 2, 3)) - views.amin((1, 2, 3))
     assert span.mean() == pytest.approx(0.5, abs=0.02)  # half the side
     assert views.amin() >= 0
@@ -23,20 +23,24 @@ def test_crop_of_a_ramp_shows_the_share_of_the_area_it_was_asked_for():
 
 def test_flip_mirrors_half_of_the_views():
     ramp = torch.linspace(0, 1, 16).expand(400, 1, 16, 16)
-    views = random_resized_crop(ramp, (1, 1), (1, 1), True, seeded())
+    views = random_resized_crop(ramp, Augmentation((1, 1), (1, 1)), seeded())
     mirrored = views[:, 0, 0, 0] > views[:, 0, 0, -1]
     assert 0.4 < mirrored.float().mean() < 0.6
     assert torch.allclose(views[mirrored][0], ramp[0].flip(-1), atol=1e-5)
 
 
+def always(*jitter):
+    return Augmentation(jitter=jitter, jitter_probability=1.0, grey_probability=0.0)
+
+
 def test_jitter_of_strength_zero_changes_nothing():
     image = torch.rand(3, 3, 5, 5, generator=seeded())
-    assert torch.allclose(colour_jitter(image, (0, 0, 0, 0), 1.0, 0.0, seeded()), image, atol=1e-3)
+    assert torch.allclose(colour_jitter(image, always(0, 0, 0, 0), seeded()), image, atol=1e-3)
 
 
 def test_hue_turns_the_hue_of_a_colour():
     red = torch.tensor([0.6, 0.4, 0.4]).view(1, 3, 1, 1).expand(64, 3, 2, 2)
-    turned = colour_jitter(red, (0, 0, 0, 0.1), 1.0, 0.0, seeded())[:, :, 0, 0]
+    turned = colour_jitter(red, always(0, 0, 0, 0.1), seeded())[:, :, 0, 0]
     hues = torch.tensor([colorsys.rgb_to_hsv(*colour)[0] for colour in turned.tolist()])
     hues = torch.where(hues > 0.5, hues - 1, hues)
     assert 0.03 < hues.abs().max() < 0.15

@@ -14,7 +14,7 @@ from nbhelpers.models import mini_vit
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.distributed import BatchNorm, average_gradients, mean_over_ranks, share
 from nbhelpers.pretrain.recipes import build
-from nbhelpers.pretrain.trainer import generator
+from nbhelpers.pretrain.schedule import generator
 
 OBJECTIVES = ("cl", "mim", "latent", "supervised", "dino")
 BATCH, PROCESSES = 8, 2

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nbhelpers.images import ArraySource
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.optimizer import Optimizer, orthogonalised
-from nbhelpers.pretrain.trainer import stream_seed
+from nbhelpers.pretrain.schedule import stream_seed
 
 CONSTANT = torch.ones(1)
 OBJECTIVES = ["cl", "mim", "latent", "mae", "supervised", "dino", "hybrid-0.4"]

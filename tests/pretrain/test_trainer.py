@@ -16,9 +16,10 @@ from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
 from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
-from nbhelpers.pretrain.__main__ import main, seconds
+from nbhelpers.pretrain.__main__ import duration, main
 from nbhelpers.pretrain.recipes import STUDIES
-from nbhelpers.pretrain.trainer import epoch_order, fast_precision, generator
+from nbhelpers.pretrain.schedule import epoch_order, generator
+from nbhelpers.pretrain.trainer import fast_precision
 
 
 def source(images=40):
@@ -305,7 +306,7 @@ def test_command_line_explains_itself_and_checks_durations(capsys):
     with pytest.raises(SystemExit):
         main(["--nice", "0", "--objective", "cl", "--width", "20"])
     assert "20" in capsys.readouterr().err
-    assert seconds("90s") == 90
+    assert duration("90s") == 90
 
 
 @pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
@@ -327,22 +328,6 @@ def test_the_queue_begins_with_the_pairs_and_leaves_out_what_is_there(monkeypatc
     assert {chosen.batch_size for _, chosen in left.values()} == {1024}
 
 
-def test_a_model_that_fails_is_reported_and_the_queue_goes_on(monkeypatch, capsys):
-    started = []
-
-    def train(chosen, study, *_, **__):
-        started.append(chosen.objective)
-        if chosen.objective == "mim":
-            raise FloatingPointError("not finite at step 3")
-        return chosen.objective != "mae"  # stopped by time or signal
-
-    monkeypatch.setattr(queue, "pretrain", train)
-    models = {name: ("shapes", small(name)) for name in ("cl", "mim", "supervised", "mae", "dino")}
-    assert queue.one_by_one(models, "cuda", None, None) == 1
-    assert started == ["cl", "mim", "supervised", "mae"]
-    assert "mim failed: not finite at step 3" in capsys.readouterr().out
-
-
 @pytest.fixture
 def interruptible():
     """Ctrl-C raises, also where the tests were started in the background and would ignore it."""
@@ -352,8 +337,9 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, capfd, tmp_path):
-    def train(chosen, *_, **__):
+def test_a_queue_counts_failures_goes_on_and_ends_what_a_signal_stops(monkeypatch, capfd, tmp_path):
+    def train(chosen, study, device, *_, **__):
+        assert (study, device) == ("shapes", "cpu")
         (tmp_path / chosen.objective).touch()
         if chosen.objective == "mim":
             raise FloatingPointError("not finite at step 3")
@@ -366,9 +352,9 @@ def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, 
     monkeypatch.setattr(queue, "SPAWN", multiprocessing.get_context("fork"))  # with the pretrain of above
     models = {name: ("shapes", small(name)) for name in ("cl", "mim", "mae", "dino", "supervised")}
     first = {name: models[name] for name in ("cl", "mim", "mae")}
-    assert queue.side_by_side(first, 2, -1.0, None) == 0  # no time left: none is started
+    assert queue.train(first, "cpu", 2, -1.0, None) == 0  # no time left: none is started
     assert not (tmp_path / "cl").exists()
-    assert queue.side_by_side(first, 2, None, None) == 1
+    assert queue.train(first, "cpu", 2, None, None) == 1
     assert all((tmp_path / name).exists() for name in first)
     output = tmp_path / "cache" / "pretrain" / "mim" / "output.txt"
     assert str(output) in capfd.readouterr().out
@@ -376,7 +362,7 @@ def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, 
     threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
     second = {name: models[name] for name in ("dino", "supervised")}
     with pytest.raises(KeyboardInterrupt):
-        queue.side_by_side(second, 1, None, None)
+        queue.train(second, "cpu", 1, None, None)
     assert not multiprocessing.active_children()
     assert (tmp_path / "dino").exists() and not (tmp_path / "supervised").exists()
 
@@ -387,7 +373,7 @@ def test_side_by_side_counts_failures_and_ends_what_a_signal_stops(monkeypatch, 
         (["--queue", "missing.csv"], "missing.csv"),
         (["--objective", "cl", "--device", "tpu9"], "tpu9"),
         (["--objective", "cl", "--images", "0"], "'0'"),
-        (["--objective", "cl", "--minutes", "soon"], "soonm"),
+        (["--objective", "cl", "--minutes", "soon"], "'soon'"),
     ],
 )
 def test_command_line_names_bad_input_without_a_traceback(arguments, named, capsys):

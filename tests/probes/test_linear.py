@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbhelpers.probes import fit_linear, knn_by_depth, layers, linear_by_depth
+from nbhelpers.probes import fit_linear, knn_by_depth, linear_by_depth
 from nbhelpers.probes.layers import accuracy
 
 
@@ -86,13 +86,6 @@ def test_a_class_that_is_not_learnt_from_is_named(encoder, colours):
     train = train.select(torch.nonzero(train.labels["colour"] != 1).flatten())
     with pytest.raises(ValueError, match="green"):
         knn_by_depth(encoder, train, test, "colour")
-
-
-def test_depths_that_do_not_fit_memory_together_are_read_in_turn(encoder, colours, monkeypatch):
-    splits = [colours(n, seed) for seed, n in enumerate((60, 30, 40))]
-    whole = linear_by_depth(encoder, *splits, "colour")
-    monkeypatch.setattr(layers, "MEMORY", 2 * 100 * 8 * 4)
-    assert linear_by_depth(encoder, *splits, "colour").equals(whole)
 
 
 def test_penalty_is_chosen_on_validation():
