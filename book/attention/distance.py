@@ -18,7 +18,10 @@
 # weighted by attention and averaged over the $N$ queries:
 #
 # $$
-# D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, d_{qk}, \qquad d_{qk} = \lVert x_q - x_k \rVert ,
+# \begin{gathered}
+# D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, d_{qk}, \\[0.6em]
+# d_{qk} = \lVert x_q - x_k \rVert ,
+# \end{gathered}
 # $$
 #
 # with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the

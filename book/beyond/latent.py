@@ -23,8 +23,10 @@
 # target is the mean of the last $K$ blocks, each standardised over the images and patches of the batch,
 #
 # $$
-# t_{bnd} = \frac{1}{K} \sum_{k} \frac{x_{kbnd} - \mu_{kd}}{\sigma_{kd}} , \qquad
+# \begin{gathered}
+# t_{bnd} = \frac{1}{K} \sum_{k} \frac{x_{kbnd} - \mu_{kd}}{\sigma_{kd}}, \\[0.6em]
 # L = \operatorname{mean}_{\,b,\,n \in M_b,\,d} \; h\bigl(\hat t_{bnd} - t_{bnd}\bigr) ,
+# \end{gathered}
 # $$
 #
 # with $M_b$ the hidden patches and $h$ the smooth absolute error: $e^2/2$ for errors below 1, $|e| - 1/2$ above.
@@ -113,7 +115,7 @@ round(float(L), 3)
 # Pixels and features of the same images side by side: the image, what of it the student sees, and what it has to predict.
 # Patches of one colour have similar targets.
 
-# %% mystnb={"image": {"alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM would have to predict the top row."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM would have to predict the top row."}}
 flat = t.flatten(0, 1)
 colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
 low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)

@@ -74,7 +74,7 @@ pd.DataFrame(rows).T
 # The first of the images, as each model sees it, and the maps of three queries over it: means over heads, each on its
 # own scale. Depths are shares of each model's own.
 
-# %% mystnb={"image": {"alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
     name: attention_maps(e, image)[:, 0]

@@ -15,8 +15,10 @@
 # other chapters leave out; the second is the largest norm of a patch token $z_n$ against the median of its image:
 #
 # $$
-# s = \frac{1}{N} \sum_{q} \sum_{k \in \text{prefix}} A_{qk} , \qquad
+# \begin{gathered}
+# s = \frac{1}{N} \sum_{q} \sum_{k \in \text{prefix}} A_{qk}, \\[0.6em]
 # r = \frac{\max_n \lVert z_n \rVert}{\mathrm{median}_n \lVert z_n \rVert} .
+# \end{gathered}
 # $$
 #
 # Uniform attention pays one part in $N + 1$ to a single class token; tokens that are all alike have $r = 1$.

@@ -16,8 +16,10 @@
 # {term}`mask token` $m$ at every hidden place $i \in H$, and predicts the pixels there, patch by patch normalised:
 #
 # $$
-# L = \frac{1}{|H|} \sum_{i \in H} \frac{1}{D} \bigl\lVert g\bigl(f(x_V), m\bigr)_i - \tilde x_i \bigr\rVert^2 ,
-# \qquad \tilde x_i = \frac{x_i - \bar x_i}{s_i} .
+# \begin{gathered}
+# L = \frac{1}{|H|} \sum_{i \in H} \frac{1}{D} \bigl\lVert g\bigl(f(x_V), m\bigr)_i - \tilde x_i \bigr\rVert^2, \\[0.6em]
+# \tilde x_i = \frac{x_i - \bar x_i}{s_i} .
+# \end{gathered}
 # $$
 #
 # Predicting nothing but each patch's mean costs about 1; anything below is understood.
@@ -94,7 +96,7 @@ pd.DataFrame(means, index=["mean square"]).round(2)
 #
 # ## What it makes of a quarter of an image
 
-# %% mystnb={"image": {"alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch borrowed from the image, since nobody predicts them. Below: the image."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch borrowed from the image, since nobody predicts them. Below: the image."}}
 shown, filled = reconstruct(encoder, images, MASK_RATIO, SEED)
 (ax,) = plots.panels([encoder.name], height=3)
 pictures = torch.cat([shown, filled, images.cpu()])

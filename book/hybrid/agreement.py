@@ -18,8 +18,10 @@
 # With $\theta_\ell$ all parameters of block $\ell$, the two losses agree on a batch to the extent of
 #
 # $$
-# c_\ell = \cos(g_\ell, h_\ell), \qquad
+# \begin{gathered}
+# c_\ell = \cos(g_\ell, h_\ell), \\[0.6em]
 # g_\ell = \nabla_{\theta_\ell} L_{\mathrm{MIM}}, \quad h_\ell = \nabla_{\theta_\ell} L_{\mathrm{CL}} .
+# \end{gathered}
 # $$
 #
 # Below 0 a step for one loss undoes progress of the other; at 0 they do not meddle with each other. The weight $\lambda$ of

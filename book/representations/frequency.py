@@ -19,7 +19,10 @@
 # part, frequency 0 {cite:p}`park2022how`:
 #
 # $$
-# F(f) = \frac{1}{D} \sum_d \log \lvert \hat z_d(f, f) \rvert , \qquad \Delta F(f) = F(f) - F(0) .
+# \begin{gathered}
+# F(f) = \frac{1}{D} \sum_d \log \lvert \hat z_d(f, f) \rvert, \\[0.6em]
+# \Delta F(f) = F(f) - F(0) .
+# \end{gathered}
 # $$
 #
 # It is 0 where a frequency is as strong as the mean, and the lower, the smoother the tokens are over the grid. The

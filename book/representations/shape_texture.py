@@ -15,7 +15,10 @@
 # for the shape and $n_t$ times for the texture:
 #
 # $$
-# \text{shape bias} = \frac{n_s}{n_s + n_t}, \qquad \text{covered} = \frac{n_s + n_t}{n} .
+# \begin{gathered}
+# \text{shape bias} = \frac{n_s}{n_s + n_t}, \\[0.6em]
+# \text{covered} = \frac{n_s + n_t}{n} .
+# \end{gathered}
 # $$
 #
 # The bias is 1 for a reader that goes by shape alone, 0 for one that goes by texture alone. It rests on the covered trials:
