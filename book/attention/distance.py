@@ -25,7 +25,7 @@
 # $$
 #
 # with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
-# same everywhere has a distance too: the mean of $d$ over all pairs, 116.49 px on a grid of 14 x 14 patches of 16 px. A
+# same everywhere has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px. A
 # curve can be read only beside that line.
 
 # %% tags=["parameters"]

@@ -43,7 +43,7 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps, identified
-from nbhelpers.results import COMPUTED, at_end, gather, late, published_maps
+from nbhelpers.results import COMPUTED, at_end, by_label, gather, late, published_maps
 from nbhelpers.studies import label
 
 plots.style()
@@ -254,8 +254,8 @@ plots.download(shares, "object_attention")
 area = max(areas.values())
 ends = shares[shares["head"] < 0]
 last = {kind: at_end(ends, kind) for kind in KINDS}
-columns = {kind: rows.set_index("model")["value"] for kind, rows in last.items()}
-pd.DataFrame(columns).assign(area=area).rename_axis(None).round(2)
+columns = {kind: by_label(rows) for kind, rows in last.items()}
+pd.DataFrame(columns).assign(area=area).round(2)
 
 # %% [markdown]
 # "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its area

@@ -56,16 +56,18 @@ for name in frames:
     for e in study(name).encoders(MODELS):
         uniform[name, label(e.name, e.objective)] = e.prefix / e.tokens
 
+
+# %% tags=["hide-input"]
 lines = []
 for name, frame in frames.items():
     paid, outliers = late(frame, "prefix_attention"), late(frame, "outlier_tokens")
     sinks = [who for who in paid if paid[who] > 2 * uniform[name, who] > 0]
     stores = [who for who, share in outliers.items() if share > 0.001]
     lines.append(
-        f"- {name}: a sink in {', '.join(sinks) or 'no encoder'}; "
-        f"tokens of outstanding norm in {', '.join(stores) or 'no encoder'}."
+        f"- On {study(name).title} a sink **shows** in "
+        f"{', '.join(sinks) or 'no encoder'}, tokens of outstanding norm in {', '.join(stores) or 'no encoder'}."
     )
-lines += [f"- {name}: {reason}" for name, reason in missing.items()]
+lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items()]
 Markdown("\n".join(lines))
 
 # %% [markdown]

@@ -322,11 +322,11 @@ plots.download(linear, "length")
 
 # %% tags=["hide-input"]
 measured = {}
-for model, rows in lengths.groupby("model", sort=False):
-    about = ABOUT[model]
-    width = about["architecture"]["width"]
-    seen = f"{about['images_seen'] / 1e6:.1f} million"
-    key = study(about["study"]).title, f"{about['objective']}, width {width}", seen
+by = ["study", "objective", "parameter"]
+ordered = lengths.sort_values(by, ascending=[False, True, True])
+for (name, objective, seen), rows in ordered.groupby(by, sort=False):
+    width = ABOUT[rows["model"].iloc[0]]["architecture"]["width"]
+    key = study(name).title, objective, f"{seen / 1e6:.1f} million, width {width}"
     curves = [late(rows, what).values() for what in ("nmi", "attention_distance")]
     nmi, far = (next(iter(values), float("nan")) for values in curves)
     whole = rows.query("metric == 'fine_tuning' and share == 1")["value"].mean()

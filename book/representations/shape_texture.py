@@ -122,7 +122,7 @@ for frame in bias.values():
     both = ("shape_bias", "covered")
     ends = [at_end(frame, metric).set_index("model") for metric in both]
     rows |= {
-        model: {"shape bias": row.value, "from": row.low, "to": row.high}
+        model: {"shape bias": row.value, "95 % from": row.low, "to": row.high}
         | {"covered": ends[1].loc[model, "value"], "trials": row.images}
         for model, row in ends[0].iterrows()
     }

@@ -66,8 +66,9 @@ torch.testing.assert_close(float(V), association(n_st.long().numpy(), method="cr
 
 # %% tags=["hide-input"]
 limit = (chi2.ppf(0.95, 81) / (9 * len(images))) ** 0.5  # 9 x 9 degrees of freedom
+verdict = "shows" if V < limit else "does not show"
 Markdown(
-    f"The claim **{'shows' if V < limit else 'does not show'}**: Cramér's V is {V:.3f}, "
+    f"The claim **{verdict}**: Cramér's V is {V:.3f}, "
     f"and labels drawn at random stay below {limit:.3f} in nineteen cases of twenty. "
     f"Among {len(images):,} images every pair occurs at least {int(n_st.min())} times. "
     f"On average {100 * float(images.masks.float().mean()):.0f} % of an image's pixels "
