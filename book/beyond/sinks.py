@@ -63,10 +63,9 @@ for name, frame in frames.items():
     paid, outliers = late(frame, "prefix_attention"), late(frame, "outlier_tokens")
     sinks = [who for who in paid if paid[who] > 2 * uniform[name, who] > 0]
     stores = [who for who, share in outliers.items() if share > 0.001]
-    lines.append(
-        f"- On {study(name).title} a sink **shows** in "
-        f"{', '.join(sinks) or 'no encoder'}, tokens of outstanding norm in {', '.join(stores) or 'no encoder'}."
-    )
+    sinks, stores = (" and ".join(who) or "no encoder" for who in (sinks, stores))
+    where = f"On {study(name).title} a sink **shows** in {sinks}"
+    lines.append(f"- {where}, tokens of outstanding norm in {stores}.")
 lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items()]
 Markdown("\n".join(lines))
 
