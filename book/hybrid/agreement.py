@@ -178,7 +178,7 @@ numbers["slope", ""] = slope["value"] + " [" + slope["low"] + ", " + slope["high
 for block in ends:
     share = wide["conflict", block].map("{:.0%}".format)
     numbers["in conflict", f"block {block}"] = share
-numbers.rename_axis(index=None)
+numbers.set_axis([f"step {step}" for step in numbers.index])
 
 # %% [markdown]
 # ## Who pulls harder?
@@ -262,13 +262,15 @@ plots.download(pd.concat([*compared.values(), pd.DataFrame()]), "cka")
 said = []
 for s, frame in compared.items():
     mixed = frame[frame["objective"] == "hybrid"]
+    if mixed.empty:
+        continue
     sides = {parent: f"{s}.{parent.lower()}" for parent in ("CL", "MIM")}
     near = {p: late(mixed[mixed["other"] == name], "cka") for p, name in sides.items()}
     nearer = sum(near["CL"][who] > near["MIM"][who] for who in near["CL"])
-    if near["CL"]:
-        hybrids = f"{nearer or 'none'} of {len(near['CL'])} hybrids"
-        said.append(f"on {study(s).title} {hybrids} are nearer to CL than to MIM")
-Markdown(f"In the last third of the blocks, {'; '.join(said)}." if said else "")
+    hybrids = f"{nearer or 'none'} of {len(near['CL'])} hybrids"
+    said.append(f"on {study(s).title} {hybrids} are nearer to CL than to MIM")
+late_blocks = f"In the last third of the blocks, {'; '.join(said)}."
+Markdown(late_blocks if said else "None of the encoders is a hybrid.")
 
 # %% [markdown]
 # ## The same on your machine
