@@ -40,6 +40,8 @@ LOOK_FOR = {
     "attention_distance": "attention distance (px)",
     "token_cosine": "cosine between tokens",
 }
+
+# %% tags=["hide-input"]
 rows = {
     (study(name).title, who): {
         label: late(frame, metric)[who] for metric, label in LOOK_FOR.items()

@@ -46,6 +46,8 @@ from nbhelpers.results.published import published, published_triples
 from nbhelpers.studies import first_seeds, label
 
 plots.style()
+
+# %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised", "hybrid-0.2"]
 ABOUT = manifest()
 chosen = {
