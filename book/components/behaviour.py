@@ -126,7 +126,10 @@ def against(probed, tuned, ax, **more):
         y = [row.value_y - row.low_y], [row.high_y - row.value_y]
         named = row.model in first_seeds(both["model"])
         look = looks[row.model] | {"linestyle": "none", "lw": 1} | more
-        look["label"] = label(row.model, row.objective) if named else None
+        name = (
+            f"{row.objective}: {row.model}" if more else label(row.model, row.objective)
+        )
+        look["label"] = name if named else None
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
     ax.set(xlabel="linear probe accuracy", ylabel="fine-tuned accuracy")
 
@@ -193,8 +196,9 @@ for ax, rows in zip(axes, [*ours.values(), public], strict=True):
     pairs = rows[["model", "objective"]].drop_duplicates().itertuples(index=False)
     for who, look in plots.line_styles(pairs).items():
         line = rows[rows["model"] == who].set_index("metric")
-        name = label(who, line["objective"].iloc[0])
-        look = look | ({"mfc": "white"} if rows is public else {})
+        name = label(who, kind := line["objective"].iloc[0])
+        if rows is public:
+            name, look = f"{kind}: {who}", look | {"mfc": "white"}
         ax.plot([*STEPS.values()], line["value"].reindex([*STEPS]), label=name, **look)
     ax.set(ylim=(0, 1), ylabel="accuracy")
 legend = plots.legend_below(axes)
