@@ -13,7 +13,7 @@
 # {cite:t}`park2023what` looked inside and asked why. This book measures their answers again, with everything at hand:
 # images, trained encoders, the formula of every metric and the code that computes it.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "remove-input"]
 STUDIES = ["shapes", "cifar10"]
 
 # %% tags=["remove-input"]
@@ -49,22 +49,30 @@ Markdown(
 # **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: of MIM those
 # next to it, of CL those of the object ([click any patch yourself](beyond/own_picture.py)).
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the object, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
+# %% tags=["remove-input"]
 picture = photographs(32).batch([0])
+QUERIES = [(1, 1), (4, 4), (6, 6)]  # row and column among the patches
 square = {"extent": (0, 8, 8, 0), "interpolation": "nearest"}  # 8 x 8 patches
-outline = {"fill": False, "ec": "#56B4E9", "lw": 1.6}
-figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.8))
+
+
+def outline(ax, row, column):
+    """A frame around a patch."""
+    look = {"fill": False, "ec": "#56B4E9", "lw": 1.6}
+    ax.add_patch(Rectangle((column, row), 1, 1, **look))
+
+
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the object, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
+figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
-    encoder = load(f"cifar10.{kind.lower()}")
-    A = attention_maps(encoder, picture)[-2, 0].mean(0)  # N N
+    A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
     line[0].imshow(picture[0].permute(1, 2, 0), **square)
     line[0].set_ylabel(kind)
-    for ax, (row, column) in zip(line[1:], [(1, 1), (4, 4), (6, 6)], strict=True):
+    for ax, (row, column) in zip(line[1:], QUERIES, strict=True):
         ax.imshow(picture[0].float().mean(0), cmap="gray", **square)
         values = A[8 * row + column].reshape(8, 8)
         ax.imshow(values, cmap="inferno", vmin=0, alpha=0.65, **square)
-        for each in (line[0], ax):
-            each.add_patch(Rectangle((column, row), 1, 1, **outline))
+        outline(line[0], row, column)
+        outline(ax, row, column)
 for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -146,10 +154,12 @@ scorecard.rows("beyond", STUDIES)
 
 # %% tags=["remove-input"]
 measured = card[card["verdict"] != "not measured"]
+single = (measured["seeds"] == 1).sum()
+which = "All" if single == len(measured) else f"{single} of the"
 Markdown(
-    f"{(measured['seeds'] == 1).sum()} of the {len(measured)} measured entries rest on one training run of at least "
-    "one of their encoders: their intervals hold for other test images, and are too narrow as statements about "
-    "another run of the method."
+    f"{which} {len(measured)} measured entries rest on one training run of at least "
+    "one of their encoders: their intervals hold for other test images, and are too "
+    "narrow as statements about another run of the method."
 )
 
 # %% [markdown]

@@ -129,6 +129,17 @@ def test_a_legend_below_names_every_line_once(frame):
     assert "CL" in names and len(names) == len(set(names))
 
 
+def test_what_all_encoders_of_a_legend_share_is_its_title():
+    (ax,) = plots.panels(["one"])
+    for name in ("CL, width 64", "MIM, width 64", "other seeds"):
+        ax.plot([0, 1], label=name)
+    legend = plots.legend_below([ax])
+    assert "width 64" in legend.get_title().get_text()
+    assert [text.get_text() for text in legend.get_texts()] == ["CL", "MIM", "other seeds"]
+    ax.plot([0, 1], label="DINO")  # of the usual width
+    assert plots.legend_below([ax]).get_texts()[0].get_text() == "CL, width 64"
+
+
 def test_a_legend_of_long_names_leaves_the_panels_their_size(frame):
     heights = []
     with plt.style.context(Path(plots.__file__).with_name("book.mplstyle")):

@@ -18,13 +18,19 @@
 # random, $p(q) = 1/N$. Then a key is attended with $p(k) = \frac{1}{N} \sum_q A_{qk}$, and knowing the query removes
 #
 # $$
-# I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q\cdot}), \qquad H(p) = -\sum_i p_i \log p_i
+# \begin{gathered}
+# I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q\cdot}), \\[0.6em]
+# H(p) = -\sum_i p_i \log p_i
+# \end{gathered}
 # $$
 #
 # of the uncertainty about the key. Relative to the two entropies this is the *normalised mutual information*
 #
 # $$
-# \mathrm{NMI} = \frac{I(q; k)}{\sqrt{H(q)\,H(k)}}, \qquad H(q) = \log N .
+# \begin{gathered}
+# \mathrm{NMI} = \frac{I(q; k)}{\sqrt{H(q)\,H(k)}}, \\[0.6em]
+# H(q) = \log N .
+# \end{gathered}
 # $$
 #
 # {term}`NMI` is 0 if all queries share one map, and 1 if each query attends to one key of its own.

@@ -18,11 +18,14 @@
 # weighted by attention and averaged over the $N$ queries:
 #
 # $$
-# D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, d_{qk}, \qquad d_{qk} = \lVert x_q - x_k \rVert ,
+# \begin{gathered}
+# D = \frac{1}{N} \sum_{q} \sum_{k} A_{qk}\, d_{qk}, \\[0.6em]
+# d_{qk} = \lVert x_q - x_k \rVert ,
+# \end{gathered}
 # $$
 #
 # with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
-# same everywhere has a distance too: the mean of $d$ over all pairs, 116.49 px on a grid of 14 x 14 patches of 16 px. A
+# same everywhere has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px. A
 # curve can be read only beside that line.
 
 # %% tags=["parameters"]

@@ -18,8 +18,10 @@
 # The map of query $q$ is its row of the attention among the patch tokens, and two maps are compared by their cosine:
 #
 # $$
-# A_{qk} = \frac{\exp(q_q \cdot k_k / \sqrt{d})}{\sum_{k'} \exp(q_q \cdot k_{k'} / \sqrt{d})} , \qquad
+# \begin{gathered}
+# A_{qk} = \frac{\exp(q_q \cdot k_k / \sqrt{d})}{\sum_{k'} \exp(q_q \cdot k_{k'} / \sqrt{d})}, \\[0.6em]
 # c = \frac{1}{N (N - 1)} \sum_{q \neq q'} \cos(A_{q\cdot}, A_{q'\cdot}) .
+# \end{gathered}
 # $$
 #
 # The cosine is 0 if two queries share no key, and 1 if they have the same map.
@@ -41,7 +43,7 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps, identified
-from nbhelpers.results import COMPUTED, at_end, gather, late, published_maps
+from nbhelpers.results import COMPUTED, at_end, by_label, gather, late, published_maps
 from nbhelpers.studies import label
 
 plots.style()
@@ -78,7 +80,7 @@ def maps(encoders, image):
     return dict(zip(names, seen, strict=True))
 
 
-# %% mystnb={"image": {"alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
 image = study("shapes").images("test").batch([IMAGE])
 looking = maps(study("shapes").encoders(pairs["shapes"]), image)
 figure = plots.query_maps(image, looking, QUERIES, DEPTHS)
@@ -86,7 +88,7 @@ figure = plots.query_maps(image, looking, QUERIES, DEPTHS)
 # %% [markdown]
 # Then a photograph, which comes with scikit-image, shown to encoders that were trained on CIFAR-10:
 
-# %% mystnb={"image": {"alt": "Attention maps of three query patches on a photograph of a cup of coffee, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "As above, on a photograph of a cup of coffee. The photograph is none of the training images and has none of their ten classes."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a photograph of a cup of coffee, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "As above, on a photograph of a cup of coffee. The photograph is none of the training images and has none of their ten classes."}}
 photograph = photographs(32).batch([3])
 looking = maps(study("cifar10").encoders(pairs["cifar10"]), photograph)
 figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
@@ -252,8 +254,8 @@ plots.download(shares, "object_attention")
 area = max(areas.values())
 ends = shares[shares["head"] < 0]
 last = {kind: at_end(ends, kind) for kind in KINDS}
-columns = {kind: rows.set_index("model")["value"] for kind, rows in last.items()}
-pd.DataFrame(columns).assign(area=area).rename_axis(None).round(2)
+columns = {kind: by_label(rows) for kind, rows in last.items()}
+pd.DataFrame(columns).assign(area=area).round(2)
 
 # %% [markdown]
 # "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its area
@@ -309,7 +311,7 @@ pd.DataFrame(rows).assign(area=on.float().mean().item()).rename_axis(None).round
 # 2. **One head at a time.** An average over heads can hide that each looks elsewhere. Draw every head of the last block
 #    for the second query.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "Attention maps of one query in every head of a late block, drawn over the image."}}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Attention maps of one query in every head of a late block, drawn over the image."}}
 encoders = study("cifar10").encoders(pairs["cifar10"])
 figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=1)
 

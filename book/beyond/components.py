@@ -19,8 +19,10 @@
 # Let $x$ be the mean of an image's patch tokens after the last block. Over the training images
 #
 # $$
-# \frac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top = U \operatorname{diag}(\lambda_1 \ge \dots \ge \lambda_D)\, U^\top ,
-# \qquad x_S = U_S U_S^\top (x - \bar x)
+# \begin{gathered}
+# \frac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top = U \operatorname{diag}(\lambda_1 \ge \dots \ge \lambda_D)\, U^\top, \\[0.6em]
+# x_S = U_S U_S^\top (x - \bar x)
+# \end{gathered}
 # $$
 #
 # gives the *principal components*, and what is left of an image when only a set $S$ of them may be seen. The variance

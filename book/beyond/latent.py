@@ -23,8 +23,10 @@
 # target is the mean of the last $K$ blocks, each standardised over the images and patches of the batch,
 #
 # $$
-# t_{bnd} = \frac{1}{K} \sum_{k} \frac{x_{kbnd} - \mu_{kd}}{\sigma_{kd}} , \qquad
+# \begin{gathered}
+# t_{bnd} = \frac{1}{K} \sum_{k} \frac{x_{kbnd} - \mu_{kd}}{\sigma_{kd}}, \\[0.6em]
 # L = \operatorname{mean}_{\,b,\,n \in M_b,\,d} \; h\bigl(\hat t_{bnd} - t_{bnd}\bigr) ,
+# \end{gathered}
 # $$
 #
 # with $M_b$ the hidden patches and $h$ the smooth absolute error: $e^2/2$ for errors below 1, $|e| - 1/2$ above.
@@ -44,14 +46,8 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.metrics import patch_distances
-from nbhelpers.results import (
-    StaleTableError,
-    at_end,
-    gather,
-    late,
-    published_triples,
-    table,
-)
+from nbhelpers.results import StaleTableError, gather, published_triples, table
+from nbhelpers.results.summary import at_end, late
 
 plots.style()
 
@@ -113,7 +109,7 @@ round(float(L), 3)
 # Pixels and features of the same images side by side: the image, what of it the student sees, and what it has to predict.
 # Patches of one colour have similar targets.
 
-# %% mystnb={"image": {"alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM would have to predict the top row."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM would have to predict the top row."}}
 flat = t.flatten(0, 1)
 colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
 low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)
@@ -134,6 +130,9 @@ ax = plots.gallery(torch.cat(rows), 6)
 
 
 # %% tags=["hide-input"]
+dashed = {"color": "#555555", "lw": 1, "ls": "--"}
+
+
 def draw(metric, uniform=None, chosen=frames, lacking=missing):
     """A panel per study, over depth; `uniform` gives the reference line of an encoder."""
     axes = plots.panels([*map(plots.title, chosen.values()), *lacking], sharey=True)
@@ -141,13 +140,7 @@ def draw(metric, uniform=None, chosen=frames, lacking=missing):
         plots.by_depth(frame, metric, ax)
         grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
         for grid in sorted(grids) if uniform else ():
-            line = {
-                "color": "#555555",
-                "lw": 1,
-                "ls": "--",
-                "label": "uniform attention",
-            }
-            ax.axhline(float(uniform(*grid)), **line)
+            ax.axhline(float(uniform(*grid)), **dashed, label="uniform attention")
     for ax, reason in zip(axes[len(chosen) :], lacking.values(), strict=False):
         plots.note(ax, reason)
     return axes
@@ -163,13 +156,17 @@ legend = plots.legend_below(axes)
 
 # %% [markdown]
 # ## Which frequencies?
+#
+# The lower a curve, the smoother the tokens are over the grid ([Frequencies](../representations/frequency.py)).
 
-# %% mystnb={"image": {"alt": "Relative log amplitude of high frequencies against depth for CL, MIM and latent MIM, one panel per study."}, "figure": {"caption": "Relative log amplitude of the highest frequencies of the tokens against depth, as above."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for CL, MIM and latent MIM, one panel per study."}, "figure": {"caption": "Δ log amplitude of the tokens at the highest frequency of the diagonal against depth; lines as above."}}
 axes = draw("delta_log_amplitude")
 legend = plots.legend_below(axes)
 
 # %% [markdown]
 # ## Whose neighbours are of the same class?
+#
+# k-NN has nothing but distances, so it asks how loud the class is in the features ([Behaviour](../components/behaviour.py)).
 
 # %% mystnb={"image": {"alt": "Accuracy of nearest neighbours against depth for CL, MIM and latent MIM, one panel per study; guessing is dashed at a tenth."}, "figure": {"caption": "Accuracy of k-NN against depth: shape on generated images, class on photographs. Dashed: guessing among ten classes."}}
 own = {}
@@ -178,7 +175,7 @@ for name, rows in probes.items():
     own[name] = rows[rows["label"] == wanted]
 axes = draw("knn", chosen=own, lacking=unread)
 for ax in axes[: len(own)]:
-    ax.axhline(0.1, color="#555555", lw=1, ls="--", label="guessing")
+    ax.axhline(0.1, **dashed, label="guessing")
 legend = plots.legend_below(axes) if own else None
 
 # %% tags=["remove-input"]
@@ -204,7 +201,7 @@ for name, frame in frames.items():
             way = (latent - mim) / (cl - mim) if apart else float("nan")
             lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
 none = Markdown("Drawn for the study's own models alone.")
-ways = pd.DataFrame(lines).T.map(lambda each: "" if pd.isna(each) else f"{each:.2f}")
+ways = pd.DataFrame(lines).T.map(lambda each: "" if pd.isna(each) else f"{each:z.2f}")
 ways if lines else none
 
 # %% [markdown]

@@ -42,40 +42,35 @@ from IPython.display import Markdown, display
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.images import MissingDataError
 from nbhelpers.intervals import Interval, difference
 from nbhelpers.metrics import patch_distances
 from nbhelpers.models import manifest
-from nbhelpers.results import TABLES, StaleTableError, table
+from nbhelpers.results import TABLES, rows_of
 
 plots.style()
 
 
 # %% tags=["hide-input"]
-def rows_of(name, kind, models):
-    """Rows of those models that a table has, with how many images they had been trained on."""
-    frames = [pd.DataFrame(columns="model objective seen metric label head".split())]
-    for model in models:
-        try:
-            frame = table(name, kind, [model])
-        except (MissingDataError, StaleTableError):
-            continue
-        seen = frame.get("seen", manifest()[model]["images_seen"])
-        frames.append(frame.assign(seen=seen))
-    return pd.concat(frames, ignore_index=True)
+COLUMNS = "model objective seen metric label head".split()
+
+
+def with_moment(rows):
+    """The rows, and how many images their encoders had been trained on."""
+    lacking = [each for each in COLUMNS if each not in rows]
+    rows = rows.reindex(columns=[*rows, *lacking])
+    whole = rows["model"].map(lambda model: manifest()[model]["images_seen"])
+    return rows.assign(seen=rows["seen"].fillna(whole))
 
 
 # %% tags=["hide-input"]
 followed, ends = {}, {}
 for name in STUDIES:
-    followed[name] = rows_of(
-        name, "along_training", TABLES["along_training"].models(study(name))
-    )
+    moments_of = TABLES["along_training"].models(study(name))
+    followed[name] = with_moment(rows_of(name, "along_training", moments_of))
     models = study(name).trained("cl", "mim", vary=["width", "images"])
     wide = [each for each in models if manifest()[each]["architecture"]["width"] >= 64]
-    ends[name] = pd.concat(
-        [rows_of(name, kind, wide) for kind in ("profile", "probes")]
-    )
+    tables = [rows_of(name, kind, wide) for kind in ("profile", "probes")]
+    ends[name] = with_moment(pd.concat(tables, ignore_index=True))
 
 
 # %% tags=["hide-input"]
@@ -107,8 +102,8 @@ for name, frame in followed.items():
 Markdown(" ".join(said) or "No training was followed on these studies.")
 
 # %% tags=["hide-input"]
-of = pd.DataFrame(lines).T.rename_axis(index=("study", "tokens of"))
-of.style.format(lambda x: x if isinstance(x, str) else f"{x:.2f}")
+of = pd.DataFrame(lines).T
+of.map(lambda each: each if isinstance(each, str) else f"{each:.2f}")
 
 # %% [markdown]
 # The table holds the cosine between the tokens of an image after the last block; the last two columns are of the encoders
@@ -271,7 +266,9 @@ Markdown(" ".join(said) or "No two trainings were followed.")
 
 # %% tags=["hide-input"]
 for name, grid in grids.items():
-    display(grid.rename_axis(index=None, columns=name).style)
+    claims = [f"{number}. {claim}" for number, claim in grid["claim"].items()]
+    signs = grid.drop(columns="claim").set_axis(claims)
+    display(signs.rename_axis(columns=study(name).title))
 
 # %% [markdown]
 # Where a row changes its sign, two papers with trainings of different length would contradict each other and both be right.

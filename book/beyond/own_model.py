@@ -74,7 +74,7 @@ pd.DataFrame(rows).T
 # The first of the images, as each model sees it, and the maps of three queries over it: means over heads, each on its
 # own scale. Depths are shares of each model's own.
 
-# %% mystnb={"image": {"alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
     name: attention_maps(e, image)[:, 0]
@@ -128,7 +128,7 @@ def curves(*metrics, heads=False):
     dashed = {"color": "#555555", "lw": 1, "ls": (0, (4, 2))}
     for ax, metric in zip(axes, metrics, strict=True):
         for value in references(metric):
-            name = f"{REFERENCES[metric]}: {value:.4g}"
+            name = f"{REFERENCES[metric]}: {value:.3g}"
             ax.axhline(value, label=name, **dashed)
         plots.by_depth(frame, metric, ax, heads=heads)
     return plots.legend_below(axes)
@@ -184,10 +184,11 @@ def spectra(metric):
     axes = plots.panels(names, sharey=True)
     for ax, rows in zip(axes, models, strict=True):
         plots.spectra(rows, metric, ax)
+    axes[0].set_ylim(bottom=max(-15, axes[0].get_ylim()[0]))  # below: rounding
     return plots.depth_bar(axes, max(encoder.depth for encoder in encoders))
 
 
-# %% mystnb={"image": {"alt": "token spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of an image's tokens, relative to the largest, against rank."}}
+# %% mystnb={"image": {"alt": "token spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of an image's tokens, relative to the largest, against rank. What lies below −15 is not drawn."}}
 bar = spectra("token_spectrum")
 
 # %% mystnb={"image": {"alt": "image spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of the images' mean tokens, relative to the largest, against rank."}}
@@ -406,7 +407,7 @@ analysed.drop(columns=["outcome", "reason", "heads"]).rename_axis(None)
 # %% [markdown] tags=["site"]
 # And these are refused, with the reason:
 
-# %% tags=["site"]
+# %% tags=["site", "hide-output"]
 refused = families[families["outcome"] == "refused"]
 reasons = refused["reason"].str.partition("cannot be read: ")[2]
 Markdown("\n".join(f"- `{family}`: {reason}." for family, reason in reasons.items()))

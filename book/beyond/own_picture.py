@@ -21,30 +21,35 @@ FOLDER = "../_static/own_picture"  # where the weights are written, beside this 
 # %% [markdown]
 # ## What to look for
 #
-# Numbers come from the book's tables: means over the last third of the blocks and over
-# the test images of the curves further down {cite:p}`park2023what`.
+# - **Move the query.** Does the map follow it? NMI is 0 if it never does.
+# - **Far or near.** How far, in pixels of 32, is what a patch attends to?
+# - **All alike?** How near are the tokens of one picture to one direction?
+#
+# What the book's test images say, as means over the last third of the blocks; the
+# curves further down are drawn beside them {cite:p}`park2023what`.
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+import pandas as pd
 
+from nbhelpers import study
 from nbhelpers.results import late, table
 
-frames = {study: table(study, "metrics", names) for study, names in MODELS.items()}
-lines = {
-    "nmi": "**Move the query.** Does the map follow it? NMI is 0 if it never does",
-    "attention_distance": "**Far or near.** Attention distance, in pixels of 32",
-    "token_cosine": "**All alike?** Cosine between the tokens of one picture",
+frames = {name: table(name, "metrics", models) for name, models in MODELS.items()}
+LOOK_FOR = {
+    "nmi": "NMI",
+    "attention_distance": "attention distance (px)",
+    "token_cosine": "cosine between tokens",
 }
-for metric, text in lines.items():
-    values = {study: late(frame, metric) for study, frame in frames.items()}
-    said = [
-        ", ".join(f"{k} {v:.2f}" for k, v in row.items()) for row in values.values()
-    ]
-    named = "; ".join(
-        f"{one} on `{study}`" for one, study in zip(said, values, strict=True)
-    )
-    lines[metric] = f"- {text}: {named}."
-Markdown("\n".join(lines.values()))
+
+# %% tags=["hide-input"]
+rows = {
+    (study(name).title, who): {
+        label: late(frame, metric)[who] for metric, label in LOOK_FOR.items()
+    }
+    for name, frame in frames.items()
+    for who in late(frame, "nmi")
+}
+pd.DataFrame(rows).T.map("{:.2f}".format)
 
 # %% [markdown]
 # ## Look
@@ -56,23 +61,18 @@ Markdown("\n".join(lines.values()))
 # red, green and blue: parts of one colour are parts that the encoder holds alike.
 
 # %% tags=["hide-input"]
-from nbhelpers import load, own_picture, study
+from nbhelpers import load, own_picture
 from nbhelpers.images import photographs
+from nbhelpers.own_picture import Group, Picture
 
 groups = [
-    own_picture.Group(
-        study(name).title, [load(model) for model in models], frames[name]
-    )
+    Group(study(name).title, [load(model) for model in models], frames[name])
     for name, models in MODELS.items()
 ]
 photos, generated = photographs(96), study("shapes").images("test")
-pictures = [
-    own_picture.Picture(photos.classes["class"][i], photos[i]) for i in (0, 2, 3, 4)
-]
+pictures = [Picture(photos.classes["class"][i], photos[i]) for i in (0, 2, 3, 4)]
 last = len(groups) - 1  # the encoders of generated images
-pictures += [
-    own_picture.Picture(f"generated image {i}", generated[i], last) for i in (7, 8)
-]
+pictures += [Picture(f"generated image {i}", generated[i], last) for i in (7, 8)]
 own_picture.page(groups, pictures, FOLDER)
 
 # %% [markdown]

@@ -15,8 +15,10 @@
 # other chapters leave out; the second is the largest norm of a patch token $z_n$ against the median of its image:
 #
 # $$
-# s = \frac{1}{N} \sum_{q} \sum_{k \in \text{prefix}} A_{qk} , \qquad
+# \begin{gathered}
+# s = \frac{1}{N} \sum_{q} \sum_{k \in \text{prefix}} A_{qk}, \\[0.6em]
 # r = \frac{\max_n \lVert z_n \rVert}{\mathrm{median}_n \lVert z_n \rVert} .
+# \end{gathered}
 # $$
 #
 # Uniform attention pays one part in $N + 1$ to a single class token; tokens that are all alike have $r = 1$.
@@ -54,16 +56,17 @@ for name in frames:
     for e in study(name).encoders(MODELS):
         uniform[name, label(e.name, e.objective)] = e.prefix / e.tokens
 
+
+# %% tags=["hide-input"]
 lines = []
 for name, frame in frames.items():
     paid, outliers = late(frame, "prefix_attention"), late(frame, "outlier_tokens")
     sinks = [who for who in paid if paid[who] > 2 * uniform[name, who] > 0]
     stores = [who for who, share in outliers.items() if share > 0.001]
-    lines.append(
-        f"- {name}: a sink in {', '.join(sinks) or 'no encoder'}; "
-        f"tokens of outstanding norm in {', '.join(stores) or 'no encoder'}."
-    )
-lines += [f"- {name}: {reason}" for name, reason in missing.items()]
+    sinks, stores = (" and ".join(who) or "no encoder" for who in (sinks, stores))
+    where = f"On {study(name).title} a sink **shows** in {sinks}"
+    lines.append(f"- {where}, tokens of outstanding norm in {stores}.")
+lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items()]
 Markdown("\n".join(lines))
 
 # %% [markdown]

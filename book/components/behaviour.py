@@ -34,26 +34,32 @@ MODELS = None  # encoders that have stored tables, by name; None: the study's ow
 # All figures of this chapter are drawn from stored tables, so that there is no number of images to choose.
 
 # %% tags=["hide-input"]
-from contextlib import suppress
-
 import pandas as pd
 import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
-from nbhelpers.results import NoTableError, StaleTableError, at_end, late, table
+from nbhelpers.results import at_end, late, rows_of
 from nbhelpers.results.published import published, published_triples
 from nbhelpers.studies import first_seeds, label
 
 plots.style()
+
+# %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised", "hybrid-0.2"]
 ABOUT = manifest()
 chosen = {
     name: MODELS or [*study(name).trained(*KINDS), f"{name}.random"] for name in STUDIES
 }
+
+
+def own_label(rows):
+    """Rows of the label that was fine-tuned on: the shape, or a photograph's class."""
+    wanted = "shape" if "shape" in set(rows["label"]) else "class"
+    return rows[rows["label"] == wanted]
+
 
 # %% [markdown]
 # ## Result
@@ -64,25 +70,7 @@ scorecard.result(["14a", "14c", "14b", "14d", "14e", "14f"], STUDIES, MODELS)
 # %% [markdown]
 # Fine-tuning and the probes of tokens take too long for a build of the book: they are computed once and stored with what
 # they were made from (`make results STUDY=shapes` makes them again). An encoder without such rows is left out.
-
-
-# %% tags=["hide-input"]
-def rows_of(models, read, *of):
-    """Rows `read(*of, model)` of those models that have some."""
-    frames = [pd.DataFrame()]
-    for model in models:
-        with suppress(MissingDataError, NoTableError, StaleTableError):
-            frames.append(read(*of, [model]))
-    return pd.concat(frames, ignore_index=True)
-
-
-def own_label(frame):
-    """Rows of the label that was fine-tuned on: the shape, or a photograph's class."""
-    wanted = "shape" if "shape" in set(frame["label"]) else "class"
-    return frame[frame["label"] == wanted]
-
-
-# %% [markdown]
+#
 # ## The quantity
 #
 # Sixteen generated images through one encoder; their masks say which patches show the object. A linear layer learns from
@@ -122,9 +110,9 @@ round(float(mIoU), 3)
 # %% tags=["hide-input"]
 points = {}
 for name in STUDIES:
-    tuned = rows_of(chosen[name], table, name, "fine_tuning")
+    tuned = rows_of(name, "fine_tuning", chosen[name])
     if len(tuned):
-        probed = own_label(rows_of(tuned["model"].unique(), table, name, "probes"))
+        probed = own_label(rows_of(name, "probes", tuned["model"].unique()))
         points[name] = at_end(probed, "linear"), tuned.query("share == 1")
 
 
@@ -138,11 +126,15 @@ def against(probed, tuned, ax, **more):
         y = [row.value_y - row.low_y], [row.high_y - row.value_y]
         named = row.model in first_seeds(both["model"])
         look = looks[row.model] | {"linestyle": "none", "lw": 1} | more
-        look["label"] = label(row.model, row.objective) if named else None
+        name = (
+            f"{row.objective}: {row.model}" if more else label(row.model, row.objective)
+        )
+        look["label"] = name if named else None
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
     ax.set(xlabel="linear probe accuracy", ylabel="fine-tuned accuracy")
 
 
+# %% tags=["hide-input"]
 paper = published().query("source.str.endswith('figure 1a')", engine="python")
 paper = paper.assign(low=paper["value"] - paper["error"])
 paper = paper.assign(high=paper["value"] + paper["error"])
@@ -183,23 +175,19 @@ Markdown(text)
 #
 # Three questions to the last block of every encoder, and the same three to public ViT-B/16 on ImageNet.
 
-
 # %% tags=["hide-input"]
-def triples(name, models):
-    """Rows of the three probes at the last block, and how many images each learnt from."""
-    probed, tokens = (table(name, kind, models) for kind in ("probes", "tokens"))
-    two = ("knn", "linear")
-    parts = [at_end(probed, metric).assign(learnt=TRAIN) for metric in two]
-    return pd.concat([*parts, at_end(tokens, "attentive").assign(learnt=TOKENS_TRAIN)])
-
-
-found = {name: rows_of(chosen[name], triples, name) for name in STUDIES}
-ours = {name: own_label(rows) for name, rows in found.items() if len(rows)}
+STEPS = {"knn": "k-NN", "linear": "linear", "attentive": "attentive"}
+ours = {}
+for name in STUDIES:
+    tokens = rows_of(name, "tokens", chosen[name])
+    if len(tokens):
+        probed = rows_of(name, "probes", tokens["model"].unique())
+        both = pd.concat([probed, tokens])
+        ours[name] = own_label(pd.concat([at_end(both, metric) for metric in STEPS]))
 four = ["MoCo v3", "DINO", "SimMIM", "MAE"]
 public = published_triples().query("size == 'ViT-B/16' and model in @four")
 kinds = published().drop_duplicates("model").set_index("model")["objective"]
 public = public.assign(objective=public["model"].map(kinds))
-STEPS = {"knn": "k-NN", "linear": "linear", "attentive": "attentive"}
 
 # %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO hardly."}, "figure": {"caption": "The same last block read in three ways. A steep line: what the encoder knows lies in directions and tokens that hardly weigh in a distance. Last panel: ViT-B/16 on ImageNet with all its labels."}}
 titles = [*map(plots.title, ours.values()), "published: ViT-B/16"]
@@ -208,8 +196,9 @@ for ax, rows in zip(axes, [*ours.values(), public], strict=True):
     pairs = rows[["model", "objective"]].drop_duplicates().itertuples(index=False)
     for who, look in plots.line_styles(pairs).items():
         line = rows[rows["model"] == who].set_index("metric")
-        name = label(who, line["objective"].iloc[0])
-        look = look | ({"mfc": "white"} if rows is public else {})
+        name = label(who, kind := line["objective"].iloc[0])
+        if rows is public:
+            name, look = f"{kind}: {who}", look | {"mfc": "white"}
         ax.plot([*STEPS.values()], line["value"].reindex([*STEPS]), label=name, **look)
     ax.set(ylim=(0, 1), ylabel="accuracy")
 legend = plots.legend_below(axes)
@@ -218,15 +207,14 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*ours.values(), public]), "triples")
 
 # %% [markdown]
-# Under each name, the number of images that the probe learnt from. The attentive probe has fewer, so a line that falls at
-# its end says nothing by itself. *How much more* one encoder's falls than another's does.
+# A line that falls at its end says nothing by itself, since the attentive probe learns from fewer images. *How much more*
+# one encoder's falls than another's does.
 
 # %% tags=["hide-input"]
-rows = pd.concat(ours.values()).replace({"metric": STEPS})
-who = [label(*each) for each in zip(rows["model"], rows["objective"], strict=True)]
-rows = rows.assign(encoder=who)
-wide = rows.pivot_table("value", ["study", "encoder"], ["metric", "learnt"], sort=False)
-wide.rename_axis(index=(None, None)).round(2)
+Markdown(
+    f"k-NN and the linear probe had {TRAIN:,} labelled images, the attentive probe "
+    f"{TOKENS_TRAIN:,}."
+)
 
 # %% [markdown]
 # ### How far along are they?
@@ -249,7 +237,7 @@ small.rename_axis(None).map("{:.2f}".format, na_action="ignore").fillna("")
 # the texture of the object.
 
 # %% tags=["hide-input"]
-tokens = rows_of(chosen.get("shapes", []), table, "shapes", "tokens")
+tokens = rows_of("shapes", "tokens", chosen.get("shapes", []))
 
 # %% mystnb={"image": {"alt": "Mean IoU of a linear layer on single tokens against depth, one panel for the object's mask and one for its texture, a line per encoder."}, "figure": {"caption": "Mean IoU of a linear layer on single tokens, by depth, on generated images."}}
 ASKED = ["mask", "texture"]
@@ -278,7 +266,7 @@ plots.download(tokens, "dense")
 SEEN = 256_000
 family = study("shapes").trained("cl", "mim", vary=["width", "images"])
 same = [model for model in family if ABOUT[model]["images_seen"] == SEEN]
-sized = rows_of(same, table, "shapes", "fine_tuning")
+sized = rows_of("shapes", "fine_tuning", same)
 sized = sized.query("share == 1")
 sized["parameter"] = [ABOUT[model]["architecture"]["width"] for model in sized["model"]]
 firsts = sized[sized["model"].isin(first_seeds(sized["model"]))]
@@ -318,7 +306,7 @@ for name in STUDIES:
     models = first_seeds(study(name).trained("cl", "mim", vary=["width", "images"]))
     models = [each for each in models if ABOUT[each]["architecture"]["width"] >= 64]
     for kind in ("profile", "probes", "fine_tuning"):
-        rows = rows_of(models, table, name, kind)
+        rows = rows_of(name, kind, models)
         lengths.append(own_label(rows) if "label" in rows else rows)
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
@@ -340,18 +328,18 @@ plots.download(linear, "length")
 
 # %% tags=["hide-input"]
 measured = {}
-for model, rows in lengths.groupby("model", sort=False):
-    about = ABOUT[model]
-    width = about["architecture"]["width"]
-    key = about["study"], about["objective"], about["images_seen"], width
+by = ["study", "objective", "parameter"]
+ordered = lengths.sort_values(by, ascending=[False, True, True])
+for (name, objective, seen), rows in ordered.groupby(by, sort=False):
+    width = ABOUT[rows["model"].iloc[0]]["architecture"]["width"]
+    key = study(name).title, objective, f"{seen / 1e6:.1f} million, width {width}"
     curves = [late(rows, what).values() for what in ("nmi", "attention_distance")]
     nmi, far = (next(iter(values), float("nan")) for values in curves)
     whole = rows.query("metric == 'fine_tuning' and share == 1")["value"].mean()
     last = at_end(rows, "linear")["value"].mean()
-    measured[key] = [nmi, far, last, whole]
-columns = ["late NMI", "late distance (px)", "linear, last block", "fine-tuned"]
-measured = pd.DataFrame(measured, columns).T.sort_index()
-measured.rename_axis(["study", "objective", "images", "width"]).round(3)
+    measured[key] = [f"{nmi:.2f}", f"{far:.1f} px", f"{last:.2f}", f"{whole:.2f}"]
+columns = ["NMI, late", "distance, late", "linear, last block", "fine-tuned"]
+pd.DataFrame(measured, columns).T
 
 # %% [markdown]
 # ## What would refute it
@@ -378,7 +366,7 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 older = [model for model in same if ".w64." in model]
-rows = rows_of(older, table, "shapes", "fine_tuning")
+rows = rows_of("shapes", "fine_tuning", older)
 rows.query("share == 1").set_index("model")["value"].sort_values().round(3)
 
 # %% [markdown]

@@ -16,8 +16,10 @@
 # {term}`mask token` $m$ at every hidden place $i \in H$, and predicts the pixels there, patch by patch normalised:
 #
 # $$
-# L = \frac{1}{|H|} \sum_{i \in H} \frac{1}{D} \bigl\lVert g\bigl(f(x_V), m\bigr)_i - \tilde x_i \bigr\rVert^2 ,
-# \qquad \tilde x_i = \frac{x_i - \bar x_i}{s_i} .
+# \begin{gathered}
+# L = \frac{1}{|H|} \sum_{i \in H} \frac{1}{D} \bigl\lVert g\bigl(f(x_V), m\bigr)_i - \tilde x_i \bigr\rVert^2, \\[0.6em]
+# \tilde x_i = \frac{x_i - \bar x_i}{s_i} .
+# \end{gathered}
 # $$
 #
 # Predicting nothing but each patch's mean costs about 1; anything below is understood.
@@ -37,10 +39,12 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import at_end, by_label, highest, published, table
-from nbhelpers.studies import IMAGES
+from nbhelpers.studies import IMAGES, label
 
 plots.style()
 METRICS = ["nmi", "delta_log_amplitude"]
+
+# %% tags=["hide-input"]
 draw = {"n_images": None if N_IMAGES == IMAGES else N_IMAGES, "seed": SEED}
 frames, missing = {}, {}
 for name in STUDIES:
@@ -94,15 +98,15 @@ pd.DataFrame(means, index=["mean square"]).round(2)
 #
 # ## What it makes of a quarter of an image
 
-# %% mystnb={"image": {"alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch borrowed from the image, since nobody predicts them. Below: the image."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch borrowed from the image, since nobody predicts them. Below: the image."}}
 shown, filled = reconstruct(encoder, images, MASK_RATIO, SEED)
-(ax,) = plots.panels([encoder.name], height=3)
+(ax,) = plots.panels([label(encoder.name, encoder.objective)], height=3)
 pictures = torch.cat([shown, filled, images.cpu()])
 ax = plots.gallery(pictures, len(images), ax)
 
 # %% [markdown]
 # Where a visible patch tells what stands beside it, the prediction goes on with it; elsewhere it is a smooth guess.
-# Who is judged by squared error answers doubt with the mean of what could be there, and a mean is blurred.
+# Whoever is judged by squared error answers doubt with the mean of what could be there, and a mean is blurred.
 #
 # ## Where do query and key tell most about each other?
 #

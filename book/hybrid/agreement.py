@@ -18,8 +18,10 @@
 # With $\theta_\ell$ all parameters of block $\ell$, the two losses agree on a batch to the extent of
 #
 # $$
-# c_\ell = \cos(g_\ell, h_\ell), \qquad
+# \begin{gathered}
+# c_\ell = \cos(g_\ell, h_\ell), \\[0.6em]
 # g_\ell = \nabla_{\theta_\ell} L_{\mathrm{MIM}}, \quad h_\ell = \nabla_{\theta_\ell} L_{\mathrm{CL}} .
+# \end{gathered}
 # $$
 #
 # Below 0 a step for one loss undoes progress of the other; at 0 they do not meddle with each other. The weight $\lambda$ of
@@ -46,10 +48,12 @@ from torch.testing import assert_close
 from nbhelpers import plots, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.pretrain import Trainer, recipe
-from nbhelpers.results import NoTableError, early, late, table
+from nbhelpers.results import NoTableError, late, table
 from nbhelpers.results.tables import COMPARED
 
 plots.style()
+
+# %% tags=["hide-input"]
 followed = table("shapes", "gradients", ["shapes.random"])
 steps = sorted(followed["step"].unique())
 slopes = followed[followed["metric"] == "slope"].set_index("step")
@@ -63,21 +67,16 @@ last_rows = cosines[cosines["step"] == steps[-1]]
 # every time the same images, views and masks. The slope is the change of $c_\ell$ from one block to the next; the 95 %
 # intervals are over batches.
 
-
 # %% tags=["hide-input"]
-def which(rows, column):
-    """How many rows have an interval below 0, and how many one above."""
-    below, above = (rows["high"] < 0).sum(), (rows["low"] > 0).sum()
-    counts = f"below 0 in {below or 'none'} and above 0 in {above or 'none'}"
-    return f"{counts} of {len(rows)} {column}"
-
-
-grows = (slopes["high"] < 0).any() and (last_rows["high"] < 0).any()
+grows = (slopes["high"] < 0).sum()
+opposed, agreed = (last_rows["high"] < 0).sum(), (last_rows["low"] > 0).sum()
+shows = "shows" if grows and opposed else "does not show"
 Markdown(
-    f"A conflict that grows with depth {'shows' if grows else 'does not show'} here. "
-    f"The slope's interval lies {which(slopes, 'measurements')}. At the last of them, "
-    f"after {steps[-1]} steps, the cosine's lies {which(last_rows, 'blocks')}, and the "
-    f"cosine is at most {last_rows['value'].abs().max():.3f} away from 0."
+    f"A conflict that grows with depth **{shows}** here: the slope's interval lies "
+    f"below 0 at {grows or 'none'} of {len(slopes)} moments. After {steps[-1]} steps "
+    f"the gradients oppose each other in {opposed or 'none'} of the {len(last_rows)} "
+    f"blocks and agree in {agreed or 'none'}, by the interval of their cosine. "
+    f"It is at most {last_rows['value'].abs().max():.3f} away from 0."
 )
 
 # %% [markdown]
@@ -124,7 +123,7 @@ pd.DataFrame(lengths, index=["last block"]).round(3)
 
 # %% tags=["hide-input"]
 def by_step(rows, metric, ax, drawn):
-    """A line over depth for each step, dark at the end, with the interval over batches."""
+    """A line over depth for each step, dark at the end, with its interval."""
     for step in drawn:
         line = rows[(rows["metric"] == metric) & (rows["step"] == step)]
         colour = plt.get_cmap("crest")(steps.index(step) / max(1, len(steps) - 1))
@@ -169,20 +168,17 @@ Markdown(
 # batches, so it takes more than half to show one.
 
 # %% tags=["hide-input"]
-wide = followed.pivot_table(
-    index="step", columns=["metric", "depth"], values="value", dropna=False
-)
-last = int(followed["depth"].max())
-columns = {"MIM loss": loss["mim_loss"].round(3), "CL loss": loss["cl_loss"].round(3)}
-for block in (1, last):
-    columns[f"cosine, block {block}"] = wide["cosine", block].round(3)
-columns["slope"] = [
-    f"{row.value:+.4f} [{row.low:+.4f}, {row.high:+.4f}]" for row in slopes.itertuples()
-]
-for block in (1, last):
+wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value")
+ends = 1, int(followed["depth"].max())
+columns = {("loss", of): loss[f"{of.lower()}_loss"] for of in ("MIM", "CL")}
+columns |= {("cosine", f"block {block}"): wide["cosine", block] for block in ends}
+numbers = pd.DataFrame(columns).map("{:z.3f}".format)
+slope = slopes[["value", "low", "high"]].map("{:+z.3f}".format)
+numbers["slope", ""] = slope["value"] + " [" + slope["low"] + ", " + slope["high"] + "]"
+for block in ends:
     share = wide["conflict", block].map("{:.0%}".format)
-    columns[f"in conflict, block {block}"] = share
-pd.DataFrame(columns).rename_axis(index=None, columns="step")
+    numbers["in conflict", f"block {block}"] = share
+numbers.set_axis([f"step {step}" for step in numbers.index])
 
 # %% [markdown]
 # ## Who pulls harder?
@@ -262,17 +258,19 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"]
 plots.download(pd.concat([*compared.values(), pd.DataFrame()]), "cka")
 
-# %% [markdown]
-# Averaged over the first and the last third of the blocks:
-
 # %% tags=["hide-input"]
-rows = {}
+said = []
 for s, frame in compared.items():
-    for parent in ("CL", "MIM"):
-        side = frame[frame["other"] == f"{s}.{parent.lower()}"]
-        rows[s, f"{parent}, early"] = early(side, "cka")
-        rows[s, f"{parent}, late"] = late(side, "cka")
-pd.DataFrame(rows).map("{:.2f}".format, na_action="ignore").fillna("")
+    mixed = frame[frame["objective"] == "hybrid"]
+    if mixed.empty:
+        continue
+    sides = {parent: f"{s}.{parent.lower()}" for parent in ("CL", "MIM")}
+    near = {p: late(mixed[mixed["other"] == name], "cka") for p, name in sides.items()}
+    nearer = sum(near["CL"][who] > near["MIM"][who] for who in near["CL"])
+    hybrids = f"{nearer or 'none'} of {len(near['CL'])} hybrids"
+    said.append(f"on {study(s).title} {hybrids} are nearer to CL than to MIM")
+late_blocks = f"In the last third of the blocks, {'; '.join(said)}."
+Markdown(late_blocks if said else "None of the encoders is a hybrid.")
 
 # %% [markdown]
 # ## The same on your machine

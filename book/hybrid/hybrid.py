@@ -48,6 +48,7 @@ ABOUT = manifest()
 FAMILY = ".w64.n256000"  # the largest set of one width, all of which saw as many images
 
 
+# %% tags=["hide-input"]
 def weight(model):
     """Lambda of an encoder's recipe; NaN, which is not drawn, where it has none."""
     recipe = ABOUT.get(model, {}).get("recipe", {"objective": "", "options": {}})
@@ -113,16 +114,17 @@ assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 
 # %% tags=["hide-input"]
 names = [*map(plots.title, probed.values()), *missing, "published: ViT-B/16, ImageNet"]
+grey = {"color": "#999999", "lw": 1, "zorder": 0}
 paper = published()
 paper = paper[paper["setting"].fillna("").str.startswith("lambda=")]
 lambdas = paper["setting"].str.removeprefix("lambda=").astype(float)
 paper = paper.assign(parameter=lambdas).sort_values("parameter")
 
 
+# %% tags=["hide-input"]
 def against_weight(kind, metric, theirs):
     """A panel per study, a grey line through its means, and the published curve."""
     axes = plots.panels(names)
-    grey = {"color": "#999999", "lw": 1, "zorder": 0}
     for ax, frame in zip(axes, kind.values(), strict=False):
         ax.plot(frame.groupby("parameter")["value"].mean(), **grey)
         ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
@@ -168,6 +170,7 @@ def best_and_parents(frame):
     return words
 
 
+# %% tags=["hide-input"]
 both = {"linear probe": probed, "fine-tuned": tuned}
 rows = {
     (what, name): best_and_parents(frame)
@@ -212,7 +215,8 @@ thirds = {
     for name, frame in frames.items()
     for third, of in (("first third", early), ("last third", late))
 }
-pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
+thirds = pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
+thirds.rename(lambda who: who.removesuffix(", width 64, 256,000 images"))
 
 # %% [markdown]
 # ## Frequencies
@@ -220,7 +224,7 @@ pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
 # The paper's hybrid carries more of the high frequencies than either parent at first and fewer at the end; compare the
 # green lines.
 
-# %% mystnb={"image": {"alt": "Relative log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Relative log amplitude at the highest frequency below Nyquist against depth, for hybrids and their two parents."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal against depth, for hybrids and their two parents. Lines as above."}}
 legend = beside_published("delta_log_amplitude")
 
 # %% tags=["remove-input"]
@@ -240,7 +244,9 @@ costs = pd.DataFrame.from_dict(ABOUT, orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
 costs["device"] = costs["device"].str.split().str[:2].str.join(" ")
 costs["images / s"] = (costs["images_seen"] / costs["wall_time_s"]).round().astype(int)
-costs.drop(columns=["images_seen", "wall_time_s"])
+costs.drop(columns=["images_seen", "wall_time_s"]).rename(
+    lambda model: model.removesuffix(FAMILY)
+)
 
 # %% [markdown]
 # Runs in bfloat16 drew their views in bfloat16 too: a hybrid of that precision and parents in float32 differ in more than

@@ -55,7 +55,7 @@ def mean_attention(encoder, images, batch=32):
     return total / len(images)
 
 
-# %% mystnb={"image": {"alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images."}}
 axes = plots.panels([encoder.objective for encoder in encoders])
 for ax, encoder in zip(axes, encoders, strict=True):
     rows, columns = encoder.grid

@@ -16,8 +16,10 @@
 # $v_1, \dots, v_M$,
 #
 # $$
-# \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j
-#        = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \qquad u_i = \frac{v_i}{\lVert v_i \rVert} ,
+# \begin{gathered}
+# \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \\[0.6em]
+# u_i = \frac{v_i}{\lVert v_i \rVert} ,
+# \end{gathered}
 # $$
 #
 # where the second form needs no pairs. It is 1 when all vectors point one way, 0 when they are orthogonal, and at

@@ -19,12 +19,15 @@
 # part, frequency 0 {cite:p}`park2022how`:
 #
 # $$
-# F(f) = \frac{1}{D} \sum_d \log \lvert \hat z_d(f, f) \rvert , \qquad \Delta F(f) = F(f) - F(0) .
+# \begin{gathered}
+# F(f) = \frac{1}{D} \sum_d \log \lvert \hat z_d(f, f) \rvert, \\[0.6em]
+# \Delta F(f) = F(f) - F(0) .
+# \end{gathered}
 # $$
 #
 # It is 0 where a frequency is as strong as the mean, and the lower, the smoother the tokens are over the grid. The
 # paper draws the last frequency of the diagonal below the grid's Nyquist frequency (one wave per two patches): 6/7 of
-# it on a grid of 14 x 14, 3/4 on one of 8 x 8. Compare signs and shapes between the two, not levels.
+# it on a grid of $14 \times 14$, 3/4 on one of $8 \times 8$. Compare signs and shapes between the two, not levels.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -178,7 +181,7 @@ rows = {when.__name__: when(tiny["shapes"], METRICS[0]) for when in (early, late
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# 2. **Where the arrow of the mean points.** Subtract from every token the mean token of its image. What happens to
+# 2. **Without the mean.** Subtract from every token the mean token of its image. What happens to
 #    $F(f)$ for $f > 0$, and what to $\Delta F$?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

@@ -92,7 +92,7 @@ def token_steps(encoders, source, index):
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
+# %% tags=["hide-input"] mystnb={"image": {"classes": "pictures", "alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
 generated = study("shapes").images("test")
 figure = token_steps(study("shapes").encoders(MODELS), generated, 7)
 
@@ -207,7 +207,7 @@ common_update_share(torch.zeros_like(u), u).mean().item(), 1 / 64
 # 3. **A photograph.** Draw the tokens of one of the photographs that come with scikit-image, for the encoders that were
 #    trained on CIFAR-10.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "Tokens of a photograph before and after the self-attention of four blocks, a row per model."}}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Tokens of a photograph before and after the self-attention of four blocks, a row per model."}}
 from nbhelpers.images import photographs
 
 figure = token_steps(study("cifar10").encoders(), photographs(32), 0)

@@ -15,7 +15,10 @@
 # for the shape and $n_t$ times for the texture:
 #
 # $$
-# \text{shape bias} = \frac{n_s}{n_s + n_t}, \qquad \text{covered} = \frac{n_s + n_t}{n} .
+# \begin{gathered}
+# \text{shape bias} = \frac{n_s}{n_s + n_t}, \\[0.6em]
+# \text{covered} = \frac{n_s + n_t}{n} .
+# \end{gathered}
 # $$
 #
 # The bias is 1 for a reader that goes by shape alone, 0 for one that goes by texture alone. It rests on the covered trials:
@@ -119,7 +122,7 @@ for frame in bias.values():
     both = ("shape_bias", "covered")
     ends = [at_end(frame, metric).set_index("model") for metric in both]
     rows |= {
-        model: {"shape bias": row.value, "from": row.low, "to": row.high}
+        model: {"shape bias": row.value, "95 % from": row.low, "to": row.high}
         | {"covered": ends[1].loc[model, "value"], "trials": row.images}
         for model, row in ends[0].iterrows()
     }

@@ -18,14 +18,19 @@
 # covariance, with variances
 #
 # $$
-# \lambda = \operatorname{eig}\Big( \frac{1}{N - 1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \Big),
-# \qquad \Delta \log \lambda_r = \log \lambda_r - \log \lambda_1 ,
+# \begin{gathered}
+# \lambda = \operatorname{eig}\Big( \frac{1}{N - 1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \Big), \\[0.6em]
+# \Delta \log \lambda_r = \log \lambda_r - \log \lambda_1 ,
+# \end{gathered}
 # $$
 #
 # largest first. The **effective rank** is the number of directions that they amount to,
 #
 # $$
-# \exp\Big( -\sum_r p_r \log p_r \Big), \qquad p_r = \lambda_r \Big/ \sum_{r'} \lambda_{r'} ,
+# \begin{gathered}
+# \exp\Big( -\sum_r p_r \log p_r \Big), \\[0.6em]
+# p_r = \lambda_r \Big/ \sum_{r'} \lambda_{r'} ,
+# \end{gathered}
 # $$
 #
 # 1 for a cigar and the number of ranks for a ball. At the **image level**, $z_n$ is the mean token of image $n$

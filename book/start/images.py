@@ -18,10 +18,10 @@
 # An image of `shapes` is $32 \times 32$ pixels and holds one object. Its pixels are
 #
 # $$
-# x = c \odot \bigl(a + t \odot (b - a)\bigr) + (1 - c) \odot g + \varepsilon ,
+# x = c \,\bigl(a + t\,(b - a)\bigr) + (1 - c)\, g + \varepsilon ,
 # $$
 #
-# where $c$ is how much of a pixel the silhouette covers, $t$ a texture between the two colours $a$ and $b$, $g$ a calm
+# for every pixel, where $c$ is how much of it the silhouette covers, $t$ a texture between the two colours $a$ and $b$, $g$ a calm
 # coloured background with a $1/f$ spectrum and $\varepsilon$ the noise of a sensor. Silhouette and texture are drawn
 # independently, ten of each; place, size, aspect, angle, wavelength and colours are random.
 
@@ -34,6 +34,7 @@ SEED = 0
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from scipy.stats import chi2
 from scipy.stats.contingency import association
 
 from nbhelpers import plots, study
@@ -50,8 +51,10 @@ shape, texture = images.labels["shape"], images.labels["texture"]
 # shape $s$ and texture $t$ among $n$, and $\chi^2$ their distance from what independence would give,
 #
 # $$
-# V = \sqrt{\frac{\chi^2}{n\,(10 - 1)}}, \qquad
+# \begin{gathered}
+# V = \sqrt{\frac{\chi^2}{n\,(10 - 1)}}, \\[0.6em]
 # \chi^2 = \sum_{s,t} \frac{(n_{st} - n_{s\cdot}\, n_{\cdot t} / n)^2}{n_{s\cdot}\, n_{\cdot t} / n} .
+# \end{gathered}
 # $$
 
 # %%
@@ -62,10 +65,14 @@ V = (((n_st - expected) ** 2 / expected).sum() / (n_st.sum() * 9)).sqrt()
 torch.testing.assert_close(float(V), association(n_st.long().numpy(), method="cramer"))
 
 # %% tags=["hide-input"]
+limit = (chi2.ppf(0.95, 81) / (9 * len(images))) ** 0.5  # 9 x 9 degrees of freedom
+verdict = "shows" if V < limit else "does not show"
 Markdown(
-    f"Among {len(images)} images of the split every pair occurs at least {int(n_st.min())} times, "
-    f"and Cramér's V is {V:.3f}. On average {100 * float(images.masks.float().mean()):.0f} % "
-    "of an image's pixels belong to the object."
+    f"The claim **{verdict}**: Cramér's V is {V:.3f}, "
+    f"and labels drawn at random stay below {limit:.3f} in nineteen cases of twenty. "
+    f"Among {len(images):,} images every pair occurs at least {int(n_st.min())} times. "
+    f"On average {100 * float(images.masks.float().mean()):.0f} % of an image's pixels "
+    "belong to its object."
 )
 
 # %% [markdown]
@@ -73,7 +80,7 @@ Markdown(
 #
 # A row per shape, a column per texture. The labels of an image are its row and its column.
 
-# %% mystnb={"image": {"alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture, with their names beside and above."}, "figure": {"caption": "Generated images: a row for each silhouette, a column for each texture. Place, size, angle, wavelength and colours are random."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture, with their names beside and above."}, "figure": {"caption": "Generated images: a row for each silhouette, a column for each texture. Place, size, angle, wavelength and colours are random."}}
 table = [[(shape == s) & (texture == t) for t in range(10)] for s in range(10)]
 chosen = [int(cell.nonzero()[0]) for row in table for cell in row]
 ax = plots.gallery(images.batch(chosen), columns=10)
@@ -93,9 +100,9 @@ plots.download(counts.rename_axis("shape").reset_index(), "counts")
 # the wavelength of most textures, and far smaller than an object: both have to be put together from several
 # tokens. The generator knows which pixels belong to the object, which the chapters on dense prediction use.
 
-# %% mystnb={"image": {"alt": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}, "figure": {"caption": "Left: generated images with the grid of patches, one token each. Right: the masks of their objects, which no encoder sees."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}, "figure": {"caption": "Left: generated images with the grid of patches, one token each. Right: the masks of their objects, which no encoder sees."}}
 few = images.select(chosen[::13])
-axes = plots.panels(["images, cut into patches", "object masks"], height=1.6)
+axes = plots.panels(["images, cut into patches", "object masks"], height=2.1)
 plots.gallery(few.batch(range(8)), columns=4, ax=axes[0], patch_size=4)
 masks = few.masks[:8, None].expand(-1, 3, -1, -1) * 255
 drawn = plots.gallery(masks, columns=4, ax=axes[1])

@@ -47,7 +47,7 @@ def patch_attention(
 
     Source: paper section 3; official notebook self_attention_analysis, cells 10 and 12 (with an epsilon).
 
-    Example: keys that score log 1 and log 3 share a query's attention as 1 : 3.
+    Example: keys that score log 1 and log 3 get a quarter and three quarters of a query's attention.
         >>> query = torch.ones(1, 1, 3, 1)
         >>> key = torch.tensor([5.0, 0.0, math.log(3)]).reshape(1, 1, 3, 1)
         >>> patch_attention(query, key, prefix=1)
@@ -103,8 +103,10 @@ def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: int
 def nmi(attention: Tensor) -> Tensor:
     r"""Mutual information of query and key positions under a uniform query prior, normalised.
 
-    .. math:: \mathrm{NMI} = \frac{I(q, k)}{\sqrt{H(q)\, H(k)}}, \quad p(q) = \frac{1}{N},
-        \quad p(k) = \sum_q p(q) A_{qk}, \quad I(q, k) = H(k) - \frac{1}{N} \sum_q H(A_{q \cdot})
+    .. math:: \mathrm{NMI} = \frac{I(q, k)}{\sqrt{H(q)\, H(k)}},
+        \quad I(q, k) = H(k) - \frac{1}{N} \sum_q H(A_{q \cdot}),
+
+        p(q) = \frac{1}{N}, \quad p(k) = \sum_q p(q) A_{qk}
 
     Args:
         attention: probabilities `B H N N` over patch tokens, rows sum to 1; N at least 2.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -160,15 +161,20 @@ def published_by_depth(
 
 
 def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
-    """Rows and title of a panel for each model of some frames, without further seeds; in rows by frame.
+    """Rows and title of a panel for each model of some frames, without further seeds; the frames take turns.
+
+    Of two studies with the same models, two panels in a row are then of one kind of model.
 
     >>> columns = ["study", "model", "objective", "seed"]
     >>> runs = [("shapes", "shapes.cl", "CL", 0), ("shapes", "shapes.cl.s1", "CL", 1)]
-    >>> per_model([pd.DataFrame(runs, columns=columns)])[1]
-    ['shapes: CL']
+    >>> runs += [("shapes", "shapes.mim", "MIM", 0), ("cifar10", "cifar10.cl", "CL", 0)]
+    >>> frame = pd.DataFrame(runs, columns=columns)
+    >>> per_model([frame[:3], frame[3:]])[1]
+    ['shapes: CL', 'cifar10: CL', 'shapes: MIM']
     """
     shown = [frame[frame["model"].isin(first_seeds(frame["model"].unique()))] for frame in frames]
-    rows = [rows for frame in shown for _, rows in frame.groupby("model", sort=False)]
+    each = [[rows for _, rows in frame.groupby("model", sort=False)] for frame in shown]
+    rows = [rows for turn in zip_longest(*each) for rows in turn if rows is not None]
     whose = [rows[["study", "model", "objective"]].iloc[0] for rows in rows]
     return rows, [f"{study}: {label(model, objective)}" for study, model, objective in whose]
 

@@ -134,15 +134,20 @@ def legend_below(axes: Sequence[Axes]) -> Legend:
     """One legend of the whole figure, each name once: in a cell without a panel, else below the panels.
 
     Below them, the figure grows by the legend's height, and has as many rows of names as its width asks for.
+    A width and a number of images that all encoders share are its title.
     """
     figure = np.ravel(axes)[0].figure
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in np.ravel(axes)]
     handles = {name: handle for pair in pairs for handle, name in pair}
-    entries = handles.values(), handles.keys()
+    settings = {name.partition(", ")[2] for name in handles if ", " in name or name in STYLES}
+    shared = settings.pop() if len(settings) == 1 and len(handles) > 1 else ""
+    entries = handles.values(), [name.removesuffix(f", {shared}") for name in handles]
+    options = {"title": f"encoders of {shared}", "title_fontsize": 8.5} if shared else {}
     if spare := [ax for ax in figure.axes if ax.get_label() == SPARE]:
-        return spare[0].legend(*entries, loc="center")
+        return spare[0].legend(*entries, loc="center", **options)
     for rows in range(1, len(handles) + 2):
-        legend = figure.legend(*entries, loc="outside lower center", ncols=-(-len(handles) // rows))
+        options["ncols"] = -(-len(handles) // rows)
+        legend = figure.legend(*entries, loc="outside lower center", **options)
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or rows >= len(handles):
             break

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -119,6 +120,19 @@ def already(
         except (MissingDataError, StaleTableError):
             others.append(model)
     return frames, others
+
+
+def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) -> pd.DataFrame:
+    """The rows of a table for those models that have some; without any, an empty frame.
+
+    >>> set(rows_of("shapes", "fine_tuning", ["shapes.cl", "shapes.random"])["model"])
+    {'shapes.cl'}
+    """
+    frames = [pd.DataFrame()]
+    for model in models:
+        with suppress(MissingDataError, NoTableError, StaleTableError):
+            frames.append(table(study_name, name, [model]))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _distinct(models: Iterable[str | Path | Encoder]) -> list[Encoder]:

@@ -89,13 +89,19 @@ def _note(whose: Sequence[str], chosen: bool) -> str:
 
     >>> _note(("MIM", "MAE, 512,000 images"), chosen=False)
     'MIM: usual width and images; MAE: 512,000 images'
+    >>> _note(("MIM, width 64", "MIM, width 16", "CL, width 64", "CL, width 16"), chosen=False)
+    'width 64 against width 16'
     """
     settings: dict[str, list[str]] = {}
     for label in whose:
         kind, _, setting = label.partition(", ")
         settings.setdefault(setting or "usual width and images", []).append(kind)
+    if len(settings) == 1:
+        return "; ".join(whose[:chosen])
+    if len({*map(tuple, settings.values())}) == 1:  # the same kinds in every setting
+        return " against ".join(settings)
     apart = [f"{' and '.join(kinds)}: {setting}" for setting, kinds in settings.items()]
-    return "; ".join([*whose[:chosen], *(apart if len(apart) > 1 else [])])
+    return "; ".join([*whose[:chosen], *apart])
 
 
 def rows(chapter: str, studies: Sequence[str], models: Sequence[str] | None = None) -> HTML | Markdown:

@@ -30,6 +30,8 @@ REASONS = {
     NoTableError: "no table {name} in this study",
 }
 
+ACRONYMS = {"miou": "mIoU", "nmi": "NMI"}
+
 Reading = Callable[[pd.DataFrame], Interval]  # of one encoder's rows
 
 
@@ -289,7 +291,8 @@ class Evidence:
         rows = rows.query(where) if where and len(rows) else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
-            raise NotMeasured(f"no {quantity.metric.replace('_', ' ')} of {who} in the table {name}")
+            what = ACRONYMS.get(quantity.metric, quantity.metric.replace("_", " "))
+            raise NotMeasured(f"the table {name} has no {what} of {who}")
         return found
 
 

@@ -29,17 +29,30 @@ def figures(value: float, *ends: float) -> list[str]:
     ['−0.306', '−0.307', '−0.306']
     >>> figures(0.00712)
     ['0.0071']
+
+    No sign stands before a zero, and no end that is not zero is written as one:
+
+    >>> figures(-0.001, -0.11, 0.11), figures(5.9, 0.31, 12.4)
+    (['0.00', '−0.11', '0.11'], ['5.9', '0.3', '12.4'])
     """
     size = max(abs(number) for number in (value, *ends))
     width = max(ends) - min(ends) if ends else size
     # Three digits of the largest number, or two of the interval's width if those are fewer.
     digits = [number for number in (size / 10, width) if number > 0]
     decimals = max(0, 1 - math.floor(math.log10(max(digits)))) if digits else 0
-    return [f"{number:.{decimals}f}".replace("-", "−") for number in (value, *ends)]
+    nearest = min((abs(end) for end in ends if end), default=1)
+    if round(nearest, decimals) == 0 < round(nearest, decimals + 1):
+        decimals += 1
+    return [f"{number:z.{decimals}f}".replace("-", "−") for number in (value, *ends)]
 
 
 def _name(study: str) -> str:
     return TITLES.get(study, study)
+
+
+def _unit(row: pd.Series, value: str) -> str:
+    """The unit of an effect, in the singular behind a one."""
+    return row["unit"].removesuffix("s") if value.strip("−") == "1" else row["unit"]
 
 
 def _small(text: str) -> str:
@@ -53,7 +66,7 @@ def _cell(row: pd.Series) -> str:
     lines, notes = [word], [row["note"]]
     if row["verdict"] != NOT_MEASURED:
         value, low, high = figures(row["effect"], row["low"], row["high"])
-        lines.append(f"{value} {_small(row['unit'])} {_small(f'[{low}, {high}]')}")
+        lines.append(f"{value} {_small(_unit(row, value))} {_small(f'[{low}, {high}]')}")
         notes.append(f"{row['seeds']:.0f} seeds each" if row["seeds"] > 1 else "")
     lines.append(_small(", ".join(filter(None, notes))))
     return f"<td>{'<br>'.join(filter(None, lines))}</td>"
@@ -88,17 +101,26 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
     return f'<table class="dataframe scorecard">{table}</table>'
 
 
+# What the interval of an effect has to do with a verdict.
+WHY = {
+    "shows": "all of {interval} lies above zero",
+    "does not show": "none of {interval} lies above zero",
+    "undecided": "{interval} holds zero",
+}
+
+
 def sentences(card: pd.DataFrame) -> str:
-    """Markdown: a paragraph per claim, a sentence in it per study with effect and interval."""
+    """Markdown: a paragraph per claim, a sentence in it per study with the verdict and why."""
     paragraphs = []
     for number, lines in card.groupby("number", sort=False):
         first = lines.iloc[0]
         said = [f"**{number}. {first['claim']}** ({first['measure']})."]
         for _, row in lines.iterrows():
-            detail = row["note"]
+            why = row["note"]
             if row["verdict"] != NOT_MEASURED:
                 value, low, high = figures(row["effect"], row["low"], row["high"])
-                detail = " ".join(filter(None, [value, row["unit"], f"[{low}, {high}]"]))
-            said.append(f"On {_name(row['study'])} this {MARKS[row['verdict']][2]}: {detail}.")
+                effect = " ".join(filter(None, [value, _unit(row, value)]))
+                why = f"{effect}, and {WHY[row['verdict']].format(interval=f'[{low}, {high}]')}"
+            said.append(f"On {_name(row['study'])} it **{MARKS[row['verdict']][2]}**: {why}.")
         paragraphs.append(" ".join(said))
     return "\n\n".join(paragraphs)
