@@ -43,7 +43,8 @@ def figures(value: float, *ends: float) -> list[str]:
     nearest = min((abs(end) for end in ends if end), default=1)
     if round(nearest, decimals) == 0 < round(nearest, decimals + 1):
         decimals += 1
-    return [f"{number:z.{decimals}f}".replace("-", "−") for number in (value, *ends)]
+    rounded = [round(number, decimals) + 0.0 for number in (value, *ends)]  # -0.0 becomes 0.0
+    return [f"{number:.{decimals}f}".replace("-", "−") for number in rounded]
 
 
 def _name(study: str) -> str:
