@@ -201,7 +201,9 @@ for name, frame in frames.items():
             way = (latent - mim) / (cl - mim) if apart else float("nan")
             lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
 none = Markdown("Drawn for the study's own models alone.")
-ways = pd.DataFrame(lines).T.map(lambda each: "" if pd.isna(each) else f"{each:z.2f}")
+ways = pd.DataFrame(lines).T.map(
+    lambda each: "" if pd.isna(each) else f"{round(each, 2) + 0.0:.2f}"
+)
 ways if lines else none
 
 # %% [markdown]
