@@ -33,7 +33,6 @@ from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.optimizer import Optimizer
 from nbhelpers.pretrain.recipes import Recipe, build
 from nbhelpers.pretrain.schedule import VALIDATION_STREAM, epoch_order, generator, learning_rate, stream_seed
-from nbhelpers.probes.layers import labels_of
 from nbhelpers.ranks import rank, world_size
 
 VALIDATION_IMAGES = 1024
@@ -170,7 +169,10 @@ class Trainer:
         """Images `B C H W` of a source on the device, with their labels `B` if the objective reads some."""
         label, parts = self.objective.label, [images]
         if label is not None:
-            parts.append(labels_of(source, label)[which])
+            if label not in source.labels:
+                known = ", ".join(source.labels) or "none"
+                raise ValueError(f"{source.name} has no labels {label!r} to learn from; it has {known}")
+            parts.append(source.labels[label][which])
         return tuple(part.to(self.device) for part in parts)
 
     def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:
