@@ -28,9 +28,7 @@
 
 # %% tags=["parameters"]
 STUDIES = ["shapes"]
-MODELS = (
-    None  # names, paths of weight files or Encoders to probe; None: the study's own
-)
+MODELS = None  # names, paths of weight files or Encoders; None: the study's own
 AMPLITUDES = [0, 1, 2, 4]  # of the images that they are probed on
 N_IMAGES = 800  # at each amplitude
 SEED = 0
@@ -66,14 +64,15 @@ def read(label, metric="linear"):
 
 
 of = read("shape").pivot(index="objective", columns="nuisance", values="value")
-of = of.rename_axis(index="linear probe of shape", columns="amplitude")
-of.rename({"random": "untrained"}).style.format("{:.2f}").format_index("{:g}", axis=1)
+of = of.rename({"random": "untrained"}).rename(columns="amplitude {:g}".format)
+of.rename_axis(index=None, columns=None).map("{:.2f}".format)
 
 # %% tags=["hide-input"]
 images = int(ends["seen"].max())
 Markdown(
-    f"Each encoder is of width 64 and saw {images:,} images of its amplitude, a short "
-    "training and one seed. The interval is over the test images alone."
+    "Above: linear probe of shape, mean over the last third of the blocks. Each encoder "
+    f"is of width 64 and saw {images:,} images of its amplitude, a short training and one "
+    "seed. The interval is over the test images alone."
 )
 
 # %% [markdown]
@@ -101,7 +100,7 @@ for a in AMPLITUDES:
     rho[a] = ((a * nu) ** 2).sum() / (spread**2).sum()
 pd.DataFrame({a: [float(rho[a])] for a in AMPLITUDES}, ["share of nuisance"]).round(3)
 
-# %% mystnb={"image": {"alt": "Eight generated images in a row for each amplitude of nuisance: the objects stay as they are, while the background turns from an even colour into coarse coloured noise."}, "figure": {"caption": "The same images at each amplitude, from none (top) to the largest. Object, place and colours stay."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images in a row for each amplitude of nuisance: the objects stay as they are, while the background turns from an even colour into coarse coloured noise."}, "figure": {"caption": "The same images at each amplitude, from none (top) to the largest. Object, place and colours stay."}}
 rows = [(255 * x[a][:8]).round().to(torch.uint8) for a in AMPLITUDES]
 ax = plots.gallery(torch.cat(rows), columns=8)
 
@@ -129,9 +128,10 @@ plots.download(measured, "nuisance")
 found = {}
 for a in sorted(set(ends["nuisance"]) - {0}):
     upto = claim._replace(minus=f"nuisance linear late seen>0 and nuisance=={a}")
-    row = scorecard.scorecard(STUDIES[:1], [upto]).iloc[0]
+    row = scorecard.scorecard(["shapes"], [upto]).iloc[0]
     points = [f"{row[each]:+.0f}" for each in ("effect", "low", "high")]
-    found[f"{a:g}"] = ["{} points [{}, {}]".format(*points), row["verdict"]]
+    words = "{} points [{}, {}]".format(*points).replace("-", "−")
+    found[f"{a:g}"] = [words, row["verdict"]]
 columns = ["MIM loses more by", "the claim"]
 pd.DataFrame(found, columns).T.rename_axis(index="up to amplitude")
 
