@@ -118,6 +118,21 @@ def test_a_pair_is_trained_and_probed_at_every_amplitude(tmp_path, monkeypatch):
         assert rows["value"].tolist() == pytest.approx(values.tolist())
 
 
+@pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_a_training_is_followed_on_a_gpu_where_there_is_one(there, device, toy, monkeypatch):
+    used = []
+
+    def trainer(run, train, val, folder, device="cpu"):
+        used.append(device)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tables, "Trainer", trainer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    with pytest.raises(KeyboardInterrupt):
+        results.TABLES["along_training"].measure(recipe("shapes", "mim"), {"test": toy.sample})
+    assert used == [device]
+
+
 def test_rows_of_a_training_by_another_recipe_are_stale(monkeypatch):
     (name, _) = results.TABLES["along_training"].models(study("shapes"))
     assert len(results.stored("shapes", "along_training", [name]))

@@ -383,7 +383,8 @@ def _followed(
         with atomic_path(folder / f"{step}.csv") as temporary:
             frame.to_csv(temporary, index=False)
 
-    trainer = Trainer(run, parts["train"], parts["val"], folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trainer = Trainer(run, parts["train"], parts["val"], folder, device)
     if not trainer.done and not trainer.run(at=steps, call=look):
         raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
     return pd.concat([read_table(folder / f"{step}.csv") for step in steps], ignore_index=True)
