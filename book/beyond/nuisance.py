@@ -48,6 +48,7 @@ ends = measured[measured["seen"] > 0]  # of trainings
 begin = measured[(measured["seen"] == 0) & (measured["objective"] == "CL")]
 begin = begin.assign(model="untrained", objective="random")  # both begin with it
 everything = pd.concat([ends, begin])
+trained_at = sorted(set(ends["nuisance"]))
 
 # %% [markdown]
 # ## Result
@@ -57,10 +58,10 @@ scorecard.result(["18"], STUDIES, MODELS)
 
 
 # %% tags=["hide-input"]
-def read(label, metric="linear"):
+def read(label):
     """Mean over the last third of the blocks, a row per encoder and amplitude."""
     rows = everything[everything["label"] == label]
-    return scorecard.read_by(rows, "nuisance", metric, "late")
+    return scorecard.read_by(rows, "nuisance", "linear", "late")
 
 
 of = read("shape").pivot(index="objective", columns="nuisance", values="value")
@@ -113,7 +114,7 @@ for ax, label in zip(axes, ("shape", "texture"), strict=True):
     plots.by_depth(
         read(label), "linear", ax, reference=(0.1, "chance"), column="nuisance"
     )
-    ax.set(xlabel="amplitude of nuisance", xticks=sorted(set(ends["nuisance"])))
+    ax.set(xlabel="amplitude of nuisance", xticks=trained_at)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -126,7 +127,7 @@ plots.download(measured, "nuisance")
 # %% tags=["hide-input"]
 (claim,) = (each for each in scorecard.CLAIMS if each.number == "18")
 found = {}
-for a in sorted(set(ends["nuisance"]) - {0}):
+for a in trained_at[1:]:
     upto = claim._replace(minus=f"nuisance linear late seen>0 and nuisance=={a}")
     row = scorecard.scorecard(["shapes"], [upto]).iloc[0]
     points = [f"{row[each]:+.0f}" for each in ("effect", "low", "high")]
@@ -148,9 +149,9 @@ pd.DataFrame(found, columns).T.rename_axis(index="up to amplitude")
 # ## Where in the encoder?
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of shape by depth, a panel per amplitude of nuisance, for CL, MIM and the untrained encoder."}, "figure": {"caption": "Linear probe of shape by depth, a panel per amplitude of nuisance; lines as above."}}
-amplitudes = sorted(set(ends["nuisance"]))
-axes = plots.panels([f"amplitude {a:g}" for a in amplitudes], sharey=True, sharex=True)
-for ax, a in zip(axes, amplitudes, strict=True):
+titles = [f"amplitude {a:g}" for a in trained_at]
+axes = plots.panels(titles, sharey=True, sharex=True)
+for ax, a in zip(axes, trained_at, strict=True):
     rows = everything[everything["nuisance"] == a].query("label == 'shape'")
     plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
 legend = plots.legend_below(axes)
@@ -199,8 +200,7 @@ wide.rename_axis(index=None, columns="amplitude").map("{:.2f}".format)
 # %% [markdown]
 # The shape is there to be read at every amplitude, by encoders that learnt it where nuisance was small. What large nuisance
 # takes away is less the sight of the object than the reason to learn it.
-
-# %% [markdown]
+#
 # ## What would refute it
 #
 # CL losing as much as MIM from the smallest to the largest amplitude, or more. An encoder at the level of guessing can lose
