@@ -24,6 +24,7 @@ NAMES = {
     "mae": "MAE",
     "dino": "DINO",
     "decoder": "MAE's decoder",
+    "cl-renderings": "CL of two renderings",
 }
 # The paper's own models, and an untrained one of their architecture.
 PUBLIC = tuple(f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:"))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -96,13 +97,18 @@ def test_a_training_is_followed_from_random_weights_to_its_end(toy, monkeypatch)
     assert results.TABLES["along_training"].measure(run, pixels).equals(frame)
 
 
-def test_a_pair_is_trained_and_probed_at_every_amplitude(tmp_path, monkeypatch):
+@pytest.fixture
+def two_amplitudes(tmp_path, monkeypatch):
+    """The table `nuisance` of two amplitudes and a few images."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     monkeypatch.setattr(tables, "NUISANCES", (0.0, 4.0))
     for number in ("TRAIN", "VALIDATION", "IMAGES"):
         monkeypatch.setattr(tables, number, 60)
     for split in ("train", "val", "test"):
         monkeypatch.setitem(SPLITS, split, BLOCK)
+
+
+def test_a_pair_is_trained_and_probed_at_every_amplitude(two_amplitudes):
     made = results.TABLES["nuisance"]
     run = replace(recipe("shapes", "mim").of_width(32), depth=2, images=64, batch_size=32)
     frame = made.measure(run, made.images(study("shapes")))
@@ -116,6 +122,30 @@ def test_a_pair_is_trained_and_probed_at_every_amplitude(tmp_path, monkeypatch):
         values = linear_by_depth(whole.encoder(), *parts, label="shape")["value"]
         rows = frame.query("nuisance == 4 and seen == @seen and metric == 'linear' and label == 'shape'")
         assert rows["value"].tolist() == pytest.approx(values.tolist())
+
+
+def test_the_views_of_two_renderings_share_the_object_and_not_the_nuisance(two_amplitudes, monkeypatch):
+    runs, trained = results.TABLES["nuisance"].runs(study("shapes")), {}
+    plain, rendered = (
+        next(run for run in runs.values() if run.objective == each) for each in ("cl", tables.RENDERED)
+    )
+    assert rendered == replace(plain, objective=tables.RENDERED)
+
+    def probe(encoder, images):
+        trained[run.objective, len(trained)] = encoder.module.blocks[0].mlp.fc1.weight
+        return pd.DataFrame({"metric": ["linear"], "value": [0.0]})
+
+    monkeypatch.setattr(tables, "_probes", probe)
+    for run in (plain, rendered):
+        run = replace(run.of_width(32), depth=2, images=64, batch_size=32)
+        results.TABLES["nuisance"].measure(run, results.TABLES["nuisance"].images(study("shapes")))
+    plain, rendered = (list(trained.values())[i : i + 4] for i in (0, 4))
+    # At each amplitude before and after: renderings without nuisance are one.
+    same = [torch.equal(*pair) for pair in zip(plain, rendered, strict=True)]
+    assert same == [True, True, True, False]
+    first, second = tables._Renderings("val", 4.0)[3].split(3)
+    assert torch.equal(first, shapes("val", 4.0)[3])
+    assert torch.equal(second, shapes("val", 4.0, rendering=1)[3])
 
 
 @pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])

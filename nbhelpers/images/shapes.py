@@ -27,6 +27,7 @@ TEXTURES = (
 )  # fmt: skip
 SPLITS = {"train": 100_000, "val": 5_000, "test": 10_000}
 _SEEDS = {"train": 1, "val": 2, "test": 3}
+_RENDERING = 100_000_007  # from one rendering's seeds to the next one's, far beyond those of all splits
 # Mean and standard deviation of the training split, per channel, on the scale 0..1.
 MEAN = (0.4999, 0.4992, 0.4996)
 STD = (0.1971, 0.1971, 0.1971)
@@ -148,11 +149,12 @@ def pink_noise(batch: int, height: int, width: int, exponent: float, generator: 
     return field / field.std((1, 2), keepdim=True)
 
 
-def generate_block(split: str, block: int, nuisance: float = 1.0) -> dict[str, Tensor]:
+def generate_block(split: str, block: int, nuisance: float = 1.0, rendering: int = 0) -> dict[str, Tensor]:
     """The images of one block: `image` uint8 B 3 32 32, `shape` and `texture` int64 B, `mask` bool B 32 32.
 
     A pixel belongs to the mask where the object covers at least half of it. `nuisance` scales the amplitude
-    of the background's field and of the sensor noise; all else of an image is the same at every value.
+    of the background's field and of the sensor noise, `rendering` is which draw of the two it is; all else of
+    an image is the same at every value of both.
     """
     generator = torch.Generator().manual_seed(1_000_003 * _SEEDS[split] + block)
     uniform = partial(_uniform, generator, BLOCK)
@@ -175,13 +177,22 @@ def generate_block(split: str, block: int, nuisance: float = 1.0) -> dict[str, T
     pattern = _patterns(*along, phase, texture, generator)
     dark, light = _colour_pair(uniform)
     paint = dark + (light - dark) * pattern[:, None]
-    field = pink_noise(3 * BLOCK, SIZE, SIZE, exponent=1.2, generator=generator).view(BLOCK, 3, SIZE, SIZE)
-    ground = uniform(0.2, 0.8, 3, 1, 1) + nuisance * uniform(0.03, 0.08, 1, 1, 1) * field
+    field = _field(generator)
+    ground, strength = uniform(0.2, 0.8, 3, 1, 1), uniform(0.03, 0.08, 1, 1, 1)
+    if rendering:
+        generator.manual_seed(1_000_003 * _SEEDS[split] + block + _RENDERING * rendering)
+        field = _field(generator)
+    ground = ground + nuisance * strength * field
     covered = avg_pool2d(coverage[:, None], SUPERSAMPLING)
     image = avg_pool2d(paint * coverage[:, None], SUPERSAMPLING) + ground * (1 - covered)
     image = image + nuisance * SENSOR_NOISE * torch.randn(image.shape, generator=generator)
     image = (255 * image).round().clamp(0, 255).to(torch.uint8)
     return {"image": image, "shape": shape, "texture": texture, "mask": covered[:, 0] >= 0.5}
+
+
+def _field(generator: torch.Generator) -> Tensor:
+    """The background's texture, `B 3 32 32`."""
+    return pink_noise(3 * BLOCK, SIZE, SIZE, exponent=1.2, generator=generator).view(BLOCK, 3, SIZE, SIZE)
 
 
 def _patterns(s: Tensor, t: Tensor, phase: Tensor, texture: Tensor, generator: torch.Generator) -> Tensor:
@@ -254,12 +265,13 @@ def _colour_pair(uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     return (middle - half + tint_dark).clamp(0, 1), (middle + half + tint_light).clamp(0, 1)
 
 
-def shapes(split: str = "test", nuisance: float = 1.0) -> ArraySource:
+def shapes(split: str = "test", nuisance: float = 1.0, rendering: int = 0) -> ArraySource:
     """The generated images of a split: "train" (100,000), "val" (5,000) or "test" (10,000).
 
     Made once (about a minute for "train") and kept in the cache folder. Labels "shape" and "texture" are
     drawn independently; `masks` are the objects. With another `nuisance` than 1 background and noise have
     that many times their amplitude; mean and standard deviation stay, so that the object reads the same.
+    Every `rendering` draws background texture and noise anew behind the same objects.
 
     Raises:
         ValueError: for another split, or a nuisance below 0.
@@ -270,19 +282,19 @@ def shapes(split: str = "test", nuisance: float = 1.0) -> ArraySource:
         raise ValueError(
             f"nuisance {nuisance} is no amplitude: give 0 for none, 1 for the usual one, or more"
         )
-    first = generate_block(
-        split, 0, nuisance
-    )  # so that a changed generator never reads an older one's images
+    make = partial(generate_block, split, nuisance=nuisance, rendering=rendering)
+    first = make(0)  # so that a changed generator never reads an older one's images
     content = b"".join(first[name].numpy().tobytes() for name in sorted(first))
     fingerprint = hashlib.sha256(content).hexdigest()[:16]
     path = cache_dir() / "images" / f"shapes-{split}-{fingerprint}.safetensors"
     if not path.exists():
         blocks = tqdm(range(SPLITS[split] // BLOCK), desc=f"shapes/{split}", disable=None)
-        made = [generate_block(split, block, nuisance) for block in blocks]
+        made = [make(block) for block in blocks]
         with atomic_path(path) as temporary:
             save_file({name: torch.cat([block[name] for block in made]) for name in first}, temporary)
     data = load_file(path)
     labels = {"shape": data["shape"], "texture": data["texture"]}
     classes = {"shape": SHAPES, "texture": TEXTURES}
     name = f"shapes/{split}" if nuisance == 1 else f"shapes/{split}, nuisance {nuisance:g}"
+    name += f", rendering {rendering}" if rendering else ""
     return ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD)

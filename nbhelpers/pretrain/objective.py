@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any, ClassVar
 
 import torch
@@ -109,9 +110,11 @@ class Objective(nn.Module):
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """What the loss sees of uint8 images `B C H W`, batch first; `generator` is all that is random.
 
-        Here `crops` normalised views `B C H W`; an objective that masks adds what it hides.
+        Here `crops` normalised views `B C H W`; an objective that masks adds what it hides. Where images
+        `B 3k H W` hold k renderings of the same things, views take turns in these.
         """
-        return tuple(self.view(images, generator) for _ in range(self.crops))
+        renderings = islice(cycle(images.split(3, 1)), self.crops)
+        return tuple(self.view(each, generator) for each in renderings)
 
     def loss(self, *views: Tensor) -> Tensor:
         """The loss (a scalar) of what `views` drew, with labels `B` behind if `label` asks for some."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
@@ -58,6 +59,7 @@ STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
 # A pair that is measured on the way, and one that is trained at each amplitude of what does not matter.
 FOLLOWED = {"width": 64, "heads": 4, "images": 600_000, "batch_size": 128}
 DIALLED, NUISANCES = FOLLOWED | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
+RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
 
@@ -416,11 +418,33 @@ def _amplitudes(study: Study) -> Images:
     }
 
 
+class _Renderings(ImageSource):
+    """Generated images of an amplitude, rendered twice: `6 32 32`, in which contrastive views take turns."""
+
+    def __init__(self, split: str, nuisance: float) -> None:
+        self.parts = [shapes(split, nuisance, rendering) for rendering in range(2)]
+        self.mean, self.std = self.parts[0].mean, self.parts[0].std
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index`, one rendering after the other."""
+        return torch.cat([part[index] for part in self.parts])
+
+
+def _dialled(study: Study) -> dict[str, Recipe]:
+    """CL and MIM, and CL whose two views are of two renderings, so that they do not share the nuisance."""
+    runs = _pair(study, **DIALLED)
+    rendered = replace(next(iter(runs.values())), objective=RENDERED)
+    return runs | {trained_name(rendered, study.name): rendered}
+
+
 @_table(
     "nuisance",
     _amplitudes,
     code="pretrain",
-    runs=lambda study: _pair(study, **DIALLED),
+    runs=_dialled,
     slow=True,
     why="only generated images have an amplitude of what does not matter",
     studies=("shapes",),
@@ -429,7 +453,8 @@ def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
     """Probes before and after a training, at several amplitudes of background and noise."""
     frames = []
     for amplitude in NUISANCES:
-        parts = {split: shapes(split, amplitude) for split in ("train", "val")}
+        images_of = _Renderings if run.objective == RENDERED else shapes
+        parts = {split: images_of(split, amplitude) for split in ("train", "val")}
         folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
         here = dict(zip(ROLES, _splits(images, f"{amplitude:g} "), strict=True))
         frame = _followed(run, parts, folder, [0, run.steps], partial(_probes, images=here))

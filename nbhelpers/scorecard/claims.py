@@ -51,7 +51,7 @@ def _difference(evidence: Evidence, claim: Claim, quantities: list[Quantity]) ->
     """How far the quantity of one kind of encoder lies above 0, or above that of another kind."""
     if not claim.less:
         return evidence.of(claim.more, quantities)
-    more, less = evidence.alike(claim.more, claim.less)
+    more, less = evidence.alike(quantities[0].table, claim.more, claim.less)
     return difference(evidence.of(more, quantities), evidence.of(less, quantities))
 
 

@@ -249,9 +249,9 @@ class Evidence:
             raise NotMeasured(f"no two widths of {' and '.join(objectives)} saw the same images")
         return widths[min(widths)], widths[max(widths)]
 
-    def alike(self, *kinds: str) -> list[str]:
-        """Labels of encoders of several kinds: where one has an unusual width or length, the others' too."""
-        found = [label(self._encoders(who)[0], "") for who in kinds]
+    def alike(self, table: str, *kinds: str) -> list[str]:
+        """Labels of encoders in a table: where one kind has an unusual width or length, the others' too."""
+        found = [label(self._encoders(who, table)[0], "") for who in kinds]
         like = next((each for each in found if ", " in each), found[0])
         return [self.beside(like, who) for who in kinds]
 

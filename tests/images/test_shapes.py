@@ -49,6 +49,20 @@ def test_nuisance_scales_background_and_noise_and_nothing_else(made):
     assert (x_3 - x_0)[ground].std() > 2 * (x_3 - x_0)[~ground].std()
 
 
+def test_a_rendering_draws_background_and_noise_anew_and_nothing_else(made):
+    first, second, third = (generate_block("val", 0, 2.0, rendering) for rendering in (0, 1, 2))
+    clean, other = (generate_block("val", 0, 0.0, rendering)["image"] for rendering in (0, 1))
+    assert torch.equal(clean, other)
+    for name in ("shape", "texture", "mask"):
+        assert torch.equal(first[name], second[name]) and torch.equal(first[name], third[name])
+    ground = ~first["mask"][:, None].expand_as(clean)
+    nuisances = [(block["image"].float() - clean.float())[ground] for block in (first, second, third)]
+    correlation = torch.corrcoef(torch.stack(nuisances))
+    assert correlation.fill_diagonal_(0).abs().max() < 0.02  # 0.5 million pixels, in fields of some dozen
+    deviations = torch.stack([values.std() for values in nuisances])
+    assert deviations.max() < 1.05 * deviations.min()
+
+
 def test_images_of_another_nuisance_are_others_under_another_name(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     monkeypatch.setitem(SPLITS, "val", BLOCK)
@@ -57,6 +71,9 @@ def test_images_of_another_nuisance_are_others_under_another_name(tmp_path, monk
     assert usual.fingerprint != loud.fingerprint
     assert (usual.name, loud.name) == ("shapes/val", "shapes/val, nuisance 3")
     assert (usual.mean, usual.std) == (loud.mean, loud.std)
+    second = shapes("val", nuisance=3, rendering=1)
+    assert torch.equal(second.images, generate_block("val", 0, 3, 1)["image"])
+    assert (second.name, second.fingerprint == loud.fingerprint) == (f"{loud.name}, rendering 1", False)
 
 
 @pytest.mark.parametrize("nuisance", [-1, float("nan"), float("inf")])

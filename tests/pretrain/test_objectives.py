@@ -83,6 +83,16 @@ def test_moco_loss_is_symmetric_info_nce_of_its_parts():
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", [MoCo, DINO])
+def test_views_take_turns_in_the_renderings_of_a_thing(objective):
+    model, first = tiny(objective), images()
+    second = 255 - first
+    views = model.views(torch.cat([first, second], 1), torch.Generator().manual_seed(3))
+    for place, rendering in enumerate((first, second)):
+        alone = model.views(rendering, torch.Generator().manual_seed(3))
+        assert [torch.equal(*pair) for pair in zip(views, alone, strict=True)] == [not place, bool(place)]
+
+
 def test_moco_trains_queries_only_and_freezes_the_patch_embedding():
     model = tiny()
     model(images(), torch.Generator().manual_seed(0)).backward()
