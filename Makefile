@@ -55,7 +55,7 @@ book: $(TABLES)  ## execute every notebook and build the site into book/_build/h
 	$(BIN)/jupyter-book build book -W --keep-going || { rm -rf book/_build/.doctrees; exit 1; }
 
 test: $(INSTALLED)  ## run all tests, doctests included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not site"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not site"
 
 # As root on Debian a missing browser is installed; elsewhere the tests say what is missing.
 chromium:

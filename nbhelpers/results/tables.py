@@ -207,7 +207,7 @@ def _metrics(encoder: Encoder, images: Images, metrics: Sequence[str] = tuple(ME
     return analyse(encoder, images["test"], metrics)
 
 
-@_table("profile", _sample, code="metrics", models=_every_kind, metrics=PROFILE)
+@_table("profile", _sample, code="metrics", models=_every_kind, metrics=PROFILE, kept=True)
 def _profile(encoder: Encoder, images: Images, metrics: Sequence[str] = PROFILE) -> pd.DataFrame:
     """The metrics that all models are compared by; also of a decoder."""
     decoders = [decoder_of(encoder)] if isinstance(encoder.module, MaskedAutoencoder) else []
