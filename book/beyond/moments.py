@@ -69,7 +69,7 @@ for name in STUDIES:
     followed[name] = with_moment(rows_of(name, "along_training", moments_of))
     models = study(name).trained("cl", "mim", vary=["width", "images"])
     wide = [each for each in models if manifest()[each]["architecture"]["width"] >= 64]
-    tables = [rows_of(name, kind, wide) for kind in ("profile", "probes")]
+    tables = [rows_of(name, kind, wide) for kind in ("profile", "probes", "tokens")]
     ends[name] = with_moment(pd.concat(tables, ignore_index=True))
 
 
@@ -162,11 +162,11 @@ def dots(ax, rows):
 
 
 # %% tags=["hide-input"]
-def draw(metric, reading, uniform=None):
+def draw(metric, reading, uniform=None, names=STUDIES):
     """A panel per study over images seen: lines along one training each, dots for the ends of others."""
-    titles = [plots.title(ends[name].tail(1)) for name in STUDIES]
+    titles = [plots.title(ends[name].tail(1)) for name in names]
     axes = plots.panels(titles, sharey=True, sharex=True)
-    for ax, name in zip(axes, STUDIES, strict=True):
+    for ax, name in zip(axes, names, strict=True):
         lines = read(followed[name], metric, reading)
         if len(lines):
             plots.by_depth(lines[lines["seen"] > 0], metric, ax, column="seen")
@@ -181,9 +181,18 @@ def draw(metric, reading, uniform=None):
     return axes
 
 
+# %% tags=["hide-input"]
+def below(axes):
+    """The legend, whose title is of the lines alone."""
+    legend = plots.legend_below(axes)
+    title = legend.get_title().get_text()
+    legend.set_title(title and f"lines: {title}")
+    return legend
+
+
 # %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, hollow at the width of the lines (64), filled at width 128."}}
 axes = draw("token_cosine", "last")
-legend = plots.legend_below(axes)
+legend = below(axes)
 
 # %% [markdown]
 # An untrained encoder has alike tokens already, since all of them pass through the same random maps. Both objectives make
@@ -195,13 +204,13 @@ legend = plots.legend_below(axes)
 
 # %% mystnb={"image": {"alt": "Normalised mutual information of queries and keys, mean over the last third of the blocks, against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Normalised mutual information, mean over the last third of the blocks, against images seen; lines and dots as above. Uniform attention has 0."}}
 axes = draw("nmi", "late")
-legend = plots.legend_below(axes)
+legend = below(axes)
 
 # %% mystnb={"image": {"alt": "Attention distance in pixels, mean over the last third of the blocks, against the number of images seen in training, for CL and MIM, one panel per study; uniform attention dashed."}, "figure": {"caption": "Attention distance, mean over the last third of the blocks, against images seen; lines and dots as above. Dashed: uniform attention."}}
 (encoder,) = study(STUDIES[0]).encoders([f"{STUDIES[0]}.cl"])
 uniform = patch_distances(encoder.grid, encoder.patch_size).mean().item()
 axes = draw("attention_distance", "late", uniform)
-legend = plots.legend_below(axes)
+legend = below(axes)
 
 # %% [markdown]
 # Attention that is nearly uniform is also far-reaching. A young contrastive encoder therefore has the *attention distance* of
@@ -214,19 +223,36 @@ legend = plots.legend_below(axes)
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block (shape on generated images, class on photographs) against images seen; lines and dots as above. Dotted: the untrained encoder."}}
 axes = draw("linear", "last")
-legend = plots.legend_below(axes)
+legend = below(axes)
 
 # %% mystnb={"image": {"alt": "Accuracy of nearest neighbours in the last block against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Nearest neighbours in the last block, as above."}}
 axes = draw("knn", "last")
-legend = plots.legend_below(axes)
-
-# %% tags=["remove-input"]
-plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
+legend = below(axes)
 
 # %% [markdown]
 # While CL's tokens are at their most alike, what they share becomes ever easier to read. Attention that is the same for every
 # query is an average, and averages with good patch-wise layers between them suffice for a long way. So a collapse of
 # attention is not a failure of training, and its absence no merit; each objective has features of its own to show.
+#
+# ## Is dense prediction damaged late?
+#
+# Of very long trainings with a contrastive or self-distilling loss it is reported that classification still improves while
+# what single patches tell gets worse {cite:p}`simeoni2025dinov3`. On generated images the mask of the object is known, so a
+# linear probe of single tokens can be asked where the object is.
+
+# %% mystnb={"image": {"alt": "Mean intersection over union of a linear probe of single tokens of the last block that finds the object's mask, against the number of images seen in training, for CL and MIM, on generated images."}, "figure": {"caption": "Mean intersection over union of the object's mask, by a linear probe of single tokens of the last block, against images seen; lines and dots as above. Dotted: the untrained encoder."}}
+masked = [each for each in STUDIES if "miou" in set(ends[each]["metric"])] or STUDIES
+axes = draw("miou", "last", names=masked)
+legend = below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
+
+# %% [markdown]
+# Not here: CL's tokens find the object ever better, through the time in which they are most alike and on to the longest
+# training that the book has. A little of what makes patches differ is enough for a mask of two classes. MIM's curve has a
+# small dip in the middle, when its tokens come closer to each other again. What happens after a hundred times as many
+# images this figure cannot say.
 #
 # ## Which claims turn?
 #

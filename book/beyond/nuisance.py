@@ -127,6 +127,7 @@ plots.download(measured, "nuisance")
 # The row of the scorecard was fixed for the largest amplitude before anything was trained. The same difference up to each of
 # the others, looked at afterwards, shows where it comes about:
 
+
 # %% tags=["hide-input"]
 def upto_each(number, name):
     """The effect of a row of the scorecard up to each amplitude instead of the largest."""
@@ -138,7 +139,9 @@ def upto_each(number, name):
         points = [f"{row[each]:+.0f}" for each in ("effect", "low", "high")]
         words = "{} points [{}, {}]".format(*points).replace("-", "−")
         found[f"{a:g}"] = [words, row["verdict"]]
-    return pd.DataFrame(found, [name, "the claim"]).T.rename_axis(index="up to amplitude")
+    return pd.DataFrame(found, [name, "the claim"]).T.rename_axis(
+        index="up to amplitude"
+    )
 
 
 upto_each("18", "MIM loses more by")
