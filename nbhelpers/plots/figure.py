@@ -25,7 +25,7 @@ from nbhelpers.studies import TITLES, label
 # Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
 STYLES: dict[str, dict] = {
     "CL": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
-    "CL of two renderings": {"color": "#D55E00", "marker": "v", "linestyle": "--"},
+    "CL of two renderings": {"color": "#882255", "marker": "v", "linestyle": "--"},
     "DINO": {"color": "#E69F00", "marker": "h", "linestyle": "--"},
     "MIM": {"color": "#0072B2", "marker": "s", "linestyle": "-"},
     "latent MIM": {"color": "#0B3C5D", "marker": "D", "linestyle": "-."},
