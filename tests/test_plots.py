@@ -129,6 +129,14 @@ def test_a_legend_below_names_every_line_once(frame):
     assert "CL" in names and len(names) == len(set(names))
 
 
+def test_a_title_names_both_sources_of_mixed_rows():
+    sources = ["stored 2026-11-24", "computed", "stored 2026-11-27"]
+    frame = pd.DataFrame({"study": "shapes", "source": sources})
+    assert plots.title(frame).endswith("stored 2026-11-27, computed in this build")
+    assert plots.title(frame[1:2]).endswith(")\ncomputed in this build")
+    assert plots.title(frame[:1]).endswith(")\nstored 2026-11-24")
+
+
 def test_what_all_encoders_of_a_legend_share_is_its_title():
     (ax,) = plots.panels(["one"])
     for name in ("CL, width 64", "MIM, width 64", "other seeds"):

@@ -218,5 +218,7 @@ def title(frame: pd.DataFrame) -> str:
     >>> title(pd.DataFrame({"study": ["cifar10"], "source": ["stored 2026-11-24"]}))
     'CIFAR-10 (photographs)\nstored 2026-11-24'
     """
-    study, source = frame["study"].iloc[0], frame["source"].iloc[0]
-    return f"{TITLES.get(study, study)}\n{'computed in this build' if source == COMPUTED else source}"
+    study, sources = frame["study"].iloc[0], set(frame["source"])
+    stored = sorted(sources - {COMPUTED})[-1:]  # the latest date
+    told = [*stored, *(["computed in this build"] if COMPUTED in sources else [])]
+    return f"{TITLES.get(study, study)}\n{', '.join(told)}"
