@@ -146,8 +146,8 @@ pd.DataFrame(rows).T.round(3)
 # ## One method, or a kind of method?
 #
 # MoCo v3 draws one image away from all others. DINO does not, but it too asks for one representation of two
-# views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, has
-# one answer per image, and is given it. If collapse comes with *one answer per image*, DINO and supervision should fall
+# views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, asks
+# for one answer per image: the label. If collapse comes with *one answer per image*, DINO and supervision should fall
 # with CL, and MAE should stay with MIM.
 
 # %% tags=["hide-input"]

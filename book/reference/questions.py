@@ -49,8 +49,7 @@ def mean_attention(encoder, images, batch=32):
         total[b.depth - 1] += A.mean(1).sum(0).cpu()
 
     with capture(encoder, on_attention=add):
-        for start in range(0, len(images), batch):
-            rows = range(start, min(start + batch, len(images)))
+        for rows in torch.arange(len(images)).split(batch):
             encoder.forward(encoder.batch(images, rows))
     return total / len(images)
 
@@ -134,6 +133,8 @@ vit = timm.create_model(
 )
 batch = images.batch(range(len(images))).float() / 255 - 0.5
 x, labels = batch.split(N_IMAGES // 4), images.labels["shape"].split(N_IMAGES // 4)
+
+# %%
 seen = []
 for batch, y in zip(x, labels, strict=True):  # in the place of your training loop
     tokens = vit.forward_features(batch)
@@ -142,7 +143,8 @@ for batch, y in zip(x, labels, strict=True):  # in the place of your training lo
     seen.append(loss_gradients([classify, spread], vit.blocks))  # S L P
 frame = block_alignment(torch.stack(seen))
 frame = frame[frame["metric"] == "cosine"].astype({"depth": int})
-frame.set_index("depth").drop(columns="metric").round(3)
+frame = frame.set_index("depth").drop(columns="metric").round(3)
+frame.rename_axis(index=None, columns="depth")
 
 # %% [markdown]
 # Below 0 in a block, the two losses want different things of it.
