@@ -7,9 +7,9 @@
 # %% [markdown]
 # # Questions that users of the paper's code asked
 #
-# The paper's notebooks, its predecessor's and those of a sister paper have public lists of issues. Most questions there are
-# about code that was not released, or about a model that the code does not take. This page answers them with a few lines
-# each. The models below are small; any other can stand in their place.
+# The repositories of the paper, of its predecessor and of related work have public lists of issues. Most questions there
+# are about code that was not released, or about a model that the code does not take. This page answers them with a few
+# lines each. The models below are small; any other can stand in their place.
 
 # %% tags=["parameters"]
 MODELS = ["shapes.cl", "shapes.mim"]  # names, paths of weight files or Encoders
@@ -32,8 +32,8 @@ encoders = study("shapes").encoders(MODELS)
 # %% [markdown]
 # ## How do I average attention maps over a data set?
 #
-# One sum per depth, filled while the images go by. Nothing is stored but the sums, so the number of images does not matter.
-# The mean over images hides what the image is, and leaves what the model does with *places*.
+# Keep one sum per depth and add to it image by image. Nothing else is stored, so the number of images does not matter. The
+# mean over images hides what an image shows, and leaves what the model does with *places*.
 
 # %%
 from nbhelpers.metrics import patch_attention
@@ -54,7 +54,7 @@ def mean_attention(encoder, images, batch=32):
     return total / len(images)
 
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images, a panel per model. White: the query."}}
 axes = plots.panels([encoder.objective for encoder in encoders])
 for ax, encoder in zip(axes, encoders, strict=True):
     rows, columns = encoder.grid
