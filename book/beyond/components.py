@@ -61,7 +61,7 @@ for name in STUDIES:
 # %% tags=["hide-input"]
 def draw(metric, axis, reference=None, chosen=panels):
     """A panel per study and label, over shares of components on a logarithmic axis."""
-    titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in chosen.items()]
+    titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in chosen.items()]
     axes = plots.panels([*titles, *missing], sharey=True)
     for ax, rows in zip(axes, chosen.values(), strict=False):
         rows = rows[rows["parameter"] > 0]

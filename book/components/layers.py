@@ -100,7 +100,7 @@ pd.DataFrame(found, index=["last block"]).round(2)
 # where a line is highest.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; thinner lines: further training seeds; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
-titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in panels.items()]
+titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
 axes = plots.panels([*titles, *missing, "published"], sharey=True)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
     classes = 10 if name in ("shapes", "cifar10") else None
@@ -150,7 +150,7 @@ for name in filter(lambda name: study(name).splits, STUDIES):
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images; thinner lines: further training seeds."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
-titles = [f"{end} blocks, {plots.title(tuned[name])}" for name, end in ends]
+titles = [f"{end} blocks: {plots.title(tuned[name])}" for name, end in ends]
 axes = plots.panels(titles or ["fine-tuning"], sharey="row")
 for ax, (name, end) in zip(axes, ends, strict=False):
     other = {"first": "last", "last": "first"}[end]
