@@ -91,7 +91,7 @@ L = error[H].mean()
 
 assert_close(L, hidden_mse(g, normalised(x), V), atol=1e-4, rtol=1e-4)
 means = {"hidden patches: L": L.item(), "visible": error[~H].mean().item()}
-pd.DataFrame(means, index=["mean square"]).round(2)
+pd.DataFrame(means, index=["mean square"]).map("{:.2f}".format)
 
 # %% [markdown]
 # The second number is no mistake. The loss never asks the decoder for the visible patches, so it does not learn to

@@ -83,7 +83,7 @@ delta_F = F - F[:, :1]
 assert_close(delta_F, delta_log_amplitude(z, grid), atol=1e-3, rtol=1e-3)
 shares = [f"{2 * f / grid[0]:.2f}" for f in range(F.shape[1])]
 table = pd.DataFrame(delta_F.mean(0)[None].cpu().numpy(), ["Δ log amplitude"], shares)
-table.rename_axis(columns="frequency / Nyquist").round(2)
+table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 
 # %% [markdown]
 # ## High frequencies by depth

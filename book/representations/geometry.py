@@ -69,7 +69,7 @@ share = N * u_bar.square().sum(-1) / u.square().sum((1, 2))  # B
 
 assert_close(share, common_update_share(before, after), atol=1e-4, rtol=1e-4)
 table = pd.DataFrame(share[None].cpu().numpy(), index=["common share"])
-table.rename_axis(columns="image").round(3)
+table.rename_axis(columns="image").map("{:.3f}".format)
 
 # %% [markdown]
 # ## One image, before and after each attention
@@ -126,7 +126,7 @@ plots.download(pd.concat(frames.values()), "common_update_share")
 
 # %% tags=["hide-input"]
 rows = {name: late(frame, "common_update_share") for name, frame in frames.items()}
-pd.DataFrame(rows).T.round(2)
+pd.DataFrame(rows).T.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # The paper shows the movement as a picture and gives no number for it, so there is no published curve here.
