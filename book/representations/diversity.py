@@ -17,8 +17,8 @@
 #
 # $$
 # \begin{gathered}
-# \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \\[0.6em]
-# u_i = \frac{v_i}{\lVert v_i \rVert} ,
+# \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j \\[0.6em]
+# = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \qquad u_i = \frac{v_i}{\lVert v_i \rVert} ,
 # \end{gathered}
 # $$
 #
