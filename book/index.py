@@ -30,6 +30,7 @@ plots.style()
 card = scorecard.scorecard(STUDIES)
 
 
+# %% tags=["remove-input"]
 def said(*numbers):
     """In how many entries, of those of some rows that were measured, the claim shows."""
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
@@ -38,16 +39,16 @@ def said(*numbers):
 
 # %% tags=["remove-input"]
 Markdown(
-    "**The answer in three sentences.** Late in a contrastive encoder, attention reaches across the image and is "
-    f"nearly the same from every query; a masked one looks around each token {said('1', '2', '3')}. A contrastive "
+    "**The answer in three sentences.** Late in a contrastive encoder, attention reaches across the image and depends "
+    f"little on the query; in a masked one it stays around each token {said('1', '2', '3')}. A contrastive "
     "encoder goes by shape and forgets fine detail, a masked one keeps texture and high frequencies "
-    f"{said('9c', '10', '11')}. Contrast does its work in the last blocks, where a masked encoder already "
-    f"turns back to pixels, so that each is better at what the other is asked less for {said('12', '14a', '14c')}."
+    f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and at a later depth; a masked one "
+    f"gains more from fine-tuning {said('12', '14a', '14c')}."
 )
 
 # %% [markdown]
-# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: of MIM those
-# next to it, of CL those of the object ([click any patch yourself](beyond/own_picture.py)).
+# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: in MIM those
+# next to it, in CL also distant ones ([click any patch yourself](beyond/own_picture.py)).
 
 # %% tags=["remove-input"]
 picture = photographs(32).batch([0])
@@ -61,12 +62,12 @@ def outline(ax, row, column):
     ax.add_patch(Rectangle((column, row), 1, 1, **look))
 
 
-# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the object, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
 figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
     line[0].imshow(picture[0].permute(1, 2, 0), **square)
-    line[0].set_ylabel(kind)
+    line[0].set_ylabel(kind, fontsize=14)  # legible on a phone, too
     for ax, (row, column) in zip(line[1:], QUERIES, strict=True):
         ax.imshow(picture[0].float().mean(0), cmap="gray", **square)
         values = A[8 * row + column].reshape(8, 8)
@@ -75,6 +76,7 @@ for line, kind in zip(axes, ("CL", "MIM"), strict=True):
         outline(ax, row, column)
 for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     ax.grid(False)
 
 # %% [markdown]
@@ -95,7 +97,7 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images."}}
 frame = table(STUDIES[0], "probes")
 axes = plots.panels(
-    [f"{label}, {plots.title(rows)}" for label, rows in frame.groupby("label")],
+    [f"{label}: {plots.title(rows)}" for label, rows in frame.groupby("label")],
     sharey=True,
 )
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
@@ -163,14 +165,14 @@ Markdown(
 )
 
 # %% [markdown]
-# - **Two runs say little about a third.** Where several encoders were trained from different seeds the interval is that of
-#   Student's t over them as well; with two seeds it reaches far, so that more seeds can turn an entry "undecided".
-# - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or have another width, the row
+# - **Two runs say little about a third.** Where several encoders were trained from different seeds, the interval is that
+#   of Student's t over them as well. With two seeds it is wide, so that a second seed can turn an entry "undecided".
+# - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
 #   says so. The newest ones were trained on a GPU in bfloat16 with images drawn with replacement; the manifest in
 #   `data/encoders` has the recipe of each.
 # - **On the safe side.** Margins of one encoder's depths are added; those of two encoders are combined as if independent,
-#   for accuracies Newcombe's interval {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval
-#   pays for the choice.
+#   for accuracies by Newcombe's interval {cite:p}`newcombe1998interval`. Where the best of several was chosen, the
+#   interval is widened for the choice.
 # - **Sure and small.** A verdict is about the sign of an effect; whether its size matters is for the chapters, which show
 #   the curves behind each row. The paper's own value comes from larger encoders on other images: compare the sign.
 #
@@ -178,12 +180,13 @@ Markdown(
 #
 # ## Read, run, change
 #
-# The menu at the top of each chapter offers its source as `.py` and as `.ipynb`. From a clone of the project,
+# The menu at the top of each chapter offers its source as `.py` and as `.ipynb`. In a clone of the project, two commands
+# are enough:
 #
 # ```bash
 # make book   # execute every chapter and build this site
 # make lab    # open the chapters as notebooks
 # ```
 #
-# is all it takes. Every chapter has one cell of parameters. Put another model's name there and run the chapter
-# again to see where that model stands.
+# Every chapter has one cell of parameters. Put another model's name there and run the chapter again to see where that
+# model stands.

@@ -90,7 +90,8 @@ I = H(p_k) - H(A).mean(-1)
 NMI = I / (math.log(N) * H(p_k)).sqrt()  # B H
 
 assert_close(NMI, normalized_mutual_information(A), atol=1e-4, rtol=1e-4)
-pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head").T.round(3)
+table = pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head")
+table.T.map("{:.3f}".format)
 
 # %% [markdown]
 # ## NMI by depth
@@ -140,14 +141,14 @@ rows = {
     for name, frame in frames.items()
     for metric in METRICS
 }
-pd.DataFrame(rows).T.round(3)
+pd.DataFrame(rows).T.map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # ## One method, or a kind of method?
 #
 # MoCo v3 draws one image away from all others. DINO does not, but it too asks for one representation of two
-# views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, has
-# one answer per image, and is given it. If collapse comes with *one answer per image*, DINO and supervision should fall
+# views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, asks
+# for one answer per image: the label. If collapse comes with *one answer per image*, DINO and supervision should fall
 # with CL, and MAE should stay with MIM.
 
 # %% tags=["hide-input"]

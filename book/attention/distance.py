@@ -10,8 +10,8 @@
 # **Claim.** Contrastive encoders look further: their self-attention reaches over a longer distance than that of masked
 # image models, above all in the late blocks {cite:p}`park2023what`.
 #
-# A convolution sees as far as its kernel. A Vision Transformer may look across the whole image from its first block on;
-# how far it does look is learnt. To fill in a hidden patch, its neighbours are the best guide. To tell one image from
+# A convolution sees as far as its kernel. A Vision Transformer can look across the whole image from its first block on;
+# how far it looks is learnt. To fill in a hidden patch, its neighbours are the best guide. To tell one image from
 # all others, no single neighbourhood is enough.
 #
 # The *attention distance* of a head is the distance in pixels between a query patch and the patches it attends to,
@@ -58,7 +58,7 @@ scorecard.result(["1"], STUDIES, MODELS)
 # ## The quantity
 #
 # Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
-# softmax over the patch tokens gives $A$, and the formula is the line of $D$.
+# softmax over the patch tokens gives $A$, and the formula is the line that begins with `D =`.
 
 # %%
 from nbhelpers.capture import capture
@@ -126,9 +126,8 @@ pd.DataFrame(far).T.round(1)
 # %% [markdown]
 # ## Near, far, or not looking at all?
 #
-# A distance at the dashed line can mean a map that follows a large object, and it can mean a map that is flat. The
-# **attention entropy** of a head tells them apart: it is 1 for the flat map alone
-# ([Attention collapse](collapse.py) has its formula).
+# A distance at the dashed line can mean a map that follows a large object, or a map that is flat. The **attention
+# entropy** of a head tells them apart: it is 1 for the flat map alone ([Attention collapse](collapse.py) has its formula).
 
 
 # %% tags=["hide-input"]
@@ -157,6 +156,9 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% [markdown]
+# Where the far heads of an encoder lie at the right end, its long distance comes from selecting little. Only heads in the
+# upper left look far and choose what they look at.
+#
 # ## What would refute it
 #
 # A contrastive encoder whose distance in the last third of its blocks is not above that of a masked encoder of the same
@@ -169,7 +171,7 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Attention distance plays the part of the receptive field, and is learnt block by block.
+# - Attention distance corresponds to the receptive field of a convolution, and is learnt block by block.
 # - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
 # - Far *and* selective is what the claim needs. That is the upper left of the second figure.
 #

@@ -11,9 +11,8 @@
 # with the same map, often the outline of the object; in a masked image model each looks around itself
 # {cite:p}`park2023what`.
 #
-# A map is the plainest thing to look at in a Vision Transformer, and the easiest to believe too much of. This chapter
-# shows maps first, and then counts what they seem to show: how alike the maps of two queries are, and whether they lie on
-# the object.
+# An attention map is easy to look at, and easy to read too much into. This chapter shows maps first, and then measures
+# what they seem to show: how alike the maps of two queries are, and whether they lie on the object.
 #
 # The map of query $q$ is its row of the attention among the patch tokens, and two maps are compared by their cosine:
 #
@@ -61,8 +60,7 @@ pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in BOTH}
 scorecard.result(["2"], STUDIES, MODELS)
 
 # %% [markdown]
-# Whether the map lies on the object is a second question, and has an answer of its own
-# below: it depends on who is asking.
+# Whether the map lies on the object is a second question. Its answer, below, depends on which query is asking.
 
 # %% [markdown]
 # ## Three queries on one image
@@ -105,7 +103,7 @@ figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
 # %% [markdown]
 # ## The quantity
 #
-# Three queries on one image are an anecdote. Eight images through one encoder, then: `capture` hands over the queries and
+# Three queries on one image prove nothing. So take eight images through one encoder: `capture` hands over the queries and
 # keys of each block as the model uses them, and `patch_attention` is the softmax of the formula above.
 
 # %%
@@ -175,9 +173,9 @@ both.map("{:.2f}".format, na_action="ignore").fillna("")
 # $$
 #
 # Here $A$ is the softmax over *all* tokens, since the class token is one of the queries. A query that looks everywhere
-# alike has a share equal to the object's area, and one that sees nothing else has 1. It matters who is asking: the class
-# token, a patch of the object (which finds the object by looking next to itself), or a patch of the background (which has
-# to look for it).
+# alike has a share equal to the object's area, and one that looks at the object alone has 1. It matters which query is
+# asking: the class token, a patch of the object (which finds the object by looking next to itself), or a patch of the
+# background (which has to look for it).
 
 # %%
 from nbhelpers.metrics import Metric, object_attention
@@ -186,6 +184,7 @@ from nbhelpers.probes.dense import patch_masks
 KINDS = ("class token", "object patches", "background patches")
 
 
+# %%
 def queries(encoder, masks):
     """Which keys are object, `B N`, and which queries are of each kind, `B N`."""
     seen = encoder.resize(255 * masks[:, None].to(torch.uint8))[:, 0] > 127
@@ -199,17 +198,22 @@ def queries(encoder, masks):
 
 
 # %%
+def mean_of(m, chosen):
+    """Mean of the shares `B H N` over the chosen queries `B N`."""
+    return (m * chosen[:, None]).sum(-1) / chosen.sum(-1)[:, None]  # B H
+
+
+# %%
 def object_share(encoder, images):
     """Mean share of attention on the object by kind of query, block and head."""
-    metrics = {k: Metric(k, object_attention, "", per_head=True) for k in KINDS}
-    sums = {k: metric.of(encoder) for k, metric in metrics.items()}
+    each = [Metric(kind, object_attention, "", per_head=True) for kind in KINDS]
+    sums = {metric.name: metric.of(encoder) for metric in each}
 
     def add(b):
         A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, all tokens
         m = object_attention(A, on)  # B H N: a share for each query
-        for kind, chosen in of.items():
-            mean = (m * chosen[:, None]).sum(-1) / chosen.sum(-1)[:, None]  # B H
-            sums[kind].update(b.depth, mean)
+        for kind in KINDS:
+            sums[kind].update(b.depth, mean_of(m, of[kind]))
 
     with capture(encoder, on_attention=add):
         for some in torch.arange(len(images)).split(50):
@@ -235,7 +239,7 @@ shares = pd.concat([object_share(e, drawn) for e in watched]).assign(source=COMP
 areas = {e.grid: queries(e, drawn.masks)[0][:, e.prefix :] for e in watched}
 areas = {grid: on.float().mean().item() for grid, on in areas.items()}
 
-# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model and a dot per head, the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by who is asking. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the object's area, the share of a query that looks everywhere alike. The most that is possible is 1."}}
+# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model and a dot per head, the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the object's area, the share of a query that looks everywhere alike. The maximum is 1."}}
 axes = plots.panels(KINDS, sharey=True)
 for ax, kind in zip(axes, KINDS, strict=True):
     plots.by_depth(shares, kind, ax, heads=True)
@@ -259,9 +263,9 @@ pd.DataFrame(columns).assign(area=area).round(2)
 
 # %% [markdown]
 # "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its area
-# explains. Patches of the object are the easy case: whoever looks around itself passes. The patches of the background
-# are the test, and the class token is one only where training has used it. In MIM nothing has: its class token is read
-# by no loss, so a low share there says nothing about masked image modelling.
+# explains. Patches of the object are the easy case: looking around themselves is enough. The patches of the background
+# are the test. The class token is a test only where training has used it. MIM's loss does not read the class token, so
+# a low share there says nothing about masked image modelling.
 
 # %% tags=["hide-input"]
 passed = {kind: rows.loc[rows["low"] > area] for kind, rows in last.items()}
@@ -279,7 +283,8 @@ Markdown(f"The object gets more attention than its area explains from queries {s
 # ## What would refute it
 #
 # Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder, which is the
-# row below. The outline of the object is refuted for a kind of query whose curve lies at the dashed line or under it.
+# row below. That attention follows the object is refuted for a kind of query whose curve lies at the dashed line or
+# under it.
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/collapse", STUDIES, MODELS)
@@ -290,8 +295,8 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.
-# - The fine maps that are shown of contrastive encoders are mostly maps of the class token. They do not speak for the
-#   patches.
+# - The clear maps that are often shown of contrastive encoders are mostly maps of the class token. Those of patches can
+#   look otherwise.
 #
 # ## Exercises
 #
@@ -316,7 +321,7 @@ encoders = study("cifar10").encoders(pairs["cifar10"])
 figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=1)
 
 # %% [markdown]
-# 3. **A fairer class token.** The class token of MIM is trained by nothing. Which one query stands for all patches? Take
+# 3. **A fairer class token.** No loss trains the class token of MIM. Which one query stands for all patches? Take
 #    the mean map of all patches, and compare its share on the object with the area.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

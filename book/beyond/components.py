@@ -12,20 +12,20 @@
 # whoever compares features by their distance {cite:p}`vanyan2023local`.
 #
 # k-NN, a linear probe and an attentive probe [disagree about a masked encoder](../components/behaviour.py) far more than
-# about a contrastive one. Think of a library with two catalogues. One sorts books by the colour of their backs, in large
-# letters; the other by subject, in small print. Somebody who walks along the shelf sees the colours. Somebody who was told
-# where to look reads the subject.
+# about a contrastive one. Think of the backs of books in a library: the title is in large letters, the subject in small
+# print. From a distance one sees the titles; who was told where to look can read the subject.
 #
 # Let $x$ be the mean of an image's patch tokens after the last block. Over the training images
 #
 # $$
 # \begin{gathered}
-# \frac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top = U \operatorname{diag}(\lambda_1 \ge \dots \ge \lambda_D)\, U^\top, \\[0.6em]
+# \frac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top = U \Lambda\, U^\top, \\[0.6em]
+# \Lambda = \operatorname{diag}(\lambda_1 \ge \dots \ge \lambda_D), \\[0.6em]
 # x_S = U_S U_S^\top (x - \bar x)
 # \end{gathered}
 # $$
 #
-# gives the *principal components*, and what is left of an image when only a set $S$ of them may be seen. The variance
+# gives the *principal components*, and what is left of an image when only a set $S$ of them is kept. The variance
 # $\lambda$ says how large the letters are. The question is which $S$ holds the label.
 
 # %% tags=["parameters"]
@@ -37,7 +37,6 @@ SEED = 0  # which images are drawn where they are fewer
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
-from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
@@ -62,7 +61,7 @@ for name in STUDIES:
 # %% tags=["hide-input"]
 def draw(metric, axis, reference=None, chosen=panels):
     """A panel per study and label, over shares of components on a logarithmic axis."""
-    titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in chosen.items()]
+    titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in chosen.items()]
     axes = plots.panels([*titles, *missing], sharey=True)
     for ax, rows in zip(axes, chosen.values(), strict=False):
         rows = rows[rows["parameter"] > 0]
@@ -110,8 +109,8 @@ pd.DataFrame(taken, index=["last block"]).round(2)
 # %% [markdown]
 # ## How much is in large letters?
 #
-# First the letters' size alone. A curve near 1 at the left: almost everything that distinguishes two images' features, as a
-# distance sees it, is in a few directions.
+# First the variance alone. A curve near 1 at the left means that a few directions hold almost all of the distance between
+# two images' features.
 
 # %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, a line per model, one panel per study."}, "figure": {"caption": "Variance in the leading principal components of the last block, as a share of all variance, against how many components that is. Equal variance in all directions would be a curve that reaches a half only at one half."}}
 # The same for every label, so one panel a study.
@@ -143,12 +142,11 @@ legend = plots.legend_below(axes)
 # %% [markdown]
 # The probe does not mind small letters: it standardises what it sees, and learns a weight for each direction. A curve that
 # stays at guessing until the last components are added says that the directions of least variance are noise even to a
-# probe. Then the small print is not the smallest: the label lies between the two ends, and the figure before says how far
-# down.
+# probe. Then the label lies between the two ends, and the figure before says how far down.
 #
 # ## What stands in the way of neighbours
 #
-# k-NN has nothing but distances. Take the leading components away, and what they shouted over can be heard.
+# k-NN has nothing but distances. Without the leading components, the others decide about these.
 
 # %% mystnb={"image": {"alt": "Accuracy of k-NN against the share of leading components that were removed, a line per model, one panel per study and label; a dotted line per model marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components. Dotted: with all of them. A curve above its dotted line has gained by the loss."}}
 axes = draw("knn_without_leading", "leading share removed", guessing)
@@ -159,6 +157,9 @@ for ax, rows in zip(axes, panels.values(), strict=False):
         ax.axhline(value, color=looks[model]["color"], lw=0.8, ls=":")
     ax.set_xlim(1 / 64 / 1.2, 0.6)
 legend = plots.legend_below(axes)
+
+# %% [markdown]
+# In points of accuracy that are gained:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -172,8 +173,7 @@ for (name, label), frame in panels.items():
 pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
-# The table gives the points of accuracy that are gained. Only a distance can gain by *removing* features: a classifier that
-# is trained would have learnt to ignore them.
+# Only a distance can gain by *removing* features: a classifier that is trained would have learnt to ignore them.
 #
 # ## What would refute it
 #
@@ -197,7 +197,7 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 #    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# A few: random features of an image are hardly more than its mean colour and its contrast.
+# A few: random features of an image are hardly more than its mean colour and contrast.
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 few = study("shapes").images("train").subset(64)
 _, values = principal_components(features(tiny, few, [tiny.depth])[0])
@@ -215,14 +215,9 @@ from nbhelpers.probes import knn_predict
 parts = [study("shapes").images(split).subset(500) for split in ("train", "test")]
 learnt, asked = (features(encoder, part, [encoder.depth])[0].double() for part in parts)
 U, variances = principal_components(learnt)
-scale = U / variances.clamp(min=1e-9).sqrt()
+learnt, asked = learnt - learnt.mean(0), asked - learnt.mean(0)
 labels, truth = (part.labels["shape"] for part in parts)
-centre = learnt.mean(0)
-plain = knn_predict(learnt - centre, labels, asked - centre)
-white = knn_predict((learnt - centre) @ scale, labels, (asked - centre) @ scale)
-Markdown(
-    ", ".join(
-        f"{name}: {(predicted == truth).double().mean():.2f}"
-        for name, predicted in {"plain": plain, "whitened": white}.items()
-    )
-)
+scales = {"plain": U, "whitened": U / variances.clamp(min=1e-9).sqrt()}
+found = {key: knn_predict(learnt @ s, labels, asked @ s) for key, s in scales.items()}
+right = {key: (each == truth).double().mean().item() for key, each in found.items()}
+pd.DataFrame(right, index=["accuracy of k-NN"]).round(2)

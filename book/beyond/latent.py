@@ -14,8 +14,8 @@
 # The paper compares contrastive encoders with SimMIM and MAE, and calls masked image modelling local and
 # texture-oriented. Both fill in pixels. Later models hide as much of the image and fill in something else: data2vec the
 # features of a teacher {cite:p}`baevski2022data2vec`, BEiT v2 distilled tokens, CAPI cluster assignments
-# {cite:p}`darcet2025cluster`. On ImageNet their nearest neighbours are as good as those of contrastive models. Hide a word
-# in a sentence and ask for its letters, or ask for its meaning: the gap is the same, what has to be known is not.
+# {cite:p}`darcet2025cluster`. On ImageNet their nearest neighbours are as good as those of contrastive models. It is the
+# difference between asking for the letters of a hidden word and asking for its meaning.
 #
 # To tell the two apart, nothing but the target may change. *Latent MIM* is SimMIM with its masks, its views and its
 # linear decoder. Only the pixels are replaced, by the features of a teacher that sees the whole image. The teacher is the
@@ -72,13 +72,13 @@ scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 
 # %% [markdown]
 # The encoders of a study are of one width and saw equally many images, as many as the latent one did; the legends say so
-# where that is less than elsewhere in the book. CL is young after so few, and some of what sets it apart has not grown
+# where that is less than elsewhere in the book. After so few images CL has not yet got all of its traits
 # ([When do the findings appear?](moments.py)).
 #
 # ## The quantity
 #
-# What the student of the latent encoder would have to predict of 64 images, if the encoder itself were the teacher: its last
-# four blocks, and the formula above. The loss is that of a student who has learnt nothing and says 0 everywhere.
+# What a student would have to predict of 64 images if the latent encoder were its teacher: the formula above, for the
+# encoder's last four blocks. The loss is that of a student that has learnt nothing and predicts 0 everywhere.
 
 # %%
 from torch.nn.functional import interpolate
@@ -134,7 +134,7 @@ dashed = {"color": "#555555", "lw": 1, "ls": "--"}
 
 
 def draw(metric, uniform=None, chosen=frames, lacking=missing):
-    """A panel per study, over depth; `uniform` gives the reference line of an encoder."""
+    """A panel per study, over depth; `uniform` gives an encoder's reference line."""
     axes = plots.panels([*map(plots.title, chosen.values()), *lacking], sharey=True)
     for ax, (name, frame) in zip(axes, chosen.items(), strict=False):
         plots.by_depth(frame, metric, ax)
@@ -166,7 +166,7 @@ legend = plots.legend_below(axes)
 # %% [markdown]
 # ## Whose neighbours are of the same class?
 #
-# k-NN has nothing but distances, so it asks how loud the class is in the features ([Behaviour](../components/behaviour.py)).
+# k-NN has nothing but distances, so it asks how much the class weighs in these ([Behaviour](../components/behaviour.py)).
 
 # %% mystnb={"image": {"alt": "Accuracy of nearest neighbours against depth for CL, MIM and latent MIM, one panel per study; guessing is dashed at a tenth."}, "figure": {"caption": "Accuracy of k-NN against depth: shape on generated images, class on photographs. Dashed: guessing among ten classes."}}
 own = {}
@@ -184,8 +184,9 @@ plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "la
 # %% [markdown]
 # ## Which of the two is it like?
 #
-# For each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and a number outside of
-# the two is beyond one of them. Where CL and MIM differ by less than a tenth, the number means nothing and is left out.
+# The last column says, for each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and a
+# number outside of the two is beyond one of them. Where CL and MIM differ by less than a tenth, the number means nothing
+# and is left out.
 
 # %% tags=["hide-input"]
 lines, late_ones = {}, ["attention_distance", "nmi", "delta_log_amplitude"]
@@ -200,18 +201,18 @@ for name, frame in frames.items():
             apart = abs(cl - mim) > 0.1 * max(abs(cl), abs(mim))
             way = (latent - mim) / (cl - mim) if apart else float("nan")
             lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
+
+# %% tags=["hide-input"]
 none = Markdown("Drawn for the study's own models alone.")
-ways = pd.DataFrame(lines).T.map(
-    lambda each: "" if pd.isna(each) else f"{round(each, 2) + 0.0:.2f}"
-)
+ways = pd.DataFrame(lines).T.map("{:z.2f}".format, na_action="ignore").fillna("")
 ways if lines else none
 
 # %% [markdown]
-# A row that shows was brought about by the target, as nothing else differs. Attention can become wide without the features
-# becoming better: the average over an image is easy to predict for a student that sees four tenths of it, and a teacher
-# that is fond of averages will ask for them. Whether neighbours follow is a matter of what the teacher has found out, and
-# ours had little time. The published encoders were trained on ImageNet for hundreds of epochs, and there the target decides
-# about neighbours too, though much else differs from one to the next:
+# Only the target differs between the two MIMs, so it is the cause of what differs between them. Attention can become wide
+# without the features becoming better: the average over an image is easy to predict for a student that sees four tenths of
+# it. Whether neighbours improve depends on what the teacher has learnt, and ours had little time. The published encoders
+# were trained on ImageNet for hundreds of epochs. There the target decides about neighbours too, though much else differs
+# from one to the next:
 
 # %% tags=["hide-input"]
 names = {"SimMIM": "pixels", "MAE": "pixels", "MaskFeat": "gradient histograms"}
@@ -238,8 +239,8 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # - "Masked image modelling" names what is hidden from a model. Ask, too, what it has to say about the hidden part.
 # - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
 #   again.
-# - A teacher that is an average of its student can teach nothing that the student did not find. Its target is easy to
-#   predict while it is poor: a low loss does not say that training goes well.
+# - A teacher that is an average of its student can teach nothing that the student has not found. Its target is easy to
+#   predict while it is poor, so a low loss does not say that training goes well.
 #
 # ## Exercises
 #

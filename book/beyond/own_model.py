@@ -10,9 +10,9 @@
 # **Claim.** Nothing in this book is tied to its models. Any Vision Transformer with softmax attention over one grid
 # of patches can be read: change one line below and every figure of the book is drawn for your model.
 #
-# What the figures need to know about a model is little: the queries $q$, keys $k$ and values $v$ of every block as
-# the model uses them, and the residual stream $z_l$ between blocks. They are taken from the running model, after
-# normalisation, rotary positions and position bias, so no code of the model has to change.
+# The figures need little of a model: the queries $q$, keys $k$ and values $v$ of every block as the model uses them, and
+# the residual stream $z_\ell$ between blocks. They are taken from the running model, after normalisation, rotary
+# positions and position bias, so no code of the model has to change.
 
 # %% tags=["parameters"]
 # timm names, "hf-hub:...", .safetensors files, or "random:" and an architecture
@@ -212,8 +212,8 @@ legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_atten
 #
 # Two checkpoints of one run, before and after fine-tuning, two objectives, two sizes: with exactly two models, the first
 # less the second, depth by depth. Where they have different numbers of blocks, the depths are the first one's, and the
-# second is read at the same share of its own. The intervals take the two for independent, although both saw the same images,
-# so a difference that is called one here is a safe one.
+# second is read at the same share of its own. The intervals treat the two as independent although both saw the same images,
+# which makes them wider than necessary: a difference that is marked here is a safe one.
 
 # %% mystnb={"image": {"alt": "Difference of the two models against depth with its interval, a panel per metric; dots mark depths at which they differ."}, "figure": {"caption": "The first model less the second. Bands: 95 % interval over images; dots: depths at which an interval that holds for all depths together leaves out 0."}}
 SIDES = ["attention_distance", "nmi", "head_cosine", "token_cosine"]
@@ -325,6 +325,7 @@ class Plain(nn.Module):
         return self.blocks(self.patches(x).flatten(2).mT + self.positions)
 
 
+# %% tags=["site"]
 layout["prefix"] = 0
 brought.append(
     wrap(Plain(), **layout, **pixels, after_attention="norm2", name="PyTorch")

@@ -22,11 +22,11 @@ FOLDER = "../_static/own_picture"  # where the weights are written, beside this 
 # ## What to look for
 #
 # - **Move the query.** Does the map follow it? NMI is 0 if it never does.
-# - **Far or near.** How far, in pixels of 32, is what a patch attends to?
-# - **All alike?** How near are the tokens of one picture to one direction?
+# - **Far or near.** How many of the picture's 32 pixels away is what a patch attends to?
+# - **All alike?** How similar are the tokens of one picture?
 #
-# What the book's test images say, as means over the last third of the blocks; the
-# curves further down are drawn beside them {cite:p}`park2023what`.
+# These are the quantities that the paper compares {cite:p}`park2023what`. On the book's
+# test images they are, as means over the last third of the blocks:
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -91,7 +91,7 @@ own_picture.page(groups, pictures, FOLDER)
 #   lines are this picture, dashed ones the mean over the test images.
 #
 # A photograph of a whole street is not what these encoders were trained on: CIFAR-10
-# shows one object, in the middle and large.
+# shows one large object in the middle.
 #
 # ## Try it yourself
 #

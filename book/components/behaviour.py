@@ -15,7 +15,7 @@
 # stretch directions before it decides. An {term}`attentive probe` may also choose which tokens to read.
 # {term}`Fine-tuning <fine-tuning>` trains all weights, the lower layers more slowly: the learning rate of layer $\ell$ of
 # $L$ is $\eta\,\gamma^{L - \ell}$ with a {term}`layer decay` $\gamma < 1$. What an encoder gains from one to the next says
-# how well its knowledge was hidden.
+# how much of its knowledge the earlier one could not read.
 #
 # Dense prediction asks a linear layer, token by token, what each patch shows. It counts by the mean
 # {term}`intersection over union` of the $C$ classes,
@@ -31,7 +31,7 @@ STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders that have stored tables, by name; None: the study's own
 
 # %% [markdown]
-# All figures of this chapter are drawn from stored tables, so that there is no number of images to choose.
+# All figures of this chapter are drawn from stored tables, so there is no number of images to choose.
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -124,12 +124,10 @@ def against(probed, tuned, ax, **more):
     for row in both.itertuples():
         x = [row.value_x - row.low_x], [row.high_x - row.value_x]
         y = [row.value_y - row.low_y], [row.high_y - row.value_y]
-        named = row.model in first_seeds(both["model"])
         look = looks[row.model] | {"linestyle": "none", "lw": 1} | more
-        name = (
-            f"{row.objective}: {row.model}" if more else label(row.model, row.objective)
-        )
-        look["label"] = name if named else None
+        if row.model in first_seeds(both["model"]):
+            own = label(row.model, row.objective)
+            look["label"] = f"{row.objective}: {row.model}" if more else own
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
     ax.set(xlabel="linear probe accuracy", ylabel="fine-tuned accuracy")
 
@@ -142,7 +140,7 @@ theirs = [paper[paper["metric"] == metric] for metric in ("linear", "finetune")]
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against accuracy of a linear probe, a dot per encoder; a panel per study and one published, each with a dotted diagonal where fine-tuning gains nothing."}, "figure": {"caption": "Fine-tuned accuracy against a linear probe of the last layer, with 95 % intervals over test images. Dotted: nothing gained. Labels say where an encoder has another width or saw another number of images than CL and MIM. Last panel: ViT-B/16 on ImageNet, with bars for the reading error."}}
 titles = [plots.title(probed) for probed, _ in points.values()]
-axes = plots.panels([*titles, "published"], height=3.2)
+axes = plots.panels([*titles, "published: ViT-B/16, ImageNet"], height=3.2)
 for ax, pair in zip(axes, [*points.values(), theirs], strict=True):
     against(*pair, ax, **({"mfc": "white"} if pair is theirs else {}))
     low = min(*ax.get_xlim(), *ax.get_ylim())
@@ -165,9 +163,9 @@ for probed, tuned in points.values():
     who = [label(*each) for each in zip(fell["model"], fell["objective"], strict=True)]
     if who:
         where = plots.title(probed).splitlines()[0]
-        text += f"""\n\n**Read with care.** On {where}, fine-tuning ends below the linear
-probe for {", ".join(who)}: so short a recipe undoes more than it adds there, and that gap
-says as much about the recipe as about the encoder."""
+        text += f"""\n\n**Read with care.** On {where}, fine-tuning ends below the
+linear probe for {", ".join(who)}: so short a recipe undoes more than it adds there,
+and that gap says as much about the recipe as about the encoder."""
 Markdown(text)
 
 # %% [markdown]
@@ -207,8 +205,8 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*ours.values(), public]), "triples")
 
 # %% [markdown]
-# A line that falls at its end says nothing by itself, since the attentive probe learns from fewer images. *How much more*
-# one encoder's falls than another's does.
+# A line that falls at its end says nothing by itself, since the attentive probe learns from fewer images. Compare how much
+# the lines of two encoders fall.
 
 # %% tags=["hide-input"]
 Markdown(
@@ -220,7 +218,7 @@ Markdown(
 # ### How far along are they?
 #
 # Others trained ViTs as small as these and report their accuracy on CIFAR-10, with all 50,000 labels. Their MoCo is far
-# ahead of their MAE by k-NN and by a linear probe, and hardly when both are fine-tuned.
+# ahead of their MAE by k-NN and by a linear probe, and only a little when both are fine-tuned.
 
 # %% tags=["hide-input"]
 small = published_triples().query("images == 'CIFAR-10'")
@@ -292,13 +290,13 @@ plots.download(sized, "width")
 
 # %% [markdown]
 # In the published panel the lines cross: with more weights, SimMIM gains more. Read ours beside the single dots. Where
-# seeds of one width lie further apart than the two lines, the order of the lines is chance.
+# seeds of one width lie further apart than the two lines, the order of the lines may be chance.
 #
 # ## Trained for longer
 #
-# What only a short training makes should fade with a longer one. CL and MIM from the shortest to the longest training; the
-# longest are also **twice as wide**, so the last step is not of length alone. What happens *within* a training is told in
-# [When do the findings appear?](../beyond/moments.py).
+# A difference that comes from short training should fade with a longer one. Here are CL and MIM from the shortest to the
+# longest training; the longest are also **twice as wide**, so the last step is not of length alone.
+# [When do the findings appear?](../beyond/moments.py) follows single trainings.
 
 # %% tags=["hide-input"]
 lengths = []
@@ -332,16 +330,24 @@ by = ["study", "objective", "parameter"]
 ordered = lengths.sort_values(by, ascending=[False, True, True])
 for (name, objective, seen), rows in ordered.groupby(by, sort=False):
     width = ABOUT[rows["model"].iloc[0]]["architecture"]["width"]
-    key = study(name).title, objective, f"{seen / 1e6:.1f} million, width {width}"
+    key = name, objective, f"{seen / 1e6:.1f} million"
     curves = [late(rows, what).values() for what in ("nmi", "attention_distance")]
     nmi, far = (next(iter(values), float("nan")) for values in curves)
     whole = rows.query("metric == 'fine_tuning' and share == 1")["value"].mean()
     last = at_end(rows, "linear")["value"].mean()
-    measured[key] = [f"{nmi:.2f}", f"{far:.1f} px", f"{last:.2f}", f"{whole:.2f}"]
-columns = ["NMI, late", "distance, late", "linear, last block", "fine-tuned"]
+    measured[key] = [
+        width,
+        f"{nmi:.2f}",
+        f"{far:.1f} px",
+        f"{last:.2f}",
+        f"{whole:.2f}",
+    ]
+columns = ["width", "NMI, late", "distance, late", "linear, last block", "fine-tuned"]
 pd.DataFrame(measured, columns).T
 
 # %% [markdown]
+# Where CL and MIM have the same order at every length, that order does not come from a short training.
+#
 # ## What would refute it
 #
 # A masked encoder that a linear probe reads better than a contrastive one of the same architecture, trained on the same

@@ -11,8 +11,8 @@
 # is where query and key tell most about each other {cite:p}`park2023what`.
 #
 # Somewhere a masked model must turn its representation back into pixels. SimMIM has a single linear layer for that, so
-# its last blocks may have to do the work. {term}`MAE` {cite:p}`he2022mae` hires somebody for it: its encoder $f$ sees
-# only the patches $V$ that stayed visible, a quarter of them; its decoder $g$ gets their tokens and a
+# its last blocks may have to do the work. {term}`MAE` {cite:p}`he2022mae` has a decoder for it: its encoder $f$ sees
+# only the patches $V$ that stayed visible, a quarter of them; the decoder $g$ gets their tokens and a
 # {term}`mask token` $m$ at every hidden place $i \in H$, and predicts the pixels there, patch by patch normalised:
 #
 # $$
@@ -22,7 +22,7 @@
 # \end{gathered}
 # $$
 #
-# Predicting nothing but each patch's mean costs about 1; anything below is understood.
+# Predicting nothing but each patch's mean costs about 1; a lower loss means that the decoder predicts more than that.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -62,7 +62,7 @@ scorecard.result(["13a", "13b"], STUDIES, MODELS)
 
 # %% [markdown]
 # Where MAE's label names a number of images, it was trained for less time than MIM, and the first of the two
-# comparisons is not quite a fair one.
+# comparisons is not quite fair.
 #
 # ## The quantity
 #
@@ -91,22 +91,23 @@ L = error[H].mean()
 
 assert_close(L, hidden_mse(g, normalised(x), V), atol=1e-4, rtol=1e-4)
 means = {"hidden patches: L": L.item(), "visible": error[~H].mean().item()}
-pd.DataFrame(means, index=["mean square"]).round(2)
+pd.DataFrame(means, index=["mean square"]).map("{:.2f}".format)
 
 # %% [markdown]
-# The second number is no mistake. Nobody ever asked the decoder for the patches that were visible, so it does not care.
+# The second number is no mistake. The loss never asks the decoder for the visible patches, so it does not learn to
+# reproduce them.
 #
 # ## What it makes of a quarter of an image
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch borrowed from the image, since nobody predicts them. Below: the image."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch taken from the image, since they are not predicted. Below: the image."}}
 shown, filled = reconstruct(encoder, images, MASK_RATIO, SEED)
 (ax,) = plots.panels([label(encoder.name, encoder.objective)], height=3)
 pictures = torch.cat([shown, filled, images.cpu()])
 ax = plots.gallery(pictures, len(images), ax)
 
 # %% [markdown]
-# Where a visible patch tells what stands beside it, the prediction goes on with it; elsewhere it is a smooth guess.
-# Whoever is judged by squared error answers doubt with the mean of what could be there, and a mean is blurred.
+# Where a visible patch tells what is beside it, the prediction continues it; elsewhere it is a smooth guess. Under a
+# squared error the best answer to doubt is the mean of what could be there, and a mean is blurred.
 #
 # ## Where do query and key tell most about each other?
 #
@@ -158,13 +159,13 @@ for name, frame in frames.items():
     last = by_label(at_end(frame, "delta_log_amplitude"))
     best = highest(frame, "delta_log_amplitude")
     rows[name, "at the end"] = last
-    rows[name, "below its highest point"] = {who: best[who] - last[who] for who in last}
+    rows[name, "below its highest"] = {who: best[who] - last[who] for who in last}
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# An encoder whose second number is near 0 ends at its highest point: it smooths nothing. The paper expects that of MAE and
-# the opposite of SimMIM. Where SimMIM's is near 0 too, none of its blocks has become a decoder, and there is nothing that
-# a decoder could have spared it.
+# An encoder whose second number is near 0 ends at its highest point: its late blocks do not smooth. The paper expects
+# that of MAE and the opposite of SimMIM. Where SimMIM's is near 0 too, none of its blocks acts as a decoder, and a real
+# decoder could not relieve it of anything.
 #
 # ## What would refute it
 #
@@ -178,7 +179,7 @@ scorecard.rows("components/decoder", STUDIES, MODELS)
 # ## Takeaways
 #
 # - MAE is judged on hidden patches alone; what it says about the visible ones means nothing.
-# - The decoder is thrown away after training. What it did well, the encoder did not have to learn.
+# - The decoder is thrown away after training. What the decoder does, the encoder need not do.
 # - "The last blocks act as a decoder" is testable: they should lower high frequencies, and a real decoder should relieve
 #   them of it.
 #
@@ -208,7 +209,7 @@ pd.Series(losses, name="L").rename_axis("mask ratio").round(2)
 # 3. **The lazy decoder.** What exactly does it cost to predict 0 for every normalised pixel of a patch that is not flat?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# The variance is the unbiased one, so the mean square of D normalised pixels is 1 - 1/D.
+# The variance is the unbiased one: the mean square of D normalised pixels is 1 - 1/D.
 D = x.shape[-1]
 noise = normalised(torch.randn(1, 64, D))
 float(hidden_mse(torch.zeros_like(noise), noise, torch.tensor([[0]]))), 1 - 1 / D

@@ -10,16 +10,19 @@
 # **Claim.** What contrastive learning is good for is read best in its last blocks, what masked image modelling is good
 # for in the middle of the encoder {cite:p}`park2023what`.
 #
-# An encoder is a queue of clerks, each of whom adds a note to a file. Contrastive learning signs the file at the very
-# end, so every clerk works towards the signature. A masked model has to hand back pixels at the end, and the last
-# clerks may cover up with pixel business what the middle ones had written.
+# An encoder is like a queue of clerks, each of whom adds a note to a file. Contrastive learning judges the file at the
+# very end, so every clerk works towards that. A masked model has to hand back pixels at the end, and the notes of its
+# last clerks may cover up what the middle ones had written.
 #
-# A {term}`linear probe` at {term}`depth` $\ell$ asks what a simple reader can make of the file there: the encoder stays
+# A {term}`linear probe` at {term}`depth` $\ell$ asks what a simple reader finds in the file there: the encoder stays
 # frozen, $x$ is the mean of an image's patch tokens after block $\ell$, standardised, and the probe is fitted to labels $y$
 # by penalised maximum likelihood,
 #
 # $$
-# J(W, b) = \tfrac{1}{2} \lVert W \rVert^2 - C \sum_i \log \operatorname{softmax}(W x_i + b)_{y_i} ,
+# \begin{gathered}
+# J(W, b) = \tfrac{1}{2} \lVert W \rVert^2 - C \sum_i \log p_i(y_i), \\[0.6em]
+# p_i = \operatorname{softmax}(W x_i + b) ,
+# \end{gathered}
 # $$
 #
 # with $C$ chosen on validation images. Its accuracy on test images says how much of the label can be read at that depth.
@@ -46,16 +49,11 @@ plots.style()
 
 # %% tags=["hide-input"]
 panels, missing = {}, {}  # `shapes` has two labels, so it has two panels
+draw = {"n_images": N_IMAGES, "seed": SEED}
 for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), *study(name).models]
     try:
-        probes = table(
-            name,
-            "probes",
-            MODELS or list(dict.fromkeys(own)),
-            n_images=N_IMAGES,
-            seed=SEED,
-        )
+        probes = table(name, "probes", MODELS or list(dict.fromkeys(own)), **draw)
     except (MissingDataError, StaleTableError) as reason:
         missing[name] = str(reason)
         continue
@@ -71,7 +69,7 @@ scorecard.result(["12"], STUDIES, MODELS)
 # ## The quantity
 #
 # A probe for the shape in 200 images, at the last block of one encoder. `fit_linear` returns $W$ and $b$; the
-# formula, written out, must then be at its minimum. $J$ is convex, so a gradient of zero is all the proof it takes.
+# formula, written out, must then be at its minimum. $J$ is convex, so it is enough that its gradient is zero.
 
 # %%
 from nbhelpers.probes import features, fit_linear
@@ -98,11 +96,11 @@ pd.DataFrame(found, index=["last block"]).round(2)
 # %% [markdown]
 # ## A linear probe at every depth
 #
-# The probes below learn from more images, choose $C$ on others and are tested on yet others. Follow a line to its highest
-# point: where it stands, the label lies most openly.
+# The probes below learn from more images, choose $C$ on others and are tested on yet others. The label is easiest to read
+# where a line is highest.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; thinner lines: further training seeds; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
-titles = [f"{label}, {plots.title(rows)}" for (_, label), rows in panels.items()]
+titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
 axes = plots.panels([*titles, *missing, "published"], sharey=True)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
     classes = 10 if name in ("shapes", "cifar10") else None
@@ -124,14 +122,14 @@ for (name, label), frame in panels.items():
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# Two kinds of *late* are in this table. Where the best depth of CL is the last but its curve has been flat for three
-# blocks, its late blocks do no harm, and not much good either. Where MIM's best depth is in the middle *and* its curve falls
-# clearly behind it, its last blocks write over what a probe could read. A label that the training target needs, such
-# as the texture for whoever paints pixels, is covered up less.
+# Read the best depth together with the curve. Where CL is best late but its curve has been flat for some blocks, these
+# blocks do no harm, and not much good either. Where MIM is best in the middle *and* its curve falls clearly after that, its
+# last blocks cover up what a probe could read. A label that the training target needs, such as the texture for
+# predicting pixels, is covered up less.
 #
-# The row of the untrained encoder is what the pixels give away to whoever averages them. MAE has a
-# [decoder](decoder.py) behind it; if the last blocks of a masked model fall because they have to decode, its curve
-# should not fall, and the published one hardly does.
+# The row of the untrained encoder is what a mean over random features gives away. MAE has a [decoder](decoder.py) behind
+# it: if the last blocks of a masked model fall because they have to decode, MAE's curve should not fall, and the published
+# one hardly does.
 #
 # ## Which blocks could be made new?
 #
@@ -152,7 +150,7 @@ for name in filter(lambda name: study(name).splits, STUDIES):
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images; thinner lines: further training seeds."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
-titles = [f"{end} blocks, {plots.title(tuned[name])}" for name, end in ends]
+titles = [f"{end} blocks: {plots.title(tuned[name])}" for name, end in ends]
 axes = plots.panels(titles or ["fine-tuning"], sharey="row")
 for ax, (name, end) in zip(axes, ends, strict=False):
     other = {"first": "last", "last": "first"}[end]
@@ -167,6 +165,9 @@ legend = ends and plots.legend_below(axes)
 # %% tags=["remove-input"]
 plots.download(pd.concat([pd.DataFrame(), *tuned.values()]), "new_blocks")
 
+# %% [markdown]
+# In points of accuracy that are lost by the most blocks made new:
+
 # %% tags=["hide-input"]
 rows = {}
 for name, frame in tuned.items():
@@ -178,10 +179,9 @@ for name, frame in tuned.items():
 pd.DataFrame(rows).round(1)
 
 # %% [markdown]
-# The table gives the points of accuracy that are lost. If the last blocks of MIM are only a decoder, making them new
-# should cost it less than making the first ones new, and less than it costs CL.
-
-# %% [markdown]
+# If the last blocks of MIM are only a decoder, making them new should cost it less than making the first ones new, and
+# less than it costs CL. A difference that is smaller than the spread of the thin lines in the figure decides nothing.
+#
 # ## What would refute it
 #
 # A contrastive encoder whose probe is not best at a later depth than that of a masked encoder of the same architecture,

@@ -10,10 +10,10 @@
 # **Claim.** In an encoder that follows both losses at once, the two gradients point in opposing directions, the more so the
 # deeper the block {cite:p}`jiang2023layer`.
 #
-# Two people steer one boat. If one pulls left whenever the other pulls right, adding a second one is a waste. The paper adds
+# Two people steer one boat. If one pulls left whenever the other pulls right, the second one is of no use. The paper adds
 # the two losses all the same and finds the sum better than either. {cite:t}`jiang2023layer` measured the gradients of the
-# two terms, report the conflict above, and train the lower blocks by MIM and the upper ones by CL instead. This page asks
-# the same of the book's own hybrid, and goes beyond the paper.
+# two terms, report the conflict above, and train the lower blocks by MIM and the upper ones by CL instead. This page goes
+# beyond the paper and asks the same of the book's own hybrid.
 #
 # With $\theta_\ell$ all parameters of block $\ell$, the two losses agree on a batch to the extent of
 #
@@ -24,7 +24,7 @@
 # \end{gathered}
 # $$
 #
-# Below 0 a step for one loss undoes progress of the other; at 0 they do not meddle with each other. The weight $\lambda$ of
+# Below 0 a step for one loss undoes progress of the other; at 0 neither affects the other. The weight $\lambda$ of
 # [the hybrid](hybrid.py) does not change $c_\ell$, but it changes where training goes.
 
 # %% tags=["parameters"]
@@ -35,19 +35,13 @@ SEED = 0
 BATCHES = 4  # how many batches gradients are measured on in this build
 
 # %% tags=["hide-input"]
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from IPython.display import Markdown
-from torch.testing import assert_close
 
 from nbhelpers import plots, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.pretrain import Trainer, recipe
+from nbhelpers.pretrain import recipe
 from nbhelpers.results import NoTableError, late, table
 from nbhelpers.results.tables import COMPARED
 
@@ -74,9 +68,9 @@ shows = "shows" if grows and opposed else "does not show"
 Markdown(
     f"A conflict that grows with depth **{shows}** here: the slope's interval lies "
     f"below 0 at {grows or 'none'} of {len(slopes)} moments. After {steps[-1]} steps "
-    f"the gradients oppose each other in {opposed or 'none'} of the {len(last_rows)} "
-    f"blocks and agree in {agreed or 'none'}, by the interval of their cosine. "
-    f"It is at most {last_rows['value'].abs().max():.3f} away from 0."
+    f"the interval of the cosine lies below 0 in {opposed or 'none'} of the "
+    f"{len(last_rows)} blocks and above 0 in {agreed or 'none'}; no cosine is more "
+    f"than {last_rows['value'].abs().max():.3f} away from 0."
 )
 
 # %% [markdown]
@@ -86,8 +80,17 @@ Markdown(
 # block, each on its own.
 
 # %%
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.testing import assert_close
+
+from nbhelpers.pretrain import Trainer
 from nbhelpers.pretrain.alignment import block_gradients, gradient_alignment
 
+# %%
 run = recipe("shapes", "hybrid-0.5")
 run = replace(run, images=25_600, batch_size=64, seed=SEED)
 train, held_out = study("shapes").images("train"), study("shapes").images("val")
@@ -112,13 +115,11 @@ pd.DataFrame(lengths, index=["last block"]).round(3)
 # %% [markdown]
 # ## One hybrid, from its first step
 #
-# To follow a training takes too long for a build of the book, so these are stored numbers. The command
+# To follow a training takes too long for a build of the book, so these are stored numbers. One command measures them again:
 #
 # ```bash
 # python -m nbhelpers.results --study shapes --table gradients
 # ```
-#
-# measures them again.
 
 
 # %% tags=["hide-input"]
@@ -134,7 +135,7 @@ def by_step(rows, metric, ax, drawn):
     ax.set(xlabel="depth")
 
 
-# %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training, dark at its end: between the two losses, and of each loss with itself on another batch; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training, with 95 % intervals over batches: between the two losses (left), and of each loss with itself on another batch. Dashed: gradients at right angles."}}
+# %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training, dark at its end: between the two losses, and of each loss with itself on another batch; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training, with 95 % intervals over batches: between the two losses (first panel), and of each loss with itself on another batch. Dashed: gradients at right angles."}}
 axes = plots.panels(["MIM and CL, same batch", "MIM, two batches", "CL, two batches"])
 for ax, metric in zip(axes, ("cosine", "mim_cosine", "cl_cosine"), strict=True):
     by_step(followed, metric, ax, steps)
@@ -146,10 +147,9 @@ legend = plots.legend_below(axes)
 plots.download(followed, "gradients")
 
 # %% [markdown]
-# The left panel is $c_\ell$; mind its scale. The other two put it into proportion: they compare a loss with *itself*, on two
+# The first panel is $c_\ell$; mind its scale. The other two put it into proportion: they compare a loss with *itself*, on two
 # batches. A batch's gradient is the expected gradient plus noise, and where the noise is large, two gradients of one loss
-# are nearly at right angles. What the two losses do to each other is then a matter of single batches, whatever they want
-# on average.
+# are nearly at right angles. A cosine near 0 between the two losses then says little about their expected gradients.
 
 # %% tags=["hide-input"]
 whole = recipe("shapes", "hybrid-0.5").images
@@ -164,8 +164,8 @@ Markdown(
 # %% [markdown]
 # ### Does the conflict grow with depth?
 #
-# In conflict are batches with $c_\ell < 0$. Gradients that have nothing to do with each other are in conflict on half of the
-# batches, so it takes more than half to show one.
+# A batch with $c_\ell < 0$ counts as a conflict. Gradients that have nothing to do with each other are in conflict on half
+# of the batches, so only a share above one half shows one.
 
 # %% tags=["hide-input"]
 wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value")
@@ -178,7 +178,7 @@ numbers["slope", ""] = slope["value"] + " [" + slope["low"] + ", " + slope["high
 for block in ends:
     share = wide["conflict", block].map("{:.0%}".format)
     numbers["in conflict", f"block {block}"] = share
-numbers.set_axis([f"step {step}" for step in numbers.index])
+numbers.rename_axis(index=None, columns=["step", ""])
 
 # %% [markdown]
 # ## Who pulls harder?
@@ -215,18 +215,21 @@ Markdown(
 )
 
 # %% [markdown]
-# $\lambda$ is no share: it depends on the units of two losses, pixels on one side and nats on the other, and a comparison of
-# weights between papers says little for that reason. The optimiser does not mend it: it rescales the sum, never the terms.
+# $\lambda$ is no share of influence: it depends on the units of two losses, pixels on one side and nats on the other. A
+# comparison of weights between papers says little for that reason. The optimiser does not change this: it rescales the
+# sum, never the terms.
 #
 # ## Do the encoders agree?
 #
 # Gradients say where training would go; what it has arrived at is in the features. Linear centred kernel alignment (CKA)
 # {cite:p}`kornblith2019similarity` compares two sets of features of the same images, up to rotation and scale:
 # 1 for the same, about 0 for unrelated ones. Below, the mean patch token of each encoder is compared with that of CL, and
-# with that of MIM, at the same depth. Thin lines are other seeds of a parent: training twice is the most alike that two
-# encoders can be expected to be. The random encoder is the other end: as far as a trained one is no nearer than that, the
-# two share what the pixels bring along, such as the average colour of an image. If $\lambda^*$ tells who leads, a hybrid
-# with a $\lambda$ above it is nearer to CL.
+# with that of MIM, at the same depth.
+#
+# Two references help to read it. Thin lines, where there are any, are other seeds of a parent: two encoders cannot be
+# expected to be more alike than two runs of one method. The random encoder is the other end: a trained encoder that is no
+# nearer than the random one shares only what the pixels bring along, such as the average colour of an image. If
+# $\lambda^*$ tells who leads, a hybrid with a $\lambda$ above it is nearer to CL.
 
 # %% tags=["hide-input"]
 models = {
@@ -287,8 +290,8 @@ now[["value", "low", "high"]].T.round(3)
 # ## What would refute it
 #
 # For the claim of a conflict that grows with depth: a slope that is not below 0, or a cosine that is not below 0 in the last
-# blocks. What is measured here is one small encoder at one weight, along a short run: whatever it shows, it cannot say that
-# nobody meets another case.
+# blocks. What is measured here is one small encoder at one weight, along a short run, so it cannot exclude a conflict
+# elsewhere.
 #
 # ## Takeaways
 #
@@ -303,7 +306,7 @@ now[["value", "low", "high"]].T.round(3)
 # 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae", "shapes.supervised"]` or the like
 #    into `MODELS`.
 # 2. **Free of noise.** The stored table also holds `direction`, the cosine between the *expected* gradients, from pairs of
-#    different batches. Does it agree with the left panel of the first figure?
+#    different batches. Does it agree with the first panel of the first figure?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 both = followed[followed["metric"].isin(["cosine", "direction"])]

@@ -22,14 +22,14 @@
 #
 # so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study share
 # order and initialisation, but not always the number of images: where a label names images, compare it with labels that
-# name the same. The newer hybrid on CIFAR-10 saw fewer images than its parents, which favours the parents.
+# name the same. The newer hybrid on CIFAR-10 saw fewer images than its parents, which puts it at a disadvantage.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders by name, hybrids among them; None: hybrids and their parents
 
 # %% [markdown]
-# This chapter draws stored tables, so that there is no number of images to choose.
+# All figures of this chapter are drawn from stored tables, so there is no number of images to choose.
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -109,8 +109,7 @@ assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 # %% [markdown]
 # ## Accuracy against the weight
 #
-# Hybrids and parents of one width, all of which saw as many images; a newer hybrid of photographs, which saw fewer than its
-# parents, is in the scorecard's rows below. First a linear probe of the last layer:
+# Hybrids and parents of one width, all of which saw equally many images. First a linear probe of the last layer:
 
 # %% tags=["hide-input"]
 names = [*map(plots.title, probed.values()), *missing, "published: ViT-B/16, ImageNet"]
@@ -216,13 +215,13 @@ thirds = {
     for third, of in (("first third", early), ("last third", late))
 }
 thirds = pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
-thirds.rename(lambda who: who.removesuffix(", width 64, 256,000 images"))
+thirds.sort_index().rename(lambda who: who.removesuffix(", width 64, 256,000 images"))
 
 # %% [markdown]
 # ## Frequencies
 #
-# The paper's hybrid carries more of the high frequencies than either parent at first and fewer at the end; compare the
-# green lines.
+# The paper's hybrid holds more high frequencies than either parent at first and fewer at the end. Compare the green lines
+# with those of both parents at either end.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal against depth, for hybrids and their two parents. Lines as above."}}
 legend = beside_published("delta_log_amplitude")
@@ -234,7 +233,8 @@ plots.download(pd.concat([*parts, pd.DataFrame()]), "amplitude")
 # %% [markdown]
 # ## What it costs
 #
-# A hybrid computes both losses for every image. Speed is that of the device named, which other work shared at times.
+# A hybrid computes both losses for every image. Speed depends on the device and the precision named, and on other work that
+# shared the device at times.
 
 # %%
 drawn = {model for frame in tuned.values() for model in frame["model"]}
@@ -255,8 +255,8 @@ costs.drop(columns=["images_seen", "wall_time_s"]).rename(
 # %% [markdown]
 # ## What would refute it
 #
-# Hybrids none of which beats both parents by more than the intervals, with all encoders having seen the same images; or a
-# hybrid that beats them and has no lower NMI in its late blocks than in its early ones.
+# That no hybrid beats both parents by more than the intervals, where all encoders have seen the same images; or that a
+# hybrid which beats them has no lower NMI in its late blocks than in its early ones.
 #
 # What the [scorecard](../index.py) says:
 
@@ -266,9 +266,10 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Two losses in one encoder need not be a compromise: what each of them uses lies at different depths.
+# - Two losses in one encoder need not be a compromise if each uses other depths. Whether they are is told by accuracy, beside
+#   several seeds of both parents.
 # - λ is no share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
-#   about that of another; [the next chapter](agreement.py) measures who pulls harder.
+#   about that of another; [the next chapter](agreement.py) measures which loss pulls harder.
 # - A hybrid costs nearly what its parents cost together. Compare it with a parent that saw as many images, and, if time is
 #   what you have, with one that was trained for as long.
 #

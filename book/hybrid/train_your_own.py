@@ -44,6 +44,8 @@ from nbhelpers.files import cache_dir
 from nbhelpers.pretrain import Trainer, recipe
 
 plots.style()
+
+# %%
 name, _, folder = STUDY.partition(":")
 if folder:
     name = "cifar10"
@@ -221,14 +223,14 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 # %% [markdown]
 # ## What would refute it
 #
-# A loss on held-out images that does not fall. A run of a few steps proves nothing either way: with another $\lambda$ the
-# loss is another sum, and its momentum encoder has yet to follow.
+# A loss on held-out images that does not fall. A run of a few steps proves nothing either way: adding a loss changes the
+# sum, and its momentum encoder has yet to follow.
 #
 # ## Takeaways
 #
 # - Training is four lines: views, loss, gradient, step. All else is bookkeeping that makes a run end where it should, and go
 #   on where it stopped.
-# - A schedule has to know the length of the run. A run that is cut short is another one than a run that was planned short.
+# - A schedule has to know the length of the run. A run that is cut short differs from one that was planned short.
 # - A falling loss says that something is learnt, not what. Look at attention, or ask a probe.
 #
 # ## Exercises

@@ -7,9 +7,9 @@
 # %% [markdown]
 # # Questions that users of the paper's code asked
 #
-# The paper's notebooks, its predecessor's and those of a sister paper have public lists of issues. Most questions there are
-# about code that was not released, or about a model that the code does not take. This page answers them with a few lines
-# each. The models below are small; any other can stand in their place.
+# The repositories of the paper, of its predecessor and of related work have public lists of issues. Most questions there
+# are about code that was not released, or about a model that the code does not take. This page answers them with a few
+# lines each. The models below are small; any other can stand in their place.
 
 # %% tags=["parameters"]
 MODELS = ["shapes.cl", "shapes.mim"]  # names, paths of weight files or Encoders
@@ -32,8 +32,8 @@ encoders = study("shapes").encoders(MODELS)
 # %% [markdown]
 # ## How do I average attention maps over a data set?
 #
-# One sum per depth, filled while the images go by. Nothing is stored but the sums, so the number of images does not matter.
-# The mean over images hides what the image is, and leaves what the model does with *places*.
+# Keep one sum per depth and add to it image by image. Nothing else is stored, so the number of images does not matter. The
+# mean over images hides what an image shows, and leaves what the model does with *places*.
 
 # %%
 from nbhelpers.metrics import patch_attention
@@ -49,13 +49,12 @@ def mean_attention(encoder, images, batch=32):
         total[b.depth - 1] += A.mean(1).sum(0).cpu()
 
     with capture(encoder, on_attention=add):
-        for start in range(0, len(images), batch):
-            rows = range(start, min(start + batch, len(images)))
+        for rows in torch.arange(len(images)).split(batch):
             encoder.forward(encoder.batch(images, rows))
     return total / len(images)
 
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images, a panel per model. White: the query."}}
 axes = plots.panels([encoder.objective for encoder in encoders])
 for ax, encoder in zip(axes, encoders, strict=True):
     rows, columns = encoder.grid
@@ -134,6 +133,8 @@ vit = timm.create_model(
 )
 batch = images.batch(range(len(images))).float() / 255 - 0.5
 x, labels = batch.split(N_IMAGES // 4), images.labels["shape"].split(N_IMAGES // 4)
+
+# %%
 seen = []
 for batch, y in zip(x, labels, strict=True):  # in the place of your training loop
     tokens = vit.forward_features(batch)
@@ -142,7 +143,8 @@ for batch, y in zip(x, labels, strict=True):  # in the place of your training lo
     seen.append(loss_gradients([classify, spread], vit.blocks))  # S L P
 frame = block_alignment(torch.stack(seen))
 frame = frame[frame["metric"] == "cosine"].astype({"depth": int})
-frame.set_index("depth").drop(columns="metric").round(3)
+frame = frame.set_index("depth").drop(columns="metric").round(3)
+frame.rename_axis(index=None, columns="depth")
 
 # %% [markdown]
 # Below 0 in a block, the two losses want different things of it.

@@ -10,15 +10,15 @@
 # **Claim.** The representations of a contrastive encoder are more alike than those of a masked image model: across
 # heads, across depths and across the tokens of an image, above all in the later layers {cite:p}`park2023what`.
 #
-# Give every patch of a photograph a needle that points to what the encoder makes of it. If
+# Think of the token of each patch as a needle that points somewhere. If
 # [all patches attend to the same places](../attention/collapse.py), they receive the same answer, and one expects the
 # needles to turn into one direction. How far they do is the mean cosine over all pairs of $M$ vectors
 # $v_1, \dots, v_M$,
 #
 # $$
 # \begin{gathered}
-# \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \\[0.6em]
-# u_i = \frac{v_i}{\lVert v_i \rVert} ,
+# \bar c = \frac{1}{M (M - 1)} \sum_{i \ne j} u_i \cdot u_j \\[0.6em]
+# = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \qquad u_i = \frac{v_i}{\lVert v_i \rVert} ,
 # \end{gathered}
 # $$
 #
@@ -101,14 +101,13 @@ plots.download(tokens, "token_cosine")
 
 # %% [markdown]
 # Compare each curve with the dotted line first. An untrained encoder has tokens that are very much alike, so a high
-# cosine is where a model starts and a low one is what it has learnt. An encoder that was trained for too short a time
-# shows "similar tokens" for that reason alone; the claim needs CL above MIM when both have left the dotted line.
+# cosine is where a model starts and a low one is what it has learnt. An encoder that was trained too briefly has similar
+# tokens for that reason alone; the claim needs CL above MIM when both have left the dotted line.
 #
 # ## Tokens as attention delivers them
 #
 # Before it is added to the stream, the output of self-attention for token $q$ is $\sum_k A_{qk} v_k$, here with all
-# heads side by side. This is where a collapsed map has to show: tokens with the same map get the same output, and a
-# cosine of 1.
+# heads side by side. A collapsed map has to show here: tokens with the same map get the same output, and a cosine of 1.
 
 # %% mystnb={"image": {"alt": "Mean cosine between the attention outputs of the tokens of an image against depth, a line per model in one panel per study, with a dashed line at 1 where all outputs are alike; the untrained encoder lies near that line."}, "figure": {"caption": "Mean cosine between the outputs of self-attention for the tokens of an image, before the residual is added. Lines and bands as above. The untrained encoder attends uniformly, so that all tokens get nearly the same output."}}
 alike = (1, "all tokens alike")
@@ -125,15 +124,15 @@ plots.download(outputs, "attention_token_cosine")
 
 # %% [markdown]
 # Where CL lies above MIM here and not in the first figure, collapse is real and the stream hides it. A block *adds* its
-# output to what the tokens already were. One answer for all moves the whole bundle of needles and keeps the differences
-# between them; only if the common addition outgrows what was there do the tokens become alike. How common the addition
-# is, is measured in [token geometry](geometry.py).
+# output to what the tokens already were. One answer for all moves all needles alike and keeps the differences between
+# them; only if the common addition outgrows what was there do the tokens become alike. [Token geometry](geometry.py)
+# measures how common the addition is.
 #
 # ## Where is the origin?
 #
 # There is a second reason to be careful. A cosine is an angle seen from the origin, and the origin is arbitrary: a
-# vector that all tokens of all images share raises every cosine without making two tokens harder to tell apart. Take
-# that vector off, and look again at the tokens after the last block:
+# vector that all tokens of all images share raises every cosine without making two tokens harder to tell apart.
+# Subtract that vector, and look again at the tokens after the last block:
 
 
 # %%
@@ -145,6 +144,7 @@ def after_last_block(encoder, number=64):
     return stream[-1].patches  # B N D
 
 
+# %%
 rows = {}
 for encoder in study("shapes").encoders(MODELS):
     z = after_last_block(encoder, min(64, N_IMAGES))
@@ -155,9 +155,9 @@ pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # What is left in the second column is what the tokens of *one* image share and those of other images do not. Where it
-# is near 0, the likeness in the first column was a constant and says nothing about images; where CL and MIM change
-# places between the columns, the raw cosine was no witness for either. [Singular spectra](spectra.py) take the mean
-# off from the beginning.
+# is near 0, the likeness in the first column was a constant and says nothing about images. Where CL and MIM change
+# places between the columns, the raw cosine does not say which of them has the more similar tokens.
+# [Singular spectra](spectra.py) subtract the mean from the beginning.
 #
 # ## Between depths
 #
@@ -176,8 +176,8 @@ depths = pd.concat(frames.values()).query("metric == 'across_block_cosine'")
 plots.download(depths, "across_block_cosine")
 
 # %% [markdown]
-# Untrained blocks add little to what flows past them, and so again lie at the top. The higher curve belongs to the
-# model whose blocks have learnt to change less.
+# Untrained blocks add little to the stream, and so again lie at the top. Of the trained ones, the higher curve belongs
+# to the model whose blocks change a token less.
 #
 # All five cosines, averaged over the last third of the blocks:
 
@@ -205,13 +205,14 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 
 # %% [markdown]
 # A row that does not show need not contradict [attention collapse](../attention/collapse.py). That is a statement about
-# maps; this one is about the sum of all that the maps have delivered, seen from an origin that nobody chose.
+# maps; this one is about the stream, which adds up what all maps have delivered.
 #
 # ## Takeaways
 #
 # - Read a cosine beside that of an untrained encoder, which is high for tokens and depths and 0 for heads.
-# - Collapse shows where attention delivers. The residual stream keeps what was there before, and with it the differences.
-# - Before you call vectors alike, take off what all of them share.
+# - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the
+#   differences.
+# - Before you call vectors alike, subtract what all of them share.
 #
 # ## Exercises
 #
@@ -226,7 +227,7 @@ rows = {plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# 2. **As unlike as can be.** Which $\bar c$ have five unit vectors spread evenly over a circle? Why can no five vectors
+# 2. **As unlike as can be.** What is $\bar c$ of five unit vectors spread evenly over a circle? Why can no five vectors
 #    have less?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

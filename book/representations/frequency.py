@@ -11,8 +11,8 @@
 # {cite:p}`park2023what`.
 #
 # Look at a photograph through frosted glass: the outlines stay, the fur is gone. What stays are low frequencies, what
-# goes are high ones. A Vision Transformer never blurs an image, but it may blur its own tokens, until neighbours
-# on the grid say nearly the same. A model that names the object can afford it; one that has to paint the fur cannot.
+# goes are high ones. A Vision Transformer may blur its own tokens in the same way, until neighbours on the grid are
+# nearly the same. A model that names the object can afford that; one that has to paint the fur cannot.
 #
 # The patch tokens $z$ of an image, channel by channel, are a small picture on the patch grid. Its Fourier transform
 # $\hat z_d$ has an amplitude at each frequency, and the **Δ log amplitude** compares one frequency with the constant
@@ -83,7 +83,7 @@ delta_F = F - F[:, :1]
 assert_close(delta_F, delta_log_amplitude(z, grid), atol=1e-3, rtol=1e-3)
 shares = [f"{2 * f / grid[0]:.2f}" for f in range(F.shape[1])]
 table = pd.DataFrame(delta_F.mean(0)[None].cpu().numpy(), ["Δ log amplitude"], shares)
-table.rename_axis(columns="frequency / Nyquist").round(2)
+table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 
 # %% [markdown]
 # ## High frequencies by depth
@@ -107,7 +107,7 @@ plots.download(pd.concat(frames.values()), "delta_log_amplitude")
 # %% [markdown]
 # Read two things. At the right: where MIM's line is above CL's, the claim holds. Then the last steps of MIM's line: if
 # they go down, the last blocks smooth, as in the published curve; if they go up, these blocks sharpen, and the picture of
-# a decoder hidden in the encoder does not fit. An untrained encoder has no opinion: it keeps what the embedding gave it.
+# a decoder hidden in the encoder does not fit. The dotted line shows what blocks do that have learnt nothing.
 # Averaged over the first and the last third of the blocks:
 
 # %% tags=["hide-input"]
@@ -142,13 +142,13 @@ for model, line in spectra.groupby("model", sort=False):
     rows[model] = {"step to the first ring": step, "fall beyond it": slope}
 pd.DataFrame(rows).T.round(2)
 
-# %% [markdown]
-# The table takes the dark lines apart. Only the second column is about smooth against rough. Where two models differ
-# mostly in the first, one of them has made the tokens of an image *alike*, which is what the chapter on
-# [diversity](diversity.py) measures.
-
 # %% tags=["remove-input"]
 plots.download(spectra, "fourier_radial_last_block")
+
+# %% [markdown]
+# The table splits the dark lines into these two parts. Only the second column says how smooth the tokens are. Where two
+# models differ mostly in the first, one of them has made the tokens of an image *alike*, which is what the chapter on
+# [diversity](diversity.py) measures.
 
 # %% [markdown]
 # ## What would refute it

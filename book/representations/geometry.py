@@ -16,10 +16,10 @@
 # self-attention and $z'_n$ after the residual. The share of it that is common to all tokens is
 #
 # $$
-# \frac{N \lVert \bar u \rVert^2}{\sum_n \lVert u_n \rVert^2}, \qquad \bar u = \frac{1}{N} \sum_n u_n ,
+# \frac{N \lVert \bar u \rVert^2}{\sum_n \lVert u_n \rVert^2}, \qquad \bar u = \frac{1}{N} \sum_n u_n .
 # $$
 #
-# 1 when all tokens move by the same vector, and about $1/N$ when each goes its own way.
+# It is 1 when all tokens move by the same vector, and about $1/N$ when each goes its own way.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -69,7 +69,7 @@ share = N * u_bar.square().sum(-1) / u.square().sum((1, 2))  # B
 
 assert_close(share, common_update_share(before, after), atol=1e-4, rtol=1e-4)
 table = pd.DataFrame(share[None].cpu().numpy(), index=["common share"])
-table.rename_axis(columns="image").round(3)
+table.rename_axis(columns="image").map("{:.3f}".format)
 
 # %% [markdown]
 # ## One image, before and after each attention
@@ -92,7 +92,7 @@ def token_steps(encoders, source, index):
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
 
-# %% tags=["hide-input"] mystnb={"image": {"classes": "pictures", "alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
 generated = study("shapes").images("test")
 figure = token_steps(study("shapes").encoders(MODELS), generated, 7)
 
@@ -118,15 +118,15 @@ plots.download(pd.concat(frames.values()), "common_update_share")
 
 # %% [markdown]
 # Read each curve beside the dotted one. Untrained attention is uniform, gives every token the same output and moves all
-# of them together, without telling anything apart. A high share is therefore where a model *starts*, and a low one has
-# been learnt. A share that rises again towards the last block, in an encoder whose early and middle blocks have left the
-# dotted line, is another matter: there, moving in unison is what training came to.
+# of them together. A high share is therefore where a model *starts*, and a low one has been learnt. If the share rises
+# again towards the last block, in an encoder whose early and middle blocks have left the dotted line, then moving in
+# unison has been learnt too.
 #
 # Averaged over the last third of the blocks:
 
 # %% tags=["hide-input"]
 rows = {name: late(frame, "common_update_share") for name, frame in frames.items()}
-pd.DataFrame(rows).T.round(2)
+pd.DataFrame(rows).T.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # The paper shows the movement as a picture and gives no number for it, so there is no published curve here.
@@ -180,7 +180,7 @@ scorecard.rows("representations/geometry", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - The common share tells a movement of the image from a movement of its places.
+# - The common share tells whether a block moves an image as a whole or its tokens one by one.
 # - It is 1 for an encoder that knows nothing. Read it beside the untrained one, and over all depths.
 # - Moving together is not being together: whether tokens end up as clumps is a question of its own.
 #

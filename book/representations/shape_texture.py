@@ -158,16 +158,14 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*noise.values(), pd.DataFrame()]), "noise")
 
 # %% [markdown]
-# Compare how far each line falls from its own start, not where it ends: who starts low has little to lose, and the
-# untrained encoder cannot lose what it never had. A line that dips in the middle and recovers at the right was hurt by
-# frequencies that its patches can still see.
+# Compare how far each line falls from its own start, not where it ends: a line that starts low has little to lose. A line
+# that dips in the middle and recovers at the right was hurt most by the frequencies in between.
 #
 # ## What would refute it
 #
 # A contrastive encoder whose shape bias at the last block is not above that of a masked encoder of the same architecture,
 # trained on the same images (10); or one that loses more than the masked encoder to noise of high frequency (11). The
-# two tests are independent: an encoder may pass one and fail the other, and then "by shape" is too short a name for what
-# it does.
+# two tests are independent: of an encoder that passes one and fails the other, "goes by shape" is only half of the truth.
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/shape_texture", STUDIES, MODELS)
@@ -175,9 +173,9 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What can be read from an encoder is not yet what is followed. Only cues that disagree tell the two apart.
+# - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
 # - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
-# - Going by shape and being robust to high-frequency noise are two properties, and have to be measured one by one.
+# - Going by shape and being robust to high-frequency noise are two properties; measure both.
 #
 # ## Exercises
 #

@@ -11,8 +11,8 @@
 # modelling spreads the *tokens* of an image over more directions than contrastive learning {cite:p}`park2023what`.
 #
 # Think of the tokens of one image as a cloud of points. A cloud shaped like a cigar uses one direction, a ball uses all of
-# them. The same can be asked of the cloud of all images, with a point for each. The claim predicts the opposite order
-# on the two levels: what helps to tell images apart is not what helps to tell places apart.
+# them. The same can be asked of the cloud of all images, with a point for each. The claim predicts opposite orders of CL
+# and MIM on the two levels: what helps to tell images apart is not what helps to tell places apart.
 #
 # Let $z_n$ be the $N$ patch tokens of an image at some depth. Their cloud has its axes along the eigenvectors of the
 # covariance, with variances
@@ -29,11 +29,11 @@
 # $$
 # \begin{gathered}
 # \exp\Big( -\sum_r p_r \log p_r \Big), \\[0.6em]
-# p_r = \lambda_r \Big/ \sum_{r'} \lambda_{r'} ,
+# p_r = \lambda_r \Big/ \sum_{r'} \lambda_{r'} .
 # \end{gathered}
 # $$
 #
-# 1 for a cigar and the number of ranks for a ball. At the **image level**, $z_n$ is the mean token of image $n$
+# It is 1 for a cigar and the number of ranks for a ball. At the **image level**, $z_n$ is the mean token of image $n$
 # instead, and one covariance is taken over all images.
 
 # %% tags=["parameters"]
@@ -115,7 +115,7 @@ plots.download(tokens, "token_effective_rank")
 
 # %% [markdown]
 # Part of this needs no image. The position embedding spreads the tokens over a few directions, the same in every image,
-# and these hold most of the variance in the book's untrained encoders; the third exercise takes them off. Then the
+# and these hold most of the variance in the book's untrained encoders; the third exercise subtracts them. Then the
 # images:
 
 # %% tags=["hide-input"]
@@ -163,8 +163,8 @@ pd.DataFrame(rows).T.round(1)
 #
 # ## The spectra themselves
 #
-# One number hides where the variance goes. A flat curve uses many directions, a steep one few. After the last block, over
-# the tokens of an image:
+# One number hides how the variance is divided. A flat curve uses many directions, a steep one few. After the last block,
+# over the tokens of an image:
 
 # %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank; mean over images. Tokens have one rank less than their number. What lies below −15 is not drawn."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
@@ -216,7 +216,7 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Ask of a spectrum first *what* its points are: tokens of one image, or images.
-# - The covariance takes the mean off. What all tokens share, which [lifts a cosine](diversity.py), does not count here.
+# - The covariance subtracts the mean. What all tokens share, which [raises a cosine](diversity.py), does not count here.
 # - An effective rank has a ceiling: the number of points less one, and the width of the encoder.
 #
 # ## Exercises
@@ -240,7 +240,7 @@ cigar = ball * torch.tensor([1, 0.01, 0.01])
 directions(cigar), directions(ball)
 
 # %% [markdown]
-# 3. **Without places.** Take from each token the mean, over images, of the tokens at the same place. How many
+# 3. **Without places.** Subtract from each token the mean, over images, of the tokens at the same place. How many
 #    directions are left that depend on the image?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

@@ -21,7 +21,7 @@
 # x = c \,\bigl(a + t\,(b - a)\bigr) + (1 - c)\, g + \varepsilon ,
 # $$
 #
-# for every pixel, where $c$ is how much of it the silhouette covers, $t$ a texture between the two colours $a$ and $b$, $g$ a calm
+# where $c$ is how much of the pixel the silhouette covers, $t$ a texture between the two colours $a$ and $b$, $g$ a calm
 # coloured background with a $1/f$ spectrum and $\varepsilon$ the noise of a sensor. Silhouette and texture are drawn
 # independently, ten of each; place, size, aspect, angle, wavelength and colours are random.
 
@@ -80,7 +80,7 @@ Markdown(
 #
 # A row per shape, a column per texture. The labels of an image are its row and its column.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture, with their names beside and above."}, "figure": {"caption": "Generated images: a row for each silhouette, a column for each texture. Place, size, angle, wavelength and colours are random."}}
+# %% mystnb={"image": {"alt": "A ten by ten table of generated images: each row is one silhouette, each column one texture, with their names beside and above."}, "figure": {"caption": "Generated images: a row for each silhouette, a column for each texture. Place, size, angle, wavelength and colours are random."}}
 table = [[(shape == s) & (texture == t) for t in range(10)] for s in range(10)]
 chosen = [int(cell.nonzero()[0]) for row in table for cell in row]
 ax = plots.gallery(images.batch(chosen), columns=10)
@@ -98,7 +98,8 @@ plots.download(counts.rename_axis("shape").reset_index(), "counts")
 #
 # The encoders cut an image into $8 \times 8$ patches of $4 \times 4$ pixels, one token each. A patch is smaller than
 # the wavelength of most textures, and far smaller than an object: both have to be put together from several
-# tokens. The generator knows which pixels belong to the object, which the chapters on dense prediction use.
+# tokens. The generator knows which pixels belong to the object; [Attention maps](../attention/maps.py) and
+# [Behaviour](../components/behaviour.py) use that.
 
 # %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images with the patch grid drawn over them, and the masks of their objects."}, "figure": {"caption": "Left: generated images with the grid of patches, one token each. Right: the masks of their objects, which no encoder sees."}}
 few = images.select(chosen[::13])
@@ -122,16 +123,16 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 # %% [markdown]
 # ## What would refute it
 #
-# A Cramér's V beyond that of labels drawn at random would refute the claim; exercise 1 draws them. More subtly, if
-# a texture could be told from the outline, or a shape from the pattern alone, the two labels would not be
-# independent for an encoder although they are for the generator. The chapters therefore draw the untrained encoder
-# beside the trained ones: what it can read, the images give away for free.
+# A Cramér's V beyond that of labels drawn at random would refute the claim; exercise 1 draws such labels. There is a
+# second way: if a texture could be told from the outline, or a shape from the pattern alone, the two labels would not
+# be independent for an encoder although they are for the generator. The chapters therefore draw the untrained encoder
+# beside the trained ones: what it can read needs no training.
 #
 # ## Takeaways
 #
-# - Two labels that are drawn independently can be asked for one by one; on photographs, a good answer to one may be the
-#   other in disguise.
-# - A token sees less than a texture's wavelength. Whatever names a texture or a shape has put several tokens together.
+# - Two labels that are drawn independently can be asked for one by one. On photographs, who knows one of them can often
+#   guess the other.
+# - A token sees less than a texture's wavelength. An encoder that names a texture or a shape has combined several tokens.
 # - Compare every number with that of the untrained encoder before reading anything into it.
 #
 # ## Exercises
