@@ -32,18 +32,21 @@ card = scorecard.scorecard(STUDIES)
 
 # %% tags=["remove-input"]
 def said(*numbers):
-    """In how many entries, of those of some rows that were measured, the claim shows."""
+    """In how many of the measured entries of some rows the claim shows."""
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
-    return f"(it shows in {(rows['verdict'] == 'shows').sum()} of {len(rows)} measurements)"
+    shows = (rows["verdict"] == "shows").sum()
+    return f"(it shows in {shows} of {len(rows)} measurements)"
 
 
 # %% tags=["remove-input"]
 Markdown(
-    "**The answer in three sentences.** Late in a contrastive encoder, attention reaches across the image and depends "
-    f"little on the query; in a masked one it stays around each token {said('1', '2', '3')}. A contrastive "
-    "encoder goes by shape and forgets fine detail, a masked one keeps texture and high frequencies "
-    f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and at a later depth; a masked one "
-    f"gains more from fine-tuning {said('12', '14a', '14c')}."
+    "**The answer in three sentences.** Late in a contrastive encoder, attention reaches "
+    "across the image and depends little on the query; in a masked one it stays around "
+    f"each token {said('1', '2', '3')}. A contrastive encoder goes by shape and forgets "
+    "fine detail, a masked one keeps texture and high frequencies "
+    f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and at "
+    "a later depth; a masked one gains more from fine-tuning "
+    f"{said('12', '14a', '14c')}."
 )
 
 # %% [markdown]

@@ -75,7 +75,7 @@ for name in STUDIES:
 
 # %% tags=["hide-input"]
 def read(frame, metric, reading):
-    """A row per encoder and moment: what the scorecard reads off its curve over depth."""
+    """A row per encoder and moment, read off its curve over depth."""
     rows = frame[~frame["label"].isin(["texture"])]
     return scorecard.read_by(rows, "seen", metric, reading)
 
@@ -93,12 +93,10 @@ for name, frame in followed.items():
         ours = {"untrained": rows["value"].iloc[0], "highest": top["value"]}
         ours |= {"reached after": f"{top['seen']:,.0f} images", "shipped": end["value"]}
         lines[name, kind] = ours | {"after": f"{end['seen']:,.0f} images"}
+        both = (Interval(*each[["value", "low", "high"]]) for each in (top, end))
+        verdict = scorecard.verdict(difference(*both))
         if kind == "CL":
-            both = (Interval(*each[["value", "low", "high"]]) for each in (top, end))
-            verdict = scorecard.verdict(difference(*both))
-            said.append(
-                f"CL's tokens become alike, and part: on `{name}` this {verdict}."
-            )
+            said.append(f"Tokens become alike, and part: on `{name}` this {verdict}.")
 Markdown(" ".join(said) or "No training was followed on these studies.")
 
 # %% tags=["hide-input"]
@@ -155,7 +153,7 @@ pd.DataFrame(c_bar, index=[f"{OBJECTIVE}, images seen"]).round(3)
 
 # %% tags=["hide-input"]
 def dots(ax, rows):
-    """The ends of whole trainings: hollow where the encoder is as narrow as the one that was followed."""
+    """The ends of whole trainings: hollow where as narrow as the one followed."""
     for (model, objective, seen), line in rows.groupby(["model", "objective", "seen"]):
         look = plots.line_style(model, objective) | {"linestyle": "none"}
         ax.plot(seen, line["value"], zorder=3, **look)
@@ -163,7 +161,7 @@ def dots(ax, rows):
 
 # %% tags=["hide-input"]
 def draw(metric, reading, uniform=None, names=STUDIES):
-    """A panel per study over images seen: lines along one training each, dots for the ends of others."""
+    """A panel per study: lines along one training each, dots for the ends of others."""
     titles = [plots.title(ends[name].tail(1)) for name in names]
     axes = plots.panels(titles, sharey=True, sharex=True)
     for ax, name in zip(axes, names, strict=True):
@@ -174,9 +172,8 @@ def draw(metric, reading, uniform=None, names=STUDIES):
             ax.axhline(untrained, color="#555555", lw=1, ls=":", label="untrained")
         dots(ax, read(ends[name], metric, reading))
         if uniform:
-            ax.axhline(
-                uniform, color="#555555", lw=1, ls="--", label="uniform attention"
-            )
+            look = {"color": "#555555", "lw": 1, "ls": "--"}
+            ax.axhline(uniform, label="uniform attention", **look)
         ax.set(xscale="log", xlabel="images seen", ylabel=plots.metric_label(metric))
     return axes
 
@@ -284,8 +281,8 @@ for name, grid in grids.items():
     turned = trained[trained.nunique(axis=1) > 1].index
     same = trained.drop(columns="end").eq(trained["end"], axis=0).sum()
     said.append(
-        f"On `{name}`, {len(turned)} of {len(grid)} claims change their verdict after the "
-        f"first moment ({', '.join(turned)}). {same.iloc[0]} have the verdict of the end "
+        f"On `{name}`, {len(turned)} of {len(grid)} claims change their verdict after "
+        f"the first moment ({', '.join(turned)}). {same.iloc[0]} have that of the end "
         f"after {same.index[0]} images, and {same.iloc[-1]} after {same.index[-1]}."
     )
 Markdown(" ".join(said) or "No two trainings were followed.")

@@ -43,8 +43,10 @@ from nbhelpers import plots, scorecard, study
 from nbhelpers.results import table
 from nbhelpers.studies import kind
 
-TWO = "CL of two renderings"
 plots.style()
+TWO = "CL of two renderings"
+
+# %% tags=["hide-input"]
 measured = table("shapes", "nuisance")
 ends = measured[measured["seen"] > 0]  # of trainings
 begin = measured[(measured["seen"] == 0) & (measured["model"] == ends["model"].iloc[0])]
@@ -74,9 +76,9 @@ of.rename_axis(index=None, columns=None).map("{:.2f}".format)
 # %% tags=["hide-input"]
 images = int(ends["seen"].max())
 Markdown(
-    "Above: linear probe of shape, mean over the last third of the blocks. Each encoder "
-    f"is of width 64 and saw {images:,} images of its amplitude, a short training and one "
-    "seed. The interval is over the test images alone."
+    "Above: linear probe of shape, mean over the last third of the blocks. Each "
+    f"encoder is of width 64 and saw {images:,} images of its amplitude, a short "
+    "training and one seed. The interval is over the test images alone."
 )
 
 # %% [markdown]
@@ -130,7 +132,7 @@ plots.download(measured, "nuisance")
 
 # %% tags=["hide-input"]
 def upto_each(number, name):
-    """The effect of a row of the scorecard up to each amplitude instead of the largest."""
+    """The effect of a row of the scorecard up to each amplitude, not the largest."""
     (claim,) = (each for each in scorecard.CLAIMS if each.number == number)
     found = {}
     for a in trained_at[1:]:

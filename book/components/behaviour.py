@@ -335,13 +335,8 @@ for (name, objective, seen), rows in ordered.groupby(by, sort=False):
     nmi, far = (next(iter(values), float("nan")) for values in curves)
     whole = rows.query("metric == 'fine_tuning' and share == 1")["value"].mean()
     last = at_end(rows, "linear")["value"].mean()
-    measured[key] = [
-        width,
-        f"{nmi:.2f}",
-        f"{far:.1f} px",
-        f"{last:.2f}",
-        f"{whole:.2f}",
-    ]
+    numbers = f"{nmi:.2f}", f"{far:.1f} px", f"{last:.2f}", f"{whole:.2f}"
+    measured[key] = [width, *numbers]
 columns = ["width", "NMI, late", "distance, late", "linear, last block", "fine-tuned"]
 pd.DataFrame(measured, columns).T
 
