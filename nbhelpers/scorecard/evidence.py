@@ -1,7 +1,5 @@
 """What a claim rests on: one number per encoder, read off a result table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +54,7 @@ class Quantity:
     where: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Quantity:
+    def parse(cls, text: str) -> "Quantity":
         """`TABLE METRIC READING [WHERE]`, the reading one of `READINGS`.
 
         >>> Quantity.parse("tokens miou last label=='mask'").where
@@ -282,8 +280,7 @@ class Evidence:
         name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
         rows = self._table(name, who, encoders)
         rows = rows[rows["metric"] == quantity.metric]
-        if "head" in rows:
-            rows = rows[~(rows["head"] >= 0)]
+        rows = rows[~(rows["head"] >= 0)] if "head" in rows else rows
         where = quantity.where
         if "label" in rows and rows["label"].notna().any() and "label" not in where:
             shown = "shape" if self.study.name == "shapes" else "class"
