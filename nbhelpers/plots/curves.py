@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.plots.figure import AXES, PUBLISHED, STYLES, line_styles, metric_label
+from nbhelpers.plots.figure import AXES, STYLES, line_styles, metric_label
+from nbhelpers.results.published import PUBLISHED
 from nbhelpers.studies import first_seeds, label
 
 GREY = "#555555"

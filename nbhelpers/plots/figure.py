@@ -17,17 +17,15 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from nbhelpers.files import DATA
 from nbhelpers.results import COMPUTED
-from nbhelpers.results.published import CHECKPOINT_OF
+from nbhelpers.results.published import PUBLIC
 from nbhelpers.studies import TITLES, label
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
 # Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
+# Published models look like ours of the same objective, and so do their public checkpoints.
 STYLES: dict[str, dict] = pd.read_csv(DATA / "styles.csv", index_col="label").to_dict("index")
 
-# Published models look like ours of the same objective, and so do their public checkpoints.
-PUBLISHED = {"MoCo v3": "CL", "DINO": "DINO", "SimMIM": "MIM", "MAE": "MAE", "SimMIM+MoCo": "hybrid"}
-PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag in tags}
-MARKERS = "v*X8<>dpHDos^"  # of models that are neither
+MARKERS = "v*X8<>dpHDos^"  # of models that have no style there
 
 # What the axis of a metric is called, and what it covers at least: the bounds of bounded metrics, else a span
 # in which rounding is not seen.
