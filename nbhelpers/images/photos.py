@@ -114,7 +114,8 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
     for name, image in read_all(path, size):
         match = _STIMULUS.fullmatch(PurePosixPath(name).stem)
         if match is None:
-            raise ValueError(f"{path}: {name} is no cue-conflict stimulus such as airplane1-bicycle2.png")
+            wanted = f"such as airplane1-bicycle2.png, of the classes {', '.join(CUE_CLASSES)}"
+            raise ValueError(f"{path}: {name} is no cue-conflict stimulus, {wanted}")
         if match["shape"] != match["texture"]:
             trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
     if not trials:
