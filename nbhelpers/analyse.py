@@ -43,10 +43,8 @@ def report(models: Sequence[str], images: str, folder: str | Path, **options: ob
         RuntimeError: a cell failed; the message is that of its error.
     """
     if not CHAPTER.exists():
-        raise FileNotFoundError(
-            f"the report runs the chapter {CHAPTER}, which is part of a checkout: install the package from "
-            "one, by `pip install -e .`"
-        )
+        way = "install the package from a checkout of the project, by `pip install -e .`"
+        raise FileNotFoundError(f"the report runs the chapter {CHAPTER}, which is not there: {way}")
     import jupytext  # these come with requirements.txt, and the library does without them
     import papermill
     from nbconvert import HTMLExporter

@@ -61,9 +61,9 @@ def test_tables_find_what_was_filled_in_beforehand(toy, monkeypatch):
     for name, value in {"study": results.study, "TABLES": results.TABLES | {"slow": slow}}.items():
         monkeypatch.setattr(fill, name, value)
     waiting = list(fill.jobs(["toy"]))
-    assert waiting == [("toy", "small", "toy.cl"), ("toy", "small", "toy.mim")]
+    assert waiting == [("toy", "small", ["toy.cl"]), ("toy", "small", ["toy.mim"])]
     for job in waiting:
-        fill.measure(*job)
+        fill.rows_of(*job)
     monkeypatch.setitem(analyse.__globals__, "feed", lambda *_: pytest.fail("computed again"))
     assert set(table("toy", "small")["model"]) == {"toy.cl", "toy.mim"}
     toy.lose()
@@ -78,7 +78,7 @@ def test_filling_in_leaves_out_a_table_without_images(toy, monkeypatch):
     for name in ("study", "TABLES"):
         monkeypatch.setattr(fill, name, getattr(results, name))
     for job in fill.jobs(["toy"]):
-        fill.measure(*job)
+        assert fill.rows_of(*job).empty
     assert not list(cache_dir().glob("frames/*"))
 
 

@@ -36,10 +36,8 @@ def ring_mask(size: tuple[int, int], frequency: float, half_width: float = 0.2) 
         raise ValueError(f"frequency must be >= 0 and half_width > 0, got {frequency} and {half_width}")
     mask = _centred_box(size, frequency + half_width) & ~_centred_box(size, frequency - half_width)
     if not mask.any():
-        raise ValueError(
-            f"the ring of {frequency:.3f} +- {half_width:.3f} rad holds no frequency of a "
-            f"{size[0]} x {size[1]} image; widen it or choose a frequency in 0..pi"
-        )
+        ring = f"{frequency:.3f} +- {half_width:.3f} rad holds no frequency of a {size[0]} x {size[1]} image"
+        raise ValueError(f"the ring of {ring}; widen it or choose a frequency in 0..pi")
     return mask
 
 

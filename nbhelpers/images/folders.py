@@ -8,7 +8,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir, disguise, sha256
 from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode
-from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics, earlier
+from nbhelpers.images.source import ImageSource, MissingDataError, channel_statistics, drawn
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
 MAX_BYTES = 1 << 30  # of an image file
@@ -50,10 +49,16 @@ class FileSource(ImageSource):
         self.members = torch.arange(len(self.names)).split(sizes)
 
     def __getattr__(self, name: str) -> object:
-        if name not in ("files", "labels"):
+        if name in ("mean", "std") and self is not self._whole:
+            return getattr(self._whole, name)
+        if name in ("files", "labels"):
+            part = self.read(self.members, needed=1)
+            self.files, self.labels = part.files, part.labels
+        elif name in ("mean", "std"):
+            seen = self.at_most(STATISTICS_IMAGES)
+            self.mean, self.std = channel_statistics(seen[i][None] for i in range(len(seen)))
+        else:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        part = self.read(self.members, needed=1)
-        self.files, self.labels = part.files, part.labels
         return vars(self)[name]
 
     def __len__(self) -> int:
@@ -86,16 +91,7 @@ class FileSource(ImageSource):
         """As `subset`, but all images where there are fewer than `n`."""
         if self.members is None or n < 1:  # of a selection, or the error
             return super().at_most(n, seed, label)
-        order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
-        if label is not None:
-            order = order[earlier(self.numbers[order]).argsort(stable=True)]
-        return self.read([order], n)
-
-    def subset(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
-        """`n` images drawn without replacement; the same `seed` draws the same ones."""
-        if self.members is not None and n > 0 and len(part := self.at_most(n, seed, label)) == n:
-            return part
-        return super().subset(n, seed, label)
+        return self.read([drawn(len(self.names), seed, None if label is None else self.numbers)], n)
 
     def read(self, orders: Sequence[Tensor], most: int | None = None, needed: int = 0) -> "FileSource":
         """The first `most` sound files of each order; a warning names what was damaged on the way.
@@ -126,30 +122,13 @@ class FileSource(ImageSource):
                     bar.update()
                 if count < needed:
                     title = self.classes["class"][self.numbers[order[0]]]
-                    raise ValueError(
-                        f"{printable(self.path)}: class {title!r} has {count} images that can be read, "
-                        f"needed {needed}; left out: {summary(left_out)}"
-                    )
+                    lack = f"class {title!r} has {count} images that can be read, needed {needed}"
+                    raise ValueError(f"{printable(self.path)}: {lack}; left out: {summary(left_out)}")
         _warn_of(self.path, left_out)
         part = copy(self)
         part.files, part.labels = tuple(files), {"class": self.numbers[chosen]}
         part.members = None
         return part
-
-    @property
-    def mean(self) -> Triple:
-        """Mean of each colour channel, images scaled to 0..1."""
-        return self._whole._statistics[0]
-
-    @property
-    def std(self) -> Triple:
-        """Standard deviation of each colour channel over pixels, images scaled to 0..1."""
-        return self._whole._statistics[1]
-
-    @cached_property
-    def _statistics(self) -> tuple[Triple, Triple]:
-        drawn = self.at_most(STATISTICS_IMAGES)
-        return channel_statistics(drawn[i][None] for i in range(len(drawn)))
 
 
 def folder(
@@ -267,10 +246,8 @@ def unpacked(path: Path) -> Path:
             kind = disguise(file.read(64))
         if path.suffix.lower() in SUFFIXES:
             kind = kind or "a single image (name the folder that it lies in)"
-        raise ValueError(
-            f"{printable(path)} is {kind or f'not a complete tar archive: {error}'}; "
-            "images are read from a folder or a tar archive"
-        ) from error
+        what = f"{kind or f'not a complete tar archive: {error}'}; give a folder or a tar archive"
+        raise ValueError(f"{printable(path)} is {what}") from error
 
 
 def printable(name: str | Path) -> str:
@@ -360,8 +337,6 @@ def _by_class(path: Path, names: Iterable[str], left_out: Mapping[str, str]) -> 
         raise ValueError(f"no images in {printable(path)}{also}; {wanted}")
     if len({(os.path.dirname(parent), parent == "") for parent in groups}) > 1:
         places = [printable(path / parent) for parent in sorted(groups)[:: max(1, len(groups) // 4)]]
-        raise ValueError(
-            f"{printable(path)}: images must lie in CLASS/FILE, all classes side by side, but they lie in "
-            f"{', '.join(places)} ...; name one set's folder"
-        )
+        where = f"not in {', '.join(places)} ...; name one set's folder"
+        raise ValueError(f"{printable(path)}: images must lie in CLASS/FILE, classes side by side, {where}")
     return {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}

@@ -18,13 +18,7 @@ from torchvision.datasets import CIFAR10
 from nbhelpers.files import atomic_path, cache_dir, sha256
 from nbhelpers.images.decode import DECODER, Size, resize
 from nbhelpers.images.folders import find_images, printable, read_all
-from nbhelpers.images.source import (
-    ArraySource,
-    MissingDataError,
-    channel_statistics,
-    in_turns,
-    named_path,
-)
+from nbhelpers.images.source import ArraySource, MissingDataError, channel_statistics, in_turns, named_path
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}  # images of each class in the official parts
@@ -113,18 +107,15 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
     if path is None:
         raise MissingDataError(
             "the cue-conflict stimuli of Geirhos et al. (2019) are not on this machine: set "
-            "NBHELPERS_CUE_CONFLICT to a folder or tar archive laid out as cue-conflict/SHAPE/shapeN-textureM"
-            ".png, such as stimuli/style-transfer-preprocessed-512 in a clone of the authors' repository "
-            "rgeirhos/texture-vs-shape"
+            "NBHELPERS_CUE_CONFLICT to a folder or tar archive of SHAPE/shapeN-textureM.png, such as "
+            "stimuli/style-transfer-preprocessed-512 of the authors' repository rgeirhos/texture-vs-shape"
         )
     trials = []
     for name, image in read_all(path, size):
         match = _STIMULUS.fullmatch(PurePosixPath(name).stem)
         if match is None:
-            raise ValueError(
-                f"{path}: {name} is no cue-conflict stimulus; expected names such as "
-                f"airplane/airplane1-bicycle2.png, the classes being {', '.join(CUE_CLASSES)}"
-            )
+            wanted = f"such as airplane1-bicycle2.png, of the classes {', '.join(CUE_CLASSES)}"
+            raise ValueError(f"{path}: {name} is no cue-conflict stimulus, {wanted}")
         if match["shape"] != match["texture"]:
             trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
     if not trials:
@@ -237,10 +228,8 @@ def _read_image_files(path: Path) -> tuple[str, Part, Part]:
     for part, (_, labels) in rows.items():
         counts = {title: labels.count(number) for number, title in enumerate(CIFAR10_CLASSES)}
         if set(counts.values()) != {CIFAR10_PER_CLASS[part]}:
-            raise ValueError(
-                f"{path} is not CIFAR-10: {part} should hold {CIFAR10_PER_CLASS[part]} images of every class "
-                f"as cifar10/{part}/CLASS/*.jpg; it holds {counts}"
-            )
+            wanted = f"{CIFAR10_PER_CLASS[part]} images of every class as cifar10/{part}/CLASS/*.jpg"
+            raise ValueError(f"{path} is not CIFAR-10, which has {wanted}; it holds {counts}")
     official = [(torch.stack(images), torch.tensor(labels)) for images, labels in rows.values()]
     return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", *official
 

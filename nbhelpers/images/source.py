@@ -74,19 +74,12 @@ class ImageSource(Dataset):
         """Indices from 0 on; an IndexError for what is none, or a mask of another length."""
         return torch.arange(len(self))[torch.as_tensor(indices)]
 
-    def _keep(self, indices: Tensor, whole: "ImageSource") -> None:
-        """Restrict the images themselves to those of the whole at `indices`, and renew the fingerprint."""
-        raise NotImplementedError
-
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at `indices` as `uint8 B C H W`; a ValueError where their sizes differ."""
         images = [self[i] for i in self._numbers(indices).tolist()]
         shapes = sorted({tuple(image.shape) for image in images})
         if len(shapes) != 1:
-            raise ValueError(
-                f"{self.name}: images of one batch must share one size, got {shapes}; "
-                "open the source with size=... or take them one by one"
-            )
+            raise ValueError(f"{self.name}: a batch has one size, not {shapes}; open it with size=...")
         return torch.stack(images)
 
     def subset(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
@@ -98,16 +91,15 @@ class ImageSource(Dataset):
         Raises:
             ValueError: `n` is not between 1 and the number of images.
         """
-        if not 1 <= n <= len(self):
-            raise ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        if label is not None:
-            order = order[earlier(self.labels[label][order]).argsort(stable=True)]
-        return self.select(order[:n])
+        if n > 0 and len(part := self.at_most(n, seed, label)) == n:
+            return part
+        raise ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
 
     def at_most(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """As `subset`, but all images where there are fewer than `n`."""
-        return self.subset(min(n, len(self)), seed, label)
+        if n < 1:
+            return self.subset(n)  # the error
+        return self.select(drawn(len(self), seed, None if label is None else self.labels[label])[:n])
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> "ImageSource":
         """`n` images of every class of `label`, drawn without replacement, classes taking turns.
@@ -115,11 +107,11 @@ class ImageSource(Dataset):
         Raises:
             ValueError: a class has fewer than `n` images, or there is no such label.
         """
-        counts = self._values(label).bincount(minlength=len(self.classes[label]))
+        counts = labels_of(self, label).bincount(minlength=len(self.classes[label]))
         if not 1 <= n <= counts.min():
             title = self.classes[label][counts.argmin()]
             raise ValueError(f"{self.name}: {label} {title!r} has {counts.min()} images; cannot draw {n}")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = drawn(len(self), seed)
         return self.select(order[in_turns(self.labels[label][order])][: n * len(counts)])
 
     def restrict(self, names: Sequence[str], label: str = "class") -> "ImageSource":
@@ -128,7 +120,7 @@ class ImageSource(Dataset):
         Raises:
             ValueError: an unknown label or class, or one without images.
         """
-        values, known = self._values(label), self.classes[label]
+        values, known = labels_of(self, label), self.classes[label]
         if unknown := set(names) - set(known):
             raise ValueError(f"{self.name} has no {label} {min(unknown)!r}; it has {', '.join(known)}")
         numbers = torch.tensor([names.index(title) if title in names else -1 for title in known])
@@ -140,11 +132,6 @@ class ImageSource(Dataset):
         if empty := [title for number, title in enumerate(names) if number not in part.labels[label]]:
             raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
         return part
-
-    def _values(self, label: str) -> Tensor:
-        if label not in self.labels:
-            raise ValueError(f"{self.name} has no label {label!r}; it has {sorted(self.labels)}")
-        return self.labels[label]
 
     def __repr__(self) -> str:
         labels = ", ".join(f"{len(names)} x {label}" for label, names in self.classes.items())
@@ -242,6 +229,24 @@ def channel_statistics(batches: Iterable[Tensor]) -> tuple[Triple, Triple]:
     means = (shares * values).sum(1, keepdim=True)
     variances = (shares * (values - means) ** 2).sum(1)
     return tuple(means.flatten().tolist()), tuple(variances.sqrt().tolist())
+
+
+def labels_of(source: ImageSource, label: str) -> Tensor:
+    """The labels `N` of that name; a ValueError, with the names the source has, for another one."""
+    if label not in source.labels:
+        raise ValueError(f"{source.name} has no label {label!r}; it has {sorted(source.labels) or 'none'}")
+    return source.labels[label]
+
+
+def drawn(number: int, seed: int, labels: Tensor | None = None) -> Tensor:
+    """Indices from 0 on, `N`, in random order; with labels `N`, classes take turns while they have images.
+
+    >>> labels = torch.tensor([5, 5, 7, 5])
+    >>> sorted(labels[drawn(4, seed=0, labels=labels)][:2].tolist())  # one of each class first
+    [5, 7]
+    """
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    return order if labels is None else order[earlier(labels[order]).argsort(stable=True)]
 
 
 def earlier(labels: Tensor) -> Tensor:

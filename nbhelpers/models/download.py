@@ -92,11 +92,18 @@ def _append(url: str, part: Path) -> bool:
     headers = {"User-Agent": "nbhelpers", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-    response = _answer(urllib.request.Request(url, headers=headers))
-    if response is None:  # the source has no more bytes than the partial file, which is no use
-        _discard(part)
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise DownloadError(f"{url} answered {error.code} {error.reason}") from error
+        _discard(part)  # the source has no more bytes than the partial file, which is no use
         return False
+    except (OSError, http.client.HTTPException, ValueError) as error:  # no route, reset, malformed answer
+        raise DownloadError(f"{url} is not reachable: {getattr(error, 'reason', error)}") from error
     with response:
+        if response.headers.get_content_type() == "text/html":
+            raise DamagedWeights(f"{url} answered with an HTML page, not with weights")
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0  # the whole file: the source cannot resume, or its file has changed
         total = None if response.length is None else have + response.length
@@ -120,23 +127,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return response.read1(CHUNK)  # read() would lose what had come when the connection breaks
     except (http.client.HTTPException, OSError, ValueError):
         return b""
-
-
-def _answer(request: urllib.request.Request) -> http.client.HTTPResponse | None:
-    """The answer of a source, unless it is an error or a web page; None: there is nothing after the range."""
-    url = request.full_url
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            return None
-        raise DownloadError(f"{url} answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:  # no route, reset, malformed answer
-        raise DownloadError(f"{url} is not reachable: {getattr(error, 'reason', error)}") from error
-    if response.headers.get_content_type() == "text/html":
-        response.close()
-        raise DamagedWeights(f"{url} answered with an HTML page, not with weights")
-    return response
 
 
 def _size(part: Path) -> int:

@@ -115,9 +115,7 @@ def decoder_of(encoder: Encoder) -> Encoder:
     """
     autoencoder = encoder.module
     if not isinstance(autoencoder, MaskedAutoencoder):
-        raise TypeError(
-            f"{encoder.name} has no decoder to look at; among the public models mae_visualize.* have one"
-        )
+        raise TypeError(f"{encoder.name} has no decoder; of the public models mae_visualize.* have one")
     decoder = autoencoder.decoder
     return replace(
         encoder,

@@ -124,10 +124,8 @@ class Checkpoint:
                 raise DownloadError(f"timm has no weights of {self.timm}")
             return fetch(addresses, cache_dir() / "weights" / f"{self.name}.weights")
         except WeightsError as error:
-            raise type(error)(
-                f"{error}\nA local copy is taken with load({self.name!r}, from_file=...), random weights "
-                f"with load('random:{self.timm}')"
-            ) from error
+            ways = f"load({self.name!r}, from_file=...), random weights with load('random:{self.timm}')"
+            raise type(error)(f"{error}\nA local copy is taken with {ways}") from error
 
 
 def _from_hub(repository: str, filename: str | None) -> Path:

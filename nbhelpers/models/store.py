@@ -95,10 +95,8 @@ def load_saved(path: Path, row: Mapping[str, Any] | None = None) -> Encoder:
             with safe_open(path, framework="pt") as file:
                 header = (file.metadata() or {}).get("encoder")
         if header is None:
-            raise ValueError(
-                f"{path} does not say which architecture it belongs to; name that one, "
-                f"load('ARCHITECTURE', from_file='{path}')"
-            )
+            use = f"name that one, load('ARCHITECTURE', from_file='{path}')"
+            raise ValueError(f"{path} does not say which architecture it belongs to; {use}")
         row = json.loads(header) | {"file": path.name, "sha256": found}
     if found != row["sha256"]:
         raise ChecksumError(f"{path}: wrong checksum; expected sha256 {row['sha256']}, found {found}")

@@ -32,14 +32,10 @@ class _Ignored:
         pass
 
 
-IGNORED = """
-argparse.Namespace numpy.dtype numpy.ndarray
-numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct
-numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct
-pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
-pathlib._local.PosixPath pathlib._local.WindowsPath
-pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
-""".split()
+IGNORED = ["argparse.Namespace", "numpy.dtype", "numpy.ndarray"]
+IGNORED += [f"numpy.{core}.multiarray.{x}" for core in ("core", "_core") for x in ("scalar", "_reconstruct")]
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+IGNORED += [f"pathlib.{place}{path}" for place in ("", "_local.") for path in _PATHS]
 # Configurations are filled item by item, which torch allows for plain dictionaries only.
 STAND_INS = [(OrderedDict, "yacs.config.CfgNode"), (OrderedDict, "easydict.EasyDict")]
 STAND_INS += [(_Ignored, name) for name in IGNORED]
@@ -78,9 +74,8 @@ def read_weights(path: Path, source: str | None = None) -> dict[str, Any]:
             raise MemoryError(f"{source} ({size:,} bytes) does not fit into memory") from error
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code and isinstance(error, pickle.UnpicklingError):
-            raise UnsafeWeights(
-                f"{source} holds code ({code[1]}), which is not run; get the weights as safetensors"
-            ) from None
+            what = f"code ({code[1]}), which is not run; get the weights as safetensors"
+            raise UnsafeWeights(f"{source} holds {what}") from None
         # PyTorch's own files are zip archives too.
         what = (None if head.startswith(b"PK") else disguise(head)) or (
             "cut off, damaged or no weight file (nor is an archive or a TorchScript program); "

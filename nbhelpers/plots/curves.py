@@ -1,7 +1,5 @@
 """Curves and points of tidy frames, with the references that make them readable."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -13,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.plots.figure import AXES, PUBLISHED, STYLES, line_styles, metric_label
+from nbhelpers.plots.figure import AXES, STYLES, line_styles, metric_label
+from nbhelpers.results.published import PUBLISHED
 from nbhelpers.studies import first_seeds, label
 
 GREY = "#555555"
@@ -44,9 +43,7 @@ def by_depth(
     ax = ax or plt.gca()
     rows = frame[frame["metric"] == metric]
     if rows.empty:
-        raise ValueError(
-            f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
-        )
+        raise ValueError(f"the frame has no {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}")
     whole = rows[~(rows["head"] >= 0)] if "head" in rows else rows
     _one_value_each(whole, column)
     firsts = first_seeds(whole["model"].unique())
@@ -112,7 +109,8 @@ def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None, column: st
     ax.set(xlabel=column, ylabel=metric_label(metric))
     if column == "depth":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if span := AXES.get(metric, (None,))[1:]:
+    span = AXES.reindex([metric])[["low", "high"]].to_numpy().ravel()
+    if np.isfinite(span).all():
         seen = [axes.dataLim.intervaly for axes in ax.get_shared_y_axes().get_siblings(ax)]
         ends = np.concatenate([span, *seen])
         low, high = ends[np.isfinite(ends)].min(), ends[np.isfinite(ends)].max()

@@ -1,7 +1,5 @@
 """How figures look and how they come to the page: style, panels, legend, numbers to download."""
 
-from __future__ import annotations
-
 import base64
 import html
 import textwrap
@@ -17,75 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from nbhelpers.files import DATA
 from nbhelpers.results import COMPUTED
-from nbhelpers.results.published import CHECKPOINT_OF
+from nbhelpers.results.published import PUBLIC
 from nbhelpers.studies import TITLES, label
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
 # Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
-STYLES: dict[str, dict] = {
-    "CL": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
-    "CL of two renderings": {"color": "#882255", "marker": "v", "linestyle": "--"},
-    "DINO": {"color": "#E69F00", "marker": "h", "linestyle": "--"},
-    "MIM": {"color": "#0072B2", "marker": "s", "linestyle": "-"},
-    "latent MIM": {"color": "#0B3C5D", "marker": "D", "linestyle": "-."},
-    "MAE": {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
-    "MAE's decoder": {"color": "#56B4E9", "marker": "P", "linestyle": ":"},
-    "hybrid": {"color": "#009E73", "marker": "D", "linestyle": "-"},
-    "hybrid 0.4": {"color": "#009E73", "marker": "d", "linestyle": "--"},
-    "hybrid 0.5": {"color": "#009E73", "marker": "p", "linestyle": "--"},
-    "hybrid 0.6": {"color": "#009E73", "marker": "<", "linestyle": "-."},
-    "hybrid 0.8": {"color": "#009E73", "marker": ">", "linestyle": ":"},
-    "supervised": {"color": "#CC79A7", "marker": "^", "linestyle": "-"},
-    "random": {"color": "#777777", "marker": "x", "linestyle": ":"},
-}
-
 # Published models look like ours of the same objective, and so do their public checkpoints.
-PUBLISHED = {"MoCo v3": "CL", "DINO": "DINO", "SimMIM": "MIM", "MAE": "MAE", "SimMIM+MoCo": "hybrid"}
-PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag in tags}
-MARKERS = "v*X8<>dpHDos^"  # of models that are neither
+STYLES: dict[str, dict] = pd.read_csv(DATA / "styles.csv", index_col="label").to_dict("index")
+
+MARKERS = "v*X8<>dpHDos^"  # of models that have no style there
 
 # What the axis of a metric is called, and what it covers at least: the bounds of bounded metrics, else a span
 # in which rounding is not seen.
-AXES: dict[str, tuple] = {
-    "attention_distance": ("attention distance (pixels)", 0, 1),
-    "nmi": ("normalised mutual information", 0, 1),
-    "attention_entropy": ("attention entropy / its maximum", 0, 1),
-    "prefix_attention": ("attention to prefix tokens", 0, 1),
-    "query_cosine": ("cosine between maps of queries", 0, 1),
-    "head_cosine": ("cosine between heads", 0, 1),
-    "attention_token_cosine": ("cosine between outputs", 0, 1),
-    "token_cosine": ("cosine between tokens", 0, 1),
-    "across_attention_cosine": ("cosine across attention", 0, 1),
-    "across_block_cosine": ("cosine across block", 0, 1),
-    "common_update_share": ("common share of the update", 0, 1),
-    "token_effective_rank": ("effective rank, tokens", 0, 1),
-    "image_effective_rank": ("effective rank, images",),
-    "token_spectrum": ("Δ log eigenvalue, tokens",),
-    "image_spectrum": ("Δ log eigenvalue, images",),
-    "delta_log_amplitude": ("Δ log amplitude", -1, 0),
-    "fourier_diagonal": ("Δ log amplitude",),
-    "fourier_radial": ("Δ log amplitude",),
-    "token_norm": ("norm of tokens", 0, 1),
-    "token_norm_peak": ("largest norm / median norm", 0, 2),
-    "outlier_tokens": ("share of outlier tokens", 0, 0.1),
-    "silhouette_image": ("silhouette, by image",),
-    "silhouette_label": ("silhouette, by class",),
-    "linear": ("linear probe accuracy", 0, 1),
-    "knn": ("nearest-neighbour accuracy", 0, 1),
-    "linear_leading": ("linear probe accuracy", 0, 1),
-    "linear_trailing": ("linear probe accuracy", 0, 1),
-    "knn_without_leading": ("nearest-neighbour accuracy", 0, 1),
-    "variance_leading": ("share of the variance", 0, 1),
-    "attentive": ("attentive probe accuracy", 0, 1),
-    "miou": ("mean intersection over union", 0, 1),
-    "fine_tuning": ("fine-tuned accuracy", 0, 1),
-    "accuracy": ("accuracy", 0, 1),
-    "drop": ("drop of accuracy", 0, 0.1),
-    "covered": ("covered trials", 0, 1),
-    "shape_bias": ("shape bias", 0, 1),
-    "cka": ("linear CKA", 0, 1),
-}
+AXES = pd.read_csv(DATA / "axes.csv", index_col="metric")
 SPARE = "spare"  # label of a cell of the figure without a panel
 
 
@@ -95,7 +39,7 @@ def metric_label(metric: str) -> str:
     >>> metric_label("nmi"), metric_label("one_of_yours")
     ('normalised mutual information', 'one of yours')
     """
-    return AXES.get(metric, (metric.replace("_", " "),))[0]
+    return AXES["label"].get(metric, metric.replace("_", " "))
 
 
 def style() -> None:

@@ -1,7 +1,5 @@
 """Pictures: images, attention maps of a query, tokens in the plane."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -42,9 +40,7 @@ def _grid(tokens: int, image: Tensor) -> tuple[int, int]:
     height, width = image.shape[-2:]
     rows = round((tokens * height / width) ** 0.5)
     if rows * (tokens // rows) != tokens:
-        raise ValueError(
-            f"{tokens} patches do not tile {height} x {width} px: give the image as the model sees it"
-        )
+        raise ValueError(f"{tokens} patches do not tile {image.shape}: give the image as the model sees it")
     return rows, tokens // rows
 
 

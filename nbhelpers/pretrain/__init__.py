@@ -1,6 +1,6 @@
 """Pre-training of the book's own encoders, one file an objective and one trainer for all."""
 
-from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from nbhelpers import images
 from nbhelpers.files import cache_dir
-from nbhelpers.models import Encoder, save_encoder
+from nbhelpers.models import save_encoder
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.recipes import STUDIES, Recipe, moments, recipe
 from nbhelpers.pretrain.trainer import Trainer
@@ -64,8 +64,6 @@ def pretrain(
     stop_after: float | None = None,
     folder: Path | None = None,
     precision: torch.dtype | None = None,
-    at: Collection[int] = (),
-    call: Callable[[Encoder, int], None] | None = None,
 ) -> bool:
     """Train a recipe on a study's training images; when done, put the encoder into `data/encoders`.
 
@@ -76,8 +74,6 @@ def pretrain(
         stop_after: seconds after which to stop cleanly, as Ctrl-C and SIGTERM do; the same call resumes.
         folder: where the encoder goes, default `data/encoders`.
         precision: as `Trainer` takes it.
-        at: after which steps to call `call` with the encoder, as `Trainer.run` takes it.
-        call: what measures it.
 
     Returns:
         Whether training is finished.
@@ -85,12 +81,12 @@ def pretrain(
     name = trained_name(recipe, study)
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)
-    if not trainer.done and not trainer.run(stop_after, at=at, call=call):
+    if not trainer.done and not trainer.run(stop_after):
         return False
     if rank() > 0:
         return True
     row = description(trainer, study) | {
-        "recipe": recipe.as_dict(),
+        "recipe": asdict(recipe),
         "training_images": {"name": train.name, "origin": train.origin, "fingerprint": train.fingerprint},
         "images_seen": recipe.steps * recipe.batch_size,
         "wall_time_s": round(trainer.wall_time),

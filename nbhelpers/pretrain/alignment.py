@@ -42,9 +42,7 @@ def block_gradients(objective: Hybrid, views: Sequence[Tensor]) -> tuple[Tensor,
     twin = copy.deepcopy(objective)
     losses = twin.terms(*views)
     if None in losses:
-        raise ValueError(
-            f"lambda = {objective.weight:g} leaves one loss: there is nothing to compare it with"
-        )
+        raise ValueError(f"lambda = {objective.weight:g} leaves one loss, with nothing to compare it to")
     return torch.stack(losses).detach(), loss_gradients(losses, twin.encoder.blocks)
 
 
@@ -101,10 +99,8 @@ def block_alignment(gradients: Tensor) -> pd.DataFrame:
         [-1.0, 0.0]
     """
     if gradients.ndim != 4 or gradients.shape[1] != len(LOSSES) or len(gradients) < 3:
-        raise ValueError(
-            f"block_alignment: expected gradients K S L P of at least 3 batches and {len(LOSSES)} losses, "
-            f"got {tuple(gradients.shape)}"
-        )
+        wanted = f"gradients K S L P of at least 3 batches and {len(LOSSES)} losses"
+        raise ValueError(f"block_alignment: expected {wanted}, got {tuple(gradients.shape)}")
     inner = torch.einsum("ksbp,jtbp->bsktj", *[gradients.double()] * 2)  # L S K S K
     lengths = torch.einsum("bsksk->bsk", inner)
     if not (lengths.isfinite().all() and lengths.gt(0).all()):
@@ -172,10 +168,8 @@ def gradient_alignment(
         ValueError: if there are too few images to measure on, or steps beyond the end of training.
     """
     if batches * recipe.batch_size > len(held_out) or not 0 <= min(steps) <= max(steps) <= recipe.steps:
-        raise ValueError(
-            f"{batches} batches of {recipe.batch_size} from {len(held_out)} images, after steps "
-            f"{min(steps)} to {max(steps)} of {recipe.steps}: there are not that many"
-        )
+        drawn = f"{batches} batches of {recipe.batch_size} from {len(held_out)} images"
+        raise ValueError(f"not enough: {drawn}, after steps {min(steps)} to {max(steps)} of {recipe.steps}")
     frames = []
     with TemporaryDirectory() as folder:  # nothing is written there: the run is taken step by step
         # The stored table is to be the same from every machine, with units for bfloat16 or without.

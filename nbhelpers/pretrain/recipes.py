@@ -3,11 +3,9 @@
 A recipe is chosen by the objective's own validation loss and k-NN accuracy, never by a finding.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
@@ -52,7 +50,7 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
 
-    def of_width(self, width: int) -> Recipe:
+    def of_width(self, width: int) -> "Recipe":
         """The same recipe for an encoder of another width, whose heads have as many channels each.
 
         Raises:
@@ -80,10 +78,6 @@ class Recipe:
         """Arguments of `mini_vit`, without the image size."""
         names = ("width", "depth", "heads", "patch_size", "standardised")
         return {name: getattr(self, name) for name in names}
-
-    def as_dict(self) -> dict:
-        """Plain values, for the manifest."""
-        return asdict(self)
 
 
 CLASSES: dict[str, type[Objective]] = {

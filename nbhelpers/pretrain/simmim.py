@@ -27,9 +27,7 @@ def block_mask(
     """
     rows, columns = grid
     if rows % unit or columns % unit:
-        raise ValueError(
-            f"squares of {unit} x {unit} patches do not tile a grid of {rows} x {columns} patches"
-        )
+        raise ValueError(f"squares of {unit} x {unit} do not tile a grid of {rows} x {columns} patches")
     if not 0 < ratio <= 1:
         raise ValueError(f"a mask ratio must be above 0 and at most 1, not {ratio:g}")
     squares = (rows // unit) * (columns // unit)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, ImageSource
+from nbhelpers.images.source import labels_of
 from nbhelpers.models import Encoder, without_decoder, wrap
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.weights import load_strictly
@@ -113,7 +115,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
-        self.settings = recipe.as_dict() | {"precision": str(self.precision).removeprefix("torch.")}
+        self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
@@ -156,23 +158,14 @@ class Trainer:
 
     def encoder(self) -> Encoder:
         """The encoder as it is now: a copy, to be measured."""
-        return wrap(
-            copy.deepcopy(self.objective.encoder),
-            mean=self.train.mean,
-            std=self.train.std,
-            name=self.folder.name,
-            objective=self.objective.group,
-            seed=self.recipe.seed,
-        )
+        who = {"name": self.folder.name, "objective": self.objective.group, "seed": self.recipe.seed}
+        return wrap(copy.deepcopy(self.objective.encoder), mean=self.train.mean, std=self.train.std, **who)
 
     def _with_labels(self, source: ImageSource, images: Tensor, which: Tensor | slice) -> tuple[Tensor, ...]:
         """Images `B C H W` of a source on the device, with their labels `B` if the objective reads some."""
         label, parts = self.objective.label, [images]
         if label is not None:
-            if label not in source.labels:
-                known = ", ".join(source.labels) or "none"
-                raise ValueError(f"{source.name} has no labels {label!r} to learn from; it has {known}")
-            parts.append(source.labels[label][which])
+            parts.append(labels_of(source, label)[which])
         return tuple(part.to(self.device) for part in parts)
 
     def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:
@@ -277,13 +270,9 @@ class Trainer:
         """
         if self.devices[-1:] != [device_name(self.device)]:
             self.devices.append(device_name(self.device))
-        progress = {
-            "total": self.recipe.steps,
-            "initial": self.step,
-            "desc": self.folder.name,
-            "unit": "step",
-        }
-        with stop_signals() as signalled, tqdm(**progress, mininterval=5, disable=rank() > 0) as bar:
+        shown = {"desc": self.folder.name, "unit": "step", "mininterval": 5, "disable": rank() > 0}
+        bar = tqdm(total=self.recipe.steps, initial=self.step, **shown)
+        with stop_signals() as signalled, bar:
             if self.step == 0:
                 self._call(at, call)
             begun, before, logged, saved, losses = time.monotonic(), self.wall_time, 0.0, 0.0, []
@@ -299,9 +288,7 @@ class Trainer:
                 logging = self.step % log_every == 0 or self.done
                 saving = stopping or self.done or clock() - saved >= save_every
                 if (logging or saving) and not torch.stack(losses).isfinite().all():  # waits for the device
-                    raise FloatingPointError(
-                        f"the loss is not finite at step {self.step}: lower the learning rate"
-                    )
+                    raise FloatingPointError(f"no finite loss at step {self.step}: lower the learning rate")
                 self.wall_time = before + clock()
                 if logging:
                     self._log(torch.stack(losses), clock() - logged)
@@ -357,10 +344,8 @@ class Trainer:
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         ours, theirs = self.settings, state.get("settings", {})
         if differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
-            raise ValueError(
-                f"{self._checkpoint} holds a run that differs in {', '.join(differ)}: "
-                "ask for the same, train in another folder, or delete it to start again"
-            )
+            ways = "ask for the same, train in another folder, or delete it to start again"
+            raise ValueError(f"{self._checkpoint} is of a run that differs in {', '.join(differ)}: {ways}")
         for name in _PROGRESS:
             setattr(self, name, state[name])
         self.count.fill_(self.step)

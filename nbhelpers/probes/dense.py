@@ -9,9 +9,9 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from nbhelpers.images.source import ImageSource
+from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Labels, Predictor, Row, by_depth, labels_of, row
+from nbhelpers.probes.layers import Labels, Predictor, Row, by_depth, row
 from nbhelpers.probes.linear import predictor
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
@@ -63,9 +63,8 @@ def mean_iou(
     0.5833
     """
     if predicted.shape != target.shape or target.ndim != 2:
-        raise ValueError(
-            f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)} must both be N P"
-        )
+        shapes = f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} must both be N P")
     images, classes = len(target), int(torch.maximum(predicted, target).max()) + 1
     cell = (torch.arange(images)[:, None] * classes + target) * classes + predicted
     confusion = torch.bincount(cell.flatten(), minlength=images * classes**2).double().numpy()

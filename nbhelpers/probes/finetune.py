@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from nbhelpers.images.source import ImageSource
+from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
-from nbhelpers.probes.layers import accuracy, labels_of
+from nbhelpers.probes.layers import accuracy
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,7 @@ def fine_tune(
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
         optimizer.step()
         if not loss.isfinite():
-            raise FloatingPointError(
-                f"{encoder.name}: the loss is not finite at step {step}; lower learning_rate"
-            )
+            raise FloatingPointError(f"{encoder.name}: loss not finite at step {step}; lower learning_rate")
     module.requires_grad_(False)
     # The running statistics lag behind the weights: take those of the final weights, over ten batches.
     update_bn(map(views, order[:10]), module)

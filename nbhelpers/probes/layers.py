@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbhelpers.capture import Stream, capture
-from nbhelpers.images.source import ArraySource, ImageSource
+from nbhelpers.images.source import ArraySource, ImageSource, labels_of
 from nbhelpers.intervals import wilson
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
@@ -32,9 +32,7 @@ def checked_depths(encoder: Encoder, depths: Sequence[int] | None) -> list[int]:
     available = range(encoder.depth + 1)
     chosen = list(available if depths is None else depths)
     if not chosen or not set(chosen) <= set(available) or len(set(chosen)) < len(chosen):
-        raise ValueError(
-            f"depths {chosen} are not distinct depths of {encoder.name}; it has 0..{available[-1]}"
-        )
+        raise ValueError(f"depths {chosen} are not distinct depths of {encoder.name}, 0..{encoder.depth}")
     return chosen
 
 
@@ -105,13 +103,6 @@ def features(
 
 class Undefined(ValueError):
     """Features that no probe can be fitted to: not finite, or the same for every image."""
-
-
-def labels_of(source: ImageSource, label: str) -> Tensor:
-    """The labels `N` of that name; an unknown name is answered with those the source has."""
-    if label not in source.labels:
-        raise ValueError(f"{source.name} has no label {label!r}; it has {sorted(source.labels) or 'none'}")
-    return source.labels[label]
 
 
 def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[Tensor]]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -88,7 +87,7 @@ def robustness_by_depth(
     test: ImageSource,
     label: Labels,
     changes: Mapping[str, Sequence[float]] = CHANGES,
-    versions: Mapping[str, ImageSource] = MappingProxyType({}),
+    versions: Mapping[str, ImageSource] | None = None,
     epsilon: float = 0.1,
     half_width: float = 0.1 * math.pi,
     depths: Sequence[int] | None = None,
@@ -122,15 +121,12 @@ def robustness_by_depth(
     Raises the errors of `features`, `fit_linear` and `make_change`, and ValueError for a label that the
     images lack or a version with another number of images.
     """
-    for name, source in versions.items():
-        if len(source) != len(test):
-            raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
     tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {("none", math.nan): (encoder, test)}
     for name, parameters in changes.items():
         for parameter in parameters:
             change = make_change(name, parameter, epsilon, half_width, seed)
             tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
-    tests |= {(name, math.nan): (encoder, source) for name, source in versions.items()}
+    tests |= {(name, math.nan): (encoder, source) for name, source in (versions or {}).items()}
 
     def score(truth: Tensor, before: Tensor | None, *others: Tensor | None) -> Iterator[Row]:
         for (name, parameter), after in zip(tests, (before, *others), strict=True):

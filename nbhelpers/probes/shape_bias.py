@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nbhelpers.images.source import ImageSource
+from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Row, accuracy, by_depth, labels_of, row
+from nbhelpers.probes.layers import Row, accuracy, by_depth, row
 from nbhelpers.probes.linear import predictor
 
 

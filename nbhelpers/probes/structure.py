@@ -10,12 +10,12 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import pairwise_distances, silhouette_samples
 from torch import Tensor
 
-from nbhelpers.images.source import ImageSource
+from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
 from nbhelpers.metrics.cka import alignments, gram
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Pool, checked_depths, features, labels_of, row
+from nbhelpers.probes.layers import Pool, checked_depths, features, row
 
 PARTS = 10  # of the images, each of which gives a value of its own
 
@@ -56,11 +56,10 @@ def silhouette_by_depth(
         distances = pairwise_distances(layer.flatten(0, 1).double().numpy())
         np.fill_diagonal(distances, 0)
         for metric, group in groups.items():
-            values = np.full(len(images), np.nan)
+            tokens, each = group.repeat_interleave(count).numpy(), np.full(len(distances), np.nan)
             if len(group.unique()) > 1:
-                tokens = group.repeat_interleave(count).numpy()
                 each = silhouette_samples(distances, tokens, metric="precomputed")
-                values = each.reshape(-1, count).mean(1)
+            values = each.reshape(-1, count).mean(1)
             rows.append({"metric": metric, "depth": depth} | row(*mean_interval(values), len(values)))
     return identified(pd.DataFrame(rows), encoder, images)
 

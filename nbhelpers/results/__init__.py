@@ -1,13 +1,12 @@
 """Result tables: computed where the images are, and stored in `data/results` for readers without them."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
 import platform
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -20,12 +19,7 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.images.source import content_fingerprint
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import Encoder, load, manifest
-from nbhelpers.results.published import (
-    difference_to_published,
-    published,
-    published_maps,
-    published_triples,
-)
+from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
 from nbhelpers.results.tables import OWN, TABLES, Images, Table, redrawn
 from nbhelpers.studies import IMAGES, Study, study
@@ -81,10 +75,8 @@ def table(
     default = made.models(chosen) if made.runs else chosen.models
     wanted, draw = list(models or default), n_images not in (None, IMAGES) or seed != 0
     if made.slow and draw:
-        raise ValueError(
-            f"{study_name}/{name} is too slow for a build of the book: there is the stored table alone, "
-            f"not one of n_images={n_images}, seed={seed}"
-        )
+        alone = f"not one of n_images={n_images}, seed={seed}"
+        raise ValueError(f"{study_name}/{name} is too slow to be made here: it is stored, {alone}")
     frames, wanted = already(study_name, name, wanted) if made.kept and not draw else ([], wanted)
     if wanted:
         try:
@@ -142,10 +134,8 @@ def _distinct(models: Iterable[str | Path | Encoder]) -> list[Encoder]:
         encoder = model if isinstance(model, Encoder) else load(model)
         other = first.setdefault(encoder.name, encoder)
         if other is not encoder and other.fingerprint != encoder.fingerprint:
-            raise ValueError(
-                f"two different encoders are named {encoder.name!r}; rename one, as by "
-                f"dataclasses.replace(load(...), name='another name')"
-            )
+            use = "rename one, by dataclasses.replace(load(...), name='another name')"
+            raise ValueError(f"two different encoders are named {encoder.name!r}; {use}")
     return list(first.values())
 
 
@@ -155,9 +145,8 @@ def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
         raise NoTableError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
     chosen, made = study(study_name), TABLES[name]
     if not made.belongs_to(chosen):
-        raise NoTableError(
-            f"the study {study_name} has no table {name!r}: it is made of {', '.join(OWN)}, since {made.why}"
-        )
+        why = f"it is made of {', '.join(OWN)}, since {made.why}"
+        raise NoTableError(f"the study {study_name} has no table {name!r}: {why}")
     return chosen, made
 
 
@@ -177,10 +166,8 @@ def _read(study_name: str, name: str) -> tuple[pd.DataFrame, dict[str, dict]]:
         return read_table(csv), json.loads(about.read_text())["encoders"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
         lack = "no stored table" if not csv.exists() else f"no description ({about.name}) of the stored table"
-        raise MissingDataError(
-            f"there is {lack} {study_name}/{name}; where the images are, "
-            f"make it with `make results STUDY={study_name}`"
-        ) from error
+        make = f"where the images are, `make results STUDY={study_name}` makes it"
+        raise MissingDataError(f"there is {lack} {study_name}/{name}; {make}") from error
 
 
 def _identity(made: Table, chosen: Study, model: str | Encoder) -> str | None:
@@ -188,7 +175,7 @@ def _identity(made: Table, chosen: Study, model: str | Encoder) -> str | None:
     if not made.runs or isinstance(model, Encoder):
         return _weights(model, chosen.name)
     run = made.runs(chosen).get(model)
-    return "" if run is None else hashlib.sha256(json.dumps(run.as_dict()).encode()).hexdigest()
+    return "" if run is None else hashlib.sha256(json.dumps(asdict(run)).encode()).hexdigest()
 
 
 def _weights(model: str | Encoder, study_name: str) -> str | None:
@@ -226,16 +213,12 @@ def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | 
         wanted[model.name if isinstance(model, Encoder) else model] = model
     refresh = f"`make results STUDY={study_name}`"
     if lacking := [model for model in wanted if model not in records]:
-        raise MissingDataError(
-            f"the stored table {study_name}/{name} has no {', '.join(lacking)}; it is made with {refresh}"
-        )
+        raise MissingDataError(f"stored {study_name}/{name} has no {', '.join(lacking)}; {refresh} makes it")
     made, chosen = TABLES[name], study(study_name)
     now = {key: _identity(made, chosen, model) for key, model in wanted.items()}
     if stale := [key for key, weights in now.items() if weights not in (None, records[key]["sha256"])]:
-        raise StaleTableError(
-            f"{study_name}/{name} was computed from other weights of {', '.join(stale)} than those that are "
-            f"there now; refresh it with {refresh}"
-        )
+        whose = f"other weights of {', '.join(stale)} than are there now"
+        raise StaleTableError(f"{study_name}/{name} was computed from {whose}; {refresh} refreshes it")
     rows = frame[frame["model"].map(_encoder).isin(wanted)]
     return rows.assign(source=f"stored {max(records[key]['date'] for key in wanted)}").reset_index(drop=True)
 

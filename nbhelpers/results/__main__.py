@@ -1,7 +1,5 @@
 """Command line of the result tables: `python -m nbhelpers.results --study STUDY`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 
@@ -33,14 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             print(store(options.study, name, fresh=options.fresh))
             if old := outdated(options.study, name):
-                print(
-                    f"{name}: made by an older version of the code (--fresh: anew): {', '.join(old)}",
-                    file=sys.stderr,
-                )
+                print(f"{name}: made by older code (--fresh: anew): {', '.join(old)}", file=sys.stderr)
         except (MissingDataError, NoTableError) as reason:
             print(f"left out {name}: {reason}")
         except KeyboardInterrupt as stopped:
-            print(stopped or f"stopped in {name}; what is done is kept", file=sys.stderr)
+            print(str(stopped) or f"stopped in {name}; what is done is kept", file=sys.stderr)
             return 130
     return 0
 

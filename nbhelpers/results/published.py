@@ -1,7 +1,5 @@
 """Numbers published by others, and how far the curves that are computed here lie from them."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from nbhelpers.files import DATA
@@ -13,6 +11,9 @@ CHECKPOINT_OF = {
     "MAE": ("mae.vit_base_patch16_224", "vit_base_patch16_224.mae"),
     "DINO": ("dino.vit_base_patch16_224", "vit_base_patch16_224.dino"),
 }
+# What kind of encoder a published model is, and each public checkpoint.
+PUBLISHED = {"MoCo v3": "CL", "DINO": "DINO", "SimMIM": "MIM", "MAE": "MAE", "SimMIM+MoCo": "hybrid"}
+PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag in tags}
 
 
 def published() -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Numbers that summarise a curve: early and late mean, peak, end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The scorecard: every claim of the paper as an effect with an interval, and a verdict by one rule."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -117,9 +115,7 @@ def rows(chapter: str, studies: Sequence[str], models: Sequence[str] | None = No
     """
     chosen = [c for c in CLAIMS if chapter in (c.chapter, c.chapter.partition("/")[0])]
     if not chosen:
-        raise KeyError(
-            f"no claim belongs to {chapter!r}; chapters with one: {sorted({c.chapter for c in CLAIMS})}"
-        )
+        raise KeyError(f"no claim belongs to {chapter!r}, but to {sorted({c.chapter for c in CLAIMS})}")
     if models is not None:
         return Markdown(OWN_MODELS)
     return HTML(html_table(scorecard(studies, chosen), links="/" not in chapter))
@@ -137,8 +133,5 @@ def result(numbers: Sequence[str], studies: Sequence[str], models: Sequence[str]
         KeyError: for a number that no claim has.
     """
     claims = {claim.number: claim for claim in CLAIMS}
-    if unknown := [number for number in numbers if number not in claims]:
-        raise KeyError(f"no claim has the number {', '.join(unknown)}; there are {', '.join(claims)}")
-    if models is not None:
-        return Markdown(OWN_MODELS)
-    return Markdown(sentences(scorecard(studies, [claims[number] for number in numbers])))
+    chosen = [claims[number] for number in numbers]
+    return Markdown(OWN_MODELS if models is not None else sentences(scorecard(studies, chosen)))

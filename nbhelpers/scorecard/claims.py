@@ -19,8 +19,6 @@ columns, which are the attributes of a claim:
 - source: where it was published
 """
 
-from __future__ import annotations
-
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace

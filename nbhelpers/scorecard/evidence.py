@@ -1,7 +1,5 @@
 """What a claim rests on: one number per encoder, read off a result table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +13,13 @@ from nbhelpers.intervals import Interval, average, difference, largest, over_see
 from nbhelpers.metrics import effective_rank
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
-from nbhelpers.results.published import CHECKPOINT_OF
+from nbhelpers.results.published import PUBLIC
 from nbhelpers.results.summary import first_third, last_third
 from nbhelpers.studies import VARIED, kind, label, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
 DRAWS = 2_000  # of a parametric bootstrap
-PAPER = {"CL": "MoCo v3", "MIM": "SimMIM", "MAE": "MAE", "hybrid": "SimMIM+MoCo"}  # the paper's encoders
 
 REASONS = {
     MissingDataError: "no table {name} of {who}",
@@ -56,7 +53,7 @@ class Quantity:
     where: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Quantity:
+    def parse(cls, text: str) -> "Quantity":
         """`TABLE METRIC READING [WHERE]`, the reading one of `READINGS`.
 
         >>> Quantity.parse("tokens miou last label=='mask'").where
@@ -221,8 +218,7 @@ class Evidence:
         if made and made.runs:
             found = [name for name in made.runs(self.study) if kind(name) == who]
         elif self.study.name == "imagenet":
-            public = CHECKPOINT_OF.get(PAPER.get(who, ""), ())
-            found = [name for name in public if name in self.study.models]
+            found = [name for name in self.study.models if PUBLIC.get(name) == who]
         else:
             found = [name for name, known in self._labels.items() if known == who]
             # Where there is none of the usual width and training, those that are next to it.
@@ -282,8 +278,7 @@ class Evidence:
         name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
         rows = self._table(name, who, encoders)
         rows = rows[rows["metric"] == quantity.metric]
-        if "head" in rows:
-            rows = rows[~(rows["head"] >= 0)]
+        rows = rows[~(rows["head"] >= 0)] if "head" in rows else rows
         where = quantity.where
         if "label" in rows and rows["label"].notna().any() and "label" not in where:
             shown = "shape" if self.study.name == "shapes" else "class"

@@ -1,7 +1,5 @@
 """The scorecard as a table or as sentences of a page."""
 
-from __future__ import annotations
-
 import html
 import math
 
@@ -10,12 +8,13 @@ import pandas as pd
 from nbhelpers.studies import TITLES
 
 NOT_MEASURED = "not measured"
-# A sign, a class for the style sheet, and the verb of a sentence: nothing is said by colour alone.
+# A sign, since nothing is said by colour alone, a class for the style sheet, the verb of a sentence, and what
+# the interval of the effect has to do with it.
 MARKS = {
-    "shows": ("✓", "shows", "shows"),
-    "does not show": ("✗", "fails", "does not show"),
-    "undecided": ("?", "open", "is undecided"),
-    NOT_MEASURED: ("–", "absent", "is not measured"),
+    "shows": ("✓", "shows", "shows", "all of {} lies above zero"),
+    "does not show": ("✗", "fails", "does not show", "none of {} lies above zero"),
+    "undecided": ("?", "open", "is undecided", "{} holds zero"),
+    NOT_MEASURED: ("–", "absent", "is not measured", ""),
 }
 PAPER = "Park et al. 2023, arXiv 2305.00729, "
 
@@ -47,10 +46,6 @@ def figures(value: float, *ends: float) -> list[str]:
     return [f"{number:.{decimals}f}".replace("-", "−") for number in rounded]
 
 
-def _name(study: str) -> str:
-    return TITLES.get(study, study)
-
-
 def _unit(row: pd.Series, value: str) -> str:
     """The unit of an effect, in the singular behind a one."""
     return row["unit"].removesuffix("s") if value.strip("−") == "1" else row["unit"]
@@ -62,7 +57,7 @@ def _small(text: str) -> str:
 
 def _cell(row: pd.Series) -> str:
     """What one study says of a claim: verdict, effect, interval, seeds."""
-    sign, kind, _ = MARKS[row["verdict"]]
+    sign, kind, *_ = MARKS[row["verdict"]]
     word = f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {row["verdict"]}</span>'
     lines, notes = [word], [row["note"]]
     if row["verdict"] != NOT_MEASURED:
@@ -87,7 +82,7 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
     The links are those of the site, from its front page.
     """
     studies = list(dict.fromkeys(card["study"]))
-    names = ["claim", *map(_name, studies), "the paper"]
+    names = ["claim", *(TITLES.get(study, study) for study in studies), "the paper"]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = []
     for number, lines in card.groupby("number", sort=False):
@@ -102,14 +97,6 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
     return f'<table class="dataframe scorecard">{table}</table>'
 
 
-# What the interval of an effect has to do with a verdict.
-WHY = {
-    "shows": "all of {interval} lies above zero",
-    "does not show": "none of {interval} lies above zero",
-    "undecided": "{interval} holds zero",
-}
-
-
 def sentences(card: pd.DataFrame) -> str:
     """Markdown: a paragraph per claim, a sentence in it per study with the verdict and why."""
     paragraphs = []
@@ -117,11 +104,11 @@ def sentences(card: pd.DataFrame) -> str:
         first = lines.iloc[0]
         said = [f"**{number}. {first['claim']}** ({first['measure']})."]
         for _, row in lines.iterrows():
-            why = row["note"]
+            *_, verb, why = MARKS[row["verdict"]]
             if row["verdict"] != NOT_MEASURED:
                 value, low, high = figures(row["effect"], row["low"], row["high"])
                 effect = " ".join(filter(None, [value, _unit(row, value)]))
-                why = f"{effect}, and {WHY[row['verdict']].format(interval=f'[{low}, {high}]')}"
-            said.append(f"On {_name(row['study'])} it **{MARKS[row['verdict']][2]}**: {why}.")
+                why = f"{effect}, and {why.format(f'[{low}, {high}]')}"
+            said.append(f"On {TITLES.get(row['study'], row['study'])} it **{verb}**: {why or row['note']}.")
         paragraphs.append(" ".join(said))
     return "\n\n".join(paragraphs)
