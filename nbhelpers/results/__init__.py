@@ -117,7 +117,7 @@ def already(
 def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) -> pd.DataFrame:
     """The rows of a table for those models that have some; without any, an empty frame.
 
-    >>> set(rows_of("shapes", "fine_tuning", ["shapes.cl", "shapes.random"])["model"])
+    >>> set(rows_of("shapes", "fine_tuning", ["shapes.cl", "shapes.cl.w8"])["model"])
     {'shapes.cl'}
     """
     frames = [pd.DataFrame()]
