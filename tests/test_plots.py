@@ -148,6 +148,15 @@ def test_what_all_encoders_of_a_legend_share_is_its_title():
     assert plots.legend_below([ax]).get_texts()[0].get_text() == "CL, width 64"
 
 
+def test_other_seeds_come_behind_the_encoders_of_all_panels():
+    axes = plots.panels(["one", "two"])
+    for ax, names in zip(axes, (("CL", "other seeds", "chance"), ("CL", "hybrid 0.5")), strict=True):
+        for name in names:
+            ax.plot([0, 1], label=name)
+    texts = [text.get_text() for text in plots.legend_below(axes).get_texts()]
+    assert texts == ["CL", "chance", "hybrid 0.5", "other seeds"]
+
+
 def test_a_legend_of_long_names_leaves_the_panels_their_size(frame):
     heights = []
     with plt.style.context(Path(plots.__file__).with_name("book.mplstyle")):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.plots.figure import AXES, STYLES, line_styles, metric_label
+from nbhelpers.plots.figure import AXES, REMARKS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.studies import first_seeds, label
 
@@ -57,9 +57,9 @@ def by_depth(
             dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
             ax.scatter(dots[column], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
     if whole["model"].nunique() > len(firsts):
-        ax.plot([], [], color=GREY, lw=0.8, label="other seeds")
+        ax.plot([], [], color=GREY, lw=0.8, label=REMARKS[0])
     if heads:
-        ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label="single heads")
+        ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label=REMARKS[1])
     if not (gaps := whole[whole["value"].isna()]).empty:
         where = sorted({f"{row.model} at {getattr(row, column):g}" for row in gaps.itertuples()})
         ax.text(0.02, 0.02, f"undefined: {', '.join(where)}", transform=ax.transAxes, fontsize=7, color=GREY)
