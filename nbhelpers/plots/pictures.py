@@ -60,6 +60,7 @@ def _cell(ax: Axes, image: Tensor, grid: tuple[int, int], query: Place, values: 
     corner, size = (column * width / columns, row * height / rows), (width / columns, height / rows)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6))
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     ax.grid(False)
     return row * columns + column
 
