@@ -155,7 +155,7 @@ def download(frame: pd.DataFrame, name: str) -> HTML:
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     address = f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
     file = html.escape(f"{name.removesuffix('.csv')}.csv")
-    return HTML(f'<a href="{address}" download="{file}">Numbers of this figure ({file})</a>')
+    return HTML(f'<a href="{address}" download="{file}">The numbers ({file})</a>')
 
 
 def title(frame: pd.DataFrame) -> str:
