@@ -167,9 +167,7 @@ upto_each("18", "MIM loses more by")
 two = [generate_block("test", SEED, nuisance=2, rendering=r) for r in range(2)]
 for each in ("shape", "texture", "mask"):
     assert torch.equal(two[0][each], two[1][each])
-pair_of = torch.cat(
-    [each["image"] for each in two], dim=1
-)  # B 6 32 32, as it trains on
+pairs = torch.cat([each["image"] for each in two], dim=1)  # B 6 32 32, to train on
 
 # %% mystnb={"image": {"classes": "pictures", "alt": "Two rows of eight generated images: the objects of the two rows are the same, the coarse coloured noise behind them differs."}, "figure": {"caption": "Two renderings of the same images at amplitude 2, one below the other. One view of CL of two renderings is cut from each."}}
 ax = plots.gallery(torch.cat([each["image"][:8] for each in two]), columns=8)
