@@ -159,6 +159,10 @@ def dots(ax, rows):
         ax.plot(seen, line["value"], zorder=3, **look)
 
 
+def level(ax, value, name, dashes):
+    ax.axhline(value, color="#555555", lw=1, ls=dashes, label=name)
+
+
 # %% tags=["hide-input"]
 def draw(metric, reading, uniform=None, names=STUDIES):
     """A panel per study: lines along one training each, dots for the ends of others."""
@@ -169,11 +173,10 @@ def draw(metric, reading, uniform=None, names=STUDIES):
         if len(lines):
             plots.by_depth(lines[lines["seen"] > 0], metric, ax, column="seen")
             untrained = lines.loc[lines["seen"] == 0, "value"].mean()
-            ax.axhline(untrained, color="#555555", lw=1, ls=":", label="untrained")
+            level(ax, untrained, "untrained", ":")
         dots(ax, read(ends[name], metric, reading))
         if uniform:
-            look = {"color": "#555555", "lw": 1, "ls": "--"}
-            ax.axhline(uniform, label="uniform attention", **look)
+            level(ax, uniform, "uniform attention", "--")
         ax.set(xscale="log", xlabel="images seen", ylabel=plots.metric_label(metric))
     return axes
 

@@ -113,13 +113,21 @@ ax = plots.gallery(torch.cat(rows), columns=8)
 # %% [markdown]
 # ## What is left of shape, and of texture
 
+
+# %%
+def against_amplitude(frame):
+    """Linear probes of shape and of texture over the amplitude, a panel each."""
+    labels = ["shape", "texture"]
+    axes = plots.panels(labels, sharey=True)
+    for ax, label in zip(axes, labels, strict=True):
+        rows = read(frame, label)
+        plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"), column="nuisance")
+        ax.set(xlabel="amplitude of nuisance", xticks=trained_at)
+    return axes
+
+
 # %% mystnb={"image": {"alt": "Accuracy of linear probes of shape and of texture, mean over the last third of the blocks, against the amplitude of nuisance, for CL, MIM and the untrained encoder."}, "figure": {"caption": "Linear probes, mean over the last third of the blocks, of encoders that were trained and probed at one amplitude of nuisance, with 95 % intervals over images. Dotted: the untrained encoder. 1 is the amplitude of the book's other images."}}
-axes = plots.panels(["shape", "texture"], sharey=True)
-for ax, label in zip(axes, ("shape", "texture"), strict=True):
-    plots.by_depth(
-        read(pair, label), "linear", ax, reference=(0.1, "chance"), column="nuisance"
-    )
-    ax.set(xlabel="amplitude of nuisance", xticks=trained_at)
+axes = against_amplitude(pair)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -170,14 +178,11 @@ for each in ("shape", "texture", "mask"):
 pairs = torch.cat([each["image"] for each in two], dim=1)  # B 6 32 32, to train on
 
 # %% mystnb={"image": {"classes": "pictures", "alt": "Two rows of eight generated images: the objects of the two rows are the same, the coarse coloured noise behind them differs."}, "figure": {"caption": "Two renderings of the same images at amplitude 2, one below the other. One view of CL of two renderings is cut from each."}}
-ax = plots.gallery(torch.cat([each["image"][:8] for each in two]), columns=8)
+one, other = pairs.split(3, dim=1)  # a view is cut from each
+ax = plots.gallery(torch.cat([one[:8], other[:8]]), columns=8)
 
 # %% mystnb={"image": {"alt": "Accuracy of linear probes of shape and of texture, mean over the last third of the blocks, against the amplitude of nuisance, for CL, CL of two renderings, MIM and the untrained encoder."}, "figure": {"caption": "Linear probes as above, with CL of two renderings, whose views share the object and not the nuisance."}}
-axes = plots.panels(["shape", "texture"], sharey=True)
-for ax, label in zip(axes, ("shape", "texture"), strict=True):
-    rows = read(everything, label)
-    plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"), column="nuisance")
-    ax.set(xlabel="amplitude of nuisance", xticks=trained_at)
+axes = against_amplitude(everything)
 legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from nbhelpers.files import atomic_path, cache_dir, disguise, sha256
 from nbhelpers.images.decode import DECODER, SUFFIXES, RefusedError, Size, check, decode
-from nbhelpers.images.source import ImageSource, MissingDataError, channel_statistics, drawn
+from nbhelpers.images.source import ImageSource, MissingDataError, Triple, channel_statistics, drawn
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
 MAX_BYTES = 1 << 30  # of an image file
@@ -49,16 +50,10 @@ class FileSource(ImageSource):
         self.members = torch.arange(len(self.names)).split(sizes)
 
     def __getattr__(self, name: str) -> object:
-        if name in ("mean", "std") and self is not self._whole:
-            return getattr(self._whole, name)
-        if name in ("files", "labels"):
-            part = self.read(self.members, needed=1)
-            self.files, self.labels = part.files, part.labels
-        elif name in ("mean", "std"):
-            seen = self.at_most(STATISTICS_IMAGES)
-            self.mean, self.std = channel_statistics(seen[i][None] for i in range(len(seen)))
-        else:
+        if name not in ("files", "labels"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        part = self.read(self.members, needed=1)
+        self.files, self.labels = part.files, part.labels
         return vars(self)[name]
 
     def __len__(self) -> int:
@@ -129,6 +124,21 @@ class FileSource(ImageSource):
         part.files, part.labels = tuple(files), {"class": self.numbers[chosen]}
         part.members = None
         return part
+
+    @property
+    def mean(self) -> Triple:
+        """Mean of each colour channel, images scaled to 0..1."""
+        return self._whole._statistics[0]
+
+    @property
+    def std(self) -> Triple:
+        """Standard deviation of each colour channel over pixels, images scaled to 0..1."""
+        return self._whole._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[Triple, Triple]:
+        seen = self.at_most(STATISTICS_IMAGES)
+        return channel_statistics(seen[i][None] for i in range(len(seen)))
 
 
 def folder(

@@ -114,8 +114,10 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
     for name, image in read_all(path, size):
         match = _STIMULUS.fullmatch(PurePosixPath(name).stem)
         if match is None:
-            wanted = f"such as airplane1-bicycle2.png, of the classes {', '.join(CUE_CLASSES)}"
-            raise ValueError(f"{path}: {name} is no cue-conflict stimulus, {wanted}")
+            raise ValueError(
+                f"{path}: {name} is no cue-conflict stimulus; expected names such as "
+                f"airplane/airplane1-bicycle2.png, the classes being {', '.join(CUE_CLASSES)}"
+            )
         if match["shape"] != match["texture"]:
             trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
     if not trials:

@@ -156,7 +156,8 @@ def generate_block(split: str, block: int, nuisance: float = 1.0, rendering: int
     of the background's field and of the sensor noise, `rendering` is which draw of the two it is; all else of
     an image is the same at every value of both.
     """
-    generator = torch.Generator().manual_seed(1_000_003 * _SEEDS[split] + block)
+    seed = 1_000_003 * _SEEDS[split] + block
+    generator = torch.Generator().manual_seed(seed)
     uniform = partial(_uniform, generator, BLOCK)
     shape = torch.randint(len(SHAPES), (BLOCK,), generator=generator)
     texture = torch.randint(len(TEXTURES), (BLOCK,), generator=generator)
@@ -180,7 +181,7 @@ def generate_block(split: str, block: int, nuisance: float = 1.0, rendering: int
     field = _field(generator)
     ground, strength = uniform(0.2, 0.8, 3, 1, 1), uniform(0.03, 0.08, 1, 1, 1)
     if rendering:
-        generator.manual_seed(1_000_003 * _SEEDS[split] + block + _RENDERING * rendering)
+        generator.manual_seed(seed + _RENDERING * rendering)
         field = _field(generator)
     ground = ground + nuisance * strength * field
     covered = avg_pool2d(coverage[:, None], SUPERSAMPLING)

@@ -32,10 +32,14 @@ class _Ignored:
         pass
 
 
-IGNORED = ["argparse.Namespace", "numpy.dtype", "numpy.ndarray"]
-IGNORED += [f"numpy.{core}.multiarray.{x}" for core in ("core", "_core") for x in ("scalar", "_reconstruct")]
-_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-IGNORED += [f"pathlib.{place}{path}" for place in ("", "_local.") for path in _PATHS]
+IGNORED = """
+argparse.Namespace numpy.dtype numpy.ndarray
+numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct
+numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct
+pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
+pathlib._local.PosixPath pathlib._local.WindowsPath
+pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
+""".split()
 # Configurations are filled item by item, which torch allows for plain dictionaries only.
 STAND_INS = [(OrderedDict, "yacs.config.CfgNode"), (OrderedDict, "easydict.EasyDict")]
 STAND_INS += [(_Ignored, name) for name in IGNORED]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.plots.figure import AXES, REMARKS, STYLES, line_styles, metric_label
+from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.studies import first_seeds, label
 
@@ -43,7 +43,9 @@ def by_depth(
     ax = ax or plt.gca()
     rows = frame[frame["metric"] == metric]
     if rows.empty:
-        raise ValueError(f"the frame has no {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}")
+        raise ValueError(
+            f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
+        )
     whole = rows[~(rows["head"] >= 0)] if "head" in rows else rows
     _one_value_each(whole, column)
     firsts = first_seeds(whole["model"].unique())
@@ -57,9 +59,9 @@ def by_depth(
             dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
             ax.scatter(dots[column], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
     if whole["model"].nunique() > len(firsts):
-        ax.plot([], [], color=GREY, lw=0.8, label=REMARKS[0])
+        ax.plot([], [], color=GREY, lw=0.8, label=OTHER_SEEDS)
     if heads:
-        ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label=REMARKS[1])
+        ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label=SINGLE_HEADS)
     if not (gaps := whole[whole["value"].isna()]).empty:
         where = sorted({f"{row.model} at {getattr(row, column):g}" for row in gaps.itertuples()})
         ax.text(0.02, 0.02, f"undefined: {', '.join(where)}", transform=ax.transAxes, fontsize=7, color=GREY)
@@ -109,10 +111,10 @@ def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None, column: st
     ax.set(xlabel=column, ylabel=metric_label(metric))
     if column == "depth":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    span = AXES.reindex([metric])[["low", "high"]].to_numpy().ravel()
-    if np.isfinite(span).all():
+    spans = AXES[["low", "high"]].dropna()
+    if metric in spans.index:
         seen = [axes.dataLim.intervaly for axes in ax.get_shared_y_axes().get_siblings(ax)]
-        ends = np.concatenate([span, *seen])
+        ends = np.concatenate([spans.loc[metric], *seen])
         low, high = ends[np.isfinite(ends)].min(), ends[np.isfinite(ends)].max()
         ax.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     return ax

@@ -30,7 +30,7 @@ MARKERS = "v*X8<>dpHDos^"  # of models that have no style there
 # What the axis of a metric is called, and what it covers at least: the bounds of bounded metrics, else a span
 # in which rounding is not seen.
 AXES = pd.read_csv(DATA / "axes.csv", index_col="metric")
-REMARKS = ("other seeds", "single heads")  # what legends say of lines and dots beside encoders' names
+OTHER_SEEDS, SINGLE_HEADS = REMARKS = ("other seeds", "single heads")  # what legends name beside encoders
 SPARE = "spare"  # label of a cell of the figure without a panel
 
 
@@ -85,7 +85,7 @@ def legend_below(axes: Sequence[Axes]) -> Legend:
     figure = np.ravel(axes)[0].figure
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in np.ravel(axes)]
     handles = {name: handle for pair in pairs for handle, name in pair}
-    handles |= {name: handles.pop(name) for name in REMARKS if name in handles}  # behind all encoders
+    handles = dict(sorted(handles.items(), key=lambda each: each[0] in REMARKS))  # these behind all encoders
     settings = {name.partition(", ")[2] for name in handles if ", " in name or name in STYLES}
     shared = settings.pop() if len(settings) == 1 and len(handles) > 1 else ""
     entries = handles.values(), [name.removesuffix(f", {shared}") for name in handles]

@@ -40,7 +40,9 @@ def _grid(tokens: int, image: Tensor) -> tuple[int, int]:
     height, width = image.shape[-2:]
     rows = round((tokens * height / width) ** 0.5)
     if rows * (tokens // rows) != tokens:
-        raise ValueError(f"{tokens} patches do not tile {image.shape}: give the image as the model sees it")
+        raise ValueError(
+            f"{tokens} patches do not tile {height} x {width} px: give the image as the model sees it"
+        )
     return rows, tokens // rows
 
 

@@ -121,12 +121,16 @@ def robustness_by_depth(
     Raises the errors of `features`, `fit_linear` and `make_change`, and ValueError for a label that the
     images lack or a version with another number of images.
     """
+    versions = versions or {}
+    for name, source in versions.items():
+        if len(source) != len(test):
+            raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
     tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {("none", math.nan): (encoder, test)}
     for name, parameters in changes.items():
         for parameter in parameters:
             change = make_change(name, parameter, epsilon, half_width, seed)
             tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
-    tests |= {(name, math.nan): (encoder, source) for name, source in (versions or {}).items()}
+    tests |= {(name, math.nan): (encoder, source) for name, source in versions.items()}
 
     def score(truth: Tensor, before: Tensor | None, *others: Tensor | None) -> Iterator[Row]:
         for (name, parameter), after in zip(tests, (before, *others), strict=True):

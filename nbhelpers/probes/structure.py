@@ -56,10 +56,11 @@ def silhouette_by_depth(
         distances = pairwise_distances(layer.flatten(0, 1).double().numpy())
         np.fill_diagonal(distances, 0)
         for metric, group in groups.items():
-            tokens, each = group.repeat_interleave(count).numpy(), np.full(len(distances), np.nan)
+            values = np.full(len(images), np.nan)
             if len(group.unique()) > 1:
+                tokens = group.repeat_interleave(count).numpy()
                 each = silhouette_samples(distances, tokens, metric="precomputed")
-            values = each.reshape(-1, count).mean(1)
+                values = each.reshape(-1, count).mean(1)
             rows.append({"metric": metric, "depth": depth} | row(*mean_interval(values), len(values)))
     return identified(pd.DataFrame(rows), encoder, images)
 

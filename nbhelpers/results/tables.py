@@ -435,9 +435,8 @@ class _Renderings(ImageSource):
 
 def _dialled(study: Study) -> dict[str, Recipe]:
     """CL and MIM, and CL whose two views are of two renderings, so that they do not share the nuisance."""
-    runs = _pair(study, **DIALLED)
-    rendered = replace(next(iter(runs.values())), objective=RENDERED)
-    return runs | {trained_name(rendered, study.name): rendered}
+    rendered = replace(recipe(study.name, "cl"), **DIALLED, objective=RENDERED)
+    return _pair(study, **DIALLED) | {trained_name(rendered, study.name): rendered}
 
 
 @_table(

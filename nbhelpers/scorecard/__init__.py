@@ -133,5 +133,8 @@ def result(numbers: Sequence[str], studies: Sequence[str], models: Sequence[str]
         KeyError: for a number that no claim has.
     """
     claims = {claim.number: claim for claim in CLAIMS}
-    chosen = [claims[number] for number in numbers]
-    return Markdown(OWN_MODELS if models is not None else sentences(scorecard(studies, chosen)))
+    if unknown := [number for number in numbers if number not in claims]:
+        raise KeyError(f"no claim has the number {', '.join(unknown)}; there are {', '.join(claims)}")
+    if models is not None:
+        return Markdown(OWN_MODELS)
+    return Markdown(sentences(scorecard(studies, [claims[number] for number in numbers])))

@@ -77,7 +77,7 @@ def test_missing_stimuli_name_the_ways(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["airplane1", "airplane1-zebra2", "airplane-car", "plane1-car2"])
 def test_other_files_are_named(stimuli, name):
     write(stimuli, [name])
-    with pytest.raises(ValueError, match=rf"{name}\.png is no cue-conflict stimulus.* bicycle,"):
+    with pytest.raises(ValueError, match=rf"{name}\.png is no cue-conflict stimulus; expected names such as"):
         cue_conflict()
 
 

@@ -59,7 +59,7 @@ def test_versions_of_the_test_images_and_several_labels(encoder, colours):
     assert drop["same", "colour"] == drop["same", "coin"] == 0
     accuracy = frame[(frame.metric == "accuracy") & (frame.change == "inverted")].set_index("label").value
     assert accuracy["colour"] == pytest.approx(1 - drop["inverted", "colour"])
-    with pytest.raises(ValueError, match="120 labels for 3 predictions"):
+    with pytest.raises(ValueError, match="version 'few' has 3 images for the 120"):
         robustness_by_depth(encoder, *splits, "colour", {}, {"few": splits[2].select(range(3))})
 
 
