@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SITE := book/_build/html
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install book test chromium test-site lint format lab train results picture benchmark clean
@@ -55,7 +56,7 @@ book: $(TABLES)  ## execute every notebook and build the site into book/_build/h
 	$(BIN)/jupyter-book build book -W --keep-going || { rm -rf book/_build/.doctrees; exit 1; }
 
 test: $(INSTALLED)  ## run all tests, doctests included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not site"
+	$(PYTEST) -m "not site"
 
 # As root on Debian a missing browser is installed; elsewhere the tests say what is missing.
 chromium:
@@ -64,7 +65,7 @@ chromium:
 	|| { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 test-site: book chromium  ## open the built site in headless Chromium and look at every page
-	$(BIN)/python -m pytest -m site tests/book
+	$(PYTEST) -m site tests/book
 
 lint: $(INSTALLED)  ## check style and the direction of imports
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ from nbhelpers.models import load
 from nbhelpers.pretrain import Trainer, recipe, trained_name
 from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.probes import linear_by_depth
-from nbhelpers.results import tables
+from nbhelpers.results import tables, trainings
 from nbhelpers.studies import Study, study
 
 
@@ -50,12 +50,12 @@ def test_every_encoder_is_compared_with_both_parents(toy, monkeypatch):
 
 def test_gradients_are_followed_from_the_random_encoder(toy, monkeypatch):
     for name, value in {"RUN": {"images": 12, "batch_size": 6}, "STEPS": (0, 2), "BATCHES": 3}.items():
-        monkeypatch.setattr(tables, name, value)
+        monkeypatch.setattr(trainings, name, value)
     encoder = load(*results.TABLES["gradients"].models(toy))
     frame = measured("gradients", encoder, toy)
     assert set(frame["model"]) == {"shapes.random"}
     assert sorted(set(frame["step"])) == [0, 2]
-    run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
+    run = replace(recipe("shapes", trainings.OBJECTIVE), **trainings.RUN)
     begin = Trainer(
         run, *results.TABLES["gradients"].images(toy).values(), Path()
     ).objective.encoder.state_dict()
@@ -65,9 +65,9 @@ def test_gradients_are_followed_from_the_random_encoder(toy, monkeypatch):
 @pytest.mark.slow
 def test_the_stored_gradients_are_those_of_the_initialisation():
     chosen = study("shapes")
-    run = replace(recipe("shapes", tables.OBJECTIVE), **tables.RUN)
+    run = replace(recipe("shapes", trainings.OBJECTIVE), **trainings.RUN)
     sources = results.TABLES["gradients"].images(chosen).values()
-    computed = gradient_alignment(run, *sources, steps=[0], batches=tables.BATCHES)
+    computed = gradient_alignment(run, *sources, steps=[0], batches=trainings.BATCHES)
     kept = results.stored("shapes", "gradients").query("step == 0")
     # Class tokens of a fresh encoder hardly differ, and the heads' batch norm magnifies what rounding adds to
     # them: between two kinds of CPU, cosines with CL's gradient, near 0, differ by up to 2e-4.
@@ -78,14 +78,14 @@ def test_the_stored_gradients_are_those_of_the_initialisation():
 
 
 def test_a_training_is_followed_from_random_weights_to_its_end(toy, monkeypatch):
-    monkeypatch.setattr(tables, "moments", lambda run: [1, run.steps])
+    monkeypatch.setattr(trainings, "moments", lambda run: [1, run.steps])
     sources = [toy.images("train"), toy.images("val")]
     run = replace(recipe("shapes", "mim").of_width(32), images=12, batch_size=6, seed=3)
     whole = Trainer(run, *sources, cache_dir() / "whole")
     whole.run()
     encoder = replace(whole.encoder(), name="shapes.mim.w32.n12.s3")
     pixels = {"test": toy.sample}
-    monkeypatch.setattr(tables, "_at_a_moment", lambda now, images: analyse(now, images["test"], ["nmi"]))
+    monkeypatch.setattr(trainings, "_at_a_moment", lambda now, images: analyse(now, images["test"], ["nmi"]))
     frame = results.TABLES["along_training"].measure(run, pixels)
     assert frame["seen"].unique().tolist() == [0, 6, 12]
     assert set(frame["model"]) == {encoder.name} == {trained_name(run, "shapes")}
@@ -101,9 +101,9 @@ def test_a_training_is_followed_from_random_weights_to_its_end(toy, monkeypatch)
 def two_amplitudes(tmp_path, monkeypatch):
     """The table `nuisance` of two amplitudes and a few images."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
-    monkeypatch.setattr(tables, "NUISANCES", (0.0, 4.0))
+    monkeypatch.setattr(trainings, "NUISANCES", (0.0, 4.0))
     for number in ("TRAIN", "VALIDATION", "IMAGES"):
-        monkeypatch.setattr(tables, number, 60)
+        monkeypatch.setattr(trainings, number, 60)
     for split in ("train", "val", "test"):
         monkeypatch.setitem(SPLITS, split, BLOCK)
 
@@ -127,15 +127,15 @@ def test_a_pair_is_trained_and_probed_at_every_amplitude(two_amplitudes):
 def test_the_views_of_two_renderings_share_the_object_and_not_the_nuisance(two_amplitudes, monkeypatch):
     runs, trained = results.TABLES["nuisance"].runs(study("shapes")), {}
     plain, rendered = (
-        next(run for run in runs.values() if run.objective == each) for each in ("cl", tables.RENDERED)
+        next(run for run in runs.values() if run.objective == each) for each in ("cl", trainings.RENDERED)
     )
-    assert rendered == replace(plain, objective=tables.RENDERED)
+    assert rendered == replace(plain, objective=trainings.RENDERED)
 
     def probe(encoder, images):
         trained[run.objective, len(trained)] = encoder.module.blocks[0].mlp.fc1.weight
         return pd.DataFrame({"metric": ["linear"], "value": [0.0]})
 
-    monkeypatch.setattr(tables, "_probes", probe)
+    monkeypatch.setitem(results.TABLES, "probes", replace(results.TABLES["probes"], measure=probe))
     for run in (plain, rendered):
         run = replace(run.of_width(32), depth=2, images=64, batch_size=32)
         results.TABLES["nuisance"].measure(run, results.TABLES["nuisance"].images(study("shapes")))
@@ -143,7 +143,7 @@ def test_the_views_of_two_renderings_share_the_object_and_not_the_nuisance(two_a
     # At each amplitude before and after: renderings without nuisance are one.
     same = [torch.equal(*pair) for pair in zip(plain, rendered, strict=True)]
     assert same == [True, True, True, False]
-    first, second = tables._Renderings("val", 4.0)[3].split(3)
+    first, second = trainings._Renderings("val", 4.0)[3].split(3)
     assert torch.equal(first, shapes("val", 4.0)[3])
     assert torch.equal(second, shapes("val", 4.0, rendering=1)[3])
 
@@ -156,7 +156,7 @@ def test_a_training_is_followed_on_a_gpu_where_there_is_one(there, device, toy, 
         used.append(device)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tables, "Trainer", trainer)
+    monkeypatch.setattr(trainings, "Trainer", trainer)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     with pytest.raises(KeyboardInterrupt):
         results.TABLES["along_training"].measure(recipe("shapes", "mim"), {"test": toy.sample})
@@ -166,17 +166,19 @@ def test_a_training_is_followed_on_a_gpu_where_there_is_one(there, device, toy, 
 def test_rows_of_a_training_by_another_recipe_are_stale(monkeypatch):
     (name, _) = results.TABLES["along_training"].models(study("shapes"))
     assert len(results.stored("shapes", "along_training", [name]))
-    monkeypatch.setitem(tables.FOLLOWED, "batch_size", 64)
+    monkeypatch.setitem(trainings.FOLLOWED, "batch_size", 64)
     with pytest.raises(results.StaleTableError, match=name):
         results.stored("shapes", "along_training", [name])
 
 
 def test_all_that_is_measured_at_a_moment(toy, monkeypatch):
-    monkeypatch.setattr(tables, "TOKENS_TRAIN", 40)
+    monkeypatch.setattr(trainings, "TOKENS_TRAIN", 40)
     pixels, masks = toy.sample.images, toy.sample.images[:, 0] > 128
     names = torch.arange(40) % 2
-    split = ArraySource("shapes/test", pixels, {"shape": names}, {"shape": ("a", "b")}, masks)
+    labels, classes = (dict.fromkeys(("shape", "texture"), each) for each in (names, ("a", "b")))
+    split = ArraySource("shapes/test", pixels, labels, classes, masks)
     images = dict.fromkeys(("train", "validation", "test"), split)
-    frame = tables._at_a_moment(load("shapes.mim.w32.n256000"), images)
-    assert {"nmi", "token_cosine", "linear", "knn", "miou"} <= set(frame["metric"])
-    assert set(frame[frame["metric"] == "miou"]["depth"]) == {8}
+    frame = trainings._at_a_moment(load("shapes.mim.w32.n256000"), images)
+    assert {"nmi", "class_patch_cosine", "linear", "knn", "miou"} <= set(frame["metric"])
+    dense = frame[frame["metric"] == "miou"]
+    assert set(dense["depth"]) == {8} and set(dense["label"]) == {"mask", "texture"}

@@ -94,15 +94,19 @@ class ImageSource(Dataset):
         Raises:
             ValueError: `n` is not between 1 and the number of images.
         """
-        if n > 0 and len(part := self.at_most(n, seed, label)) == n:
-            return part
-        raise ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
+        part = self.at_most(n, seed, label)
+        if len(part) < n:
+            raise self._cannot_draw(n)
+        return part
 
     def at_most(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """As `subset`, but all images where there are fewer than `n`."""
         if n < 1:
-            return self.subset(n)  # the error
+            raise self._cannot_draw(n)
         return self.select(drawn(len(self), seed, None if label is None else self.labels[label])[:n])
+
+    def _cannot_draw(self, n: int) -> ValueError:
+        return ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> "ImageSource":
         """`n` images of every class of `label`, drawn without replacement, classes taking turns.

@@ -18,7 +18,13 @@ from nbhelpers.metrics.attention import (
 )
 from nbhelpers.metrics.base import Accumulator, Metric
 from nbhelpers.metrics.cka import linear_cka, unbiased_hsic
-from nbhelpers.metrics.diversity import attention_token_cosine, head_cosine, mean_cosine, mean_pairwise_cosine
+from nbhelpers.metrics.diversity import (
+    attention_token_cosine,
+    class_patch_cosine,
+    head_cosine,
+    mean_cosine,
+    mean_pairwise_cosine,
+)
 from nbhelpers.metrics.fourier import (
     delta_log_amplitude,
     feature_map_log_amplitude,
@@ -95,6 +101,7 @@ _TABLE = (
     _cosine("head_cosine", head_cosine, "output", reference=_zero, defined=lambda e: e.heads > 1),
     _cosine("attention_token_cosine", attention_token_cosine, "output", reference=_zero),
     _cosine("token_cosine", mean_pairwise_cosine, "block", reference=_zero),
+    _cosine("class_patch_cosine", class_patch_cosine, "full block", defined=lambda e: e.prefix > 0),
     _cosine("across_attention_cosine", mean_cosine, "block to +sa"),
     _cosine("across_block_cosine", mean_cosine, "block to block"),
     Metric(

@@ -266,6 +266,7 @@ class Metric:
         "full attention": probabilities `B H N N` over all tokens, prefix included.
         "output": attention outputs `B H N D`, before the output projection.
         "block": residual stream `B N D` at depth 0..L.
+        "full block": the same, prefix tokens included.
         "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
         "block to block": residual stream before and after a block, `B N D` each.
 

@@ -58,6 +58,34 @@ def mean_cosine(before: Tensor, after: Tensor) -> Tensor:
     return (torch.linalg.vecdot(before, after) / norms.clamp(min=torch.finfo(norms.dtype).tiny)).mean(-1)
 
 
+@takes("B N D")
+def class_patch_cosine(tokens: Tensor, prefix: int) -> Tensor:
+    r"""Cosine similarity of an image's class token and a patch token, mean over patch tokens.
+
+    .. math:: \frac{1}{N - P} \sum_{n > P} \frac{z_1 \cdot z_n}{\lVert z_1 \rVert \, \lVert z_n \rVert}
+
+    Args:
+        tokens: all tokens `B N D`, the class token first; a zero vector counts as orthogonal.
+        prefix: P, the number of tokens before the patch tokens, at least 1.
+
+    Returns:
+        `B` in -1..1.
+
+    Raises:
+        ValueError: not `B N D`, no token before the patch tokens or no other, or values that are not finite.
+
+    Source: DINOv3 (Simeoni et al. 2025), section 4: as it rises in long trainings, dense features get worse.
+
+    Example: of two patches one points the way of the class token, one at right angles to it.
+        >>> class_patch_cosine(torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]]), prefix=1)
+        tensor([0.5000])
+    """
+    if not 0 < prefix < tokens.shape[1]:
+        raise ValueError(f"class_patch_cosine: {prefix} of {tokens.shape[1]} tokens before the patch tokens")
+    patches = tokens[:, prefix:]
+    return mean_cosine(tokens[:, :1].expand_as(patches), patches)
+
+
 @takes("B H N D", H=2)
 def head_cosine(outputs: Tensor) -> Tensor:
     """`mean_pairwise_cosine` between the heads' attention outputs for a token, mean over tokens.

@@ -25,8 +25,8 @@ class Streams:
         self.by_stream: dict[str, list[Accumulator]] = defaultdict(list)
         for accumulator in accumulators:
             self.by_stream[accumulator.metric.stream].append(accumulator)
-        asked = {source for stream in self.by_stream for source in stream.split(" to ")}
-        self.attention = not asked <= {*PLACES}
+        asked = {word for stream in self.by_stream for word in stream.split()}
+        self.attention = not asked.isdisjoint(("attention", "output"))
         self.places = tuple(place for place in PLACES if place in asked)
         self._before: Tensor | None = None  # patch tokens `B N D` after the last block
 
@@ -43,6 +43,7 @@ class Streams:
             self._feed(step, record.depth, _pieces(self._before, patches), len(patches))
         if record.place == "block":
             self._feed("block", record.depth, _pieces(patches), len(patches))
+            self._feed("full block", record.depth, _pieces(record.tokens), len(patches))
             self._before = patches
 
     def _feed(self, stream: str, depth: int, pieces: Iterable[tuple[Tensor, ...]], images: int) -> None:

@@ -19,6 +19,7 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.images.source import content_fingerprint
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import Encoder, load, manifest
+from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
 from nbhelpers.results.tables import OWN, TABLES, Images, Table, redrawn

@@ -1,25 +1,21 @@
-"""What each result table holds: its images, its models and what is measured on them."""
+"""What each result table of encoders holds: its images, its models and what is measured on them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
-from nbhelpers.images.shapes import retextured, shapes
-from nbhelpers.measure import analyse, cached, code_version, identified, read_table
+from nbhelpers.images.shapes import retextured
+from nbhelpers.measure import analyse, cached, code_version, identified
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
-from nbhelpers.pretrain import Recipe, Trainer, moments, recipe, trained_name
-from nbhelpers.pretrain.alignment import gradient_alignment
+from nbhelpers.pretrain import Recipe
 from nbhelpers.probes import (
     FineTuning,
     attentive_by_depth,
@@ -52,14 +48,6 @@ ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
 
 COMPARED = 1_000  # images whose features are compared between encoders
-# The hybrid whose two gradients are followed: a run of 400 steps, of which a core makes one in seconds.
-OBJECTIVE = "hybrid-0.5"
-RUN = {"images": 25_600, "batch_size": 64}
-STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
-# A pair that is measured on the way, and one that is trained at each amplitude of what does not matter.
-FOLLOWED = {"width": 64, "heads": 4, "images": 600_000, "batch_size": 128}
-DIALLED, NUISANCES = FOLLOWED | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
-RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
 
@@ -105,16 +93,16 @@ class Table:
         return not self.why or study.name in self.studies
 
 
-def _table(name: str, images: Callable[[Study], Images], **options) -> Callable:
+def declare(name: str, images: Callable[[Study], Images], **options) -> Callable:
     """Decorator of the function that measures an encoder for a table, and says in a line what is in it."""
     if runs := options.get("runs"):
         options["models"] = lambda study: tuple(runs(study))
 
-    def declare(measure: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    def enter(measure: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
         TABLES[name] = Table(name, measure.__doc__.strip("."), images, measure, **options)
         return measure
 
-    return declare
+    return enter
 
 
 def _everything(study: Study, vary: Collection[str] = ()) -> tuple[str, ...]:
@@ -178,7 +166,7 @@ def _drawn(study: Study, train: int) -> Images:
     return {role: part.subset(min(most[role], len(part)), label=label) for role, part in parts.items()}
 
 
-def _kept(
+def kept_frame(
     encoder: Encoder,
     sources: Sequence[ImageSource],
     key: Sequence[object],
@@ -189,25 +177,26 @@ def _kept(
     return identified(frames["frame"], encoder, sources[0])
 
 
-def _probed(
+def probed(
     probe: Callable[..., pd.DataFrame], encoder: Encoder, *images: ImageSource, **options
 ) -> pd.DataFrame:
     """The frame of a function of `nbhelpers.probes`, kept in the cache folder."""
     key = [probe.__name__, options, code_version("probes")]
-    return _kept(encoder, images, key, lambda: probe(encoder, *images, **options))
+    return kept_frame(encoder, images, key, lambda: probe(encoder, *images, **options))
 
 
-def _splits(images: Images, kind: str = "") -> list[ImageSource]:
+def splits_of(images: Images, kind: str = "") -> list[ImageSource]:
+    """Images to learn from, to choose the penalty on, to test on; `kind` is what their roles begin with."""
     return [images[kind + role] for role in ROLES]
 
 
-@_table("metrics", _sample, code="metrics", metrics=tuple(METRICS))
+@declare("metrics", _sample, code="metrics", metrics=tuple(METRICS))
 def _metrics(encoder: Encoder, images: Images, metrics: Sequence[str] = tuple(METRICS)) -> pd.DataFrame:
     """Every metric of attention and residual stream."""
     return analyse(encoder, images["test"], metrics)
 
 
-@_table("profile", _sample, code="metrics", models=_every_kind, metrics=PROFILE, kept=True)
+@declare("profile", _sample, code="metrics", models=_every_kind, metrics=PROFILE, kept=True)
 def _profile(encoder: Encoder, images: Images, metrics: Sequence[str] = PROFILE) -> pd.DataFrame:
     """The metrics that all models are compared by; also of a decoder."""
     decoders = [decoder_of(encoder)] if isinstance(encoder.module, MaskedAutoencoder) else []
@@ -215,19 +204,19 @@ def _profile(encoder: Encoder, images: Images, metrics: Sequence[str] = PROFILE)
     return pd.concat(frames, ignore_index=True)
 
 
-@_table("probes", lambda study: _drawn(study, TRAIN), models=_every_kind, kept=True)
+@declare("probes", lambda study: _drawn(study, TRAIN), models=_every_kind, kept=True)
 def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Linear and k-NN probes of every label."""
-    train, validation, test = _splits(images)
+    train, validation, test = splits_of(images)
     labels = sorted(test.labels)
-    linear = _probed(linear_by_depth, encoder, train, validation, test, label=labels)
-    return pd.concat([linear, _probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
+    linear = probed(linear_by_depth, encoder, train, validation, test, label=labels)
+    return pd.concat([linear, probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
 
 
-@_table("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)
+@declare("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)
 def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Probes of the leading and of the trailing principal components of the last block."""
-    return _probed(components_by_share, encoder, *_splits(images), label=sorted(images["test"].labels))
+    return probed(components_by_share, encoder, *splits_of(images), label=sorted(images["test"].labels))
 
 
 def _cues(study: Study) -> Images:
@@ -240,7 +229,7 @@ def _cues(study: Study) -> Images:
     return {"train": images["train"], "validation": images["validation"], "conflict": conflict}
 
 
-@_table(
+@declare(
     "shape_bias",
     _cues,
     why="the stimuli whose cues disagree have to show the classes of the photographs",
@@ -249,7 +238,7 @@ def _cues(study: Study) -> Images:
 )
 def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe's decisions where shape and texture disagree."""
-    return _probed(shape_bias_by_depth, encoder, images["train"], images["validation"], images["conflict"])
+    return probed(shape_bias_by_depth, encoder, images["train"], images["validation"], images["conflict"])
 
 
 def _noise_images(study: Study) -> Images:
@@ -270,53 +259,53 @@ def _noise_images(study: Study) -> Images:
     return images
 
 
-@_table("noise", _noise_images, kept=True)
+@declare("noise", _noise_images, kept=True)
 def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe under noise, filters, shuffling, new texture."""
     depths, labels = list(range(encoder.depth + 1)), sorted(images["train"].labels)
     options = {"label": labels, "changes": CHANGES, "depths": depths}
-    frames = [_probed(robustness_by_depth, encoder, *_splits(images), **options)]
+    frames = [probed(robustness_by_depth, encoder, *splits_of(images), **options)]
     if "agreeing test" in images:
         versions = {name: images[name] for name in ("texture repainted", "texture replaced")}
         options = {"label": CUE, "changes": {}, "versions": versions, "depths": depths}
-        frames.append(_probed(robustness_by_depth, encoder, *_splits(images, "agreeing "), **options))
+        frames.append(probed(robustness_by_depth, encoder, *splits_of(images, "agreeing "), **options))
     return pd.concat(frames, ignore_index=True)
 
 
-@_table("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, slow=True, why=SMALL)
+@declare("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, slow=True, why=SMALL)
 def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Attentive probes, and dense prediction where there are masks."""
-    splits, test = _splits(images), images["test"]
-    frames = [_probed(attentive_by_depth, encoder, *splits, label=sorted(test.labels))]
+    splits, test = splits_of(images), images["test"]
+    frames = [probed(attentive_by_depth, encoder, *splits, label=sorted(test.labels))]
     if test.masks is not None:
-        frames.append(_probed(dense_by_depth, encoder, *splits, label=["mask", "texture"]))
+        frames.append(probed(dense_by_depth, encoder, *splits, label=["mask", "texture"]))
     return pd.concat(frames, ignore_index=True)
 
 
 def _tuned(encoder: Encoder, images: Images, **options) -> pd.DataFrame:
     label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
     options |= {"label": label, "recipe": FINE_TUNING}
-    return _probed(fine_tuning_by_share, encoder, images["train"], images["test"], **options)
+    return probed(fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
 def _labelled(study: Study) -> Images:
     return _drawn(study, LABELLED)
 
 
-@_table("fine_tuning", _labelled, models=_every_kind, slow=True, why=SMALL)
+@declare("fine_tuning", _labelled, models=_every_kind, slow=True, why=SMALL)
 def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
     return _tuned(encoder, images, shares=SHARES)
 
 
-@_table("new_blocks", _labelled, models=lambda study: study.trained(*PAIR), slow=True, why=SMALL)
+@declare("new_blocks", _labelled, models=lambda study: study.trained(*PAIR), slow=True, why=SMALL)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
     return pd.concat([_tuned(encoder, images, shares=[1.0], **run) for run in runs], ignore_index=True)
 
 
-@_table(
+@declare(
     "cka",
     lambda study: {"test": study.sample.subset(min(COMPARED, len(study.sample)))},
     models=_everything,
@@ -328,135 +317,4 @@ def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     chosen, test = study(images["test"].name.split("/")[0]), images["test"]
     others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
     key = ["cka", others, code_version("metrics"), code_version("probes")]
-    return _kept(encoder, [test], key, lambda: cka_by_depth(encoder, others, test))
-
-
-# A run of seed 0 begins with the random encoder.
-@_table(
-    "gradients",
-    lambda study: {"train": study.images("train"), "validation": study.images("val")},
-    code="pretrain",
-    models=lambda study: (f"{study.name}.random",),
-    slow=True,
-    why=SMALL,
-)
-def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """Whether the two losses of a hybrid agree in each block, along a short training."""
-    run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
-    sources = [images["train"], images["validation"]]
-    key = ["gradients", run, STEPS, BATCHES, code_version("pretrain")]
-    return _kept(encoder, sources, key, lambda: gradient_alignment(run, *sources, STEPS, BATCHES))
-
-
-def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """What is measured of an encoder in training; of single tokens, the last block alone."""
-    splits, test = _splits(images), images["test"]
-    frames = [_metrics(encoder, images), _probes(encoder, images)]
-    if test.masks is not None:
-        few = [splits[0].subset(TOKENS_TRAIN), *splits[1:]]
-        frames.append(_probed(dense_by_depth, encoder, *few, label=["mask"], depths=[encoder.depth]))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _pair(study: Study, **size: int) -> dict[str, Recipe]:
-    """Trainings of CL and MIM by today's recipe, of some size, by the names their encoders would have."""
-    runs = [replace(recipe(study.name, objective), **size) for objective in PAIR]
-    return {trained_name(run, study.name): run for run in runs}
-
-
-def _followed(
-    run: Recipe,
-    parts: Images,
-    folder: Path,
-    steps: Collection[int],
-    measure: Callable[[Encoder], pd.DataFrame],
-) -> pd.DataFrame:
-    """What is measured of an encoder at some steps of its training, with how many images it had seen.
-
-    What a stopped training has measured stays in its folder, where it goes on the next time.
-
-    Raises:
-        KeyboardInterrupt: a signal stopped it.
-    """
-
-    def look(encoder: Encoder, step: int) -> None:
-        frame = measure(encoder)
-        frame.insert(0, "seen", step * run.batch_size)
-        with atomic_path(folder / f"{step}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(run, parts["train"], parts["val"], folder, device)
-    if not trainer.done and not trainer.run(at=steps, call=look):
-        raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
-    return pd.concat([read_table(folder / f"{step}.csv") for step in steps], ignore_index=True)
-
-
-@_table(
-    "along_training",
-    lambda study: _drawn(study, TRAIN),
-    code="pretrain",
-    runs=lambda study: _pair(study, **FOLLOWED),
-    slow=True,
-    why=SMALL,
-)
-def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
-    """Metrics and probes along a training by today's recipe."""
-    chosen = study(images["test"].name.split("/")[0])
-    folder = cache_dir() / "along_training" / trained_name(run, chosen.name)
-    parts = {split: chosen.images(split) for split in ("train", "val")}
-    return _followed(run, parts, folder, [0, *moments(run)], lambda now: _at_a_moment(now, images))
-
-
-def _amplitudes(study: Study) -> Images:
-    """Images to learn from, to choose the penalty on and to test on, by amplitude and role."""
-    drawn = {"train": ("train", TRAIN), "validation": ("val", VALIDATION), "test": ("test", IMAGES)}
-    return {
-        f"{amplitude:g} {role}": shapes(split, amplitude).subset(number)
-        for amplitude in NUISANCES
-        for role, (split, number) in drawn.items()
-    }
-
-
-class _Renderings(ImageSource):
-    """Generated images of an amplitude, rendered twice: `6 32 32`, in which contrastive views take turns."""
-
-    def __init__(self, split: str, nuisance: float) -> None:
-        self.parts = [shapes(split, nuisance, rendering) for rendering in range(2)]
-        self.mean, self.std = self.parts[0].mean, self.parts[0].std
-
-    def __len__(self) -> int:
-        return len(self.parts[0])
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Image `index`, one rendering after the other."""
-        return torch.cat([part[index] for part in self.parts])
-
-
-def _dialled(study: Study) -> dict[str, Recipe]:
-    """CL and MIM, and CL whose two views are of two renderings, so that they do not share the nuisance."""
-    rendered = replace(recipe(study.name, "cl"), **DIALLED, objective=RENDERED)
-    return _pair(study, **DIALLED) | {trained_name(rendered, study.name): rendered}
-
-
-@_table(
-    "nuisance",
-    _amplitudes,
-    code="pretrain",
-    runs=_dialled,
-    slow=True,
-    why="only generated images have an amplitude of what does not matter",
-    studies=("shapes",),
-)
-def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
-    """Probes before and after a training, at several amplitudes of background and noise."""
-    frames = []
-    for amplitude in NUISANCES:
-        images_of = _Renderings if run.objective == RENDERED else shapes
-        parts = {split: images_of(split, amplitude) for split in ("train", "val")}
-        folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
-        here = dict(zip(ROLES, _splits(images, f"{amplitude:g} "), strict=True))
-        frame = _followed(run, parts, folder, [0, run.steps], partial(_probes, images=here))
-        frame.insert(0, "nuisance", amplitude)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    return kept_frame(encoder, [test], key, lambda: cka_by_depth(encoder, others, test))

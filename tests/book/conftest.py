@@ -78,11 +78,14 @@ class Look:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `page_name` for each page, one that takes `chapter` for each chapter."""
+    """Run a test that takes `page_name` for each page, one that takes `chapter` for each chapter.
+
+    All tests of a page run one after the other, so that one process opens it, once.
+    """
     if "page_name" in metafunc.fixturenames:
-        metafunc.parametrize("page_name", PAGES or ["index.html"])
+        metafunc.parametrize("page_name", PAGES or ["index.html"], scope="session")
     if "chapter" in metafunc.fixturenames:
-        metafunc.parametrize("chapter", CHAPTERS)
+        metafunc.parametrize("chapter", CHAPTERS, scope="session")
 
 
 def chromium() -> str | None:

@@ -1,8 +1,9 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from metric_battery import LAYOUT, assert_means, computed, feed, forward_pass, patches
+from metric_battery import LAYOUT, TOKENS, assert_means, computed, feed, forward_pass, patches
 
 from nbhelpers.capture import Attention
 from nbhelpers.metrics import METRICS, mean_cosine, mean_pairwise_cosine, patch_attention
@@ -85,6 +86,22 @@ def test_tokens_of_the_residual_stream(records):
         for depth, tokens in patches(records, "block").items()
     }
     assert_means(computed("token_cosine", [records]), expected)
+
+
+def test_the_class_token_is_compared_with_patches(records):
+    expected = {}
+    for record in records:
+        if getattr(record, "place", None) == "block":
+            first, *others = record.tokens.transpose(0, 1)[[0, *range(LAYOUT.prefix, TOKENS)]]
+            pairs = [[cosine(*pair) for pair in zip(first.tolist(), o.tolist(), strict=True)] for o in others]
+            expected[record.depth] = torch.tensor(pairs).mean(0)
+    assert_means(computed("class_patch_cosine", [records]), expected)
+
+
+def test_without_a_class_token_it_is_not_defined():
+    metric = METRICS["class_patch_cosine"].of(SimpleNamespace(depth=2, prefix=0))
+    metric.update(1, metric.measure(torch.randn(2, 15, 4)))
+    assert metric.compute()["value"].isna().all()
 
 
 def test_depths_are_compared_with_the_previous_block(records):

@@ -1,0 +1,174 @@
+"""Result tables of trainings that are made for them, and measured on the way; their weights are not kept."""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nbhelpers.files import atomic_path, cache_dir
+from nbhelpers.images import ImageSource
+from nbhelpers.images.shapes import shapes
+from nbhelpers.measure import code_version, read_table
+from nbhelpers.models import Encoder
+from nbhelpers.pretrain import Recipe, Trainer, moments, recipe, trained_name
+from nbhelpers.pretrain.alignment import gradient_alignment
+from nbhelpers.probes import dense_by_depth
+from nbhelpers.results.tables import (
+    ROLES,
+    SMALL,
+    TABLES,
+    TOKENS_TRAIN,
+    TRAIN,
+    VALIDATION,
+    Images,
+    declare,
+    kept_frame,
+    probed,
+    splits_of,
+)
+from nbhelpers.studies import IMAGES, PAIR, Study, study
+
+# The hybrid whose two gradients are followed: a run of 400 steps, of which a core makes one in seconds.
+OBJECTIVE = "hybrid-0.5"
+RUN = {"images": 25_600, "batch_size": 64}
+STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
+# A pair that is measured on the way, and one that is trained at each amplitude of what does not matter.
+FOLLOWED = {"width": 64, "heads": 4, "images": 600_000, "batch_size": 128}
+DIALLED, NUISANCES = FOLLOWED | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
+RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
+
+
+# A run of seed 0 begins with the random encoder.
+@declare(
+    "gradients",
+    lambda study: {"train": study.images("train"), "validation": study.images("val")},
+    code="pretrain",
+    models=lambda study: (f"{study.name}.random",),
+    slow=True,
+    why=SMALL,
+)
+def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Whether the two losses of a hybrid agree in each block, along a short training."""
+    run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
+    sources = [images["train"], images["validation"]]
+    key = ["gradients", run, STEPS, BATCHES, code_version("pretrain")]
+    return kept_frame(encoder, sources, key, lambda: gradient_alignment(run, *sources, STEPS, BATCHES))
+
+
+def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """What is measured of an encoder in training; of single tokens, the last block alone."""
+    splits, test = splits_of(images), images["test"]
+    frames = [TABLES[name].measure(encoder, images) for name in ("metrics", "probes")]
+    if test.masks is not None:
+        few = [splits[0].subset(TOKENS_TRAIN), *splits[1:]]
+        what = {"label": ["mask", "texture"], "depths": [encoder.depth]}
+        frames.append(probed(dense_by_depth, encoder, *few, **what))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _pair(study: Study, **size: int) -> dict[str, Recipe]:
+    """Trainings of CL and MIM by today's recipe, of some size, by the names their encoders would have."""
+    runs = [replace(recipe(study.name, objective), **size) for objective in PAIR]
+    return {trained_name(run, study.name): run for run in runs}
+
+
+def _followed(
+    run: Recipe,
+    parts: Images,
+    folder: Path,
+    steps: Collection[int],
+    measure: Callable[[Encoder], pd.DataFrame],
+) -> pd.DataFrame:
+    """What is measured of an encoder at some steps of its training, with how many images it had seen.
+
+    What a stopped training has measured stays in its folder, where it goes on the next time.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it.
+    """
+
+    def look(encoder: Encoder, step: int) -> None:
+        frame = measure(encoder)
+        frame.insert(0, "seen", step * run.batch_size)
+        with atomic_path(folder / f"{step}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trainer = Trainer(run, parts["train"], parts["val"], folder, device)
+    if not trainer.done and not trainer.run(at=steps, call=look):
+        raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
+    return pd.concat([read_table(folder / f"{step}.csv") for step in steps], ignore_index=True)
+
+
+@declare(
+    "along_training",
+    TABLES["probes"].images,
+    code="pretrain",
+    runs=lambda study: _pair(study, **FOLLOWED),
+    slow=True,
+    why=SMALL,
+)
+def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
+    """Metrics and probes along a training by today's recipe."""
+    chosen = study(images["test"].name.split("/")[0])
+    folder = cache_dir() / "along_training" / trained_name(run, chosen.name)
+    parts = {split: chosen.images(split) for split in ("train", "val")}
+    return _followed(run, parts, folder, [0, *moments(run)], lambda now: _at_a_moment(now, images))
+
+
+def _amplitudes(study: Study) -> Images:
+    """Images to learn from, to choose the penalty on and to test on, by amplitude and role."""
+    drawn = {"train": ("train", TRAIN), "validation": ("val", VALIDATION), "test": ("test", IMAGES)}
+    return {
+        f"{amplitude:g} {role}": shapes(split, amplitude).subset(number)
+        for amplitude in NUISANCES
+        for role, (split, number) in drawn.items()
+    }
+
+
+class _Renderings(ImageSource):
+    """Generated images of an amplitude, rendered twice: `6 32 32`, in which contrastive views take turns."""
+
+    def __init__(self, split: str, nuisance: float) -> None:
+        self.parts = [shapes(split, nuisance, rendering) for rendering in range(2)]
+        self.mean, self.std = self.parts[0].mean, self.parts[0].std
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index`, one rendering after the other."""
+        return torch.cat([part[index] for part in self.parts])
+
+
+def _dialled(study: Study) -> dict[str, Recipe]:
+    """CL and MIM, and CL whose two views are of two renderings, so that they do not share the nuisance."""
+    rendered = replace(recipe(study.name, "cl"), **DIALLED, objective=RENDERED)
+    return _pair(study, **DIALLED) | {trained_name(rendered, study.name): rendered}
+
+
+@declare(
+    "nuisance",
+    _amplitudes,
+    code="pretrain",
+    runs=_dialled,
+    slow=True,
+    why="only generated images have an amplitude of what does not matter",
+    studies=("shapes",),
+)
+def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
+    """Probes before and after a training, at several amplitudes of background and noise."""
+    frames = []
+    for amplitude in NUISANCES:
+        images_of = _Renderings if run.objective == RENDERED else shapes
+        parts = {split: images_of(split, amplitude) for split in ("train", "val")}
+        folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
+        here = dict(zip(ROLES, splits_of(images, f"{amplitude:g} "), strict=True))
+        frame = _followed(run, parts, folder, [0, run.steps], partial(TABLES["probes"].measure, images=here))
+        frame.insert(0, "nuisance", amplitude)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
