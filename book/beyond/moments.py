@@ -70,14 +70,15 @@ for name in STUDIES:
     models = study(name).trained("cl", "mim", vary=["width", "images"])
     wide = [each for each in models if manifest()[each]["architecture"]["width"] >= 64]
     tables = [rows_of(name, kind, wide) for kind in ("profile", "probes", "tokens")]
+    own = rows_of(name, "metrics", study(name).trained("cl", "mim"))
+    tables.append(own[own["metric"] == "class_patch_cosine"])
     ends[name] = with_moment(pd.concat(tables, ignore_index=True))
 
 
 # %% tags=["hide-input"]
-def read(frame, metric, reading):
-    """A row per encoder and moment, read off its curve over depth."""
-    rows = frame[~frame["label"].isin(["texture"])]
-    return scorecard.read_by(rows, "seen", metric, reading)
+def read(frame, metric, reading, hidden="texture"):
+    """A row per encoder and moment, read off its curve over depth; of two labels one."""
+    return scorecard.read_by(frame[frame["label"] != hidden], "seen", metric, reading)
 
 
 # %% [markdown]
@@ -164,20 +165,25 @@ def level(ax, value, name, dashes):
 
 
 # %% tags=["hide-input"]
-def draw(metric, reading, uniform=None, names=STUDIES):
-    """A panel per study: lines along one training each, dots for the ends of others."""
-    titles = [plots.title(ends[name].tail(1)) for name in names]
+def draw_panel(ax, name, metric, reading, hidden="texture"):
+    """Lines along one training each, dots for the ends of others."""
+    lines = read(followed[name], metric, reading, hidden)
+    if len(lines):
+        plots.by_depth(lines[lines["seen"] > 0], metric, ax, column="seen")
+        untrained = lines.loc[lines["seen"] == 0, "value"].mean()
+        level(ax, untrained, "untrained", ":")
+    dots(ax, read(ends[name], metric, reading, hidden))
+    ax.set(xscale="log", xlabel="images seen", ylabel=plots.metric_label(metric))
+
+
+def draw(metric, reading, uniform=None):
+    """A panel per study."""
+    titles = [plots.title(ends[name].tail(1)) for name in STUDIES]
     axes = plots.panels(titles, sharey=True, sharex=True)
-    for ax, name in zip(axes, names, strict=True):
-        lines = read(followed[name], metric, reading)
-        if len(lines):
-            plots.by_depth(lines[lines["seen"] > 0], metric, ax, column="seen")
-            untrained = lines.loc[lines["seen"] == 0, "value"].mean()
-            level(ax, untrained, "untrained", ":")
-        dots(ax, read(ends[name], metric, reading))
+    for ax, name in zip(axes, STUDIES, strict=True):
+        draw_panel(ax, name, metric, reading)
         if uniform:
             level(ax, uniform, "uniform attention", "--")
-        ax.set(xscale="log", xlabel="images seen", ylabel=plots.metric_label(metric))
     return axes
 
 
@@ -237,12 +243,28 @@ legend = below(axes)
 # ## Is dense prediction damaged late?
 #
 # Of very long trainings with a contrastive or self-distilling loss it is reported that classification still improves while
-# what single patches tell gets worse {cite:p}`simeoni2025dinov3`. On generated images the mask of the object is known, so a
-# linear probe of single tokens can be asked where the object is.
+# what single patches tell gets worse, and that meanwhile the class token and the patches $z_i$ grow alike
+# {cite:p}`simeoni2025dinov3`,
+#
+# $$
+# c_\mathrm{class} = \frac{1}{N} \sum_{i} \frac{z_\mathrm{class}^\top z_i}{\lVert z_\mathrm{class} \rVert \, \lVert z_i \rVert} .
+# $$
+#
+# Both can be looked at here: on generated images the mask of the object and the texture of each patch are known, so a linear
+# probe of single tokens can be asked for them.
 
-# %% mystnb={"image": {"alt": "Mean intersection over union of a linear probe of single tokens of the last block that finds the object's mask, against the number of images seen in training, for CL and MIM, on generated images."}, "figure": {"caption": "Mean intersection over union of the object's mask, by a linear probe of single tokens of the last block, against images seen; lines and dots as above. Dotted: the untrained encoder."}}
+# %% tags=["hide-input"]
+scorecard.result(["20a", "20b"], STUDIES)
+
+# %% mystnb={"image": {"alt": "Cosine between the class token and the patch tokens after the last block, against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between class token and patch tokens after the last block against images seen; lines and dots as above. Dotted: the untrained encoder."}}
+axes = draw("class_patch_cosine", "last")
+legend = below(axes)
+
+# %% mystnb={"image": {"alt": "Mean intersection over union of a linear probe of single tokens of the last block, against the number of images seen in training, for CL and MIM on generated images: in one panel of the object's mask, in the other of the texture of patches; untrained dotted."}, "figure": {"caption": "Mean intersection over union of a linear probe of single tokens of the last block against images seen; lines and dots as above. Left: the object's mask. Right: the texture of each patch. Dotted: the untrained encoder."}}
 masked = [each for each in STUDIES if "miou" in set(ends[each]["metric"])] or STUDIES
-axes = draw("miou", "last", names=masked)
+axes = plots.panels(["mask of the object", "texture of the patch"], sharey=True)
+for ax, hidden in zip(axes, ("texture", "mask"), strict=True):
+    draw_panel(ax, masked[0], "miou", "last", hidden)
 legend = below(axes)
 
 # %% tags=["remove-input"]
@@ -306,7 +328,11 @@ for name, grid in grids.items():
 # A contrastive training whose tokens are never more alike than those of the untrained encoder; or a masked one whose traits
 # come later than the contrastive one's. This is one training of each kind, of width 64, on generated images: the order of
 # events is the finding, not the number of images at which they happen. That depends on width, batch, views and images.
-#
+
+# %% tags=["remove-input"]
+scorecard.rows("beyond/moments", STUDIES)
+
+# %% [markdown]
 # ```bash
 # python -m nbhelpers.results --study shapes --table along_training
 # ```

@@ -4,6 +4,7 @@ import base64
 import html
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -136,13 +137,14 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
             styles[model] = look | ({"linestyle": "--", "mfc": "white"} if own and unusual else {})
         else:
             others.append(model)
-    palette = sns.husl_palette(max(len(others), 1), h=0.05, s=0.7, l=0.45).as_hex()
-    for i, model in enumerate(others):
+    for model in others:
         usual = STYLES.get(models[model])
         if usual and usual["color"] not in {look["color"] for look in styles.values()}:
             styles[model] = usual
-        else:
-            styles[model] = {"color": palette[i], "marker": MARKERS[i % len(MARKERS)], "linestyle": "--"}
+    others = [model for model in others if model not in styles]
+    palette = sns.husl_palette(len(others), h=0.8, s=0.7, l=0.45).as_hex() if others else ()
+    for model, color, marker in zip(others, palette, cycle(MARKERS), strict=False):
+        styles[model] = {"color": color, "marker": marker, "linestyle": "--"}
     return styles
 
 
