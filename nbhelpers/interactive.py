@@ -81,7 +81,7 @@ def _maps(encoder: Encoder, image: Tensor, single_heads: bool) -> dict:
     peaks = attention.amax(-1)
     apart = patch_distances(encoder.grid, encoder.patch_size).to(attention)
     return {
-        "label": label(encoder.name, encoder.objective),
+        "label": label(encoder.name),
         "grid": encoder.grid,
         "depth": attention.shape[0],
         "heads": attention.shape[1],

@@ -124,12 +124,8 @@ class Study:
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
         """Loaded encoders: those named or given, else one per objective."""
-        return [model if isinstance(model, Encoder) else load(model) for model in models or self.examples]
-
-    @property
-    def examples(self) -> tuple[str, ...]:
-        """Its models without further seeds, for figures that have a row or a panel for each."""
-        return first_seeds(self.models)
+        chosen = models or first_seeds(self.models)
+        return [model if isinstance(model, Encoder) else load(model) for model in chosen]
 
 
 TITLES = {
@@ -139,14 +135,14 @@ TITLES = {
 }
 
 
-def label(model: str, objective: str) -> str:
+def label(model: str) -> str:
     """What legends and prose call a model: by its objective where it is one of the book's own, else its name.
 
-    >>> label("shapes.cl.s1", "CL"), label("cifar10.hybrid-0.2", "hybrid"), label("deit_tiny", "supervised")
+    >>> label("shapes.cl.s1"), label("cifar10.hybrid-0.2"), label("deit_tiny")
     ('CL', 'hybrid 0.2', 'deit_tiny')
-    >>> label("shapes.mae", "MIM"), label("shapes.mae:decoder", "MIM"), label("shapes.cl.w16", "CL")
+    >>> label("shapes.mae"), label("shapes.mae:decoder"), label("shapes.cl.w16")
     ('MAE', "MAE's decoder", 'CL, width 16')
-    >>> label("cifar10.hybrid-0.2.n600000", "hybrid")
+    >>> label("cifar10.hybrid-0.2.n600000")
     'hybrid 0.2, 600,000 images'
     """
     if model.partition(".")[0] not in TITLES:
@@ -179,7 +175,7 @@ def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
     """
     first: dict[tuple[str, str], str] = {}
     for model in models:
-        first.setdefault((model.partition(".")[0], label(model, "")), model)
+        first.setdefault((model.partition(".")[0], label(model)), model)
     return tuple(first.values())
 
 

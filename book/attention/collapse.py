@@ -69,7 +69,7 @@ scorecard.result(["2", "3"], STUDIES, MODELS)
 
 # %%
 from nbhelpers.capture import capture
-from nbhelpers.metrics import normalized_mutual_information, patch_attention
+from nbhelpers.metrics import nmi, patch_attention
 
 (encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
 blocks = []
@@ -89,7 +89,7 @@ p_k = A.mean(-2)  # B H N: mean over queries
 I = H(p_k) - H(A).mean(-1)
 NMI = I / (math.log(N) * H(p_k)).sqrt()  # B H
 
-assert_close(NMI, normalized_mutual_information(A), atol=1e-4, rtol=1e-4)
+assert_close(NMI, nmi(A), atol=1e-4, rtol=1e-4)
 table = pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head")
 table.T.map("{:.3f}".format)
 
@@ -227,4 +227,4 @@ from nbhelpers.metrics import attention_entropy
 
 # All queries share two of four keys.
 same = torch.tensor([0.5, 0.5, 0, 0]).expand(1, 1, 4, 4)
-normalized_mutual_information(same), attention_entropy(same)
+nmi(same), attention_entropy(same)

@@ -140,7 +140,7 @@ def dots(frame, ax):
     looks = plots.line_styles(list(models.groups))
     for who, points in models:
         look = looks[who[0]] | {"linestyle": "none", "alpha": 0.6}
-        ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(*who), **look)
+        ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(who[0]), **look)
     y, x = map(plots.metric_label, METRICS)
     ax.set(xlabel=x, ylabel=y, xlim=(0, 1.02))
 

@@ -73,7 +73,7 @@ DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
 
 
 def maps(encoders, image):
-    names = [label(e.name, e.objective) for e in encoders]
+    names = [label(e.name) for e in encoders]
     seen = [attention_maps(e, image)[:, 0] for e in encoders]  # L H N N
     return dict(zip(names, seen, strict=True))
 
@@ -269,8 +269,7 @@ pd.DataFrame(columns).assign(area=area).round(2)
 
 # %% tags=["hide-input"]
 passed = {kind: rows.loc[rows["low"] > area] for kind, rows in last.items()}
-whose = {kind: rows[["model", "objective"]].values for kind, rows in passed.items()}
-names = {kind: [label(*who) for who in models] for kind, models in whose.items()}
+names = {kind: [*rows["model"].map(label)] for kind, rows in passed.items()}
 everywhere = sorted(set.intersection(*map(set, names.values())))
 class_only = sorted(set(names[KINDS[0]]) - set(names[KINDS[2]]))
 everywhere, class_only = (" and ".join(them) for them in (everywhere, class_only))

@@ -114,8 +114,8 @@ of.map(lambda each: each if isinstance(each, str) else f"{each:.2f}")
 #
 # ## The quantity
 #
-# A narrow encoder, trained here and now on two thousand images and looked at four times. (`Trainer.run` takes the steps and
-# the function too, `trainer.run(at=..., call=measure)`, and can be interrupted: better for a training of hours.)
+# A narrow encoder, trained here and now on two thousand images and looked at four times. (`trainer.run(until=step)` saves
+# its state and can be interrupted: better for a training of hours.)
 
 # %%
 from nbhelpers.capture import capture

@@ -54,7 +54,7 @@ known = [encoder.name for encoder in encoders]
 for i, name in enumerate(known):
     if name in known[:i]:  # two checkpoints of one model
         encoders[i] = replace(encoders[i], name=f"{name} ({i + 1})")
-names = [label(encoder.name, encoder.objective) for encoder in encoders]
+names = [label(encoder.name) for encoder in encoders]
 images = study(IMAGES).images("test")
 if N_IMAGES:
     images = images.at_most(N_IMAGES, seed=SEED)

@@ -54,7 +54,7 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 uniform = {}
 for name in frames:
     for e in study(name).encoders(MODELS):
-        uniform[name, label(e.name, e.objective)] = e.prefix / e.tokens
+        uniform[name, label(e.name)] = e.prefix / e.tokens
 
 
 # %% tags=["hide-input"]

@@ -126,7 +126,7 @@ def against(probed, tuned, ax, **more):
         y = [row.value_y - row.low_y], [row.high_y - row.value_y]
         look = looks[row.model] | {"linestyle": "none", "lw": 1} | more
         if row.model in first_seeds(both["model"]):
-            own = label(row.model, row.objective)
+            own = label(row.model)
             look["label"] = f"{row.objective}: {row.model}" if more else own
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
     ax.set(xlabel="linear probe accuracy", ylabel="fine-tuned accuracy")
@@ -160,8 +160,8 @@ text = f"""Fine-tuning saw {LABELLED:,} labelled images for {FINE_TUNING.steps} 
 for probed, tuned in points.values():
     pair = probed.merge(tuned, on=["model", "objective"])
     fell = pair[pair["high_y"] < pair["low_x"]]
-    who = [label(*each) for each in zip(fell["model"], fell["objective"], strict=True)]
-    if who:
+    who = fell["model"].map(label)
+    if len(who):
         where = plots.title(probed).splitlines()[0]
         text += f"""\n\n**Read with care.** On {where}, fine-tuning ends below the
 linear probe for {", ".join(who)}: so short a recipe undoes more than it adds there,
@@ -194,8 +194,9 @@ for ax, rows in zip(axes, [*ours.values(), public], strict=True):
     pairs = rows[["model", "objective"]].drop_duplicates().itertuples(index=False)
     for who, look in plots.line_styles(pairs).items():
         line = rows[rows["model"] == who].set_index("metric")
-        name = label(who, kind := line["objective"].iloc[0])
+        name = label(who)
         if rows is public:
+            kind = line["objective"].iloc[0]
             name, look = f"{kind}: {who}", look | {"mfc": "white"}
         ax.plot([*STEPS.values()], line["value"].reindex([*STEPS]), label=name, **look)
     ax.set(ylim=(0, 1), ylabel="accuracy")

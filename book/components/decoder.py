@@ -101,7 +101,7 @@ pd.DataFrame(means, index=["mean square"]).map("{:.2f}".format)
 
 # %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch taken from the image, since they are not predicted. Below: the image."}}
 shown, filled = reconstruct(encoder, images, MASK_RATIO, SEED)
-(ax,) = plots.panels([label(encoder.name, encoder.objective)], height=3)
+(ax,) = plots.panels([label(encoder.name)], height=3)
 pictures = torch.cat([shown, filled, images.cpu()])
 ax = plots.gallery(pictures, len(images), ax)
 

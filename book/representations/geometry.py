@@ -86,7 +86,7 @@ def token_steps(encoders, source, index):
         with capture(encoder, on_stream=stream.append):
             encoder.forward(encoder.batch(source, [index]))
         places = [record.patches[0].cpu() for record in stream]
-        name = label(encoder.name, encoder.objective)
+        name = label(encoder.name)
         steps[name] = list(zip(places[0::2], places[1::2], strict=False))
         colours[name] = plots.line_style(encoder.name, encoder.objective)["color"]
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)

@@ -45,8 +45,6 @@ from nbhelpers.metrics.tokens import feature_variance, norm_peak, outlier_share,
 from nbhelpers.models import Encoder
 from nbhelpers.names import nearest
 
-normalized_mutual_information = nmi
-
 
 class Registry(dict[str, Metric]):
     """Metrics by name; an unknown name is answered with the nearest ones."""

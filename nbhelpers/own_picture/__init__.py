@@ -97,7 +97,7 @@ def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:
     curves = {metric: rows[rows["metric"] == metric] for metric in CURVES}
     return {
         "name": encoder.name,
-        "label": label(encoder.name, encoder.objective),
+        "label": label(encoder.name),
         "colour": line_style(encoder.name, encoder.objective)["color"],
         "file": f"{folder}/{encoder.name}{SUFFIX}",
         "bytes": (Path(folder) / f"{encoder.name}{SUFFIX}").stat().st_size,

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
+from nbhelpers.results.summary import whole_layers
 from nbhelpers.studies import first_seeds, label
 
 GREY = "#555555"
@@ -46,13 +47,13 @@ def by_depth(
         raise ValueError(
             f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
         )
-    whole = rows[~(rows["head"] >= 0)] if "head" in rows else rows
+    whole = whole_layers(rows)
     _one_value_each(whole, column)
     firsts = first_seeds(whole["model"].unique())
     looks = line_styles(zip(whole["model"], whole["objective"], strict=True))
-    for (model, objective), line in whole.groupby(["model", "objective"], sort=False):
+    for model, line in whole.groupby("model", sort=False):
         line, look, first = line.sort_values(column), looks[model], model in firsts
-        name = label(model, objective) if first else None
+        name = label(model) if first else None
         ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)
         ax.fill_between(line[column], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
         if heads:
@@ -175,8 +176,8 @@ def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[
     shown = [frame[frame["model"].isin(first_seeds(frame["model"].unique()))] for frame in frames]
     each = [[rows for _, rows in frame.groupby("model", sort=False)] for frame in shown]
     rows = [rows for turn in zip_longest(*each) for rows in turn if rows is not None]
-    whose = [rows[["study", "model", "objective"]].iloc[0] for rows in rows]
-    return rows, [f"{study}: {label(model, objective)}" for study, model, objective in whose]
+    whose = [rows[["study", "model"]].iloc[0] for rows in rows]
+    return rows, [f"{study}: {label(model)}" for study, model in whose]
 
 
 def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:

@@ -130,7 +130,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """
     models, styles, others = dict(models), {}, []
     for model, objective in models.items():
-        name, _, unusual = label(model, objective).partition(", ")
+        name, _, unusual = label(model).partition(", ")
         own = model.partition(".")[0] in TITLES
         look = STYLES.get(PUBLIC.get(model, name), STYLES.get(objective) if own else None)
         if look:

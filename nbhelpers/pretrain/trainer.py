@@ -12,7 +12,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -230,10 +230,13 @@ class Trainer:
             self.body()
         return graph
 
+    def _last(self, until: int | None) -> int:
+        """The step at which to end: number `until`, or that of the recipe."""
+        return self.recipe.steps if until is None else min(until, self.recipe.steps)
+
     def steps(self, until: int | None = None) -> Iterator[Tensor]:
         """Take steps up to number `until` (default: all), giving each step's loss."""
-        last = self.recipe.steps if until is None else min(until, self.recipe.steps)
-        while self.step < last:
+        while self.step < self._last(until):
             epoch = self.step // len(self.order)
             if epoch != self._epoch:
                 self.order.copy_(self._order(epoch))
@@ -253,17 +256,15 @@ class Trainer:
         stop_after: float | None = None,
         save_every: float = 180.0,
         log_every: int = 100,
-        at: Collection[int] = (),
-        call: Callable[[Encoder, int], None] | None = None,
+        until: int | None = None,
     ) -> bool:
-        """Train to the end, for `stop_after` seconds, or until a signal; the state is saved. True when done.
+        """Train to the end, for `stop_after` seconds, or until a signal; the state is saved. True at the end.
 
         Args:
             stop_after: in seconds.
             save_every: seconds from one checkpoint to the next.
             log_every: steps from one row of the log to the next.
-            at: after which steps to call `call`; 0 is before the first. See `recipes.moments`.
-            call: gets the encoder, a copy, and the number of the step; its time does not count.
+            until: step that is the end here, where `encoder` can be looked at; default the last one.
 
         Raises:
             FloatingPointError: if the loss is not finite; the last good checkpoint stays.
@@ -271,22 +272,21 @@ class Trainer:
         if self.devices[-1:] != [device_name(self.device)]:
             self.devices.append(device_name(self.device))
         shown = {"desc": self.folder.name, "unit": "step", "mininterval": 5, "disable": rank() > 0}
-        bar = tqdm(total=self.recipe.steps, initial=self.step, **shown)
+        last = self._last(until)
+        bar = tqdm(total=last, initial=self.step, **shown)
         with stop_signals() as signalled, bar:
-            if self.step == 0:
-                self._call(at, call)
             begun, before, logged, saved, losses = time.monotonic(), self.wall_time, 0.0, 0.0, []
 
             def clock() -> float:
                 """Seconds of training in this call."""
                 return time.monotonic() - begun
 
-            for loss in self.steps():
+            for loss in self.steps(until):
                 losses.append(loss)
                 bar.update()
                 stopping = self._any(signalled() or (stop_after is not None and clock() >= stop_after))
                 logging = self.step % log_every == 0 or self.done
-                saving = stopping or self.done or clock() - saved >= save_every
+                saving = stopping or self.step == last or clock() - saved >= save_every
                 if (logging or saving) and not torch.stack(losses).isfinite().all():  # waits for the device
                     raise FloatingPointError(f"no finite loss at step {self.step}: lower the learning rate")
                 self.wall_time = before + clock()
@@ -294,20 +294,12 @@ class Trainer:
                     self._log(torch.stack(losses), clock() - logged)
                     bar.set_postfix(loss=self.rows[-1]["loss"], val=self.rows[-1]["val_loss"])
                     losses, logged = [], clock()
-                begun += self._call(at, call)
                 if saving:
                     self.save()
                     saved = clock()
                 if stopping:
                     break
-        return self.done
-
-    def _call(self, at: Collection[int], call: Callable[[Encoder, int], None] | None) -> float:
-        """Hand the encoder over if this is one of the steps asked for; the seconds it took."""
-        begun = time.monotonic()
-        if call is not None and self.step in at and rank() == 0:
-            call(self.encoder(), self.step)
-        return time.monotonic() - begun
+        return self.step >= last
 
     def _any(self, value: bool) -> bool:
         """Whether it holds in any process, since all must stop at one step."""

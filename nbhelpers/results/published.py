@@ -3,6 +3,7 @@
 import pandas as pd
 
 from nbhelpers.files import DATA
+from nbhelpers.results.summary import whole_layers
 
 # Which published model is which public checkpoint: a curve is compared with that of the same weights alone.
 CHECKPOINT_OF = {
@@ -75,7 +76,7 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
     names = {model: name for name, models in CHECKPOINT_OF.items() for model in models}
     rows = frame[(frame["metric"] == metric) & frame["model"].isin(names)]
-    rows = rows[rows["head"] < 0] if "head" in rows else rows
+    rows = whole_layers(rows)
     if (twice := rows[rows.duplicated(["model", "depth"])]["model"].unique()).size:
         raise ValueError(f"{metric}: {twice[0]} has several values at a depth; give the rows of one label")
     rows = rows[["model", "depth", "value"]].assign(published=rows["model"].map(names))

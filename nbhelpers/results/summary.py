@@ -9,17 +9,20 @@ from nbhelpers.intervals import Interval, difference, widened
 from nbhelpers.studies import label
 
 
-def _labels(frame: pd.DataFrame) -> list[str]:
-    """What prose calls the model of each row."""
-    return [label(*names) for names in zip(frame["model"], frame["objective"], strict=True)]
+def whole_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that stand for a whole layer: those of single heads left out.
+
+    >>> whole_layers(pd.DataFrame({"head": [-1, 0, float("nan")], "value": [1, 2, 3]}))["value"].tolist()
+    [1, 3]
+    """
+    return frame[~(frame["head"] >= 0)] if "head" in frame else frame
 
 
 def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
-    rows = frame[frame["metric"] == metric]
-    rows = rows[rows["head"] < 0] if "head" in rows else rows
-    groups = rows.assign(label=_labels(rows)).groupby(["label", "depth"], as_index=False, sort=False)
-    return groups["value"].mean()
+    rows = whole_layers(frame[frame["metric"] == metric])
+    rows = rows.assign(label=rows["model"].map(label))
+    return rows.groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
 
 
 def first_third(depth: pd.Series) -> pd.Series:
@@ -94,7 +97,7 @@ def by_label(frame: pd.DataFrame) -> dict[str, float]:
     >>> by_label(pd.DataFrame(rows, columns=["model", "objective", "value"])).keys()
     dict_keys(['CL', 'MAE'])
     """
-    return frame["value"].groupby(_labels(frame), sort=False).mean().to_dict()
+    return frame["value"].groupby(frame["model"].map(label), sort=False).mean().to_dict()
 
 
 def at_end(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -133,7 +136,7 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
     >>> difference_by_depth(frame, "a", "b")["value"].round(3).tolist()
     [0.0, 0.4]
     """
-    whole = frame[frame["head"] < 0] if "head" in frame else frame
+    whole = whole_layers(frame)
     sides = [whole[whole["model"] == name] for name in (first, second)]
     for name, side in zip((first, second), sides, strict=True):
         if side.empty:

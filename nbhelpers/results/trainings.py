@@ -90,17 +90,16 @@ def _followed(
     Raises:
         KeyboardInterrupt: a signal stopped it.
     """
-
-    def look(encoder: Encoder, step: int) -> None:
-        frame = measure(encoder)
-        frame.insert(0, "seen", step * run.batch_size)
-        with atomic_path(folder / f"{step}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(run, parts["train"], parts["val"], folder, device)
-    if not trainer.done and not trainer.run(at=steps, call=look):
-        raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
+    for step in steps:
+        if trainer.step < step and not trainer.run(until=step):
+            raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
+        if trainer.step == step:  # before it went on from there
+            frame = measure(trainer.encoder())
+            frame.insert(0, "seen", step * run.batch_size)
+            with atomic_path(folder / f"{step}.csv") as temporary:
+                frame.to_csv(temporary, index=False)
     return pd.concat([read_table(folder / f"{step}.csv") for step in steps], ignore_index=True)
 
 

@@ -14,7 +14,7 @@ from nbhelpers.metrics import effective_rank
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import PUBLIC
-from nbhelpers.results.summary import first_third, last_third
+from nbhelpers.results.summary import first_third, last_third, whole_layers
 from nbhelpers.studies import VARIED, kind, label, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
@@ -171,8 +171,7 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
     >>> read_by(pd.DataFrame(rows, columns=names), "seen", "knn", "overall")["value"].tolist()  # blocks 1, 2
     [0.4]
     """
-    rows = frame[frame["metric"] == metric]
-    rows = rows[~(rows["head"] >= 0)] if "head" in rows else rows
+    rows = whole_layers(frame[frame["metric"] == metric])
     who = ["model", "objective", column]
     read = [(key, READINGS[reading](curve)) for key, curve in rows.groupby(who)]
     lines = [(*key, metric, found.value, found.low, found.high) for key, found in read]
@@ -191,7 +190,7 @@ class Evidence:
         self.study = study(name)
         decoders = [name + DECODER for name in self.study.trained("mae")]
         self._usual = (*self.study.trained(), *decoders)
-        self._labels = {name: label(name, "") for name in (*self.study.trained(vary=VARIED), *decoders)}
+        self._labels = {name: label(name) for name in (*self.study.trained(vary=VARIED), *decoders)}
         self.seeds: dict[str, int] = {}
         self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
 
@@ -206,7 +205,7 @@ class Evidence:
         for encoder in zip(*curves, strict=True):
             read = [quantity.read(rows) for quantity, rows in zip(quantities, encoder, strict=True)]
             values.append(read[0] if len(read) == 1 else difference(*read, same_encoder=True))
-        found = label(self._encoders(who, quantities[0].table)[0], "")  # says width and images where unusual
+        found = label(self._encoders(who, quantities[0].table)[0])  # says width and images where unusual
         self.seeds[found] = len(values)
         return replace(over_seeds(values, comparisons), whose=(found,))
 
@@ -247,7 +246,7 @@ class Evidence:
 
     def alike(self, table: str, *kinds: str) -> list[str]:
         """Labels of encoders in a table: where one kind has an unusual width or length, the others' too."""
-        found = [label(self._encoders(who, table)[0], "") for who in kinds]
+        found = [label(self._encoders(who, table)[0]) for who in kinds]
         like = next((each for each in found if ", " in each), found[0])
         return [self.beside(like, who) for who in kinds]
 
@@ -258,7 +257,7 @@ class Evidence:
 
     def hybrids(self) -> list[str]:
         """Labels of the hybrids, such as "hybrid 0.2"."""
-        return list(dict.fromkeys(label(name, "hybrid") for name in self.study.trained("hybrid")))
+        return list(dict.fromkeys(label(name) for name in self.study.trained("hybrid")))
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
         """A table with these encoders; that of the pair with all models, as chapters read it."""
@@ -277,8 +276,7 @@ class Evidence:
         # Models beside the pair have the metrics that all are compared by, in a table of its own.
         name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
         rows = self._table(name, who, encoders)
-        rows = rows[rows["metric"] == quantity.metric]
-        rows = rows[~(rows["head"] >= 0)] if "head" in rows else rows
+        rows = whole_layers(rows[rows["metric"] == quantity.metric])
         where = quantity.where
         if "label" in rows and rows["label"].notna().any() and "label" not in where:
             shown = "shape" if self.study.name == "shapes" else "class"
@@ -299,7 +297,7 @@ class Moment(Evidence):
         self._rows = rows
 
     def _encoders(self, who: str, table: str = "") -> list[str]:
-        found = [name for name in self._rows["model"].unique() if who in (kind(name), label(name, ""))]
+        found = [name for name in self._rows["model"].unique() if who in (kind(name), label(name))]
         if not found:
             raise NotMeasured(f"{who} was not measured")
         return found

@@ -22,7 +22,7 @@ from nbhelpers import load
 from nbhelpers.capture import capture
 from nbhelpers.images import photographs, shapes
 from nbhelpers.measure import attention_maps
-from nbhelpers.metrics import attention_distance, normalized_mutual_information
+from nbhelpers.metrics import attention_distance, nmi
 from nbhelpers.models import mini_vit, wrap
 from nbhelpers.own_picture import SUFFIX, weights
 
@@ -110,7 +110,7 @@ def test_numbers_and_tokens_are_those_of_pytorch(answers: dict, name: str) -> No
     distances = array(answer["distances"], "<f4", *maps.shape[:3])
     torch.testing.assert_close(distances.mean(-1), expected, atol=1e-3, rtol=0)
     found = array(answer["nmi"], "<f4", *maps.shape[:2])
-    torch.testing.assert_close(found, normalized_mutual_information(maps), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, nmi(maps), atol=1e-3, rtol=0)
 
     kept: list[Tensor] = []
     with capture(encoder, on_stream=lambda r: kept.append(r.patches[0]), places=("block",)):
