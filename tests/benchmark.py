@@ -26,8 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nbhelpers.images import ArraySource, cifar10, shapes
 from nbhelpers.measure import feed
-from nbhelpers.metrics import METRICS, attention_distance, attention_entropy
-from nbhelpers.metrics import nmi
+from nbhelpers.metrics import METRICS, attention_distance, attention_entropy, nmi
 from nbhelpers.models import Encoder, load
 from nbhelpers.pretrain import Trainer, recipe
 from nbhelpers.pretrain.recipes import BATCH_SIZES

@@ -70,14 +70,13 @@ class FileSource(ImageSource):
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
 
-    def _keep(self, indices: Tensor, whole: ImageSource) -> None:
+    def _keep(self, indices: Tensor) -> None:
         self.members = None
         self.files = tuple(self.files[i] for i in indices.tolist())
 
-    def _content(self) -> list:
-        return [self.files, self.size, *self.labels.values()]
-
-    def _identity(self) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """Identity of contents, labels and size; the files are not read again."""
         labels = [values.tolist() for values in self.labels.values()]
         seen = [DECODER, self.size, [digest for _, digest in self.files], labels]
         return hashlib.sha256(repr(seen).encode()).hexdigest()

@@ -40,21 +40,7 @@ class ImageSource(Dataset):
     masks: Tensor | None
     mean: Triple
     std: Triple
-    _settled: tuple[str, list, list] | None = None  # a fingerprint, marks of what it is of, and that itself
-
-    def _settle(self, value: str | None = None) -> str:
-        """The fingerprint; another one where images or labels were replaced or changed in place since."""
-        content = self._content()  # held, since the id of what is gone may be used again
-        marks = [(id(part), getattr(part, "_version", 0)) for part in content]
-        if value or self._settled is None or self._settled[1] != marks:
-            self._settled = value or self._identity(), marks, content
-        return self._settled[0]
-
-    fingerprint = property(_settle)
-
-    def _identity(self) -> str:
-        """The fingerprint of what is there now, which each kind of source has as its `_content`."""
-        return content_fingerprint(*self._content())
+    fingerprint: str
 
     def select(self, indices: Sequence[int] | Tensor) -> "ImageSource":
         """The images at `indices`, in that order, or where a `bool N` is true.
@@ -67,7 +53,7 @@ class ImageSource(Dataset):
         part.labels = labels
         part.classes = dict(self.classes)
         part.masks = None if self.masks is None else self.masks[indices]
-        part._keep(indices, self)
+        part._keep(indices)
         return part
 
     def _numbers(self, indices: Sequence[int] | Tensor) -> Tensor:
@@ -132,10 +118,8 @@ class ImageSource(Dataset):
             raise ValueError(f"{self.name} has no {label} {min(unknown)!r}; it has {', '.join(known)}")
         numbers = torch.tensor([names.index(title) if title in names else -1 for title in known])
         part = self.select(numbers[values] >= 0)
-        fingerprint = selection_fingerprint(part.fingerprint, numbers)
         part.labels[label] = numbers[part.labels[label]]
         part.classes[label] = tuple(names)
-        part._settle(fingerprint)
         if empty := [title for number, title in enumerate(names) if number not in part.labels[label]]:
             raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
         return part
@@ -192,12 +176,14 @@ class ArraySource(ImageSource):
         """The images at `indices` as `uint8 B C H W`."""
         return self.images[self._numbers(indices)]
 
-    def _keep(self, indices: Tensor, whole: ImageSource) -> None:
+    def _keep(self, indices: Tensor) -> None:
         self.images = self.images[indices]
-        self._settle(selection_fingerprint(whole.fingerprint, indices))
 
-    def _content(self) -> list[Tensor]:
-        return [self.images, *self.labels.values(), *([] if self.masks is None else [self.masks])]
+    @property
+    def fingerprint(self) -> str:
+        """Identity of pixels, labels and masks as they are now."""
+        masks = [] if self.masks is None else [self.masks]
+        return content_fingerprint(self.images, *self.labels.values(), *masks)
 
     def _check(self) -> None:
         """Raise a ValueError that names the part that does not fit."""
@@ -282,11 +268,6 @@ def content_fingerprint(*tensors: Tensor) -> str:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def selection_fingerprint(fingerprint: str, indices: Tensor) -> str:
-    """The fingerprint of a selection: of the whole source's fingerprint and the indices."""
-    return hashlib.sha256(fingerprint.encode() + content_fingerprint(indices).encode()).hexdigest()
 
 
 def named_path(variable: str) -> Path | None:
