@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,12 +55,12 @@ def patch_attention(
         tensor([[[[0.2500, 0.7500],
                   [0.2500, 0.7500]]]])
     """
+    if not 0 <= prefix < query.shape[2]:
+        raise ValueError(f"patch_attention: {query.shape[2]} tokens do not fit a prefix ({prefix})")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logits = scale * query[:, :, prefix:] @ key[:, :, prefix:].mT
     if bias is not None:
         logits = logits + _additive(bias, query)[:, :, prefix:, prefix:].to(logits.dtype)
-    if logits.shape[-1] == 0:
-        raise ValueError(f"patch_attention: {query.shape[2]} tokens are no more than the prefix ({prefix})")
     return logits.softmax(-1)
 
 
@@ -219,10 +220,15 @@ def entropy(probabilities: Tensor) -> Tensor:
 def patch_distances(grid: tuple[int, int], patch_size: int | tuple[int, int]) -> Tensor:
     """Distances in pixels between patch centres, float64 `N N`, patches in row-major order.
 
+    Raises:
+        ValueError: patches of a negative size.
+
     >>> patch_distances((2, 2), (3, 4))[0]
     tensor([0., 4., 3., 5.], dtype=torch.float64)
     """
-    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    height, width = np.broadcast_to(patch_size, 2).tolist()
+    if min(height, width) < 0:
+        raise ValueError(f"patch_distances: a patch of {height} x {width} px")
     rows, columns = torch.arange(grid[0]).double() * height, torch.arange(grid[1]).double() * width
     centres = torch.cartesian_prod(rows, columns)
     return torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")

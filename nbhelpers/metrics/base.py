@@ -90,7 +90,7 @@ def remembering() -> Iterator[None]:
 def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator of a pure function that several metrics share; outside of `remembering` it does nothing.
 
-    >>> square = remembered(torch.square)
+    >>> square = remembered(lambda x: x * x)
     >>> tokens = torch.ones(2)
     >>> with remembering():
     ...     square(tokens) is square(tokens)
@@ -98,11 +98,13 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     >>> square(tokens) is square(tokens)
     False
     """
+    signature = inspect.signature(function)
 
     @wraps(function)
-    def once(tensor: Tensor, *args: Any) -> Tensor:
+    def once(*given: Any, **named: Any) -> Tensor:
+        tensor, *args = signature.bind(*given, **named).args
         answers = {} if _answers is None else _answers
-        key = (function, id(tensor), args)
+        key = (function, id(tensor), *args)
         if key not in answers:
             answers[key] = (tensor, function(tensor, *args))  # holding the tensor keeps its id taken
         return answers[key][1]
@@ -138,12 +140,14 @@ def require_finite(values: Tensor, name: str) -> None:
 
 
 def _require_probabilities(values: Tensor, name: str) -> None:
-    """Raise unless the last axis sums to 1, within the rounding of its type."""
+    """Raise unless the last axis sums to 1 and none is negative, within the rounding of its type."""
     tolerance = 2e-2 if values.dtype in (torch.float16, torch.bfloat16) else 1e-4
     deviation = (full_precision(values).sum(-1) - 1).abs().amax()
-    if not deviation <= tolerance:
+    least = values.amin()
+    if not (deviation <= tolerance and least >= -tolerance):
+        what = f"rows that do not sum to 1 (off by {deviation:.2g}) or negative entries (least {least:.2g})"
         raise ValueError(
-            f"{name} of shape {tuple(values.shape)} has rows that do not sum to 1 (off by {deviation:.2g}); "
+            f"{name} of shape {tuple(values.shape)} has {what}; "
             "patch_attention() gives maps renormalised over the patch tokens"
         )
 

@@ -39,7 +39,8 @@ def token_spectrum(tokens: Tensor) -> Tensor:
         tensor([[ 0.0000, 36.0400,     nan]], dtype=torch.float64)
     """
     tokens = tokens.double()
-    centred = tokens - tokens.mean(1, keepdim=True)
+    shifted = tokens - tokens[:, :1]  # exactly 0 where all are equal
+    centred = shifted - shifted.mean(1, keepdim=True)
     count, width = tokens.shape[1:]
     product = centred @ centred.mT if count <= width else centred.mT @ centred  # the same eigenvalues
     return _log_eigenvalues(product / (count - 1), ranks=min(count - 1, width), width=width)
@@ -76,12 +77,15 @@ def relative_spectrum(spectrum: Tensor) -> Tensor:
     return spectrum - spectrum[..., :1]
 
 
-def _log_eigenvalues(covariance: Tensor, ranks: int, width: int) -> Tensor:
-    """Log of the `ranks` largest eigenvalues of matrices (B M M), padded with NaN to `B width`."""
+def _log_eigenvalues(covariance: Tensor, ranks: int, width: int, floor: Tensor | float = 0.0) -> Tensor:
+    """Log of the `ranks` largest eigenvalues of matrices (B M M), padded with NaN to `B width`.
+
+    All are NaN where the largest is not above the floor (`B 1`): there is nothing but rounding.
+    """
     eigenvalues = torch.linalg.eigvalsh(covariance).flip(-1)[:, :ranks]
     largest = eigenvalues[:, :1]
     logs = eigenvalues.clamp(min=torch.finfo(eigenvalues.dtype).eps * largest).log()
-    logs = logs.where(largest > 0, torch.nan)
+    logs = logs.where(largest > floor, torch.nan)
     return torch.nn.functional.pad(logs, (0, width - ranks), value=torch.nan)
 
 
@@ -154,7 +158,8 @@ class ImageSpectrum(Accumulator):
         """Tidy frame of the relative log eigenvalues, per depth and rank."""
         images, width = self.moments[:, 0, 0], len(self.cells)
         freedom = max(int(images.max()) - 1, 1)  # every depth saw the same images
-        logs = _log_eigenvalues(self.moments[:, 1:, 1:] / freedom, min(freedom, width), width)
+        rounding = 1e-30 * self.moments[:, 0, 1:].square().sum(1, keepdim=True)  # of means, in float64
+        logs = _log_eigenvalues(self.moments[:, 1:, 1:] / freedom, min(freedom, width), width, rounding)
         value, unknown = relative_spectrum(logs), torch.full_like(logs, torch.nan)
         rows = ~value.isnan()
         rows[:, 0] = images > 0

@@ -56,7 +56,7 @@ def mean_iou(
     Everingham et al. 2010).
 
     Raises:
-        ValueError: for shapes that differ.
+        ValueError: for shapes that differ, or negative classes.
 
     >>> predicted, target = torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]])
     >>> round(mean_iou(predicted, target)[0], 4)  # (1 / 2 + 2 / 3) / 2
@@ -65,6 +65,8 @@ def mean_iou(
     if predicted.shape != target.shape or target.ndim != 2:
         shapes = f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)}"
         raise ValueError(f"{shapes} must both be N P")
+    if min(predicted.min(), target.min()) < 0:
+        raise ValueError("mean_iou: classes are numbered from 0; leave out patches to be ignored")
     images, classes = len(target), int(torch.maximum(predicted, target).max()) + 1
     cell = (torch.arange(images)[:, None] * classes + target) * classes + predicted
     confusion = torch.bincount(cell.flatten(), minlength=images * classes**2).double().numpy()

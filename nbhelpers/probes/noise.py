@@ -70,11 +70,17 @@ def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> 
     decisions on each image makes the interval narrower than the difference of two accuracies would have. All
     NaN where predictions are lacking.
 
+    Raises:
+        ValueError: for shapes that differ.
+
     >>> paired_drop(torch.tensor([1, 1, 1, 1]), torch.tensor([1, 1, 0, 0]), torch.ones(4))["value"]
     0.5
     """
     if before is None or after is None:
         return accuracy(None, labels)
+    if not before.shape == after.shape == labels.shape:
+        shapes = [tuple(each.shape) for each in (before, after, labels)]
+        raise ValueError(f"paired_drop: predictions and labels must all be N, got {shapes}")
     difference = (before == labels).double() - (after == labels).double()
     value, error = float(difference.mean()), float(difference.std(correction=0)) / len(labels) ** 0.5
     return row(value, value - 1.96 * error, value + 1.96 * error, len(labels))

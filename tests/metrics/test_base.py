@@ -148,6 +148,9 @@ def test_bad_input_is_named(name):
     ("name", "arguments", "message"),
     [
         ("nmi", (MAPS * 0.9,), r"rows that do not sum to 1 \(off by 0\.1"),
+        ("nmi", (torch.tensor([[[[2.0, -1.0], [-1.0, 2.0]]]]),), r"negative entries \(least -1"),
+        ("patch_attention", (TOKENS[None], TOKENS[None], -2), r"4 tokens do not fit a prefix \(-2\)"),
+        ("attention_distance", (MAPS, (2, 2), -16), "-16 x -16 px"),
         ("attention_entropy", (torch.ones(1, 1, 1, 1),), "N at least 2"),
         ("attention_distance", (MAPS, (2, 3), 16), r"4 tokens do not fit a grid of \(2, 3\)"),
         ("prefix_attention", (MAPS, 4), "4 tokens, of them 4 prefix tokens"),
@@ -168,3 +171,19 @@ def test_bad_sizes_are_named(name, arguments, message):
 def test_what_does_not_vary_has_no_value():
     assert metrics.norm_peak(torch.zeros(1, 3)).isnan()
     assert metrics.linear_cka(torch.ones(5, 2), torch.randn(5, 2)).isnan()
+
+
+def test_equal_tokens_have_no_spectrum_whatever_their_rounding():
+    tokens = torch.randn(1, 1, 8, dtype=torch.float64).expand(1, 49, 8)
+    assert metrics.token_spectrum(tokens).isnan().all()
+    encoder = SimpleNamespace(depth=0, width=8)
+    spectrum = metrics.METRICS["image_spectrum"].of(encoder)
+    for images in (3, 4):
+        spectrum.update(0, tokens[:, 0].expand(images, 8))
+    assert spectrum.compute()["value"].isna().all()
+
+
+def test_arguments_of_a_remembered_function_have_names():
+    assert torch.equal(
+        metrics.log_amplitude(TOKENS, grid=(2, 2)), metrics.log_amplitude(tokens=TOKENS, grid=(2, 2))
+    )

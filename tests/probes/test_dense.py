@@ -72,5 +72,7 @@ def test_errors(encoder, colours):
     with pytest.raises(ValueError, match=r"predicted \(2, 3\) and target \(3, 2\)"):
         mean_iou(torch.zeros(2, 3).long(), torch.zeros(3, 2).long())
     encoder.crop, encoder.image_size = 0.875, (16, 16)
+    with pytest.raises(ValueError, match="numbered from 0"):
+        mean_iou(torch.tensor([[0, 1]]), torch.tensor([[0, -1]]))
     with pytest.raises(ValueError, match="crops images"):
         patch_targets(encoder, scenes(3, 0), "mask")

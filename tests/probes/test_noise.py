@@ -18,6 +18,11 @@ def test_changed_encoder_changes_pixels_on_the_unit_scale(encoder, colours):
     torch.testing.assert_close(features(same, images), features(encoder, images))
 
 
+def test_paired_drop_refuses_a_column_of_labels():
+    with pytest.raises(ValueError, match=r"must all be N, got .*\(3, 1\)"):
+        paired_drop(torch.arange(3), torch.arange(3), torch.arange(3)[:, None])
+
+
 def test_paired_drop_by_loops():
     generator = torch.Generator().manual_seed(0)
     before, after, labels = (torch.randint(3, (50,), generator=generator) for _ in range(3))
