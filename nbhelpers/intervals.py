@@ -6,9 +6,10 @@ given the interval that its parts' intervals imply:
 - Parts that one encoder has on the same images (its depths) may vary together in any way. The margin of a
   weighted sum is then at most the weighted sum of the margins, and that is what it is given.
 - Parts of two encoders are combined as if independent: the squares of the margins add. On the same images two
-  encoders mostly err together, which makes their difference surer than that. For two accuracies with Wilson's
-  interval this is Newcombe's method 10, for two means the usual standard error of a difference; the general
-  rule, for margins that differ below and above, is Zou and Donner's (Statistics in Medicine 2008).
+  encoders may err together, which would make their difference surer than that, or against each other; the
+  tables cannot tell. For two accuracies with Wilson's interval this is Newcombe's method 10, for two means
+  the usual standard error of a difference; the general rule, for margins that differ below and above, is Zou
+  and Donner's (Statistics in Medicine 2008).
 - Encoders trained from several seeds give a t interval over seeds, whose squared margin is added to that over
   images. One seed has no such part: its interval says nothing about another training run.
 - The largest or smallest of several contrasts is bounded by bounds that hold for all of them (Bonferroni) on
