@@ -92,13 +92,13 @@ class Study:
         """
         family = "cifar10" if self.name.startswith("folder:") else self.name
         of = {name: _parts(name) for name, row in manifest().items() if row["study"] == family}
-        nearest: dict[str, dict[str, int]] = {}
-        for key, unusual in of.values():
-            nearest[key] = max(nearest.get(key, unusual), unusual, key=_nearness)
+        nearest: dict[str, str] = {}
+        for name, (key, _) in of.items():
+            nearest[key] = max(nearest.get(key, name), name, key=nearness)
         return tuple(
             name
             for name, (key, unusual) in of.items()
-            if (unusual == nearest[key] or unusual.keys() <= {*vary})
+            if (unusual == of[nearest[key]][1] or unusual.keys() <= {*vary})
             and (not objectives or {key, key.partition("-")[0]} & {*objectives})
         )
 
@@ -112,8 +112,7 @@ class Study:
         """
         sets: dict[tuple[float, float], dict[str, str]] = {}
         for name in self.trained(*objectives, vary=VARIED):
-            key, unusual = _parts(name)
-            sets.setdefault(_nearness(unusual), {})[name] = key
+            sets.setdefault(nearness(name), {})[name] = _parts(name)[0]
         common = {size: names for size, names in sets.items() if {*objectives} <= {*names.values()}}
         if not common:
             raise LookupError(
@@ -142,8 +141,8 @@ def label(model: str) -> str:
     ('CL', 'hybrid 0.2', 'deit_tiny')
     >>> label("shapes.mae"), label("shapes.mae:decoder"), label("shapes.cl.w16")
     ('MAE', "MAE's decoder", 'CL, width 16')
-    >>> label("cifar10.hybrid-0.2.n600000")
-    'hybrid 0.2, 600,000 images'
+    >>> label("cifar10.hybrid-0.2.n600000"), label("shapes.mae.w64:decoder")
+    ('hybrid 0.2, 600,000 images', "MAE's decoder, width 64")
     """
     if model.partition(".")[0] not in TITLES:
         return model
@@ -162,8 +161,13 @@ def kind(model: str) -> str:
     return NAMES.get(key, key.replace("-", " "))
 
 
-def _nearness(unusual: dict[str, int]) -> tuple[float, float]:
-    """Sort key by which the encoder nearest to the default width and number of images is the largest."""
+def nearness(model: str) -> tuple[float, float]:
+    """Sort key by which the encoder nearest to the default width and number of images is the largest.
+
+    >>> nearness("shapes.cl") > nearness("shapes.cl.n9") > nearness("shapes.cl.w64")
+    True
+    """
+    unusual = _parts(model)[1]
     return unusual.get("width", WIDTH), unusual.get("images", float("inf"))
 
 
@@ -181,9 +185,10 @@ def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
 
 def _parts(model: str) -> tuple[str, dict[str, int]]:
     """Objective, as training knows it, and the VARIED in the name of an encoder of the book or a decoder."""
+    encoder, _, part = model.partition(":")
     numbers = r"(?:\.w(?P<width>\d+))?(?:\.n(?P<images>\d+))?(?:\.s\d+)?"
-    parts = re.fullmatch(r"(?:.*:)?(?:\w+\.)?(?P<objective>.+?)" + numbers, model)
-    return parts["objective"], {key: int(parts[key]) for key in VARIED if parts[key]}
+    parts = re.fullmatch(r"(?:\w+\.)?(?P<objective>.+?)" + numbers, encoder)
+    return part or parts["objective"], {key: int(parts[key]) for key in VARIED if parts[key]}
 
 
 def _imagenet() -> ImageSource:

@@ -297,6 +297,29 @@ def test_encoders_are_compared_with_those_of_their_own_width_and_length(toy):
     assert "width 64" in line("17e")["note"]
 
 
+def test_a_matched_pair_comes_before_the_nearest_of_each(toy):
+    of = {"mim": 9.0, "mim.w64.n9": 2.0, "mae.n5": 4.0, "mae.w64.n9": 1.0}
+    toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in of}
+    del toy["trained"]["shapes.mae"]
+    toy["profile"] = pd.concat(
+        [curve("delta_log_amplitude", name, [0.0, 0.0, -fall], 0.01) for name, fall in of.items()]
+    )
+    assert line("13a")["effect"] == pytest.approx(1) and not line("13a")["note"]
+
+
+def test_margins_of_an_encoder_and_its_decoder_add(toy):
+    names = ("mae", "mae:decoder")
+    toy["profile"] = pd.concat([curve("nmi", name, [0.5, 0.5, 0.5], 0.01) for name in names])
+    assert effect("13b") == [0.0, -0.02, 0.02]
+
+
+def test_what_is_undefined_is_not_measured_and_spoils_no_other(toy):
+    toy["probes"] = probes(cl=0.6, mim=0.3, hybrid_2=float("nan"), hybrid_4=0.5)
+    assert line("15a")["note"] == "hybrid 0.4"
+    toy["probes"] = probes(cl=float("nan"), mim=0.3)
+    assert (line("14a")["verdict"], line("14a")["note"]) == ("not measured", "linear of CL is undefined")
+
+
 def test_a_claim_turns_along_a_training(toy):
     """By hand: NMI of MIM lies below CL's at the first moment, above it at the second."""
     ends = {"mim": (0.1, 0.6), "cl": (0.2, 0.1)}
@@ -401,6 +424,8 @@ def test_the_papers_own_values():
             "14a": 71.71 - 45.34,
             "14b": 50.3 - 47.9,
             "14c": (83.8 - 56.7) - (83.2 - 76.7),
+            "14e": (64.9 - 47.1) - (76.5 - 75.7),
+            "14f": (47.1 - 8.6) - (75.7 - 66.8),
             "14d": (81.8 - 64.6) - (81.2 - 68.9),
             "15a": 62.3 - 58.1,
             "15b": 82.29 - 81.9,
@@ -411,7 +436,16 @@ def test_the_papers_own_values():
 
 
 PAPER = {"CL": ("MoCo v3", "encoder"), "MIM": ("SimMIM", "encoder"), "MAE": ("MAE", "encoder")}
-OTHER_FORM = ("9a", "14b", "14c", "14d", "15a", "15b")  # than a value read off one curve: held above alone
+OTHER_FORM = (
+    "9a",
+    "14b",
+    "14c",
+    "14d",
+    "14e",
+    "14f",
+    "15a",
+    "15b",
+)  # than a value read off one curve: held above alone
 PAPER |= {"MAE's decoder": ("MAE", "decoder"), "hybrid": ("SimMIM+MoCo", "encoder")}
 
 

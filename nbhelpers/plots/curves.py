@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
-from nbhelpers.results.summary import whole_layers
+from nbhelpers.results.summary import one_value_each, whole_layers
 from nbhelpers.studies import first_seeds, label
 
 GREY = "#555555"
@@ -48,7 +48,7 @@ def by_depth(
             f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
         )
     whole = whole_layers(rows)
-    _one_value_each(whole, column)
+    one_value_each(whole, column)
     firsts = first_seeds(whole["model"].unique())
     looks = line_styles(zip(whole["model"], whole["objective"], strict=True))
     for model, line in whole.groupby("model", sort=False):
@@ -92,17 +92,6 @@ def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
     encoders = frame["model"].str.removesuffix(":decoder")
     offset = encoders.map(last).where(encoders != frame["model"], 0)
     return frame.assign(depth=frame["depth"] + offset.astype(int))
-
-
-def _one_value_each(rows: pd.DataFrame, column: str) -> None:
-    """Refuse rows that would become one zig-zag line."""
-    twice = rows[rows.duplicated(["model", column], keep=False)]
-    if twice.empty:
-        return
-    of = ("label", "change", "parameter", "share", "rank", "frequency", "query", "other", "place")
-    vary = [each for each in of if each in twice and each != column and twice[each].nunique() > 1]
-    why = f"choose one {' and '.join(vary)}" if vary else "two encoders share the name: give each its own"
-    raise ValueError(f"{twice['model'].iloc[0]} has several values at one {column}; {why}")
 
 
 def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None, column: str = "depth") -> Axes:

@@ -18,9 +18,21 @@ def whole_layers(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~(frame["head"] >= 0)] if "head" in frame else frame
 
 
+def one_value_each(rows: pd.DataFrame, column: str = "depth") -> None:
+    """Raise a ValueError where a model has several values at one depth: mixed, or one zig-zag line."""
+    twice = rows[rows.duplicated(["model", column], keep=False)]
+    if twice.empty:
+        return
+    of = ("label", "change", "parameter", "share", "rank", "frequency", "query", "other", "place")
+    vary = [each for each in of if each in twice and each != column and twice[each].nunique() > 1]
+    why = f"choose one {' and '.join(vary)}" if vary else "two encoders share the name: give each its own"
+    raise ValueError(f"{twice['model'].iloc[0]} has several values at one {column}; {why}")
+
+
 def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
     rows = whole_layers(frame[frame["metric"] == metric])
+    one_value_each(rows)
     rows = rows.assign(label=rows["model"].map(label))
     return rows.groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
 
@@ -116,7 +128,8 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
 
     $d_l = a_l - b_{l'}$ with margins $\sqrt{m_a^2 + m_b^2}$, as of two independent samples: where both saw
     the same images the difference is surer than that. Where the two have different numbers of blocks, $l'$ is
-    the same share of the second's depth, between two of its blocks by linear interpolation.
+    the same share of the second's depth, between two of its blocks by linear interpolation; depths before the
+    second's first are left out.
 
     Args:
         frame: rows of both models as `analyse` gives them; rows of single heads are left out.
@@ -128,7 +141,8 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
         whether an interval that holds for all depths of the metric together (Bonferroni) leaves out 0.
 
     Raises:
-        ValueError: a model has no rows, or the two have no metric in common.
+        ValueError: a model has no rows, or several values of a metric at a depth (of several labels, say), or
+            the two have no metric in common.
 
     >>> ends = {"metric": "nmi", "depth": [1, 2], "low": [0.1, 0.5], "high": [0.3, 0.7]}
     >>> one = pd.DataFrame({"model": "a", "value": [0.2, 0.6]} | ends)
@@ -142,6 +156,8 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
         if side.empty:
             raise ValueError(f"no rows of {name!r}; the frame has {sorted(set(frame['model']))}")
     common = [metric for metric in sides[0]["metric"].unique() if metric in set(sides[1]["metric"])]
+    for metric in common:
+        one_value_each(pd.concat([side[side["metric"] == metric] for side in sides]))
     parts = [_difference(*(side[side["metric"] == metric] for side in sides)) for metric in common]
     if not parts:
         raise ValueError(f"{first!r} and {second!r} have no metric in common")
@@ -152,6 +168,7 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     one, other = one.sort_values("depth"), other.sort_values("depth")
     share, there = (side["depth"] / max(side["depth"].max(), 1) for side in (one, other))
+    one, share = one[share >= there.min()], share[share >= there.min()]
     columns = ["value", "low", "high"]
     matched = np.stack([np.interp(share, there, other[name]) for name in columns], axis=1)
     pairs = zip(one[columns].to_numpy(), matched, strict=True)

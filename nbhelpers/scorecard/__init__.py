@@ -36,8 +36,8 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
     Returns:
         A row per claim and study with the columns `number claim measure chapter study effect low high unit
         seeds published published_unit source verdict note`. `low` and `high` bound the 95 % interval of
-        `effect`, over images and, with more than one of the `seeds`, over them too. `published` is the
-        paper's own value. Where the verdict is "not measured", `note` says what is missing; else it names
+        `effect`, over images and, with more than one of the `seeds`, over them too. `published` is a
+        published value of it. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.
     """
     evidences = [Evidence(name) for name in studies]
@@ -72,13 +72,16 @@ def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
         effect = measured(claim, evidence)
     except NotMeasured as error:
         return line | {"verdict": NOT_MEASURED, "note": str(error)}
+    seeds = [evidence.seeds[label] for label in effect.whose]
+    varied = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) < max(seeds) else ""
+    note = _note(effect.whose, chosen=claim.contrast == "best_hybrid")
     return line | {
         "effect": effect.value,
         "low": effect.low,
         "high": effect.high,
-        "seeds": min(evidence.seeds[label] for label in effect.whose),
+        "seeds": min(seeds),
         "verdict": verdict(effect),
-        "note": _note(effect.whose, chosen=claim.contrast == "best_hybrid"),
+        "note": "; ".join(filter(None, [note, varied])),
     }
 
 

@@ -50,7 +50,8 @@ def _difference(evidence: Evidence, claim: Claim, quantities: list[Quantity]) ->
     if not claim.less:
         return evidence.of(claim.more, quantities)
     more, less = evidence.alike(quantities[0].table, claim.more, claim.less)
-    return difference(evidence.of(more, quantities), evidence.of(less, quantities))
+    one_network = claim.more == f"{claim.less}'s decoder"
+    return difference(evidence.of(more, quantities), evidence.of(less, quantities), same_encoder=one_network)
 
 
 def _smallest_over_depths(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:

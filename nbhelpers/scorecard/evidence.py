@@ -15,7 +15,7 @@ from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import PUBLIC
 from nbhelpers.results.summary import first_third, last_third, whole_layers
-from nbhelpers.studies import VARIED, kind, label, study
+from nbhelpers.studies import VARIED, kind, label, nearness, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
 DECODER = ":decoder"
@@ -28,6 +28,11 @@ REASONS = {
 }
 
 ACRONYMS = {"miou": "mIoU", "nmi": "NMI"}
+
+
+def _in_words(metric: str) -> str:
+    return ACRONYMS.get(metric, metric.replace("_", " "))
+
 
 Reading = Callable[[pd.DataFrame], Interval]  # of one encoder's rows
 
@@ -205,6 +210,8 @@ class Evidence:
         for encoder in zip(*curves, strict=True):
             read = [quantity.read(rows) for quantity, rows in zip(quantities, encoder, strict=True)]
             values.append(read[0] if len(read) == 1 else difference(*read, same_encoder=True))
+        if any(np.isnan(each.value) for each in values):
+            raise NotMeasured(f"{_in_words(quantities[0].metric)} of {who} is undefined")
         found = label(self._encoders(who, quantities[0].table)[0])  # says width and images where unusual
         self.seeds[found] = len(values)
         return replace(over_seeds(values, comparisons), whose=(found,))
@@ -213,7 +220,7 @@ class Evidence:
         """Names of the encoders, or decoders, of that label; of a table of trainings, those of these."""
         made = TABLES.get(table)
         if made and not made.belongs_to(self.study):
-            raise NotMeasured(REASONS[NoTableError].format(name=table))
+            raise NotMeasured(f"no table {table} in this study: {made.why}")
         if made and made.runs:
             found = [name for name in made.runs(self.study) if kind(name) == who]
         elif self.study.name == "imagenet":
@@ -245,10 +252,17 @@ class Evidence:
         return widths[min(widths)], widths[max(widths)]
 
     def alike(self, table: str, *kinds: str) -> list[str]:
-        """Labels of encoders in a table: where one kind has an unusual width or length, the others' too."""
-        found = [label(self._encoders(who, table)[0]) for who in kinds]
-        like = next((each for each in found if ", " in each), found[0])
-        return [self.beside(like, who) for who in kinds]
+        """Labels of encoders in a table: of one width and length, the most usual, where all kinds have it."""
+        labels = {} if TABLES[table].runs else self._labels
+        settings = [
+            {known.partition(", ")[2]: name for name, known in labels.items() if kind(name) == who}
+            for who in kinds
+        ]
+        common = set.intersection(*map(set, settings))
+        if not common:
+            return list(kinds)
+        chosen = max(common, key=lambda setting: nearness(settings[0][setting]))
+        return [", ".join(filter(None, [who, chosen])) for who in kinds]
 
     def beside(self, who: str, other: str) -> str:
         """The encoders of another objective with the same width and images, where there are any."""
@@ -284,8 +298,7 @@ class Evidence:
         rows = rows.query(where) if where and len(rows) else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
-            what = ACRONYMS.get(quantity.metric, quantity.metric.replace("_", " "))
-            raise NotMeasured(f"the table {name} has no {what} of {who}")
+            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}")
         return found
 
 

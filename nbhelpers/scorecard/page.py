@@ -77,12 +77,12 @@ def _paper(row: pd.Series) -> str:
 
 
 def html_table(card: pd.DataFrame, links: bool) -> str:
-    """A row per claim, a column per study and one for the paper; claims link to their chapters if asked to.
+    """A row per claim, a column per study and one of published values; claims link to chapters if asked to.
 
     The links are those of the site, from its front page.
     """
     studies = list(dict.fromkeys(card["study"]))
-    names = ["claim", *(TITLES.get(study, study) for study in studies), "the paper"]
+    names = ["claim", *(TITLES.get(study, study) for study in studies), "published"]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = []
     for number, lines in card.groupby("number", sort=False):

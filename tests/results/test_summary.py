@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.results import difference_by_depth
+from nbhelpers.results import difference_by_depth, highest, late
+
+LABELS = {"shape": 0.9, "texture": 0.1}
 
 
 def curve(model: str, values: list[float], margin: float = 0.1, metric: str = "nmi") -> pd.DataFrame:
@@ -29,8 +31,16 @@ def test_margins_add_in_squares_and_the_verdict_holds_for_all_depths():
 
 def test_models_of_different_depth_meet_at_the_same_share():
     frame = pd.concat([curve("a", [1.0, 2.0, 3.0, 4.0]), curve("b", [2.0, 4.0])])
-    # Shares 1/4, 1/2, 3/4, 1 of b: its first block (nothing before it), its first, 3, 4.
-    assert difference_by_depth(frame, "a", "b")["value"].tolist() == pytest.approx([-1, 0, 0, 0])
+    # Shares 1/2, 3/4, 1 of b: its first block, 3, 4; there is nothing at 1/4.
+    found = difference_by_depth(frame, "a", "b")
+    assert found["depth"].tolist() == [2, 3, 4] and found["value"].tolist() == pytest.approx([0, 0, 0])
+
+
+def test_values_of_two_labels_are_not_mixed():
+    both = [curve(model, [v], metric="linear").assign(label=of) for model in "ab" for of, v in LABELS.items()]
+    for summary in (late, highest, lambda frame, _: difference_by_depth(frame, "a", "b")):
+        with pytest.raises(ValueError, match="several values at one depth; choose one label"):
+            summary(pd.concat(both), "linear")
 
 
 def test_heads_and_foreign_metrics_stand_aside_and_unknown_models_are_named():
