@@ -42,7 +42,7 @@ def said(*numbers):
 Markdown(
     "**The answer in three sentences.** Late in a contrastive encoder, attention reaches "
     "across the image and depends little on the query; in a masked one it stays around "
-    f"each token {said('1', '2', '3')}. A contrastive encoder goes by shape and forgets "
+    f"each token {said('1', '2')}. A contrastive encoder goes by shape and forgets "
     "fine detail, a masked one keeps texture and high frequencies "
     f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and at "
     "a later depth; a masked one gains more from fine-tuning "
@@ -169,15 +169,17 @@ Markdown(
 
 # %% [markdown]
 # - **Two runs say little about a third.** Where several encoders were trained from different seeds, the interval is that
-#   of Student's t over them as well. With two seeds it is wide, so that a second seed can turn an entry "undecided".
+#   of Student's t over them as well, on one side of a difference or on both. With two seeds it is wide, so that a second
+#   seed can turn an entry "undecided".
+# - **Many rows.** Each interval is one of 95 % by itself: of so many, a few miss their true value by chance.
 # - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
 #   says so. The newest ones were trained on a GPU in bfloat16 with images drawn with replacement; the manifest in
 #   `data/encoders` has the recipe of each.
-# - **On the safe side.** Margins of one encoder's depths are added; those of two encoders are combined as if independent,
-#   for accuracies by Newcombe's interval {cite:p}`newcombe1998interval`. Where the best of several was chosen, the
-#   interval is widened for the choice.
+# - **Margins.** Those of one encoder's depths are added, which is on the safe side. Those of two encoders are combined as if
+#   independent, though both saw the same images; for accuracies that is Newcombe's interval
+#   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened for the choice.
 # - **Sure and small.** A verdict is about the sign of an effect; whether its size matters is for the chapters, which show
-#   the curves behind each row. The paper's own value comes from larger encoders on other images: compare the sign.
+#   the curves behind each row. A published value comes from larger encoders on other images: compare the sign.
 #
 # `nbhelpers.scorecard.scorecard(["shapes", "cifar10"])` gives the same as a data frame, with the sources.
 #

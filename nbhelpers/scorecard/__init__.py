@@ -12,6 +12,7 @@ from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
 
 COLUMNS = "number claim measure chapter study effect low high unit seeds".split()
 COLUMNS += "published published_unit source verdict note".split()
+ONE_RUN = "Intervals are over test images; at least one side of each comparison is a single training run."
 OWN_MODELS = "The scorecard is about the studies' own models: set `MODELS = None`."
 
 
@@ -140,4 +141,5 @@ def result(numbers: Sequence[str], studies: Sequence[str], models: Sequence[str]
         raise KeyError(f"no claim has the number {', '.join(unknown)}; there are {', '.join(claims)}")
     if models is not None:
         return Markdown(OWN_MODELS)
-    return Markdown(sentences(scorecard(studies, [claims[number] for number in numbers])))
+    card = scorecard(studies, [claims[number] for number in numbers])
+    return Markdown(sentences(card) + (f"\n\n{ONE_RUN}" if (card["seeds"] == 1).any() else ""))
