@@ -27,7 +27,9 @@ NAMES = {
     "cl-renderings": "CL of two renderings",
 }
 # The paper's own models, and an untrained one of their architecture.
-PUBLIC = tuple(f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:"))
+IMAGENET_MODELS = tuple(
+    f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:")
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,6 @@ def study(name: str) -> Study:
     if family not in TITLES:
         raise ValueError(f"unknown study {name!r}: there are {', '.join(TITLES)} and folder:PATH")
     if name == "imagenet":
-        return Study(name, TITLES[name], PUBLIC)
+        return Study(name, TITLES[name], IMAGENET_MODELS)
     chosen = Study(name, TITLES.get(name, name), ())
     return replace(chosen, models=(*chosen.trained(*PAIR), f"{family}.random"))

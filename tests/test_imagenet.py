@@ -42,7 +42,7 @@ def photographs(tmp_path, monkeypatch):
         row = {"study": "public", "objective": name[7:].upper(), "seed": 0, "architecture": architecture}
         torch.manual_seed(seed)
         store.save_encoder(mini_vit(**architecture), name, row | {"mean": (0.5,) * 3, "std": (0.25,) * 3})
-    monkeypatch.setattr(module, "PUBLIC", ENCODERS)
+    monkeypatch.setattr(module, "IMAGENET_MODELS", ENCODERS)
     forget()
     yield tmp_path
     forget()

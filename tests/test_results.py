@@ -192,6 +192,8 @@ def test_other_images_are_drawn_here_or_not_at_all(toy, monkeypatch):
     monkeypatch.setitem(results.TABLES, "slow", replace(results.TABLES["small"], slow=True))
     with pytest.raises(ValueError, match="toy/slow is too slow"):
         table("toy", "slow", n_images=3)
+    with pytest.raises(ValueError, match="cannot draw 0"):
+        table("toy", "small", n_images=0)
     assert (table("toy", "small", n_images=300)["images"] == len(results.study("toy").images("test"))).all()
     toy.lose()
     with pytest.raises(MissingDataError, match="a third way"):

@@ -193,9 +193,9 @@ def _weights(model: str | Encoder, study_name: str) -> str | None:
         if rest.partition(".")[0] != "random":
             return ""
         model = load(model)
-    recipe = [model.name, model.objective, model.provenance.get("architecture"), model.provenance.get("tag")]
-    if model.objective != "random" and not recipe[-1]:
-        recipe = [model.fingerprint]
+    recipe = [model.fingerprint]
+    if model.objective == "random":  # None, once a field, keeps the checksums that are stored
+        recipe = [model.name, model.objective, model.provenance.get("architecture"), None]
     return model.provenance.get("sha256") or hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 

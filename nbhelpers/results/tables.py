@@ -124,7 +124,7 @@ def redrawn(study: Study, images: Images, number: int | None, seed: int) -> Imag
         whole = study.images("test") if role == "test" and not held_out else part
         label = None if study.splits else next(iter(whole.classes))
         few = len(part) if number is None else max(1, round(len(part) * number / IMAGES))
-        return whole.at_most((number or few) if role == "test" else few, seed, label)
+        return whole.at_most(few if role != "test" or number is None else number, seed, label)
 
     held_out = "train" in images and not study.splits
     return {role: anew(role, part) for role, part in images.items()}
