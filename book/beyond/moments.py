@@ -77,7 +77,7 @@ for name in STUDIES:
 
 # %% tags=["hide-input"]
 def read(frame, metric, reading, hidden="texture"):
-    """A row per encoder and moment, read off its curve over depth; of two labels one."""
+    """A row per encoder and moment, read off its curve over depth, of one label."""
     return scorecard.read_by(frame[frame["label"] != hidden], "seen", metric, reading)
 
 
@@ -89,24 +89,41 @@ said, lines = [], {}
 for name, frame in followed.items():
     cosines, long = (read(each, "token_cosine", "last") for each in (frame, ends[name]))
     for kind, rows in cosines.groupby("objective"):
-        top, end = rows.loc[rows["value"].idxmax()], long[long["objective"] == kind]
-        end = end.sort_values("seen").iloc[-1]
-        ours = {"untrained": rows["value"].iloc[0], "highest": top["value"]}
-        ours |= {"reached after": f"{top['seen']:,.0f} images", "shipped": end["value"]}
-        lines[name, kind] = ours | {"after": f"{end['seen']:,.0f} images"}
-        both = (Interval(*each[["value", "low", "high"]]) for each in (top, end))
-        verdict = scorecard.verdict(difference(*both))
+        top, now = rows.loc[rows["value"].idxmax()], rows.loc[rows["seen"].idxmax()]
+        end = long[long["objective"] == kind].sort_values("seen").iloc[-1]
+        told = {"highest": top, "end of the line": now, "shipped": end}
+        lines[name, kind] = {"untrained": f"{rows['value'].iloc[0]:.2f}"} | {
+            what: f"{at['value']:.2f} after {at['seen']:,.0f}"
+            for what, at in told.items()
+        }
+        both = (Interval(*at[["value", "low", "high"]]) for at in (top, now))
+        verdict = scorecard.verdict(difference(*both, same_encoder=True))
         if kind == "CL":
             said.append(f"Tokens become alike, and part: on `{name}` this {verdict}.")
-Markdown(" ".join(said) or "No training was followed on these studies.")
 
 # %% tags=["hide-input"]
-of = pd.DataFrame(lines).T
-of.map(lambda each: each if isinstance(each, str) else f"{each:.2f}")
+for name, frame in followed.items():
+    nmi = read(frame, "nmi", "late")
+    nmi = nmi.pivot(index="seen", columns="objective", values="value")
+    if {"CL", "MIM"} <= {*nmi}:
+        tenth = nmi[nmi.index <= nmi.index.max() / 10].iloc[-1]
+        values = (f"{at['MIM']:.3f} and {at['CL']:.3f}" for at in (tenth, nmi.iloc[-1]))
+        said.append(
+            "MIM first, CL late: after a tenth of the images late NMI is {} (MIM and CL), "
+            "at the end {}.".format(*values)
+        )
+    elif nmi.empty:
+        said.append(
+            f"On `{name}` no training was followed: its panels have dots alone."
+        )
+Markdown(" ".join(said))
+
+# %% tags=["hide-input"]
+pd.DataFrame(lines).T
 
 # %% [markdown]
-# The table holds the cosine between the tokens of an image after the last block; the last two columns are of the encoders
-# that the rest of the book draws, which are wider. MIM passes through the same state, and leaves it soon.
+# The table holds the cosine between the tokens of an image after the last block, each with the number of images seen. The
+# last column is of the encoders that the rest of the book draws: other trainings, wider and longer.
 #
 # An interval is over images, of one training each. Lines are of a training by today's recipe; dots are other encoders, which
 # the rest of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by
