@@ -43,13 +43,20 @@ SEED = 0
 
 # %% tags=["hide-input"]
 import math
+from contextlib import suppress
 
 import pandas as pd
 import torch
+from IPython.display import Markdown, display
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.results import gather, late, published
+from nbhelpers.images import MissingDataError
+from nbhelpers.intervals import over_seeds
+from nbhelpers.results import difference_to_published, gather, late, published, table
+from nbhelpers.results.summary import whole_layers
+from nbhelpers.scorecard.evidence import highest_less_last
+from nbhelpers.studies import label
 
 plots.style()
 METRICS = ["nmi", "attention_entropy"]
@@ -60,6 +67,10 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 
 # %% tags=["hide-input"]
 scorecard.result(["2", "3"], STUDIES, MODELS)
+
+# %% [markdown]
+# Row 3 asks only whether a curve ends below its highest point. [Below](#what-would-refute-it), other encoders are asked the
+# same.
 
 # %% [markdown]
 # ## The quantity
@@ -90,8 +101,8 @@ I = H(p_k) - H(A).mean(-1)
 NMI = I / (math.log(N) * H(p_k)).sqrt()  # B H
 
 assert_close(NMI, nmi(A), atol=1e-4, rtol=1e-4)
-table = pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head")
-table.T.map("{:.3f}".format)
+by_head = pd.DataFrame({"NMI": NMI.mean(0).cpu()}).rename_axis("head")
+by_head.T.map("{:.3f}".format)
 
 # %% [markdown]
 # ## NMI by depth
@@ -99,7 +110,7 @@ table.T.map("{:.3f}".format)
 # The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
 # blocks have become one map.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -111,6 +122,14 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "nmi")
+
+# %% tags=["hide-input"]
+gaps = [difference_to_published(frame, "nmi") for frame in frames.values()]
+gaps = pd.concat([pd.DataFrame(), *gaps])
+if len(gaps):
+    said = "**rms**: distance to the published curve; **error**: that of reading it."
+    display(Markdown(said))
+gaps.set_index("model").round(3) if len(gaps) else None
 
 # %% [markdown]
 # ## Flat, or the same object for all?
@@ -153,9 +172,10 @@ pd.DataFrame(rows).T.map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised"]
-others, absent = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED, objectives=KINDS)
+draw = {"n_images": N_IMAGES, "seed": SEED}
+others, absent = gather(STUDIES, METRICS, MODELS, **draw, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same. Last panel: ViT-B/16, MoCo v3, SimMIM and MAE read off the paper, DINO off a third party's run of the official code on 59 images."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
@@ -177,7 +197,53 @@ pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says
-# nothing about collapse.
+# nothing about collapse. Here an entropy above 0.95 counts as flat. Any other encoder is nearer to the NMI of CL or to that
+# of MIM. Some are smaller than CL and MIM, or were trained for less time. So each objective is also compared with a CL and a
+# MIM of the same width and images, whose late NMI stands beside its own:
+
+# %% tags=["hide-input"]
+EXPECTED = {"DINO": "CL", "supervised": "CL", "MAE": "MIM"}
+
+
+def nearer(frame):
+    """By objective: is it nearer to CL or to MIM in late NMI, or flat; with the NMI of all three."""
+    nmi, entropy = (
+        {who.split(", ")[0]: value for who, value in late(frame, metric).items()}
+        for metric in METRICS
+    )
+    found = {}
+    for who in nmi.keys() & EXPECTED if {"CL", "MIM"} <= nmi.keys() else ():
+        cl, own, mim = nmi["CL"], nmi[who], nmi["MIM"]
+        side = "CL" if abs(own - cl) < abs(own - mim) else "MIM"
+        found[who] = "flat" if entropy[who] > 0.95 else side, cl, own, mim
+    return found
+
+
+# %% tags=["hide-input"]
+rows = {}
+for name, frame in others.items():
+    for who, (side, *_) in sorted(nearer(frame).items()):
+        equal = (None, None, None, None)
+        with suppress(LookupError, MissingDataError):
+            names = MODELS or study(name).alike("cl", "mim", who.lower())
+            equal = nearer(table(name, "profile", names, metrics=METRICS, **draw))[who]
+        rows[name, who] = [EXPECTED[who], side, *equal]
+columns = ["expected", "nearer to", "same size: nearer to", "CL", "itself", "MIM"]
+if rows:
+    shown = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows), columns)
+shown.round(3) if rows else None
+
+# %% tags=["hide-input"]
+verdicts = {}
+for (name, who), (wanted, side, equal, *_) in rows.items():
+    both = {side, equal or side}
+    verdict = "against it" if wanted not in both else "undecided"
+    verdict = "as expected" if both == {wanted} else verdict
+    verdict = "flat, hence no evidence" if "flat" in both else verdict
+    verdicts.setdefault(verdict, []).append(f"{who} on {name}")
+said = "; ".join(f"{verdict}: {', '.join(who)}" for verdict, who in verdicts.items())
+said = f"By both comparisons together, {said}." if said else ""
+Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
 # ## What would refute it
@@ -188,6 +254,60 @@ pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/collapse", STUDIES, MODELS)
+
+# %% [markdown]
+# The measure of row 3, for every encoder of this page and the published ones; ✓ where the whole interval lies above zero:
+
+
+# %% tags=["hide-input"]
+def falls(frame):
+    """By label, the highest NMI before the last block less that of the last."""
+    found = {}
+    curves = whole_layers(frame[frame["metric"] == "nmi"])
+    for model, curve in curves.groupby("model", sort=False):
+        found.setdefault(label(model), []).append(highest_less_last(curve))
+    return {who: over_seeds(each) for who, each in found.items()}
+
+
+# %% tags=["hide-input"]
+paper = published().dropna(subset="depth")
+paper = paper[(paper["part"] == "encoder") & paper["model"].isin(four)]
+low, high = (paper["value"] + sign * paper["error"] for sign in (-1, 1))
+fall = {
+    name: falls(frames[name]) | falls(others.get(name, frames[name])) for name in frames
+}
+fall["published"] = falls(paper.assign(low=low, high=high))
+shown = {
+    name: {who: f"{x.value:.3f}{' ✓' * (x.low > 0)}" for who, x in each.items()}
+    for name, each in fall.items()
+}
+pd.DataFrame(shown).fillna("")
+
+# %% tags=["hide-input"]
+named = [(who.split(", ")[0], x) for each in fall.values() for who, x in each.items()]
+others_too = [x.low > 0 for who, x in named if who in ("MIM", "MAE", "SimMIM")]
+others_too += [x.low > 0 for who, x in named if who.startswith("random")]
+text = (
+    f"Of {len(others_too)} masked or untrained encoders, {sum(others_too)} pass row 3. "
+)
+if any(others_too):
+    text += "Where they do, a ✓ for CL tells little alone; read it with row 2."
+Markdown(text)
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in frames.items():
+    curve = whole_layers(frame[frame["metric"] == "nmi"])
+    curve = curve[curve["model"].map(label) == "CL"].groupby("depth")["value"].mean()
+    if len(curve) and (low := curve[curve.idxmax() :].idxmin()) < curve.index.max():
+        rise = curve.iloc[-1] - curve[low]
+        said += [f"On {name} CL is lowest in block {low} and then rises by {rise:.3f}."]
+    cl, mim = (
+        fall[name][who].value if who in fall[name] else 0 for who in ("CL", "MIM")
+    )
+    if cl and mim > cl:
+        said += [f"On {name} MIM falls by more than CL: {mim:.3f} against {cl:.3f}."]
+Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
 # ## Takeaways

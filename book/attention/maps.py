@@ -43,6 +43,7 @@ from nbhelpers import plots, scorecard, study
 from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps, identified
 from nbhelpers.results import COMPUTED, at_end, by_label, gather, late, published_maps
+from nbhelpers.results.summary import difference_by_depth
 from nbhelpers.studies import label
 
 plots.style()
@@ -132,7 +133,7 @@ pd.DataFrame(values, index=["cosine"]).rename_axis(columns="head").round(3)
 #
 # What the eye sees on one image, counted over all of them, for every block and head.
 
-# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1: a line per model and a dot per head, in one panel per study."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: one map for all queries, which flat maps have too."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1: a line per model and a dot per head, in one panel per study."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: one map for all queries, which flat maps have too."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     same = (1, "same map for all queries")
@@ -277,6 +278,31 @@ said = f"of all three kinds in {everywhere or 'no encoder'}"
 if class_only:
     said += f", and of the class token but not of the background in {class_only}"
 Markdown(f"The object gets more attention than its area explains from queries {said}.")
+
+# %% [markdown]
+# An interval that leaves out 0 can still be a small effect. So here is how far the background queries of the last block lie
+# above the area, and at which depth they look at the object most:
+
+# %% tags=["hide-input"]
+test = ends[ends["metric"] == KINDS[2]]
+above = last[KINDS[2]].set_index("model")[["value", "low", "high"]] - area
+top = test.loc[test.groupby("model")["value"].idxmax()].set_index("model")
+above = above.rename(columns={"value": "last block − area"})
+above["highest share"], above["in block"] = top["value"], top["depth"]
+above.rename(index=label).rename_axis(None).round(3)
+
+# %% tags=["hide-input"]
+two = [e.name for e in watched if e.objective != "random"][:2]
+said = "There are no two trained encoders whose order could change with depth."
+if len(two) == 2:
+    apart = difference_by_depth(test, *two).query("apart")
+    ahead = []
+    for who, sign in zip(two, (1, -1), strict=True):
+        depths = apart.loc[sign * apart["value"] > 0, "depth"].astype(str)
+        ahead.append(f"{label(who)} in {', '.join(depths) or 'none'}")
+    said = "The blocks in which background queries of one look at the object more than "
+    said += f"those of the other: {'; '.join(ahead)}."
+Markdown(said)
 
 # %% [markdown]
 # ## What would refute it

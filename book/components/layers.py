@@ -36,13 +36,18 @@ SEED = 0  # which images are drawn where they are fewer
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
+from IPython.display import Markdown, display
 from matplotlib.ticker import MaxNLocator
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import StaleTableError, already, published, table
-from nbhelpers.results.summary import by_label, highest, peak
+from nbhelpers.intervals import difference, over_seeds
+from nbhelpers.results import StaleTableError, already, published, rows_of, table
+from nbhelpers.results.published import difference_to_published
+from nbhelpers.results.summary import by_label, highest, late, peak
+from nbhelpers.scorecard.evidence import mean
+from nbhelpers.studies import label as label_of
 
 plots.style()
 
@@ -99,7 +104,7 @@ pd.DataFrame(found, index=["last block"]).round(2)
 # The probes below learn from more images, choose $C$ on others and are tested on yet others. The label is easiest to read
 # where a line is highest.
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; thinner lines: further training seeds; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
 titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
 axes = plots.panels([*titles, *missing, "published"], sharey=True)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
@@ -113,6 +118,14 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 plots.download(pd.concat(panels.values()), "probes")
+
+# %% tags=["hide-input"]
+gaps = {key: difference_to_published(rows, "linear") for key, rows in panels.items()}
+gaps = pd.concat([pd.DataFrame(), *gaps.values()])
+if len(gaps):
+    said = "**rms**: distance to the published curve; **error**: that of reading it."
+    display(Markdown(said))
+gaps.set_index("model").round(2) if len(gaps) else None
 
 # %% tags=["hide-input"]
 rows = {}
@@ -180,8 +193,53 @@ pd.DataFrame(rows).round(1)
 
 # %% [markdown]
 # If the last blocks of MIM are only a decoder, making them new should cost it less than making the first ones new, and
-# less than it costs CL. A difference that is smaller than the spread of the thin lines in the figure decides nothing.
-#
+# less than it costs CL. With the 95 % interval over images and seeds:
+
+
+# %% tags=["hide-input"]
+def lost(frame, who, more, less):
+    """Points between two states of a label's encoders, over seeds."""
+    each = frame[frame["model"].map(label_of) == who].groupby("model")
+    states = [(mean(rows.query(more)), mean(rows.query(less))) for _, rows in each]
+    return 100 * over_seeds([difference(*state) for state in states])
+
+
+def verdict(points):
+    """The interval in words."""
+    sure = "yes" if points.low > 0 else "no" if points.high < 0 else "undecided"
+    ends = f"[{points.low:.1f}, {points.high:.1f}]"
+    return f"**{sure}**, {points.value:.1f} points {ends}"
+
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in tuned.items():
+    first, last = (f"{end} == {frame[end].max()}" for end in ("first", "last"))
+    whole, labels = "first == 0 and last == 0", {*frame["model"].map(label_of)}
+    for mim in sorted(who for who in labels if who.split(", ")[0] == "MIM"):
+        own = lost(frame, mim, last, first)
+        text = f"On {name}, {mim}: less than its first blocks? {verdict(own)}."
+        if (cl := mim.replace("MIM", "CL")) in labels:
+            costs = [lost(frame, who, whole, last) for who in (cl, mim)]
+            text += f" Less than CL's last? {verdict(difference(*costs))}."
+        said.append(text)
+Markdown("\n\n".join(said) or "There is nothing stored to answer it with.")
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in tuned.items():
+    cl = [who for who in frame["model"].unique() if label_of(who).startswith("CL")]
+    nmi = rows_of(name, "profile", cl)
+    for who, value in late(nmi, "nmi").items() if len(nmi) else ():
+        said.append(f"{value:.3f} ({name}, {who})")
+text = f"The late NMI of these CL encoders is {', '.join(said)}. Near 0, their late "
+text += (
+    "attention no longer depends on the query, and what their last blocks are worth "
+)
+text += "may not hold for the CL of the first figure."
+Markdown(text) if said else None
+
+# %% [markdown]
 # ## What would refute it
 #
 # A contrastive encoder whose probe is not best at a later depth than that of a masked encoder of the same architecture,

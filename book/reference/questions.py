@@ -121,7 +121,7 @@ legend = ax.legend()
 # ## Do two losses pull my model the same way?
 #
 # The code for training with both losses was never released (asked in
-# [cl-vs-mim 4 and 5](https://github.com/naver-ai/cl-vs-mim/issues)). The book's is in
+# [cl-vs-mim 4](https://github.com/naver-ai/cl-vs-mim/issues/4)). The book's is in
 # [its chapter on hybrids](../hybrid/hybrid.py), and [another](../hybrid/agreement.py) follows the gradients. For two losses of
 # your own, ask for both gradients every few steps of your loop, and give them to `block_alignment`:
 
@@ -147,14 +147,16 @@ frame = frame.set_index("depth").drop(columns="metric").round(3)
 frame.rename_axis(index=None, columns="depth")
 
 # %% [markdown]
-# Below 0 in a block, the two losses want different things of it.
+# Where the whole interval lies below 0, the two losses pull that block against each other. A value near 0 says little: a
+# batch's gradient is mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` estimates the
+# cosine without this noise as `direction`, and says as `mim_cosine` and `cl_cosine` how far each loss agrees with itself.
 #
 # ## And the others
 #
 # | question | answer |
 # | --- | --- |
 # | Where is the code of the singular value spectra? ([cl-vs-mim 2](https://github.com/naver-ai/cl-vs-mim/issues/2)) | [Spectra](../representations/spectra.py): by the Gram matrix, with the same values as a decomposition of the covariance |
-# | Where is NMI computed, and with which prior? ([UNIP 7](https://github.com/casiatao/UNIP/issues/7)) | [Attention collapse](../attention/collapse.py), four lines; the prior over queries is uniform |
+# | Where is NMI computed, and with which prior? ([cl-vs-mim 5](https://github.com/naver-ai/cl-vs-mim/issues/5), [UNIP 7](https://github.com/casiatao/UNIP/issues/7)) | [Attention collapse](../attention/collapse.py), four lines; the prior over queries is uniform |
 # | Is my Fourier curve of MoCo v3 right? ([how-do-vits-work 25](https://github.com/xxxnell/how-do-vits-work/issues/25)) | [Frequency](../representations/frequency.py) draws the published curves beside ours, as data in `data/published.csv` |
 # | Attention hooks collect nothing, or lists are empty ([vit-explain 23](https://github.com/jacobgil/vit-explain/issues/23)) | Fused attention has no map to hook. `capture` sees the call itself, and counts: too few blocks are an error |
 # | Registers break my reshape ([dinov2 90](https://github.com/facebookresearch/dinov2/issues/90)) | An `Encoder` knows its [prefix tokens](glossary.md); `stream.patches` is what is left |

@@ -140,7 +140,8 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 # 1. **Chance.** Which $V$ do you expect of two labels that are drawn at random for as many images? Shuffle one of them.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# About 1 / sqrt(n): chi^2 of independent labels is near its 81 degrees of freedom.
+# About 3 / sqrt(n): chi^2 of independent labels is near its 81 degrees of freedom,
+# and V = sqrt(81 / (9 n)).
 shuffled = texture[
     torch.randperm(len(texture), generator=torch.Generator().manual_seed(SEED))
 ]
