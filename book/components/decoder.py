@@ -182,8 +182,8 @@ lost = {}
 for name, frame in (frames | {"published": paper}).items():
     lost[name, "last third"] = by_encoder(frame, taken_by_late)
     lost[name, "last block"] = by_encoder(frame, last_block)
-rows = {key: {who: x.value for who, x in each.items()} for key, each in lost.items()}
-rows = pd.DataFrame(rows).rename_axis(columns=("Δ log amplitude", "lost in the"))
+values = {key: {who: v.value for who, v in each.items()} for key, each in lost.items()}
+rows = pd.DataFrame(values).rename_axis(columns=("Δ log amplitude", "lost in the"))
 rows.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
@@ -194,12 +194,12 @@ rows.map("{:.2f}".format, na_action="ignore").fillna("")
 # %% tags=["hide-input"]
 said = []
 for name in frames:
-    found = {"lowered in": [], "raised in": [], "neither in": []}
-    for who, x in lost[name, "last third"].items():
-        verb = "lowered" if x.low > 0 else "raised" if x.high < 0 else "neither"
-        found[f"{verb} in"].append(f"{who} ({abs(x.value):.2f})")
-    text = (f"{verb} {' and '.join(who)}" for verb, who in found.items() if who)
-    said.append(f"On {name}, high frequencies are late {', '.join(text)}.")
+    found = {"lower them in": [], "raise them in": [], "leave them as they are in": []}
+    for who, taken in lost[name, "last third"].items():
+        verb = [*found][0 if taken.low > 0 else 1 if taken.high < 0 else 2]
+        found[verb].append(f"{who} ({abs(taken.value):.2f})")
+    text = [f"{verb} {' and '.join(who)}" for verb, who in found.items() if who]
+    said.append(f"High frequencies on {name}: late blocks {', '.join(text)}.")
     mim = lost[name, "last third"].get("MIM")
     if mim and mim.low <= 0:
         said.append("There MIM has no decoding that a real decoder could take over.")
