@@ -241,8 +241,8 @@ for (name, who), (wanted, side, equal, *_) in rows.items():
     verdict = "as expected" if both == {wanted} else verdict
     verdict = "flat, hence no evidence" if "flat" in both else verdict
     verdicts.setdefault(verdict, []).append(f"{who} on {name}")
-said = "; ".join(f"{verdict}: {', '.join(who)}" for verdict, who in verdicts.items())
-said = f"By both comparisons together, {said}." if said else ""
+said = (f"*{verdict}* is {', '.join(who)}" for verdict, who in sorted(verdicts.items()))
+said = f"From both comparisons together, {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
@@ -291,7 +291,7 @@ text = (
     f"Of {len(others_too)} masked or untrained encoders, {sum(others_too)} pass row 3. "
 )
 if any(others_too):
-    text += "Where they do, a ✓ for CL tells little alone; read it with row 2."
+    text += "So a ✓ alone tells little, and nothing about contrast; read it with row 2."
 Markdown(text)
 
 # %% tags=["hide-input"]

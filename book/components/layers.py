@@ -208,7 +208,7 @@ def verdict(points):
     """The interval in words."""
     sure = "yes" if points.low > 0 else "no" if points.high < 0 else "undecided"
     ends = f"[{points.low:.1f}, {points.high:.1f}]"
-    return f"**{sure}**, {points.value:.1f} points {ends}"
+    return f"**{sure}**, {points.value:.1f} points {ends}".replace("-", "−")
 
 
 # %% tags=["hide-input"]
@@ -218,7 +218,7 @@ for name, frame in tuned.items():
     whole, labels = "first == 0 and last == 0", {*frame["model"].map(label_of)}
     for mim in sorted(who for who in labels if who.split(", ")[0] == "MIM"):
         own = lost(frame, mim, last, first)
-        text = f"On {name}, {mim}: less than its first blocks? {verdict(own)}."
+        text = f"On {name} ({mim}): less than its first blocks? {verdict(own)}."
         if (cl := mim.replace("MIM", "CL")) in labels:
             costs = [lost(frame, who, whole, last) for who in (cl, mim)]
             text += f" Less than CL's last? {verdict(difference(*costs))}."
