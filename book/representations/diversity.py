@@ -35,6 +35,7 @@ SEED = 0
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
@@ -50,6 +51,22 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 
 # %% tags=["hide-input"]
 scorecard.result(["4", "5", "6"], STUDIES, MODELS)
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in frames.items():
+    heads = late(frame, "head_cosine")
+    if {"CL", "MIM", "random"} <= heads.keys():
+        apart, chance = abs(heads["CL"] - heads["MIM"]), abs(heads["random"])
+        order = "closer" if apart < chance else "farther apart"
+        text = f"On `{name}`, CL and MIM are {order} ({apart:.3f}) than the untrained "
+        text += f"encoder and 0 ({chance:.3f})."
+        if apart < chance:
+            text += " So small a difference is no more than a sign."
+        said.append(text)
+about = "Beside row 4: initial weights alone move the cosine between heads off 0, "
+about += "by chance, and the intervals know nothing of other initial weights. "
+Markdown(about + " ".join(said)) if said else None
 
 # %% [markdown]
 # ## The quantity
@@ -191,8 +208,8 @@ pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # The last of them, between heads, has no figure. Every head has value weights of its own, whose outputs are orthogonal
-# up to chance before any training, so a number near 0 is neither a sign of diversity nor of its loss. The paper gives
-# no numbers for these cosines, so there is no published curve to set beside ours.
+# up to chance before any training, so a number near 0 is no sign of a diversity that was learnt. The paper gives no
+# numbers for these cosines, so there is no published curve to set beside ours.
 #
 # ## What would refute it
 #
@@ -209,7 +226,7 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 #
 # ## Takeaways
 #
-# - Read a cosine beside that of an untrained encoder, which is high for tokens and depths and 0 for heads.
+# - Read a cosine beside that of an untrained encoder: high for tokens and depths, and for heads off 0 by chance.
 # - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the
 #   differences.
 # - Before you call vectors alike, subtract what all of them share.

@@ -40,10 +40,12 @@ import math
 
 import pandas as pd
 import torch
+from IPython.display import HTML, Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.results import at_end, early, gather, late, published
+from nbhelpers.studies import first_seeds, label
 
 plots.style()
 METRICS = ["delta_log_amplitude", "fourier_radial"]
@@ -91,7 +93,7 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 # The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and
 # positions, before any block.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal, by depth. Lines: means, with the 95 % interval over images; thinner lines: further training seeds of the same model. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster with bars for the reading error."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster with bars for the reading error."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -103,6 +105,18 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "delta_log_amplitude")
+
+# %% tags=["remove-input"]
+from nbhelpers.results import difference_to_published
+
+far = [pd.DataFrame()]
+for name, frame in frames.items():
+    rows = difference_to_published(frame, "delta_log_amplitude")
+    far.append(rows.assign(images=name))
+far = pd.concat(far)
+words = """From the published curve of the same weights, over all depths: rms is the root
+mean square of the difference, error that of reading the poster."""
+HTML(f"<p>{words}</p>{far.round(2).to_html(index=False)}") if len(far) else None
 
 # %% [markdown]
 # Read two things. At the right: where MIM's line is above CL's, the claim holds. Then the last steps of MIM's line: if
@@ -135,12 +149,14 @@ bar = plots.depth_bar(axes, max(rows["depth"].max() for rows in models))
 
 # %% tags=["hide-input"]
 spectra = pd.concat(at_end(frame, "fourier_radial") for frame in frames.values())
-rows = {}
-for model, line in spectra.groupby("model", sort=False):
-    values = line.sort_values("frequency")["value"].to_numpy()
-    step, slope = -values[1], values[1] - values[-1]
-    rows[model] = {"step to the first ring": step, "fall beyond it": slope}
-pd.DataFrame(rows).T.round(2)
+parts = {}
+for name, frame in frames.items():
+    ends = at_end(frame, "fourier_radial").sort_values("frequency")
+    for model in first_seeds(ends["model"].unique()):
+        values = ends.loc[ends["model"] == model, "value"].to_numpy()
+        parts[name, label(model)] = -values[1], values[1] - values[-1]
+both = ["step to the first ring", "fall beyond it"]
+pd.DataFrame(parts, both).T.round(2)
 
 # %% tags=["remove-input"]
 plots.download(spectra, "fourier_radial_last_block")
@@ -149,6 +165,21 @@ plots.download(spectra, "fourier_radial_last_block")
 # The table splits the dark lines into these two parts. Only the second column says how smooth the tokens are. Where two
 # models differ mostly in the first, one of them has made the tokens of an image *alike*, which is what the chapter on
 # [diversity](diversity.py) measures.
+
+# %% tags=["hide-input"]
+said = []
+for name in frames:
+    if {(name, "CL"), (name, "MIM")} <= parts.keys():
+        (step, fall), (step_cl, fall_cl) = parts[name, "MIM"], parts[name, "CL"]
+        rougher, alike = fall_cl - fall, step - step_cl
+        text = f"On `{name}`, MIM's tokens are {'' if rougher > 0 else 'not '}rougher: "
+        text += f"they fall by {fall:.2f} beyond the first ring, CL's by {fall_cl:.2f}."
+        if min(rougher, alike) > 0:
+            share = "all" if alike >= rougher else f"{alike / rougher:.0%}"
+            text += f" Their step, larger by {alike:.2f}, hides {share} of that at the "
+            text += "highest frequency."
+        said.append(text)
+Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
 # ## What would refute it

@@ -30,10 +30,11 @@ SEED = 0
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.results import gather, late
+from nbhelpers.results import at_end, by_label, gather, late
 from nbhelpers.studies import label
 
 plots.style()
@@ -78,16 +79,22 @@ table.rename_axis(columns="image").map("{:.3f}".format)
 
 
 # %% tags=["hide-input"]
+def moves(encoder, source, index):
+    """Tokens of an image before and after self-attention, a pair per block."""
+    stream = []
+    with capture(encoder, on_stream=stream.append):
+        encoder.forward(encoder.batch(source, [index]))
+    places = [record.patches[0].cpu() for record in stream]
+    return list(zip(places[0::2], places[1::2], strict=False))
+
+
+# %% tags=["hide-input"]
 def token_steps(encoders, source, index):
-    """Tokens of an image before and after self-attention, a row per model."""
+    """These tokens as a picture, a row per model."""
     steps, colours = {}, {}
     for encoder in encoders:
-        stream = []
-        with capture(encoder, on_stream=stream.append):
-            encoder.forward(encoder.batch(source, [index]))
-        places = [record.patches[0].cpu() for record in stream]
         name = label(encoder.name)
-        steps[name] = list(zip(places[0::2], places[1::2], strict=False))
+        steps[name] = moves(encoder, source, index)
         colours[name] = plots.line_style(encoder.name, encoder.objective)["color"]
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
@@ -95,6 +102,20 @@ def token_steps(encoders, source, index):
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
 generated = study("shapes").images("test")
 figure = token_steps(study("shapes").encoders(MODELS), generated, 7)
+
+# %% tags=["hide-input"]
+one, text = {}, None
+for encoder in study("shapes").encoders(MODELS):
+    z, z_after = moves(encoder, generated, 7)[-1]
+    one[label(encoder.name)] = common_update_share(z[None], z_after[None]).item()
+if {"CL", "MIM"} <= one.keys() and "shapes" in frames:
+    every = by_label(at_end(frames["shapes"], "common_update_share"))
+    agrees = (one["CL"] > one["MIM"]) == (every["CL"] > every["MIM"])
+    text = "An example, no evidence: in the last block the common share of this image "
+    text += f"is {one['CL']:.2f} in CL and {one['MIM']:.2f} in MIM. Over all images it "
+    text += f"is {every['CL']:.2f} and {every['MIM']:.2f}, "
+    text += "the same order." if agrees else "the other way round."
+Markdown(text) if text else None
 
 # %% [markdown]
 # ## The common share by depth
@@ -167,8 +188,24 @@ plots.download(pd.concat(groups.values()), "silhouette") if groups else None
 # %% [markdown]
 # A curve above 0 says that an image's tokens keep together. One at 0 or below, beside a high common share, says that
 # tokens move together and yet do not gather: their common vector is small beside what sets them apart, or the same for
-# all images. In the paper's map of 18 images, CL has one clump per image (published; a picture without numbers).
-#
+# all images. In the paper's map of 18 images, CL has one clump per image (published; by t-SNE, without numbers).
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in groups.items():
+    rows = frame[frame["metric"] == "silhouette_image"].query("depth > 0")
+    rows = rows.assign(model=rows["model"].map(label))
+    curves = rows.pivot_table("value", "depth", "model")
+    if {"CL", "MIM", "random"} <= {*curves}:
+        under = [(curves["CL"] < curves[who]).sum() for who in ("MIM", "random")]
+        end = at_end(rows, "silhouette_image").set_index("model").loc["CL"]
+        clumps = "clumps" if end["low"] > 0 else "no sign of one clump per image"
+        said.append(f"""On `{name}`, CL ends at {end["value"]:.2f}: {clumps}. Of
+{len(curves)} blocks, CL lies below MIM after {under[0]} and below the untrained
+encoder after {under[1]}.""")
+Markdown(" ".join(said)) if said else None
+
+# %% [markdown]
 # ## What would refute it
 #
 # A contrastive encoder whose common share of the update, late, is not higher than that of a masked encoder of the same

@@ -45,10 +45,12 @@ SEED = 0
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.results import at_end, gather, late
+from nbhelpers.results import already, at_end, by_label, gather, late
+from nbhelpers.studies import label
 
 plots.style()
 METRICS = ["token_effective_rank", "token_spectrum", "image_spectrum"]
@@ -157,10 +159,35 @@ for name, frame in frames.items():
     rows[name, "images"] = late(ranks[name], "image_effective_rank")
 pd.DataFrame(rows).T.round(1)
 
+# %% tags=["hide-input"]
+said = []
+for name, rows in ranks.items():
+    rows = rows.assign(model=rows["model"].map(label)).query("depth > 0")
+    curves = rows.pivot_table("value", "depth", "model")
+    if {"CL", "MIM"} <= {*curves}:
+        below = curves.index[curves["CL"] < curves["MIM"]]
+        said.append(f"{', '.join(map(str, below)) or 'none'} on `{name}`")
+lead = "Blocks after which CL spreads images over fewer directions than MIM: "
+Markdown(lead + "; ".join(said) + ".") if said else None
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in frames.items():
+    probes = already(name, "probes", [*frame["model"].unique()])[0]
+    probes = [at_end(rows, "linear").query("label != 'texture'") for rows in probes]
+    if len(probes) > 1:
+        read = by_label(pd.concat(probes))
+        rank = late(ranks[name], "image_effective_rank")
+        most, best = max(read, key=rank.get), max(read, key=read.get)
+        text = f"On `{name}`, {most} has the most directions over images "
+        text += f"({rank[most]:.1f}), and a linear probe reads {read[most]:.0%} right"
+        if best != most:
+            text += f"; of {best} ({rank[best]:.1f}), {read[best]:.0%}. Many "
+            text += "directions alone do not make a label readable"
+        said.append(f"{text}.")
+Markdown(" ".join(said)) if said else None
+
 # %% [markdown]
-# Images that are spread over many directions are what a linear classifier of whole images can use. Tokens that are
-# spread within an image are what a task with an answer per place can use, such as segmentation.
-#
 # ## The spectra themselves
 #
 # One number hides how the variance is divided. A flat curve uses many directions, a steep one few. After the last block,
@@ -207,7 +234,8 @@ plots.download(pd.concat(ends), "spectra")
 #
 # An effective rank of tokens, late, that is not lower in CL than in a masked encoder of the same architecture, trained
 # on the same images; or one of images that is not higher. The two can fail apart: a model may lose directions on both
-# levels. They are the rows of the [scorecard](../index.py) that gave the result above:
+# levels. The interval of 8a takes eigenvalues to err as those of normal data do (Anderson 1963); pooled features come in
+# clusters, so read it as approximate. The rows of the [scorecard](../index.py) that gave the result above:
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/spectra", STUDIES, MODELS)
