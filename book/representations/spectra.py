@@ -171,20 +171,25 @@ lead = "Blocks after which CL spreads images over fewer directions than MIM: "
 Markdown(lead + "; ".join(said) + ".") if said else None
 
 # %% tags=["hide-input"]
-said = []
+read = {}
 for name, frame in frames.items():
     probes = already(name, "probes", [*frame["model"].unique()])[0]
     probes = [at_end(rows, "linear").query("label != 'texture'") for rows in probes]
     if len(probes) > 1:
-        read = by_label(pd.concat(probes))
-        rank = late(ranks[name], "image_effective_rank")
-        most, best = max(read, key=rank.get), max(read, key=read.get)
-        text = f"On `{name}`, {most} has the most directions over images "
-        text += f"({rank[most]:.1f}), and a linear probe reads {read[most]:.0%} right"
-        if best != most:
-            text += f"; of {best} ({rank[best]:.1f}), {read[best]:.0%}. Many "
-            text += "directions alone do not make a label readable"
-        said.append(f"{text}.")
+        read[name] = by_label(pd.concat(probes))
+
+# %% tags=["hide-input"]
+said = []
+for name, right in read.items():
+    rank = late(ranks[name], "image_effective_rank")
+    most, best = max(right, key=rank.get), max(right, key=right.get)
+    text = f"On `{name}`, {most} has the most directions over images "
+    text += f"({rank[most]:.1f}), and a linear probe of its last block is right in "
+    text += f"{right[most]:.0%} of the images"
+    if best != most:
+        text += f"; {best} has {rank[best]:.1f}, and it is right in {right[best]:.0%}. "
+        text += "Many directions alone do not make a label readable"
+    said.append(f"{text}.")
 Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
