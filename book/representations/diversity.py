@@ -58,15 +58,13 @@ for name, frame in frames.items():
     heads = late(frame, "head_cosine")
     if {"CL", "MIM", "random"} <= heads.keys():
         apart, chance = abs(heads["CL"] - heads["MIM"]), abs(heads["random"])
-        order = "closer" if apart < chance else "farther apart"
-        text = f"On `{name}`, CL and MIM are {order} ({apart:.3f}) than the untrained "
-        text += f"encoder and 0 ({chance:.3f})."
-        if apart < chance:
-            text += " So small a difference is no more than a sign."
-        said.append(text)
-about = "Beside row 4: initial weights alone move the cosine between heads off 0, "
-about += "by chance, and the intervals know nothing of other initial weights. "
-Markdown(about + " ".join(said)) if said else None
+        text = f"On `{name}` CL and MIM are {apart:.3f} apart, and the untrained "
+        said.append(text + f"encoder is {chance:.3f} from 0.")
+lead = """Row 4 needs a scale. Initial weights alone move the cosine between heads off
+0, by chance, and the intervals know nothing of other initial weights. """
+end = """ Where CL and MIM are less apart than that, the row gives a sign at most,
+and other initial weights may turn it."""
+Markdown(lead + " ".join(said) + end) if said else None
 
 # %% [markdown]
 # ## The quantity
