@@ -200,7 +200,8 @@ for name, frame in groups.items():
         under = [(curves["CL"] < curves[who]).sum() for who in ("MIM", "random")]
         end = at_end(rows, "silhouette_image").set_index("model").loc["CL"]
         clumps = "clumps" if end["low"] > 0 else "no sign of one clump per image"
-        said.append(f"""On `{name}`, CL ends at {end["value"]:.2f}: {clumps}. Of
+        last = f"{end['value']:.2f}".replace("-", "−")
+        said.append(f"""On `{name}`, CL ends at {last}: {clumps}. Of
 {len(curves)} blocks, CL lies below MIM after {under[0]} and below the untrained
 encoder after {under[1]}.""")
 Markdown(" ".join(said)) if said else None

@@ -39,7 +39,7 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.intervals import Interval, difference
-from nbhelpers.results import NoTableError, StaleTableError, at_end, table
+from nbhelpers.results import NoTableError, at_end, table
 from nbhelpers.studies import label
 
 plots.style()
@@ -52,7 +52,7 @@ def tables(kind):
     for name in STUDIES:
         try:
             frames[name] = table(name, kind, MODELS, n_images=N_IMAGES, seed=SEED)
-        except (MissingDataError, NoTableError, StaleTableError) as reason:
+        except (MissingDataError, NoTableError, ValueError) as reason:
             missing[name] = str(reason)
     return frames, missing
 
