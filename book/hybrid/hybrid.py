@@ -21,8 +21,7 @@
 # $$
 #
 # so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study share
-# order and initialisation, but not always the number of images: where a label names images, compare it with labels that
-# name the same. The newer hybrid on CIFAR-10 saw fewer images than its parents, which puts it at a disadvantage.
+# order and initialisation.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -34,14 +33,15 @@ MODELS = None  # encoders by name, hybrids among them; None: hybrids and their p
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
-from nbhelpers.results import NoTableError, StaleTableError, published, table
-from nbhelpers.results.summary import at_end, early, late
-from nbhelpers.studies import first_seeds
+from nbhelpers.results import NoTableError, StaleTableError, published, rows_of, table
+from nbhelpers.results.summary import at_end, by_label, early, late
+from nbhelpers.studies import first_seeds, label
 
 plots.style()
 ABOUT = manifest()
@@ -151,7 +151,7 @@ plots.download(pd.concat([*probed.values(), *tuned.values(), paper]), "hybrid")
 
 # %% [markdown]
 # In numbers, with the hybrid's interval over test images and the range of each parent's seeds. The best of several hybrids
-# is the best partly by luck; the [scorecard](../index.py) widens its interval for that.
+# is the best partly by luck; the rows above widen its interval for that.
 
 
 # %% tags=["hide-input"]
@@ -176,7 +176,50 @@ rows = {
     for what, kind in both.items()
     for name, frame in kind.items()
 }
-pd.DataFrame(rows).T
+none = Markdown("No hybrid or parent with stored tables is among these encoders.")
+pd.DataFrame(rows).T if rows else none
+
+# %% tags=["hide-input"]
+large = {}
+for name in [] if MODELS else tuned:
+    of = [
+        who for who in study(name).trained("hybrid", "mim", "cl") if FAMILY not in who
+    ]
+    probes = at_end(rows_of(name, "probes", of), "linear")
+    probes = probes[probes["label"] == tuned[name]["label"].iloc[0]]
+    frame = rows_of(name, "fine_tuning", of).query("share == 1")
+    pair = probes.merge(frame, on="model", suffixes=("_linear", "_tuned"))
+    pair = pair.set_index("model")
+    if (pair["objective_linear"] == "hybrid").any() and len(pair) > 2:
+        large[name] = pair
+
+
+# %% tags=["hide-input"]
+def where_it_lies(pair, kind):
+    """An accuracy of the first hybrid beside its parents', in words."""
+    mixed = pair["objective_linear"] == "hybrid"
+    own, rest = pair[mixed].iloc[0], pair.loc[~mixed, f"value_{kind}"]
+    value, low = own[f"value_{kind}"], own[f"low_{kind}"]
+    side = "between" if rest.min() < value < rest.max() else "below"
+    side = "above" if value >= rest.max() else side
+    each = " and ".join(f"{number:.3f} of {label(who)}" for who, number in rest.items())
+    within = ", but not by more than its interval" if low <= rest.max() else ""
+    return f"{value:.3f}, {side} {each}{within if side == 'above' else ''}"
+
+
+# %% tags=["hide-input"]
+text = ""
+for name, pair in large.items():
+    seen = {who: f"{ABOUT[who]['images_seen'] / 1e6:.1f} million" for who in pair.index}
+    mixed = next(who for who in seen if "hybrid" in who)
+    parent = next(number for who, number in seen.items() if who != mixed)
+    text += f"""Not drawn, since no parent is of its length: on {study(name).title} a
+hybrid with λ = {weight(mixed):g} and a width of {ABOUT[mixed]["architecture"]["width"]}
+saw {seen[mixed]} images, parents of that width {parent}. Its linear probe has
+{where_it_lies(pair, "linear")}. Fine-tuned it has {where_it_lies(pair, "tuned")}.
+The scorecard takes one encoder of each λ, the widest, so its rows have this one for
+{weight(mixed):g} and can name another λ than the table."""
+Markdown(text or "No encoders of another size were compared.")
 
 # %% [markdown]
 # ## Attention, from one parent to the other?
@@ -206,16 +249,53 @@ parts = [frame.query("metric == 'nmi'") for frame in frames.values()]
 plots.download(pd.concat([*parts, pd.DataFrame()]), "nmi")
 
 # %% [markdown]
-# Averaged over the first and the last third of the blocks:
+# Averaged over the first and the last third of the blocks, with the [attention entropy](../attention/collapse.py) as a share
+# of its maximum. That is the control: at 1 attention is flat, and its NMI is small because it selects nothing.
 
 # %% tags=["hide-input"]
-thirds = {
-    (name, third): of(frame, "nmi")
-    for name, frame in frames.items()
-    for third, of in (("first third", early), ("last third", late))
-}
-thirds = pd.DataFrame(thirds).map("{:.3f}".format, na_action="ignore").fillna("")
-thirds.sort_index().rename(lambda who: who.removesuffix(", width 64, 256,000 images"))
+numbers = {}
+for name, frame in frames.items():
+    rows = {"linear probe": by_label(probed[name]), "fine-tuned": by_label(tuned[name])}
+    for short, metric in (("NMI", "nmi"), ("entropy", "attention_entropy")):
+        rows[f"{short}, first"] = early(frame, metric)
+        rows[f"{short}, last"] = late(frame, metric)
+    rows = pd.DataFrame(rows)
+    short = {who: who.removesuffix(", width 64, 256,000 images") for who in rows.index}
+    numbers[name] = rows.rename(short)
+pd.concat(numbers).map("{:.3f}".format, na_action="ignore") if numbers else none
+
+
+# %% tags=["hide-input"]
+def fall(rows, who):
+    """How far the NMI of an encoder falls, in words."""
+    by = rows["NMI, first"][who] - rows["NMI, last"][who]
+    return f"{who} ({by:+.3f})".replace("-", "−")
+
+
+def flatness(rows, who):
+    """What becomes of an encoder's attention with depth, in words."""
+    first, last = rows.loc[who, ["entropy, first", "entropy, last"]]
+    end = "selects more, alike for all queries" if last < first else "is flatter still"
+    return f"Its entropy goes from {first:.3f} to {last:.3f}: late attention {end}"
+
+
+# %% tags=["hide-input"]
+said = []
+for name, rows in numbers.items():
+    mixed = rows[rows.index.str.startswith("hybrid")]
+    if mixed.empty or not {"CL", "MIM"} <= {*rows.index}:
+        continue
+    most = (mixed["NMI, first"] - mixed["NMI, last"]).idxmax()
+    best = [fall(rows, mixed[of].idxmax()) for of in ("linear probe", "fine-tuned")]
+    far = (rows["NMI, first"] - rows["NMI, first"][most]).abs()
+    like = "MIM" if far["MIM"] < far["CL"] else "CL, not as a masked encoder"
+    said.append(f"""On {study(name).title} NMI falls most in {fall(rows, most)}; best by a
+linear probe is {best[0]}, best after fine-tuning {best[1]}. {flatness(rows, most)}. The
+NMI of {most} begins at {rows["NMI, first"][most]:.3f}, near that of {like}.""")
+care = "**Read 15c with care.** It asks whether the NMI of *any* hybrid falls.\n\n"
+Markdown(
+    care + "\n\n".join(said) if said else "There is no hybrid beside both parents."
+)
 
 # %% [markdown]
 # ## Frequencies
@@ -256,7 +336,7 @@ costs.drop(columns=["images_seen", "wall_time_s"]).rename(
 # ## What would refute it
 #
 # That no hybrid beats both parents by more than the intervals, where all encoders have seen the same images; or that a
-# hybrid which beats them has no lower NMI in its late blocks than in its early ones.
+# hybrid which beats them has no lower NMI in its late blocks than in its early ones, or has it from attention that is flat.
 #
 # What the [scorecard](../index.py) says:
 
