@@ -157,34 +157,33 @@ from nbhelpers.results.tables import FINE_TUNING, LABELLED, TOKENS_TRAIN, TRAIN
 
 text = f"""Fine-tuning saw {LABELLED:,} labelled images for {FINE_TUNING.steps} steps of
 {FINE_TUNING.batch_size}, the linear probe {TRAIN:,} images."""
+pairs = {}
 for name, (probed, tuned) in points.items():
     pair = probed.merge(tuned, on=["model", "objective"])
-    pair = pair.set_index(pair["model"].map(label))
-    fell = pair.index[pair["high_y"] < pair["low_x"]]
+    pairs[name] = pair.set_index(pair["model"].map(label))
+    fell = pairs[name].query("high_y < low_x").index
     if len(fell):
-        text += f"""\n\n**Read with care.** On {study(name).title}, fine-tuning ends below
-the linear probe for {", ".join(fell)}: so short a recipe undoes more than it adds there,
-and that gap says as much about the recipe as about the encoder."""
-    if "CL" in fell and "MIM" in pair.index:
-        gains = 100 * (pair["value_y"] - pair["value_x"])
-        text += f""" MIM gains {gains["MIM"]:.1f} points and CL loses {-gains["CL"]:.1f}: 14c
-counts both as a gain of MIM."""
+        text += f"""\n\n**Read with care.** On {study(name).title}, fine-tuning ends
+below the linear probe for {", ".join(fell)}: so short a recipe undoes more than it
+adds there, and that gap says as much about the recipe as about the encoder."""
 Markdown(text)
 
 # %% tags=["hide-input"]
 said = []
-for name, (probed, tuned) in points.items():
-    pair = probed.merge(tuned, on=["model", "objective"])
-    pair = pair.set_index(pair["model"].map(label))
+for name, pair in pairs.items():
     if {"CL", "MIM"} <= {*pair.index}:
         cl, mim = pair.loc["CL"], pair.loc["MIM"]
+        gain = 100 * (pair["value_y"] - pair["value_x"])
+        text = f"MIM gains {gain['MIM']:.1f} points, CL {gain['CL']:.1f}"
         if cl["low_y"] <= mim["high_y"] and mim["low_y"] <= cl["high_y"]:
-            said.append(f"""**The same end.** On {study(name).title}, MIM and CL end within
-each other's intervals, at {mim["value_y"]:.3f} and {cl["value_y"]:.3f}. From its linear
-probe CL had {100 * (1 - cl["value_x"]):.1f} points left to gain at most, so 14c repeats
-there how far MIM's probe lies behind (14a).""")
-none = "Fine-tuned, CL and MIM end apart, or are not both among these encoders."
-Markdown("\n\n".join(said) or none)
+            text += f". Both end alike; CL had {100 * (1 - cl['value_x']):.1f} to gain"
+            text += " at most, and the row repeats 14a"
+        elif gain["CL"] < 0:
+            text += ", a loss that the row counts as a gain of MIM"
+        said.append(f"- {study(name).title}: {text.replace('-', '−')}.")
+Markdown(
+    "\n".join(["Row 14c in parts:\n", *said]) if said else "Row 14c has no pair here."
+)
 
 # %% [markdown]
 # ## k-NN, linear, attentive
@@ -278,41 +277,35 @@ legend = plots.legend_below(axes) if len(tokens) else None
 plots.download(tokens, "dense")
 
 # %% tags=["hide-input"]
-iou = tokens[tokens["metric"] == "miou"] if len(tokens) else pd.DataFrame()
-trained = iou[iou["objective"] != "random"] if len(iou) else iou
-said = []
+known = tokens.query("objective != 'random'") if len(tokens) else tokens
+trained = known[known["metric"] == "miou"] if len(known) else known
+text = "No trained encoder among these has rows on `shapes`."
 if len(trained):
     ends = at_end(trained, "miou").groupby("label")["value"].agg(["min", "max"])
-    spread = {
-        what: f"{end['min']:.2f} to {end['max']:.2f}" for what, end in ends.iterrows()
-    }
-    said = [f"{what} from {spread[what]}" for what in ASKED]
-    said = [
-        f"""At the last block the trained encoders range, for the {said[0]} and, for the
-{said[1]}. 14b reads the mask alone."""
-    ]
+    a, b = (f"{low:.2f} to {high:.2f}" for low, high in ends.loc[ASKED].to_numpy())
+    text = f"""At the last block, the trained encoders reach {a} for the mask, which
+alone 14b reads. For the texture they reach {b}."""
     gap = ends["max"] - ends["min"]
     if gap["mask"] < gap["texture"] / 2:
-        said[0] += " The mask is near its ceiling, where it can hardly tell them apart."
+        text += " Near its ceiling, the mask can hardly tell them apart."
+Markdown(text)
 
 # %% tags=["hide-input"]
+said = []
 for what in ASKED if len(trained) else []:
     rows = trained[(trained["label"] == what) & (trained["depth"] > 0)]
     of = rows["model"].map(label)
     cl, mim = (rows[of == who].set_index("depth") for who in ("CL", "MIM"))
-    if cl.empty or mim.empty:
-        continue
-    lead = (mim["value"] - cl["value"]).sort_values()
-    ahead = lead.index[mim["low"][lead.index] > cl["high"][lead.index]]
-    block, last = lead.index[-1], lead.index.max()
-    two = {
-        at: f"{mim['value'][at]:.2f} against {cl['value'][at]:.2f}"
-        for at in (block, last)
-    }
-    said.append(f"""For the {what}, MIM is ahead of CL by more than both intervals at
-{len(ahead)} of {len(lead)} blocks, most at block {block} ({two[block]}). At the last
-block it has {two[last]}.""")
-Markdown("\n\n".join(said) or "No trained encoder among these has rows on `shapes`.")
+    if len(cl) and len(mim):
+        most = (mim["value"] - cl["value"]).idxmax()
+        ends = pd.concat([mim["value"], cl["value"]], axis=1).loc[
+            [most, cl.index.max()]
+        ]
+        there, last = (f"{m:.2f} against {c:.2f}" for m, c in ends.to_numpy())
+        said.append(f"""- {what.title()}: MIM's interval lies above CL's at
+{(mim["low"] > cl["high"]).sum() or "none"} of {len(cl)} blocks, most at block {most}
+({there}). At the last block MIM has {last}.""")
+Markdown("\n".join(said) or "CL and MIM are not both among these encoders.")
 
 # %% [markdown]
 # The [cosine between tokens](../representations/diversity.py) says how much tokens share, not whether the rest can be read:
@@ -404,20 +397,31 @@ columns = ["width", "NMI, late", "distance, late", "linear, last block", "fine-t
 pd.DataFrame(measured, columns).T
 
 # %% tags=["hide-input"]
-said = []
-shown = pd.DataFrame(measured, columns).iloc[1:].T
+names = [
+    "late NMI",
+    "late attention distance",
+    "the linear probe",
+    "fine-tuned accuracy",
+]
+shown = pd.DataFrame(measured, columns).iloc[1:].set_axis(names).T.sort_index()
 shown = shown.apply(lambda column: column.str.removesuffix(" px").astype(float))
+
+
+def turning(signs, what):
+    """At which lengths CL lies above MIM, and at which not, in words."""
+    yes, no = (" and ".join(signs.index[signs[what] == side]) for side in (True, False))
+    return f" In {what}, CL lies above MIM at {yes} million images, not at {no}."
+
+
+# %% tags=["hide-input"]
+said = []
 for name in STUDIES if len(shown) else []:
-    gap = (shown.loc[name, "CL"] - shown.loc[name, "MIM"]).dropna()
-    higher = gap > 0  # a tie, as printed, counts as not higher
-    turns = [what for what in gap if 0 < higher[what].sum() < len(gap)]
-    keep = [what for what in gap if what not in turns]
-    text = f"On {study(name).title} CL and MIM keep their order at all lengths in "
-    text += ", ".join(keep) or "none"
-    for what in turns:
-        length = ", ".join(each.split()[0] for each in gap.index[higher[what]])
-        text += f"; in {what}, CL is the higher one at {length} million alone"
-    said.append(f"- {text}.")
+    gap = (shown.loc[name, "CL"] - shown.loc[name, "MIM"]).dropna(how="all")
+    signs = (gap > 0).set_axis([each.split()[0] for each in gap.index])
+    turns = [what for what in names if signs[what].nunique() > 1]
+    keep = ", ".join(what for what in names if what not in turns) or "nothing"
+    text = f"- {study(name).title}, same order at all lengths: {keep}."
+    said.append(text + "".join(turning(signs, what) for what in turns))
 Markdown("\n".join(said) or "There are no encoders of several lengths.")
 
 # %% [markdown]

@@ -74,24 +74,21 @@ elif end.sum() == blocks and (known[end & deep]["low"] > 0).all():
 alike = own[own["step"] == steps[-1]]["value"].median()
 
 # %% tags=["hide-input"]
-below, early = known["high"] < 0, known[before & deep]
-Markdown(f"""A conflict that grows with depth **{verdict}** here. After {
-    steps[-1]
-} steps
-the direction has an interval in {end.sum() or "none"} of {blocks} blocks, and it lies
+below = known["high"] < 0
+doubt = ": too little to say where it pulls" if end.sum() < blocks else ""
+Markdown(f"""A conflict that grows with depth **{verdict}** here. After
+{steps[-1]} steps the direction has an interval in {end.sum() or "none"} of {blocks} blocks, and it lies
 below 0 in {(end & below).sum() or "none"}. The cosine of MIM with itself, on two
-batches, has a median of {alike:.3f} over the blocks{
-    ": too little to say where it pulls" if end.sum() < blocks else ""
-}.
+batches, has a median of {alike:.3f} over the blocks{doubt}.""")
 
-Before that, the interval lies below 0 in {(before & below).sum() or "none"} of
-{before.sum()} cases, {
-    (before & deep & below).sum() or "none"
-} of them in the last third
-of the blocks; there, none reaches below {
-    early["low"].min():.2f}. The slope of $c_\\ell$
-over blocks has an interval below 0 at {(slopes["high"] < 0).sum() or "none"} of
-{len(slopes)} moments.""")
+# %% tags=["hide-input"]
+early = known[before & deep]
+Markdown(f"""Before that, the direction's interval lies below 0 in
+{(before & below).sum() or "none"} of {before.sum()} cases. In the last third of the
+blocks it does in {(early["high"] < 0).sum() or "none"}, and reaches no lower than
+{early["low"].min():.2f}. The slope of $c_\\ell$, its change from one block to the next,
+has an interval below 0 at {(slopes["high"] < 0).sum() or "none"} of {len(slopes)}
+moments.""")
 
 # %% [markdown]
 # ## The quantity
@@ -305,13 +302,12 @@ for parent, s in pairs:
     if (pixels := near.pop("random", None)) is None or not near:
         continue
     behind = [who for who, value in near.items() if value <= pixels]
-    where = f"On {study(s).title} the random encoder has a late CKA of {pixels:.2f}"
-    best = f"the nearest other {max(near.values()):.2f}"
-    found = (
-        f"no nearer are {', '.join(behind)}, so they share only what the pixels bring"
+    text = (
+        f"- On {study(s).title} the random encoder has a late CKA of {pixels:.2f} with "
     )
-    none = "all others are nearer than that"
-    said.append(f"- {where} with {parent}, {best}; {found if behind else none}.")
+    text += f"{parent}, the nearest other {max(near.values()):.2f}"
+    text += f". No nearer: {', '.join(behind)}" if behind else "; all are nearer"
+    said.append(text + (", by which they share only the pixels." if behind else "."))
 Markdown("\n".join(said) or "There is no random encoder to compare with.")
 
 # %% [markdown]
@@ -359,9 +355,9 @@ sure = known[(known["low"] > 0) | (known["high"] < 0)].merge(
 )
 same = (sure["value_x"] * sure["value_y"] > 0).sum()
 size = (sure["value_y"] / sure["value_x"]).abs().median()
-answer = f"""The direction's interval leaves out 0 in {len(sure)} of {len(known)} cases. There
-the raw cosine agrees in sign in {same} and has a median of {size:.0%} of the size: noise
-draws it towards 0. Where the direction has no interval, the question has no answer."""
+answer = f"""The direction's interval leaves out 0 in {len(sure)} of {len(known)} cases.
+There the raw cosine agrees in sign in {same} and has a median of {size:.0%} of the
+size: noise draws it towards 0. Where the direction has no interval, there is no answer."""
 Markdown(answer if len(sure) else "No direction has an interval that leaves out 0.")
 
 # %% [markdown]
