@@ -77,9 +77,9 @@ alike = own[own["step"] == steps[-1]]["value"].median()
 below = known["high"] < 0
 doubt = ": too little to say where it pulls" if end.sum() < blocks else ""
 Markdown(f"""A conflict that grows with depth **{verdict}** here. After
-{steps[-1]} steps the direction has an interval in {end.sum() or "none"} of {blocks} blocks, and it lies
-below 0 in {(end & below).sum() or "none"}. The cosine of MIM with itself, on two
-batches, has a median of {alike:.3f} over the blocks{doubt}.""")
+{steps[-1]} steps the direction has an interval in {end.sum() or "none"} of {blocks}
+blocks, and it lies below 0 in {(end & below).sum() or "none"}. The cosine of MIM with
+itself, on two batches, has a median of {alike:.3f} over the blocks{doubt}.""")
 
 # %% tags=["hide-input"]
 early = known[before & deep]
@@ -357,7 +357,8 @@ same = (sure["value_x"] * sure["value_y"] > 0).sum()
 size = (sure["value_y"] / sure["value_x"]).abs().median()
 answer = f"""The direction's interval leaves out 0 in {len(sure)} of {len(known)} cases.
 There the raw cosine agrees in sign in {same} and has a median of {size:.0%} of the
-size: noise draws it towards 0. Where the direction has no interval, there is no answer."""
+size: noise draws it towards 0. Where the direction has no interval, there is no
+answer."""
 Markdown(answer if len(sure) else "No direction has an interval that leaves out 0.")
 
 # %% [markdown]
