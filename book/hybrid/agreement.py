@@ -83,10 +83,11 @@ itself, on two batches, has a median of {alike:.3f} over the blocks{doubt}.""")
 
 # %% tags=["hide-input"]
 early = known[before & deep]
+lowest = f"{early['low'].min():.2f}".replace("-", "−")
 Markdown(f"""Before that, the direction's interval lies below 0 in
 {(before & below).sum() or "none"} of {before.sum()} cases. In the last third of the
 blocks it does in {(early["high"] < 0).sum() or "none"}, and reaches no lower than
-{early["low"].min():.2f}. The slope of $c_\\ell$, its change from one block to the next,
+{lowest}. The slope of $c_\\ell$, its change from one block to the next,
 has an interval below 0 at {(slopes["high"] < 0).sum() or "none"} of {len(slopes)}
 moments.""")
 
@@ -302,12 +303,12 @@ for parent, s in pairs:
     if (pixels := near.pop("random", None)) is None or not near:
         continue
     behind = [who for who, value in near.items() if value <= pixels]
-    text = (
-        f"- On {study(s).title} the random encoder has a late CKA of {pixels:.2f} with "
+    text = f"- On {study(s).title}, late CKA with {parent}: random {pixels:.2f}, "
+    text += f"the nearest other {max(near.values()):.2f}"
+    end = f". No nearer than the random one, and so with nothing of {parent} to share: "
+    said.append(
+        text + (end + "; ".join(behind) if behind else "; all are nearer") + "."
     )
-    text += f"{parent}, the nearest other {max(near.values()):.2f}"
-    text += f". No nearer: {', '.join(behind)}" if behind else "; all are nearer"
-    said.append(text + (", by which they share only the pixels." if behind else "."))
 Markdown("\n".join(said) or "There is no random encoder to compare with.")
 
 # %% [markdown]
