@@ -276,7 +276,7 @@ def flatness(rows, who):
     """What becomes of an encoder's attention with depth, in words."""
     first, last = rows.loc[who, ["entropy, first", "entropy, last"]]
     end = "selects more, alike for all queries" if last < first else "is flatter still"
-    return f"Its entropy goes from {first:.3f} to {last:.3f}: late attention {end}"
+    return f"The entropy of {who} goes from {first:.3f} to {last:.3f}: late it {end}"
 
 
 # %% tags=["hide-input"]
@@ -290,7 +290,7 @@ def chosen(rows):
     begin = f"{rows['NMI, first'][most]:.3f}, nearer to {near} than to {other}"
     return f"""NMI falls most in {fall(rows, most)}; best by a linear probe is
 {best[0]}, best after fine-tuning {best[1]}. {flatness(rows, most)}.
-The NMI of {most} begins at {begin}."""
+Its NMI begins at {begin}."""
 
 
 # %% tags=["hide-input"]
