@@ -192,9 +192,9 @@ upto_each("19a", "CL loses more than CL of two renderings by")
 # It does not: CL of two renderings loses more than CL up to the usual amplitude, and about as much up to the others. So the
 # shared background is not what takes the shape away. While it is faint it even helps, perhaps since pairs that are told
 # apart more easily get a training under way sooner. Where the nuisance is largest, the object is nearly all that the two
-# renderings have in common, and yet the probe of this encoder reads no more than that of an untrained one. What it lacks
-# is not a reason to learn the shape. To tell a pair from the others of its batch it has to see objects that are a small
-# part of all pixels, and a training of this length does not get there. Whether a longer one would is open.
+# renderings have in common, and yet the probe of this encoder reads no more than that of an untrained one. It may not lack a
+# reason to learn the shape: to tell a pair from the others of its batch it has to see objects that are a small part of all
+# pixels, and a training of this length may not get there. One seed and one length of training leave that open.
 #
 # ## Where in the encoder?
 

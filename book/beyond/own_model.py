@@ -7,12 +7,17 @@
 # %% [markdown]
 # # Your own model
 #
-# **Claim.** Nothing in this book is tied to its models. Any Vision Transformer with softmax attention over one grid
-# of patches can be read: change one line below and every figure of the book is drawn for your model.
+# **Claim.** Nothing in this book is tied to its models. A Vision Transformer can be read whose heads each have one softmax
+# map of their own over one grid of patches: change one line below, and this page draws the book's curves of attention,
+# tokens and spectra for your model. What needs labels or training, such as probes and fine-tuning, stays in its chapters.
 #
 # The figures need little of a model: the queries $q$, keys $k$ and values $v$ of every block as the model uses them, and
 # the residual stream $z_\ell$ between blocks. They are taken from the running model, after normalisation, rotary
 # positions and position bias, so no code of the model has to change.
+
+# %% [markdown] tags=["site"]
+# The two models below were trained on photographs, CIFAR-10, and look at generated shapes here: images of a kind that they
+# never saw. With `IMAGES = "cifar10"` they look at their own.
 
 # %% tags=["parameters"]
 # timm names, "hf-hub:...", .safetensors files, or "random:" and an architecture
@@ -71,10 +76,10 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # ## Attention maps
 #
-# The first of the images, as each model sees it, and the maps of three queries over it: means over heads, each on its
-# own scale. Depths are shares of each model's own.
+# The first of the images, as each model sees it, and the maps of three queries over it. Depths are shares of each model's
+# own.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}, "figure": {"caption": "Attention maps of the model named at the left: the queries (left column) and their maps at four depths, means over heads, each on its own scale."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
     name: attention_maps(e, image)[:, 0]

@@ -10,7 +10,7 @@
 # **Claim.** Some encoders keep global information in a few tokens: patch tokens of little content grow large norms
 # {cite:p}`darcet2024registers`, and attention flows to them or to the class token whatever the query.
 #
-# Where that happens, the maps of the other chapters read differently: a hot cell can be a store, not an object. Two
+# Where that happens, the maps of the other chapters read differently: a hot cell can be such a token, not an object. Two
 # numbers show it. The first is the attention that patch tokens pay to the prefix tokens in the full softmax, which the
 # other chapters leave out; the second is the largest norm of a patch token $z_n$ against the median of its image:
 #
@@ -35,8 +35,10 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, study
+from nbhelpers import plots, scorecard, study
+from nbhelpers.intervals import Interval, over_seeds
 from nbhelpers.results import gather, late
+from nbhelpers.results.summary import whole_layers
 from nbhelpers.studies import label
 
 plots.style()
@@ -46,9 +48,10 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 # %% [markdown]
 # ## Result
 #
-# The scorecard has no row for this claim, which is not one of the paper's. An encoder counts as having a sink if its patch
-# tokens pay the prefix more than twice what uniform attention would, in the last third of the blocks. It counts as having a
-# store if more than one token in a thousand has over three times the median norm.
+# The scorecard has no row for this claim, which is not one of the paper's. A block counts as a sink if what its patch tokens
+# pay the prefix lies, with its interval, above twice what uniform attention would pay; "late" is the mean over the last third
+# of the blocks. High-norm tokens count as found if, late, more than one token in a thousand has over three times the median
+# norm. Both limits are conventions, so read the shares beside the verdicts.
 
 # %% tags=["hide-input"]
 uniform = {}
@@ -57,19 +60,66 @@ for name in frames:
         uniform[name, label(e.name)] = e.prefix / e.tokens
 
 
+def above(part, limit):
+    """What an interval says of a limit, by the rule of the scorecard."""
+    moved = [x - limit for x in (part.value, part.low, part.high)]
+    return scorecard.verdict(Interval(*moved))
+
+
 # %% tags=["hide-input"]
-lines = []
+def intervals(frame, metric):
+    """Interval of each label at each depth and "late", over images and any seeds."""
+    end = scorecard.read_by(frame, "study", metric, "late").assign(depth="late")
+    rows = pd.concat([whole_layers(frame[frame["metric"] == metric]), end])
+    rows = rows.assign(label=rows["model"].map(label))
+    found = {}
+    for key, seeds in rows.groupby(["label", "depth"], sort=False):
+        parts = seeds[["value", "low", "high"]].itertuples(index=False, name=None)
+        found[key] = over_seeds([Interval(*part) for part in parts])
+    return found
+
+
+# %% tags=["hide-input"]
+rows = {}
 for name, frame in frames.items():
-    paid, outliers = late(frame, "prefix_attention"), late(frame, "outlier_tokens")
-    sinks = [who for who in paid if paid[who] > 2 * uniform[name, who] > 0]
-    stores = [who for who, share in outliers.items() if share > 0.001]
-    said = [
-        f"**shows** in {' and '.join(who)}" if who else "**does not show**"
-        for who in (sinks, stores)
+    paid, high = (intervals(frame, m) for m in ("prefix_attention", "outlier_tokens"))
+    for who in dict.fromkeys(who for who, _ in paid):
+        blocks = {d: paid[w, d] for w, d in paid if w == who and d != "late"}
+        twice, end = 2 * uniform[name, who], paid[who, "late"]
+        sinks = [f"{d}" for d, part in blocks.items() if above(part, twice) == "shows"]
+        rows[name, who] = {
+            "uniform": f"{twice / 2:.3f}",
+            "sink in blocks": ", ".join(sinks) or "none",
+            "largest share": f"{max(part.value for part in blocks.values()):.2f}",
+            "share late": f"{end.value:.4f} [{end.low:.4f}, {end.high:.4f}]",
+            "sink late": above(end, twice),
+            "high-norm tokens": above(high[who, "late"], 0.001),
+        }
+
+
+# %% tags=["hide-input"]
+def encoders_with(column, *values):
+    """Those whose entry in the table below is one of the values, in words."""
+    found = [
+        f"{who} ({name})" for name, who in rows if rows[name, who][column] in values
     ]
-    lines.append(f"- On {study(name).title}, a sink {said[0]}, a store {said[1]}.")
+    return ", ".join(found) or "no encoder"
+
+
+some = {row["sink in blocks"] for row in rows.values()} - {"none"}
+lines = [
+    f"- A sink **shows** in a block of {encoders_with('sink in blocks', *some)}.",
+    f"- Late, a sink **shows** in {encoders_with('sink late', 'shows')}.",
+    f"- High-norm tokens **show** in {encoders_with('high-norm tokens', 'shows')}.",
+]
 lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items()]
 Markdown("\n".join(lines))
+
+# %% [markdown]
+# Share of attention that goes to the prefix, as a mean over patch tokens and heads:
+
+# %% tags=["hide-input"]
+pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
 
 # %% [markdown]
 # ## The quantity
@@ -102,9 +152,11 @@ pd.DataFrame(means, index=["last block"]).round(3)
 # %% [markdown]
 # ## Attention to the class token
 #
-# A share far above the dashed line is a sink: the maps of the other chapters then show how the rest is divided.
+# A share far above the dashed line is a sink: the maps of the other chapters then show how the rest is divided. A class token
+# that enters before block 1 is there the same vector in every image. What is paid to it in block 1 brings nothing of the
+# image, and is a way of a head to do less; only later can the token hold a summary.
 
-# %% mystnb={"image": {"alt": "Share of attention that patch tokens pay to the prefix tokens against depth, from 0 to 1: a line per model and a dot per head, uniform attention dashed, in one panel per study."}, "figure": {"caption": "Attention that patch tokens pay to the prefix tokens, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; thinner lines: further training seeds of the same model; dashed: uniform attention."}}
+# %% mystnb={"image": {"alt": "Share of attention that patch tokens pay to the prefix tokens against depth, from 0 to 1: a line per model and a dot per head, uniform attention dashed, in one panel per study."}, "figure": {"caption": "Attention that patch tokens pay to the prefix tokens, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "prefix_attention", ax, heads=True)
@@ -120,8 +172,9 @@ plots.download(pd.concat(frames.values()), "attention_sinks")
 # %% [markdown]
 # ## Norms of patch tokens
 #
-# Registers would show as a jump of one token to several times the others' norm. They were reported in large encoders
-# after long training; encoders as small as the book's are not expected to grow them.
+# High-norm tokens {cite:p}`darcet2024registers` would show as a jump of one token to several times the others' norm. They
+# were reported in large encoders after long training; encoders as small as the book's are not expected to grow them.
+# *Registers* are tokens that are added to the input, so that no patch has to serve as one.
 
 # %% mystnb={"image": {"alt": "Largest norm of an image's patch tokens relative to the median against depth: a line per model, the value 1 dashed, in one panel per study."}, "figure": {"caption": "Largest norm among an image's patch tokens, relative to their median, against depth. Lines: mean over images, with the 95 % interval; dashed: tokens that are all alike."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
@@ -133,17 +186,6 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# Averaged over the last third of the blocks:
-
-# %% tags=["hide-input"]
-rows = {
-    (name, plots.metric_label(metric)): late(frame, metric)
-    for name, frame in frames.items()
-    for metric in METRICS
-}
-pd.DataFrame(rows).T.round(3)
-
-# %% [markdown]
 # ## What would refute it
 #
 # The claim is about how maps must be read. It is refuted for an encoder whose curves stay at both dashed lines. It would
@@ -152,7 +194,7 @@ pd.DataFrame(rows).T.round(3)
 # ## Takeaways
 #
 # - A map among patch tokens is a division of what is left after the prefix has had its share. Look at that share first.
-# - A few tokens of large norm are stores, not objects. Look for them before you interpret a hot cell.
+# - A few tokens of very large norm may stand for more than their patches. Look for them before you interpret a hot cell.
 #
 # ## Exercises
 #
@@ -170,6 +212,13 @@ pd.DataFrame(rows).T.round(4)
 # 2. **Where are they?** In which patch of the image lies the token of the largest norm, for the eight images above?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-place = norm.argmax(-1).cpu().numpy()  # B
-rows = {"row": place // b.grid[1], "column": place % b.grid[1]}
-pd.DataFrame(rows).rename_axis("image").T
+place = norm.argmax(-1).cpu()  # B
+lines = {"row": place // b.grid[1], "column": place % b.grid[1]}
+ends = [(at == 0) | (at == n - 1) for at, n in zip(lines.values(), b.grid, strict=True)]
+corners, chance = int((ends[0] & ends[1]).sum()), len(place) * 4 / norm.shape[1]
+if corners > len(place) / 2:
+    print("Mostly in a corner: the place decides more than what is in the image.")
+print(
+    f"In a corner: {corners} of {len(place)} images; by chance it would be {chance:.1f}."
+)
+pd.DataFrame(lines).rename_axis("image").T
