@@ -88,7 +88,7 @@ for name, frame in frames.items():
         twice, end = 2 * uniform[name, who], paid[who, "late"]
         sinks = [f"{d}" for d, part in blocks.items() if above(part, twice) == "shows"]
         rows[name, who] = {
-            "uniform": f"{twice / 2:.3f}",
+            "uniform": f"{twice / 2:.4f}",
             "sink in blocks": ", ".join(sinks) or "none",
             "largest share": f"{max(part.value for part in blocks.values()):.2f}",
             "share late": f"{end.value:.4f} [{end.low:.4f}, {end.high:.4f}]",
