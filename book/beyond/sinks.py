@@ -108,8 +108,8 @@ def encoders_with(column, *values):
 
 some = {row["sink in blocks"] for row in rows.values()} - {"none"}
 lines = [
-    f"- A sink **shows** in a block of {encoders_with('sink in blocks', *some)}.",
-    f"- Late, a sink **shows** in {encoders_with('sink late', 'shows')}.",
+    f"- A sink in at least one block **shows** in {encoders_with('sink in blocks', *some)}.",
+    f"- A sink late **shows** in {encoders_with('sink late', 'shows')}.",
     f"- High-norm tokens **show** in {encoders_with('high-norm tokens', 'shows')}.",
 ]
 lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items()]
