@@ -211,7 +211,7 @@ ways if lines else none
 # Only the target differs between the two MIMs, so it is the cause of what differs between them. Attention can become wide
 # without the features becoming better: the average over an image is easy to predict for a student that sees four tenths of
 # it. Whether neighbours improve may depend on what the teacher has learnt, and ours had little time. The published encoders
-# {cite:p}`psomas2025efficient` were trained on ImageNet for hundreds of epochs, and differ in much else too:
+# {cite:p}`psomas2026attention` were trained on ImageNet for hundreds of epochs, and differ in much else too:
 
 # %% tags=["hide-input"]
 names = {"SimMIM": "pixels", "MAE": "pixels", "MaskFeat": "gradient histograms"}

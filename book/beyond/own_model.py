@@ -225,7 +225,8 @@ SIDES = ["attention_distance", "nmi", "head_cosine", "token_cosine"]
 SIDES += ["token_effective_rank", "delta_log_amplitude"]
 two = len(encoders) == 2
 if two:
-    gaps = difference_by_depth(frame, *(encoder.name for encoder in encoders))
+    sides = frame[frame["metric"].isin(SIDES)]
+    gaps = difference_by_depth(sides, *(encoder.name for encoder in encoders))
     axes = plots.panels([*map(plots.metric_label, SIDES)])
     for ax, metric in zip(axes, SIDES, strict=True):
         rows = gaps[gaps["metric"] == metric]
