@@ -116,7 +116,7 @@ for name, frame in frames.items():
 far = pd.concat(far)
 words = """From the published curve of the same weights, over all depths: rms is the root
 mean square of the difference, error that of reading the poster."""
-HTML(f"<p>{words}</p>{far.round(2).to_html(index=False)}") if len(far) else None
+HTML(f"<p>{words}</p>{far.round(3).to_html(index=False)}") if len(far) else None
 
 # %% [markdown]
 # Read two things. At the right: where MIM's line is above CL's, the claim holds. Then the last steps of MIM's line: if
