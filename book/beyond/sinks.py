@@ -108,7 +108,7 @@ def encoders_with(column, *values):
 
 some = {row["sink in blocks"] for row in rows.values()} - {"none"}
 lines = [
-    f"- A sink in at least one block **shows** in {encoders_with('sink in blocks', *some)}.",
+    f"- A sink in some block **shows** in {encoders_with('sink in blocks', *some)}.",
     f"- A sink late **shows** in {encoders_with('sink late', 'shows')}.",
     f"- High-norm tokens **show** in {encoders_with('high-norm tokens', 'shows')}.",
 ]
