@@ -218,7 +218,5 @@ ends = [(at == 0) | (at == n - 1) for at, n in zip(lines.values(), b.grid, stric
 corners, chance = int((ends[0] & ends[1]).sum()), len(place) * 4 / norm.shape[1]
 if corners > len(place) / 2:
     print("Mostly in a corner: the place decides more than what is in the image.")
-print(
-    f"In a corner: {corners} of {len(place)} images; by chance it would be {chance:.1f}."
-)
+print(f"In a corner: {corners} of {len(place)} images; by chance {chance:.1f}.")
 pd.DataFrame(lines).rename_axis("image").T
