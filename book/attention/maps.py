@@ -284,7 +284,7 @@ Markdown(f"The object gets more attention than its area explains from queries {s
 # above the area, and at which depth they look at the object most:
 
 # %% tags=["hide-input"]
-test = ends[ends["metric"] == KINDS[2]]
+test = ends[ends["metric"] == KINDS[2]].reset_index(drop=True)
 above = last[KINDS[2]].set_index("model")[["value", "low", "high"]] - area
 top = test.loc[test.groupby("model")["value"].idxmax()].set_index("model")
 above = above.rename(columns={"value": "last block − area"})
