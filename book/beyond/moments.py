@@ -288,10 +288,10 @@ legend = below(axes)
 plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
 
 # %% [markdown]
-# Not here: CL's tokens find the object ever better, through the time in which they are most alike and on to the longest
-# training that the book has. A little of what makes patches differ is enough for a mask of two classes. MIM's curve has a
-# small dip in the middle, when its tokens come closer to each other again. What happens after a hundred times as many
-# images this figure cannot say.
+# Not here: class token and patches of CL are most alike early, after about a tenth of this training, and part from then on.
+# Meanwhile its single tokens tell object and texture ever better. A little of what makes patches differ is enough for both.
+# MIM's curve of the mask has a small dip in the middle, when its tokens come closer to each other again. What happens after
+# a hundred times as many images these figures cannot say.
 #
 # ## Which claims turn?
 #
