@@ -69,7 +69,7 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 scorecard.result(["2", "3"], STUDIES, MODELS)
 
 # %% [markdown]
-# Row 3 asks only whether a curve ends below its highest point. [Below](#what-would-refute-it), other encoders are asked the
+# Row 3 asks only whether a curve ends below its highest point. Under *What would refute it*, other encoders are asked the
 # same.
 
 # %% [markdown]

@@ -195,7 +195,8 @@ def draw_panel(ax, name, metric, reading, hidden="texture"):
 
 def draw(metric, reading, uniform=None):
     """A panel per study."""
-    titles = [plots.title(ends[name].tail(1)) for name in STUDIES]
+    drawn = (pd.concat([followed[name], ends[name]]) for name in STUDIES)
+    titles = [plots.title(rows.dropna(subset=["source"])) for rows in drawn]
     axes = plots.panels(titles, sharey=True, sharex=True)
     for ax, name in zip(axes, STUDIES, strict=True):
         draw_panel(ax, name, metric, reading)
