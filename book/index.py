@@ -40,12 +40,12 @@ def said(*numbers):
 
 # %% tags=["remove-input"]
 Markdown(
-    "**The answer in three sentences.** Late in a contrastive encoder, attention reaches "
-    "across the image and depends little on the query; in a masked one it stays around "
-    f"each token {said('1', '2')}. A contrastive encoder goes by shape and forgets "
-    "fine detail, a masked one keeps texture and high frequencies "
-    f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and at "
-    "a later depth; a masked one gains more from fine-tuning "
+    "**The answer in three sentences.** Late in a contrastive encoder, attention "
+    "reaches across the image and depends little on the query; in a masked one it "
+    f"stays around each token {said('1', '2')}. A contrastive encoder goes by shape "
+    "and forgets fine detail, a masked one keeps texture and high frequencies "
+    f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and "
+    "at a later depth; a masked one gains more from fine-tuning "
     f"{said('12', '14a', '14c')}."
 )
 

@@ -47,12 +47,11 @@ from contextlib import suppress
 
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.intervals import over_seeds
 from nbhelpers.results import difference_to_published, gather, late, published, table
 from nbhelpers.results.summary import whole_layers
 from nbhelpers.scorecard.evidence import highest_less_last
@@ -123,13 +122,13 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "nmi")
 
+# %% [markdown]
+# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
+# mean square), beside the error of reading these.
+
 # %% tags=["hide-input"]
-gaps = [difference_to_published(frame, "nmi") for frame in frames.values()]
-gaps = pd.concat([pd.DataFrame(), *gaps])
-if len(gaps):
-    said = "**rms**: distance to the published curve; **error**: that of reading it."
-    display(Markdown(said))
-gaps.set_index("model").round(3) if len(gaps) else None
+gaps = difference_to_published(pd.concat(frames.values()), "nmi")
+gaps.round(3) if len(gaps) else None
 
 # %% [markdown]
 # ## Flat, or the same object for all?
@@ -206,7 +205,7 @@ EXPECTED = {"DINO": "CL", "supervised": "CL", "MAE": "MIM"}
 
 
 def nearer(frame):
-    """By objective: is it nearer to CL or to MIM in late NMI, or flat; with the NMI of all three."""
+    """By objective: nearer to CL or MIM in late NMI, or flat; the NMI of all three."""
     nmi, entropy = (
         {who.split(", ")[0]: value for who, value in late(frame, metric).items()}
         for metric in METRICS
@@ -262,21 +261,17 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 # %% tags=["hide-input"]
 def falls(frame):
     """By label, the highest NMI before the last block less that of the last."""
-    found = {}
     curves = whole_layers(frame[frame["metric"] == "nmi"])
-    for model, curve in curves.groupby("model", sort=False):
-        found.setdefault(label(model), []).append(highest_less_last(curve))
-    return {who: over_seeds(each) for who, each in found.items()}
+    return scorecard.read_labels(curves, highest_less_last)
 
 
 # %% tags=["hide-input"]
 paper = published().dropna(subset="depth")
 paper = paper[(paper["part"] == "encoder") & paper["model"].isin(four)]
-low, high = (paper["value"] + sign * paper["error"] for sign in (-1, 1))
 fall = {
     name: falls(frames[name]) | falls(others.get(name, frames[name])) for name in frames
 }
-fall["published"] = falls(paper.assign(low=low, high=high))
+fall["published"] = falls(paper)
 shown = {
     name: {who: f"{x.value:.3f}{' ✓' * (x.low > 0)}" for who, x in each.items()}
     for name, each in fall.items()

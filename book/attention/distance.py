@@ -39,7 +39,7 @@ import math
 
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
@@ -100,7 +100,7 @@ vit_b = float(patch_distances((14, 14), 16).mean())  # of the curves in the last
 line = {"color": "#555555", "lw": 1, "ls": "--", "label": "uniform attention"}
 
 # %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds curves of public ViT-B/16 on 59 images, in which MoCo v3 rises to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM), with bars for the reading error."}}
-titles = [*map(plots.title, frames.values()), *missing, "public ViT-B/16, 59 images"]
+titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "attention_distance", ax, heads=True)
@@ -118,15 +118,13 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"]
 plots.download(pd.concat(frames.values()), "attention_distance")
 
+# %% [markdown]
+# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from these curves (root mean
+# square), beside the error of reading them.
+
 # %% tags=["hide-input"]
-gaps = [
-    difference_to_published(frame, "attention_distance") for frame in frames.values()
-]
-gaps = pd.concat([pd.DataFrame(), *gaps])
-if len(gaps):
-    said = "**rms**: distance to the published curve; **error**: that of reading it."
-    display(Markdown(said))
-gaps.set_index("model").round(1) if len(gaps) else None
+gaps = difference_to_published(pd.concat(frames.values()), "attention_distance")
+gaps.round(1) if len(gaps) else None
 
 # %% [markdown]
 # Averaged over the last third of the blocks, in pixels:
@@ -184,7 +182,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]
 def far_heads(name):
-    """By label: how many heads are far, how many of these select, and the late entropy."""
+    """By label: how many heads are far and how many of these select; late entropy."""
     found, entropy = {}, late(frames[name], METRICS[1])
     for e in study(name).encoders(MODELS):
         d = patch_distances(e.grid, e.patch_size)  # N N

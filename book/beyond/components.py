@@ -42,9 +42,9 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.intervals import Interval, difference, over_seeds
+from nbhelpers.intervals import difference
 from nbhelpers.results import StaleTableError, table
-from nbhelpers.studies import label
+from nbhelpers.scorecard.evidence import mean
 
 plots.style()
 
@@ -86,15 +86,12 @@ scorecard.result(["16a", "16b"], STUDIES, MODELS)
 # %% tags=["hide-input"]
 def gains(rows, share):
     """What k-NN gains without a share of the components, in points: by label."""
-    ends = rows[rows["metric"] == "knn_without_leading"]
-    found = {}
-    for (who, _), own in ends.groupby([ends["model"].map(label), "model"], sort=False):
+
+    def gain(own):
         near = [own[(own["parameter"] - s).abs() < 1e-6] for s in (share, 0)]
-        parts = pd.concat(near)[["value", "low", "high"]].itertuples(index=False)
-        without, whole = (100 * Interval(*part) for part in parts)
-        seed = difference(without, whole, same_encoder=True)
-        found.setdefault(who, []).append(seed)
-    return {who: over_seeds(seeds) for who, seeds in found.items()}
+        return 100 * difference(*map(mean, near), same_encoder=True)
+
+    return scorecard.read_labels(rows[rows["metric"] == "knn_without_leading"], gain)
 
 
 # %% tags=["hide-input"]

@@ -109,8 +109,8 @@ for name, frame in followed.items():
         tenth = nmi[nmi.index <= nmi.index.max() / 10].iloc[-1]
         values = (f"{at['MIM']:.3f} and {at['CL']:.3f}" for at in (tenth, nmi.iloc[-1]))
         said.append(
-            "MIM first, CL late: after a tenth of the images late NMI is {} (MIM and CL), "
-            "at the end {}.".format(*values)
+            "MIM first, CL late: after a tenth of the images late NMI is {} (MIM and "
+            "CL), at the end {}.".format(*values)
         )
     elif nmi.empty:
         said.append(
@@ -193,6 +193,7 @@ def draw_panel(ax, name, metric, reading, hidden="texture"):
     ax.set(xscale="log", xlabel="images seen", ylabel=plots.metric_label(metric))
 
 
+# %% tags=["hide-input"]
 def draw(metric, reading, uniform=None):
     """A panel per study."""
     drawn = (pd.concat([followed[name], ends[name]]) for name in STUDIES)

@@ -36,9 +36,10 @@ from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.intervals import Interval, over_seeds
+from nbhelpers.intervals import Interval
 from nbhelpers.results import gather, late
 from nbhelpers.results.summary import whole_layers
+from nbhelpers.scorecard.evidence import READINGS
 from nbhelpers.studies import label
 
 plots.style()
@@ -69,14 +70,11 @@ def above(part, limit):
 # %% tags=["hide-input"]
 def intervals(frame, metric):
     """Interval of each label at each depth and "late", over images and any seeds."""
-    end = scorecard.read_by(frame, "study", metric, "late").assign(depth="late")
-    rows = pd.concat([whole_layers(frame[frame["metric"] == metric]), end])
-    rows = rows.assign(label=rows["model"].map(label))
-    found = {}
-    for key, seeds in rows.groupby(["label", "depth"], sort=False):
-        parts = seeds[["value", "low", "high"]].itertuples(index=False, name=None)
-        found[key] = over_seeds([Interval(*part) for part in parts])
-    return found
+    rows = whole_layers(frame[frame["metric"] == metric])
+    parts = {"late": scorecard.read_labels(rows, READINGS["late"])}
+    for depth, own in rows.groupby("depth"):
+        parts[depth] = scorecard.read_labels(own, READINGS["mean"])
+    return {(who, d): part for d, each in parts.items() for who, part in each.items()}
 
 
 # %% tags=["hide-input"]

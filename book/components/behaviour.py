@@ -134,8 +134,6 @@ def against(probed, tuned, ax, **more):
 
 # %% tags=["hide-input"]
 paper = published().query("source.str.endswith('figure 1a')", engine="python")
-paper = paper.assign(low=paper["value"] - paper["error"])
-paper = paper.assign(high=paper["value"] + paper["error"])
 theirs = [paper[paper["metric"] == metric] for metric in ("linear", "finetune")]
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against accuracy of a linear probe, a dot per encoder; a panel per study and one published, each with a dotted diagonal where fine-tuning gains nothing."}, "figure": {"caption": "Fine-tuned accuracy against a linear probe of the last layer, with 95 % intervals over test images. Dotted: nothing gained. Labels say where an encoder has another width or saw another number of images than CL and MIM. Last panel: ViT-B/16 on ImageNet, with bars for the reading error; the probe of SimMIM there is of its 8th layer, average pooled, not of its last."}}

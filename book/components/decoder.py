@@ -39,7 +39,7 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.intervals import difference, over_seeds
+from nbhelpers.intervals import difference
 from nbhelpers.results import by_label, published, table
 from nbhelpers.scorecard.evidence import at, taken_by_late
 from nbhelpers.studies import IMAGES, label
@@ -162,10 +162,7 @@ def by_encoder(frame, read):
     """What is read off the curve of each encoder, over seeds, by label."""
     rows = frame[frame["metric"] == "delta_log_amplitude"]
     rows = rows[~rows["model"].str.endswith(":decoder")]
-    found = {}
-    for model, curve in rows.groupby("model", sort=False):
-        found.setdefault(label(model), []).append(read(curve))
-    return {who: over_seeds(each) for who, each in found.items()}
+    return scorecard.read_labels(rows, read)
 
 
 def last_block(curve):
@@ -176,8 +173,7 @@ def last_block(curve):
 
 # %% tags=["hide-input"]
 paper = published().query("part == 'encoder' and model in @curves['models']")
-low, high = (paper["value"] + sign * paper["error"] for sign in (-1, 1))
-paper = paper.assign(low=low, high=high).dropna(subset="depth")
+paper = paper.dropna(subset="depth")
 lost = {}
 for name, frame in (frames | {"published": paper}).items():
     lost[name, "last third"] = by_encoder(frame, taken_by_late)

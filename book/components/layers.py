@@ -36,17 +36,14 @@ SEED = 0  # which images are drawn where they are fewer
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from matplotlib.ticker import MaxNLocator
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.intervals import difference, over_seeds
-from nbhelpers.results import StaleTableError, already, published, rows_of, table
-from nbhelpers.results.published import difference_to_published
+from nbhelpers.results import StaleTableError, published, rows_of, table
 from nbhelpers.results.summary import by_label, highest, late, peak
-from nbhelpers.scorecard.evidence import mean
 from nbhelpers.studies import label as label_of
 
 plots.style()
@@ -119,13 +116,15 @@ legend = plots.legend_below(axes)
 # %% tags=["remove-input"]
 plots.download(pd.concat(panels.values()), "probes")
 
+# %% [markdown]
+# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
+# mean square), beside the error of reading these.
+
 # %% tags=["hide-input"]
-gaps = {key: difference_to_published(rows, "linear") for key, rows in panels.items()}
-gaps = pd.concat([pd.DataFrame(), *gaps.values()])
-if len(gaps):
-    said = "**rms**: distance to the published curve; **error**: that of reading it."
-    display(Markdown(said))
-gaps.set_index("model").round(2) if len(gaps) else None
+from nbhelpers.results import difference_to_published
+
+gaps = difference_to_published(pd.concat(panels.values()), "linear")
+gaps.round(2) if len(gaps) else None
 
 # %% tags=["hide-input"]
 rows = {}
@@ -155,11 +154,11 @@ pd.DataFrame(rows).round(2)
 tuned = {}
 for name in filter(lambda name: study(name).splits, STUDIES):
     pair = study(name).trained("cl", "mim", vary=["width", "images"])
-    new, _ = already(name, "new_blocks", pair)
-    if not new:
+    new = rows_of(name, "new_blocks", pair)
+    if new.empty:
         continue
-    whole, _ = already(name, "fine_tuning", pd.concat(new)["model"].unique().tolist())
-    tuned[name] = pd.concat([*whole, *new], ignore_index=True).query("share == 1")
+    whole = rows_of(name, "fine_tuning", new["model"].unique())
+    tuned[name] = pd.concat([whole, new], ignore_index=True).query("share == 1")
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images; thinner lines: further training seeds."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
@@ -197,11 +196,17 @@ pd.DataFrame(rows).round(1)
 
 
 # %% tags=["hide-input"]
-def lost(frame, who, more, less):
-    """Points between two states of a label's encoders, over seeds."""
-    each = frame[frame["model"].map(label_of) == who].groupby("model")
-    states = [(mean(rows.query(more)), mean(rows.query(less))) for _, rows in each]
-    return 100 * over_seeds([difference(*state) for state in states])
+from nbhelpers.intervals import difference
+from nbhelpers.scorecard.evidence import mean
+
+
+def lost(frame, more, less):
+    """Points between two states of encoders, by label."""
+
+    def points(rows):
+        return 100 * difference(mean(rows.query(more)), mean(rows.query(less)))
+
+    return scorecard.read_labels(frame, points)
 
 
 def verdict(points):
@@ -215,13 +220,14 @@ def verdict(points):
 said = []
 for name, frame in tuned.items():
     first, last = (f"{end} == {frame[end].max()}" for end in ("first", "last"))
-    whole, labels = "first == 0 and last == 0", {*frame["model"].map(label_of)}
-    for mim in sorted(who for who in labels if who.split(", ")[0] == "MIM"):
-        own = lost(frame, mim, last, first)
-        text = f"On {name} ({mim}): less than its first blocks? {verdict(own)}."
-        if (cl := mim.replace("MIM", "CL")) in labels:
-            costs = [lost(frame, who, whole, last) for who in (cl, mim)]
-            text += f" Less than CL's last? {verdict(difference(*costs))}."
+    first_less = lost(frame, last, first)
+    costs = lost(frame, "first == 0 and last == 0", last)
+    for mim in sorted(who for who in costs if who.split(", ")[0] == "MIM"):
+        text = f"On {name} ({mim}): less than its first blocks? "
+        text += f"{verdict(first_less[mim])}."
+        if (cl := mim.replace("MIM", "CL")) in costs:
+            less = difference(costs[cl], costs[mim])
+            text += f" Less than CL's last? {verdict(less)}."
         said.append(text)
 Markdown("\n\n".join(said) or "There is nothing stored to answer it with.")
 
@@ -232,11 +238,9 @@ for name, frame in tuned.items():
     nmi = rows_of(name, "profile", cl)
     for who, value in late(nmi, "nmi").items() if len(nmi) else ():
         said.append(f"{value:.3f} ({name}, {who})")
-text = f"The late NMI of these CL encoders is {', '.join(said)}. Near 0, their late "
-text += (
-    "attention no longer depends on the query, and what their last blocks are worth "
-)
-text += "may not hold for the CL of the first figure."
+text = f"""The late NMI of these CL encoders is {", ".join(said)}. Near 0, their late
+attention no longer depends on the query, and what their last blocks are worth may not
+hold for the CL of the first figure."""
 Markdown(text) if said else None
 
 # %% [markdown]

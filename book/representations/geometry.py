@@ -79,35 +79,39 @@ table.rename_axis(columns="image").map("{:.3f}".format)
 
 
 # %% tags=["hide-input"]
-def moves(encoder, source, index):
-    """Tokens of an image before and after self-attention, a pair per block."""
-    stream = []
-    with capture(encoder, on_stream=stream.append):
-        encoder.forward(encoder.batch(source, [index]))
-    places = [record.patches[0].cpu() for record in stream]
-    return list(zip(places[0::2], places[1::2], strict=False))
+def moves(encoders, source, index):
+    """By model, an image's tokens before and after attention: a pair per block."""
+    found = {}
+    for encoder in encoders:
+        stream = []
+        with capture(encoder, on_stream=stream.append):
+            encoder.forward(encoder.batch(source, [index]))
+        places = [record.patches[0].cpu() for record in stream]
+        pairs = zip(places[0::2], places[1::2], strict=False)
+        found[label(encoder.name)] = list(pairs)
+    return found
 
 
 # %% tags=["hide-input"]
-def token_steps(encoders, source, index):
+def token_steps(encoders, steps):
     """These tokens as a picture, a row per model."""
-    steps, colours = {}, {}
-    for encoder in encoders:
-        name = label(encoder.name)
-        steps[name] = moves(encoder, source, index)
-        colours[name] = plots.line_style(encoder.name, encoder.objective)["color"]
+    colours = {
+        label(e.name): plots.line_style(e.name, e.objective)["color"] for e in encoders
+    }
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. Below: the common share of the update, in all dimensions."}}
 generated = study("shapes").images("test")
-figure = token_steps(study("shapes").encoders(MODELS), generated, 7)
+encoders = study("shapes").encoders(MODELS)
+steps = moves(encoders, generated, 7)
+figure = token_steps(encoders, steps)
 
 # %% tags=["hide-input"]
 one, text = {}, None
-for encoder in study("shapes").encoders(MODELS):
-    z, z_after = moves(encoder, generated, 7)[-1]
-    one[label(encoder.name)] = common_update_share(z[None], z_after[None]).item()
+for who, pairs in steps.items():
+    z, z_after = pairs[-1]
+    one[who] = common_update_share(z[None], z_after[None]).item()
 if {"CL", "MIM"} <= one.keys() and "shapes" in frames:
     every = by_label(at_end(frames["shapes"], "common_update_share"))
     agrees = (one["CL"] > one["MIM"]) == (every["CL"] > every["MIM"])
@@ -248,7 +252,8 @@ common_update_share(torch.zeros_like(u), u).mean().item(), 1 / 64
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Tokens of a photograph before and after the self-attention of four blocks, a row per model."}}
 from nbhelpers.images import photographs
 
-figure = token_steps(study("cifar10").encoders(), photographs(32), 0)
+encoders = study("cifar10").encoders()
+figure = token_steps(encoders, moves(encoders, photographs(32), 0))
 
 # %% [markdown]
 # 4. **A map.** t-SNE puts tokens near each other that are near each other in the stream. Draw one for six images, in

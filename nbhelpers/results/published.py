@@ -18,11 +18,12 @@ PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag i
 
 
 def published() -> pd.DataFrame:
-    """Numbers published by others, digitised: `metric model objective depth value error source`.
+    """Numbers published by others, digitised: `metric model objective depth value error low high source`.
 
-    `depth` is NaN where a number belongs to no depth.
+    `depth` is NaN where a number belongs to no depth; `low` and `high` lie the reading error off the value.
     """
-    return pd.read_csv(DATA / "published.csv")
+    numbers = pd.read_csv(DATA / "published.csv")
+    return numbers.assign(low=numbers["value"] - numbers["error"], high=numbers["value"] + numbers["error"])
 
 
 def published_maps() -> pd.DataFrame:
@@ -56,8 +57,8 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         metric: a metric with one value per model and depth, heads aside.
 
     Returns:
-        A row per model: `model published rms error depths`, rms and (root mean square) reading error in the
-        unit of the metric.
+        A row per model, and per `study` and `label` where the frame has these: `model published rms error
+        depths`, rms and (root mean square) reading error in the unit of the metric.
 
     Raises:
         ValueError: there is no published curve of the metric, or a model has several values at a depth.
@@ -77,11 +78,12 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     names = {model: name for name, models in CHECKPOINT_OF.items() for model in models}
     rows = frame[(frame["metric"] == metric) & frame["model"].isin(names)]
     rows = whole_layers(rows)
-    if (twice := rows[rows.duplicated(["model", "depth"])]["model"].unique()).size:
+    curve = ["model", *(each for each in ("study", "label") if each in rows)]
+    if (twice := rows[rows.duplicated([*curve, "depth"])]["model"].unique()).size:
         raise ValueError(f"{metric}: {twice[0]} has several values at a depth; give the rows of one label")
-    rows = rows[["model", "depth", "value"]].assign(published=rows["model"].map(names))
+    rows = rows[[*curve, "depth", "value"]].assign(published=rows["model"].map(names))
     both = rows.merge(theirs.rename(columns={"model": "published"}), on=["published", "depth"])
     both = both.assign(square=(both["value_x"] - both["value_y"]) ** 2, error=both["error"] ** 2)
-    groups = both.groupby(["model", "published"], sort=False)
+    groups = both.groupby([*curve, "published"], sort=False, dropna=False)
     means = groups[["square", "error"]].mean() ** 0.5
     return means.rename(columns={"square": "rms"}).assign(depths=groups.size()).reset_index()

@@ -156,8 +156,6 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
         if side.empty:
             raise ValueError(f"no rows of {name!r}; the frame has {sorted(set(frame['model']))}")
     common = [metric for metric in sides[0]["metric"].unique() if metric in set(sides[1]["metric"])]
-    for metric in common:
-        one_value_each(pd.concat([side[side["metric"] == metric] for side in sides]))
     parts = [_difference(*(side[side["metric"] == metric] for side in sides)) for metric in common]
     if not parts:
         raise ValueError(f"{first!r} and {second!r} have no metric in common")
@@ -166,6 +164,8 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    one_value_each(one)
+    one_value_each(other)
     one, other = one.sort_values("depth"), other.sort_values("depth")
     share, there = (side["depth"] / max(side["depth"].max(), 1) for side in (one, other))
     one, share = one[share >= there.min()], share[share >= there.min()]

@@ -7,7 +7,7 @@ from IPython.display import HTML, Markdown
 
 from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
-from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, read_by
+from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, read_by, read_labels
 from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
 
 COLUMNS = "number claim measure chapter study effect low high unit seeds".split()

@@ -183,6 +183,20 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
     return pd.DataFrame(lines, columns=[*who, "metric", "value", "low", "high"])
 
 
+def read_labels(rows: pd.DataFrame, reading: Reading) -> dict[str, Interval]:
+    """What is taken from the rows of each encoder, by label, over the label's seeds.
+
+    >>> ends = {"low": 0.0, "high": 0.3}
+    >>> rows = pd.DataFrame({"model": ["shapes.cl", "shapes.mim"], "value": [0.1, 0.2]} | ends)
+    >>> {who: part.value for who, part in read_labels(rows, mean).items()}
+    {'CL': 0.1, 'MIM': 0.2}
+    """
+    found: dict[str, list[Interval]] = {}
+    for model, own in rows.groupby("model", sort=False):
+        found.setdefault(label(model), []).append(reading(own))
+    return {who: over_seeds(parts) for who, parts in found.items()}
+
+
 class Evidence:
     """The result tables of a study, read by the labels that encoders have in legends.
 
