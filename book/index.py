@@ -7,8 +7,8 @@
 # %% [markdown]
 # # What do self-supervised Vision Transformers learn?
 #
-# A Vision Transformer can be trained without labels in two ways. **Contrastive learning** (CL) shows it two altered
-# views of one image and asks for one representation, unlike those of all other images. **Masked image modelling**
+# This book compares two ways to train a Vision Transformer without labels. **Contrastive learning** (CL) shows it two
+# altered views of one image and asks for one representation, unlike those of all other images. **Masked image modelling**
 # (MIM) hides most of an image and asks for the missing pixels. Both give useful encoders, but not for the same things.
 # {cite:t}`park2023what` looked inside and asked why. This book measures their answers again, with everything at hand:
 # images, trained encoders, the formula of every metric and the code that computes it.
@@ -41,12 +41,12 @@ def said(*numbers):
 # %% tags=["remove-input"]
 Markdown(
     "**The answer in three sentences.** Late in a contrastive encoder, attention "
-    "reaches across the image and depends little on the query; in a masked one it "
-    f"stays around each token {said('1', '2')}. A contrastive encoder goes by shape "
-    "and forgets fine detail, a masked one keeps texture and high frequencies "
-    f"{said('9c', '10', '11')}. A linear layer reads a contrastive encoder better and "
-    "at a later depth; a masked one gains more from fine-tuning "
-    f"{said('12', '14a', '14c')}."
+    "reaches further than in a masked one and depends less on the query "
+    f"{said('1', '2')}. Where shape and texture disagree, a contrastive encoder "
+    "follows the shape more; noise of high frequency harms it less, and its late "
+    f"tokens hold less of it {said('9c', '10', '11')}. A linear layer reads a "
+    "contrastive encoder better and at a later depth; a masked one gains more from "
+    f"fine-tuning {said('12', '14a', '14c')}."
 )
 
 # %% [markdown]
@@ -65,7 +65,7 @@ def outline(ax, row, column):
     ax.add_patch(Rectangle((column, row), 1, 1, **look))
 
 
-# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention from three queries in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "A photograph that is in no training set, three queries, and their attention in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
 figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
@@ -94,14 +94,13 @@ plots.published_by_depth(published(), "nmi", axes[1])
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# **What a linear layer reads at each depth** ([layers](components/layers.py)): in these generated images shape and texture
-# are drawn independently.
+# **What a linear layer reads at each depth** ([layers](components/layers.py)): late, CL's tokens tell the shape better than
+# MIM's, and the texture is read almost equally well from both. In these generated images the two are independent.
 
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images."}}
 frame = table(STUDIES[0], "probes")
 axes = plots.panels(
-    [f"{label}: {plots.title(rows)}" for label, rows in frame.groupby("label")],
-    sharey=True,
+    [f"{label} of generated images" for label, _ in frame.groupby("label")], sharey=True
 )
 for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
     plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
@@ -110,11 +109,11 @@ legend = plots.legend_below(axes)
 # %% [markdown]
 # ## The scorecard
 #
-# Each finding of the paper, and of the work that it led to, is a row: what is claimed, what is measured, and how large
-# the effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
-# above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
-# missing. What is measured and this rule were fixed before the table was first computed. All numbers of this page are drawn
-# from the book's tables.
+# Each finding of the paper, and of the work that it led to, is a row: what is claimed, what is measured, and how large the
+# effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows:
+# **shows** if the whole interval lies above 0, **does not show** if no part of it does, **undecided** if neither, **not
+# measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. What is measured and
+# this rule were fixed before the table was first computed. All numbers of this page are drawn from the book's tables.
 
 # %% tags=["remove-input"]
 count = card["verdict"].value_counts()
@@ -123,6 +122,11 @@ Markdown(
     "; ".join(f"**{word}**: {count.get(word, 0)}" for word in words)
     + f", of {len(card)} entries."
 )
+
+# %% tags=["remove-input"]
+fails = card[card["verdict"] == "does not show"].drop_duplicates("number")
+listed = "; ".join(f"{row.claim} ({row.number})" for row in fails.itertuples())
+Markdown(f"**Does not show in at least one study:** {listed or 'none'}.")
 
 # %% [markdown]
 # ### How do self-attentions behave?
@@ -168,15 +172,14 @@ Markdown(
 )
 
 # %% [markdown]
-# - **Two runs say little about a third.** Where several encoders were trained from different seeds, the interval is that
-#   of Student's t over them as well, on one side of a difference or on both. With two seeds it is wide, so that a second
-#   seed can turn an entry "undecided".
+# - **Seeds.** Where a side of a comparison has several seeds, the interval is that of Student's t over them too. With few
+#   seeds it is wide, so that an added seed can turn an entry "undecided".
 # - **Many rows.** Each interval is one of 95 % by itself: of so many, a few miss their true value by chance.
 # - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
 #   says so. The newest ones were trained on a GPU in bfloat16 with images drawn with replacement; the manifest in
 #   `data/encoders` has the recipe of each.
-# - **Margins.** Those of one encoder's depths are added, which is on the safe side. Those of two encoders are combined as if
-#   independent, though both saw the same images; for accuracies that is Newcombe's interval
+# - **Averages and differences.** For a mean over depths the margins are added, which is cautious. Two encoders are treated
+#   as independent, though both saw the same images; for accuracies that is Newcombe's interval
 #   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened for the choice.
 # - **Sure and small.** A verdict is about the sign of an effect; whether its size matters is for the chapters, which show
 #   the curves behind each row. A published value comes from larger encoders on other images: compare the sign.
@@ -193,5 +196,5 @@ Markdown(
 # make lab    # open the chapters as notebooks
 # ```
 #
-# Every chapter has one cell of parameters. Put another model's name there and run the chapter again to see where that
-# model stands.
+# Most chapters have a cell of parameters with `MODELS`. Put another model's name there and run the chapter again to see
+# where that model stands.

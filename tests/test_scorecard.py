@@ -291,7 +291,8 @@ def test_encoders_are_compared_with_those_of_their_own_width_and_length(toy):
     of = {"cl": 0.9, "mim": 0.8, "mim.w64.n256000": 0.3, "mim.w32.n256000": 0.1, "latent.w64.n256000": 0.4}
     toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in of}
     toy["probes"] = pd.concat([curve("knn", name, [0, end], 0.01, label="shape") for name, end in of.items()])
-    assert line("17e")["effect"] == pytest.approx(10) and not line("17e")["note"]
+    assert line("17e")["effect"] == pytest.approx(10)
+    assert line("17e")["note"] == "width 64, 256,000 images"
     del toy["trained"]["shapes.mim.w64.n256000"]  # none is alike: the usual one, and the row says so
     assert line("17e")["effect"] == pytest.approx(-40)
     assert "width 64" in line("17e")["note"]
@@ -304,7 +305,8 @@ def test_a_matched_pair_comes_before_the_nearest_of_each(toy):
     toy["profile"] = pd.concat(
         [curve("delta_log_amplitude", name, [0.0, 0.0, -fall], 0.01) for name, fall in of.items()]
     )
-    assert line("13a")["effect"] == pytest.approx(1) and not line("13a")["note"]
+    assert line("13a")["effect"] == pytest.approx(1)
+    assert line("13a")["note"] == "width 64, 9 images"
 
 
 def test_margins_of_an_encoder_and_its_decoder_add(toy):

@@ -107,7 +107,7 @@ by_head.T.map("{:.3f}".format)
 # ## NMI by depth
 #
 # The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
-# blocks have become one map.
+# blocks have become one map, or flat; the next section tells which.
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
@@ -126,7 +126,7 @@ plots.download(pd.concat(frames.values()), "nmi")
 # With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
 # mean square), beside the error of reading these.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 gaps = difference_to_published(pd.concat(frames.values()), "nmi")
 gaps.round(3) if len(gaps) else None
 
@@ -154,17 +154,23 @@ legend = plots.legend_below(axes)
 # In numbers, averaged over the last third of the blocks:
 
 # %% tags=["hide-input"]
-rows = {
-    (name, plots.metric_label(metric)): late(frame, metric)
-    for name, frame in frames.items()
-    for metric in METRICS
-}
+rows = {}
+for name, frame in frames.items():
+    values, entropy = late(frame, "nmi"), late(frame, "attention_entropy")
+    most = {who: 1 - entropy[who] for who in values}
+    used = {who: values[who] / most[who] for who in values if most[who] > 0.01}
+    each = {"NMI": values, "entropy": entropy, "NMI / (1 − entropy)": used}
+    rows |= {(study(name).title, what): of for what, of in each.items()}
 pd.DataFrame(rows).T.map("{:.3f}".format, na_action="ignore").fillna("")
+
+# %% [markdown]
+# No head has an NMI above 1 less its entropy, so the last line says how much of what its entropy allows depends on the
+# query. Where it is lower in CL, the query matters less even so; what is left of the gap in NMI comes from flatter maps.
 
 # %% [markdown]
 # ## One method, or a kind of method?
 #
-# MoCo v3 draws one image away from all others. DINO does not, but it too asks for one representation of two
+# MoCo v3 pushes each image away from all others. DINO does not, but it too asks for one representation of two
 # views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, asks
 # for one answer per image: the label. If collapse comes with *one answer per image*, DINO and supervision should fall
 # with CL, and MAE should stay with MIM.
@@ -240,8 +246,8 @@ for (name, who), (wanted, side, equal, *_) in rows.items():
     verdict = "as expected" if both == {wanted} else verdict
     verdict = "flat, hence no evidence" if "flat" in both else verdict
     verdicts.setdefault(verdict, []).append(f"{who} on {name}")
-said = (f"*{verdict}* is {', '.join(who)}" for verdict, who in sorted(verdicts.items()))
-said = f"From both comparisons together, {'; '.join(said)}." if verdicts else ""
+said = (f"*{verdict}*: {', '.join(who)}" for verdict, who in sorted(verdicts.items()))
+said = f"Both comparisons together. {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
@@ -296,21 +302,25 @@ for name, frame in frames.items():
     curve = curve[curve["model"].map(label) == "CL"].groupby("depth")["value"].mean()
     if len(curve) and (low := curve[curve.idxmax() :].idxmin()) < curve.index.max():
         rise = curve.iloc[-1] - curve[low]
-        said += [f"On {name} CL is lowest in block {low} and then rises by {rise:.3f}."]
+        where = f"On {study(name).title}, CL's NMI is lowest in block {low}"
+        said += [f"{where} and rises by {rise:.3f} after it."]
     cl, mim = (
         fall[name][who].value if who in fall[name] else 0 for who in ("CL", "MIM")
     )
     if cl and mim > cl:
-        said += [f"On {name} MIM falls by more than CL: {mim:.3f} against {cl:.3f}."]
+        where = f"On {study(name).title}, the fall is larger in MIM ({mim:.3f}) than in"
+        said += [f"{where} CL ({cl:.3f})."]
 Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
 # ## Takeaways
 #
+# - CL's late maps depend less on the query than MIM's in both studies. They are also flatter, so only a part of it is
+#   collapse. Whether DINO and supervision collapse is not settled here.
 # - NMI asks whether *where I am* matters for *where I look*. At 0 the answer is no.
 # - A low NMI alone is no collapse. Read it beside the entropy, and beside an untrained encoder.
-# - A collapsed map still says *what* in the image matters, which is enough to tell images apart. It no longer says
-#   anything about *this* patch, which is what dense prediction needs.
+# - A collapsed map still says *what* in the image matters, which is enough to tell images apart, and nothing about *this*
+#   patch. Whether that harms dense prediction is [another question](../components/behaviour.py).
 #
 # ## Exercises
 #

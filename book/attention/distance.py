@@ -25,8 +25,8 @@
 # $$
 #
 # with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
-# same everywhere has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px. A
-# curve can be read only beside that line.
+# same everywhere has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px.
+# A curve can be read only beside that line.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -122,7 +122,7 @@ plots.download(pd.concat(frames.values()), "attention_distance")
 # With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from these curves (root mean
 # square), beside the error of reading them.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 gaps = difference_to_published(pd.concat(frames.values()), "attention_distance")
 gaps.round(1) if len(gaps) else None
 
@@ -176,8 +176,8 @@ legend = plots.legend_below(axes)
 # upper left look far and choose what they look at.
 #
 # Count them. Call a head *far* if it reaches at least as far as uniform attention, and let it *select* if its entropy is
-# below $\log (N / 2) / \log N$, that of an even spread over half of the patches. The test is strict: an object in the middle is
-# nearer to most queries than the patches are on average.
+# below $\log (N / 2) / \log N$, that of an even spread over half of the patches. The test is strict: an object in the
+# middle is nearer to most queries than the patches are on average.
 
 
 # %% tags=["hide-input"]
@@ -223,10 +223,12 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Attention distance corresponds to the receptive field of a convolution, and is learnt block by block.
+# - CL's late attention reaches further than MIM's. It does so because its maps are broad: hardly one of its far heads
+#   selects distant patches.
+# - Attention distance is what a receptive field is for a convolution, but learnt.
 # - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
-# - Far *and* selective is what the claim needs. So count the heads in the upper left of the second figure; a mean over heads
-#   and a distance alone do not show them.
+# - Far *and* selective is what the claim needs. So count the heads in the upper left of the second figure: neither a mean
+#   over heads nor a distance shows them.
 #
 # ## Exercises
 #

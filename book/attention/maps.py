@@ -237,10 +237,10 @@ assert_close(m, object_attention(A, on), atol=1e-5, rtol=1e-4)
 drawn = images.subset(min(N_IMAGES, len(images)), SEED)
 watched = study("shapes").encoders(MODELS)
 shares = pd.concat([object_share(e, drawn) for e in watched]).assign(source=COMPUTED)
-areas = {e.grid: queries(e, drawn.masks)[0][:, e.prefix :] for e in watched}
+areas = {e.grid: queries(e, drawn.masks)[0] for e in watched}
 areas = {grid: on.float().mean().item() for grid, on in areas.items()}
 
-# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model and a dot per head, the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the object's area, the share of a query that looks everywhere alike. The maximum is 1."}}
+# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model and a dot per head, the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the object's share of all tokens, which a query that looks everywhere alike gives it. The maximum is 1."}}
 axes = plots.panels(KINDS, sharey=True)
 for ax, kind in zip(axes, KINDS, strict=True):
     plots.by_depth(shares, kind, ax, heads=True)
@@ -307,8 +307,8 @@ Markdown(said)
 # %% [markdown]
 # ## What would refute it
 #
-# Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder, which is the
-# row below. That attention follows the object is refuted for a kind of query whose curve lies at the dashed line or
+# Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder, which is
+# row 2 below. That attention follows the object is refuted for a kind of query whose curve lies at the dashed line or
 # under it.
 
 # %% tags=["hide-input"]
@@ -317,6 +317,8 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
+# - Late maps are more alike in CL than in MIM, and not equal. In CL the class token finds the object; patches of the
+#   background hardly look at it more than its area explains.
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.

@@ -7,13 +7,13 @@
 # %% [markdown]
 # # Whose labels hide where?
 #
-# **Claim.** What a masked pixel model knows of an image's class lies in directions in which its features hardly vary. The
-# directions in which they vary most are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of
+# **Claim.** What a masked pixel model knows of an image's class lies outside the directions in which its features vary most.
+# Those are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of
 # whoever compares features by their distance {cite:p}`vanyan2023local`.
 #
-# k-NN, a linear probe and an attentive probe [disagree about a masked encoder](../components/behaviour.py) far more than
-# about a contrastive one. Think of the backs of books in a library: the title is in large letters, the subject in small
-# print. From a distance one sees the titles; who was told where to look can read the subject.
+# How good a masked encoder looks [depends on the probe](../components/behaviour.py): on generated images it gains far more
+# than a contrastive one from a probe that is trained. Think of the backs of books in a library: the title is in large
+# letters, the subject in small print. From a distance one sees the titles; who was told where to look can read the subject.
 #
 # Let $x$ be the mean of an image's patch tokens after the last block. Over the training images
 #
@@ -98,7 +98,7 @@ def gains(rows, share):
 gained, lines = {}, []
 for (name, of), rows in panels.items():
     for share, text in {1 / 64: "1/64", 1 / 16: "1/16", 1 / 4: "1/4"}.items():
-        gained[f"{name}, {of}", f"without {text}"] = gains(rows, share)
+        gained[f"{study(name).title}, {of}", f"without {text}"] = gains(rows, share)
 for who in dict.fromkeys(who for entry in gained.values() for who in entry):
     said = [scorecard.verdict(entry[who]) for entry in gained.values() if who in entry]
     counts = (said.count("shows"), len(said), said.count("does not show"))
@@ -106,9 +106,10 @@ for who in dict.fromkeys(who for entry in gained.values() for who in entry):
 Markdown("\n".join(lines) or "No study has its images here.")
 
 # %% [markdown]
-# These count the changes of k-NN whose 95 % interval leaves out zero, over labels and numbers of components (table below). The
-# scorecard's rows are about SimMIM. MAE fills in pixels too, here in a shorter training: what it loses in this list speaks
-# against the claim for masked pixel models as such.
+# These count the changes of k-NN whose 95 % interval leaves out zero, over labels and numbers of components (table below).
+# The scorecard's rows are about SimMIM. MAE fills in pixels too, here in a shorter training: what it loses in this list
+# speaks against the claim for masked pixel models as such. On generated images both rows are about the label *shape*; of
+# the texture the leading eighth tells MIM's probe as much as CL's.
 #
 # ## The quantity
 #
@@ -139,8 +140,8 @@ pd.DataFrame(taken, index=["last block"]).round(2)
 # %% [markdown]
 # ## How much is in large letters?
 #
-# First the variance alone. A curve near 1 at the left means that a few directions hold almost all of the distance between
-# two images' features.
+# First the variance alone. A curve near 1 at the left means that a few directions hold almost all of the squared
+# distance between two images' features.
 
 # %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, a line per model, one panel per study."}, "figure": {"caption": "Variance in the leading principal components of the last block, as a share of all variance, against how many components that is. Equal variance in all directions would be a curve that reaches a half only at one half."}}
 # The same for every label, so one panel a study.
@@ -170,7 +171,7 @@ axes = draw("linear_trailing", "trailing share of components", guessing)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# The probe does not mind small letters: it standardises what it sees, and learns a weight for each direction. A curve that
+# The probe learns a weight for each direction, so small letters are no obstacle in themselves. A curve that
 # stays at guessing until the last components are added says that the directions of least variance are noise even to a
 # probe. Then the label lies between the two ends, and the figure before says how far down.
 #
@@ -178,7 +179,7 @@ legend = plots.legend_below(axes)
 #
 # k-NN has nothing but distances. Without the leading components, the others decide about these.
 
-# %% mystnb={"image": {"alt": "Accuracy of k-NN against the share of leading components that were removed, a line per model, one panel per study and label; a dotted line per model marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components. Dotted: with all of them. A curve above its dotted line has gained by the loss."}}
+# %% mystnb={"image": {"alt": "Accuracy of k-NN against the share of leading components that were removed, a line per model, one panel per study and label; a dotted line per model marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components. Thin horizontal lines: with all of them. A curve above its line gains when components are removed."}}
 axes = draw("knn_without_leading", "leading share removed", guessing)
 for ax, rows in zip(axes, panels.values(), strict=False):
     whole = rows[(rows["metric"] == "knn_without_leading") & (rows["parameter"] == 0)]
@@ -196,10 +197,10 @@ rows = {
     key: {who: part.value for who, part in entry.items()}
     for key, entry in gained.items()
 }
-pd.DataFrame(rows).T.round(1)
+pd.DataFrame(rows).T.map("{:+z.1f}".format).replace("-", "−", regex=True)
 
 # %% [markdown]
-# Only a distance can gain by *removing* features: a classifier that is trained would have learnt to ignore them.
+# A trained classifier has little to gain from *removing* features, since it can learn to ignore them; a distance cannot.
 #
 # ## What would refute it
 #
@@ -213,6 +214,8 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
+# - On both studies SimMIM's neighbours gain, against CL's, without the leading sixteenth, and MAE's lose. That a class lies
+#   outside the leading components of SimMIM shows on generated shapes alone.
 # - Variance is not importance. The loss decides which directions are large, the label does not.
 # - k-NN asks whether a label is *loud*, a linear probe whether it is *there*. Report both.
 # - What SimMIM's neighbours gain without the leading components, those of another masked encoder may lose. Before you take
@@ -224,7 +227,7 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 #    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# A few: random features of an image are hardly more than its mean colour and contrast.
+# A few: four directions hold nearly all of the variance.
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 few = study("shapes").images("train").subset(64)
 _, values = principal_components(features(tiny, few, [tiny.depth])[0])

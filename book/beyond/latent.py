@@ -11,13 +11,13 @@
 # *masks*. A masked model that predicts features attends farther, with less regard to where the query is, keeps fewer high
 # frequencies, goes more by shape, and has more neighbours of the same class.
 #
-# The paper compares contrastive encoders with SimMIM and MAE, and calls masked image modelling local and
-# texture-oriented. Both fill in pixels. Later models hide as much of the image and fill in something else: data2vec the
-# features of a teacher {cite:p}`baevski2022data2vec`, BEiT v2 distilled tokens, CAPI cluster assignments
-# {cite:p}`darcet2025cluster`. It is the difference between asking for the letters of a hidden word and asking for its
-# meaning. The nearest neighbours of BEiT v2 on ImageNet are about as good as those of contrastive models (last table below).
+# The paper compares contrastive encoders with SimMIM and MAE, and calls masked image modelling local and texture-oriented.
+# Both fill in pixels. Later models also hide much of the image and fill in something else: data2vec the features of a
+# teacher {cite:p}`baevski2022data2vec`, BEiT v2 distilled tokens, CAPI cluster assignments {cite:p}`darcet2025cluster`. It
+# is the difference between asking for the letters of a hidden word and asking for its meaning. The nearest neighbours of
+# BEiT v2 on ImageNet are about as good as those of contrastive models (table of published encoders below).
 #
-# To tell the two apart, nothing but the target may change. *Latent MIM* is SimMIM with its masks, its views and its
+# To tell the two apart, little but the target may change. *Latent MIM* is SimMIM with its masks, its views and its
 # linear decoder. Only the pixels are replaced, by the features of a teacher that sees the whole image. The teacher is the
 # moving average of the student. With $x_{kbnd}$ the output of its block $k$ for image $b$, patch $n$ and channel $d$, the
 # target is the mean of the last $K$ blocks, each standardised over the images and patches of the batch,
@@ -73,7 +73,8 @@ scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 # %% [markdown]
 # The encoders of a study are of one width and saw equally many images, as many as the latent one did; the legends say so
 # where that is less than elsewhere in the book. After so few images CL has not yet got all of its traits
-# ([When do the findings appear?](moments.py)).
+# ([When do the findings appear?](moments.py)), and on generated images MIM's attention is nearly uniform too, so that row
+# 17a can hardly show there.
 #
 # ## The quantity
 #
@@ -107,9 +108,10 @@ round(float(L), 3)
 
 # %% [markdown]
 # Pixels and features of the same images side by side: the image, what of it the student sees, and what it has to predict.
-# Patches of one colour have similar targets.
+# Patches of one colour have similar targets. In most images the colours run from left to right: much of the target says
+# where a patch is, not what it shows.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM would have to predict the top row."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all 64 images. SimMIM predicts the hidden patches of the top row."}}
 flat = t.flatten(0, 1)
 colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
 low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)
@@ -185,7 +187,8 @@ plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "la
 # ## Which of the two is it like?
 #
 # The last column says, for each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and a
-# number outside of the two is beyond one of them. Where CL and MIM differ by less than a tenth, the number means nothing
+# number outside of the two is beyond one of them. Attention and frequencies are means over the last third of the blocks,
+# accuracies those of the last block. Where CL and MIM differ by less than a tenth, the number means nothing
 # and is left out.
 
 # %% tags=["hide-input"]
@@ -200,7 +203,8 @@ for name, frame in frames.items():
             cl, mim, latent = (kinds[who] for who in ("CL", "MIM", "latent MIM"))
             apart = abs(cl - mim) > 0.1 * max(abs(cl), abs(mim))
             way = (latent - mim) / (cl - mim) if apart else float("nan")
-            lines[name, plots.metric_label(metric)] = kinds | {"way to CL": way}
+            row = study(name).title, plots.metric_label(metric)
+            lines[row] = kinds | {"way to CL": way}
 
 # %% tags=["hide-input"]
 none = Markdown("Drawn for the study's own models alone.")
@@ -208,7 +212,8 @@ ways = pd.DataFrame(lines).T.map("{:z.2f}".format, na_action="ignore").fillna(""
 ways if lines else none
 
 # %% [markdown]
-# Only the target differs between the two MIMs, so it is the cause of what differs between them. Attention can become wide
+# Target and error function are all that differs between the two MIMs; latent MIM is one run, so a small difference may be
+# chance. Attention can become wide
 # without the features becoming better: the average over an image is easy to predict for a student that sees four tenths of
 # it. Whether neighbours improve may depend on what the teacher has learnt, and ours had little time. The published encoders
 # {cite:p}`psomas2026attention` were trained on ImageNet for hundreds of epochs, and differ in much else too:
@@ -224,14 +229,14 @@ wide[["target", "k-NN", "linear", "attentive"]]
 
 # %% [markdown]
 # There the best masked encoder has a teacher's features as target. But its teacher is CLIP, from which the tokenizer of
-# BEiT v2 is distilled ([arXiv 2208.06366](https://arxiv.org/abs/2208.06366)). CLIP is contrastive itself, and learnt from far
-# more images with captions, so the neighbours may be its own. And MAE, with pixels, is ahead of MaskFeat without.
+# BEiT v2 is distilled ([arXiv 2208.06366](https://arxiv.org/abs/2208.06366)). CLIP is contrastive itself, and learnt from
+# far more images with captions, so the neighbours may be its own. And MAE, with pixels, is ahead of MaskFeat without.
 #
 # ## What would refute it
 #
-# A latent encoder that is no farther from pixel MIM than its interval, in quantities where CL is. Then masking itself would
-# make attention local, whatever is predicted. All five rows were fixed before the encoders were trained, and compare
-# encoders of one width and one number of images.
+# A latent encoder that stays at pixel MIM where CL does not: on generated images that is so for NMI. Had it been so
+# everywhere, masking itself would make attention local, whatever is predicted. All five rows were fixed before the encoders
+# were trained, and compare encoders of one width and one number of images.
 
 # %% tags=["hide-input"]
 scorecard.rows("beyond/latent", STUDIES, MODELS)
@@ -239,6 +244,8 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
+# - Here the target moved attention and frequencies towards CL on photographs, and only frequencies on generated images.
+#   Shape bias and neighbours did not follow.
 # - "Masked image modelling" names what is hidden from a model. Ask, too, what it has to say about the hidden part.
 # - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
 #   again.
@@ -251,8 +258,8 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 #    `N_IMAGES = 200`, and look at its target.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Random features of a patch are features of its pixels: the first target is a kind
-# of pixel target.
+# Random features of a patch are partly its pixels: a linear map of them explains
+# less than half.
 untrained = study("shapes").encoders([(MODELS or ["shapes.random"])[0]])[0]
 streams = []
 with capture(untrained, on_stream=streams.append, places=("block",)):

@@ -7,17 +7,16 @@
 # %% [markdown]
 # # When do the findings appear?
 #
-# **Claim.** Masked image modelling has its traits early; those of contrastive learning are the work of a long training. First
-# the tokens of a contrastive encoder become alike and its attention nearly uniform, and only much later do its heads and
-# depths part.
+# **Claim.** What is found about attention and tokens depends on how long an encoder was trained. The tokens of a contrastive
+# encoder first become alike and its attention nearly uniform; only much later do its tokens part again.
 #
 # Every other chapter looks at encoders at the *end* of their training. So a finding about "contrastive learning" is one
 # about contrastive learning after so many images, and who trains a tenth as long may find something else. A photograph in
 # the developer does not show all of its parts at once either.
 #
-# Here one training of each kind was stopped at moments $n_k = n_0 (n_K / n_0)^{k/K}$, evenly spaced on a logarithmic scale of
-# images seen, and measured as the other chapters measure. The quantity to watch first is how alike the $N$ tokens $z_i$ of
-# an image are after the last block,
+# Here one training of each kind was stopped at moments $n_k = n_0 (n_K / n_0)^{k/K}$, evenly spaced on a logarithmic scale
+# of images seen, and measured as the other chapters measure. The quantity to watch first is how alike the $N$ tokens $z_i$
+# of an image are after the last block,
 #
 # $$
 # c = \frac{1}{N (N - 1)} \sum_{i \ne j} \frac{z_i^\top z_j}{\lVert z_i \rVert \, \lVert z_j \rVert} ,
@@ -92,14 +91,16 @@ for name, frame in followed.items():
         top, now = rows.loc[rows["value"].idxmax()], rows.loc[rows["seen"].idxmax()]
         end = long[long["objective"] == kind].sort_values("seen").iloc[-1]
         told = {"highest": top, "end of the line": now, "shipped": end}
-        lines[name, kind] = {"untrained": f"{rows['value'].iloc[0]:.2f}"} | {
-            what: f"{at['value']:.2f} after {at['seen']:,.0f}"
-            for what, at in told.items()
+        line = {
+            k: f"{at['value']:.2f} after {at['seen']:,.0f}" for k, at in told.items()
         }
+        begin = {"untrained": f"{rows['value'].iloc[0]:.2f}"}
+        lines[study(name).title, kind] = begin | line
         both = (Interval(*at[["value", "low", "high"]]) for at in (top, now))
         verdict = scorecard.verdict(difference(*both, same_encoder=True))
         if kind == "CL":
-            said.append(f"Tokens become alike, and part: on `{name}` this {verdict}.")
+            said.append(f"""- On {study(name).title}, CL's tokens are most alike after
+{top["seen"]:,.0f} images and less so at the end: this **{verdict}**.""")
 
 # %% tags=["hide-input"]
 for name, frame in followed.items():
@@ -107,27 +108,22 @@ for name, frame in followed.items():
     nmi = nmi.pivot(index="seen", columns="objective", values="value")
     if {"CL", "MIM"} <= {*nmi}:
         tenth = nmi[nmi.index <= nmi.index.max() / 10].iloc[-1]
-        values = (f"{at['MIM']:.3f} and {at['CL']:.3f}" for at in (tenth, nmi.iloc[-1]))
-        said.append(
-            "MIM first, CL late: after a tenth of the images late NMI is {} (MIM and "
-            "CL), at the end {}.".format(*values)
-        )
+        values = (f"{at['MIM']:.3f}" for at in (tenth, nmi.iloc[-1]))
+        text = "late NMI of MIM is {} after a tenth of the images and {} at the end"
+        text = text.format(*values) + f"; CL's is then {nmi['CL'].iloc[-1]:.3f}."
+        said.append(f"- On {study(name).title}, {text}")
     elif nmi.empty:
-        said.append(
-            f"On `{name}` no training was followed: its panels have dots alone."
-        )
-Markdown(" ".join(said))
+        said.append(f"On {study(name).title} no training was followed: dots alone.")
+Markdown("\n".join(said))
 
 # %% tags=["hide-input"]
 pd.DataFrame(lines).T
 
 # %% [markdown]
-# The table holds the cosine between the tokens of an image after the last block, each with the number of images seen. The
-# last column is of the encoders that the rest of the book draws: other trainings, wider and longer.
-#
-# An interval is over images, of one training each. Lines are of a training by today's recipe; dots are other encoders, which
-# the rest of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by
-# then, and the contrastive ones of width 64 had heads half as wide as the line's.
+# The table holds the cosine between the tokens of an image after the last block, each with the number of images seen. In the
+# figures a line is one training, with intervals over images. Dots, and the last column, are other encoders, which the rest
+# of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by then, and
+# the contrastive ones of width 64 had heads half as wide as the line's.
 #
 # ## The quantity
 #
@@ -220,12 +216,12 @@ axes = draw("token_cosine", "last")
 legend = below(axes)
 
 # %% [markdown]
-# An untrained encoder has alike tokens already, since all of them pass through the same random maps. Both objectives make
-# them more alike at first: the mean of all patches is the first thing worth knowing, about a hidden patch as about an image.
-# A masked encoder must go on to tell patches apart, or it paints every hidden one alike. A contrastive one is asked about
-# the image as a whole, and stays there for as long as the shared part of the tokens can be made better.
+# An untrained encoder has alike tokens already, since all of them pass through the same random maps. Both objectives pass
+# through a time when they are more alike: the mean of all patches is the first thing worth knowing, about a hidden patch as
+# about an image. A masked encoder must go on to tell patches apart, or it paints every hidden one alike. A contrastive one
+# is asked about the image as a whole, and stays there for as long as the shared part of the tokens can be made better.
 #
-# ## Attention differs from query to query
+# ## Does attention differ from query to query?
 
 # %% mystnb={"image": {"alt": "Normalised mutual information of queries and keys, mean over the last third of the blocks, against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Normalised mutual information, mean over the last third of the blocks, against images seen; lines and dots as above. Uniform attention has 0."}}
 axes = draw("nmi", "late")
@@ -238,9 +234,9 @@ axes = draw("attention_distance", "late", uniform)
 legend = below(axes)
 
 # %% [markdown]
-# Attention that is nearly uniform is also far-reaching. A young contrastive encoder therefore has the *attention distance* of
-# the paper's finding without what it stands for: it looks everywhere since it has not learnt where to look. NMI and
-# [entropy](../attention/collapse.py) tell the two cases apart, distance alone does not.
+# Attention that is nearly uniform is also far-reaching. A young encoder, of either kind, therefore has the *attention
+# distance* of the paper's finding without what it stands for: it looks everywhere since it has not learnt where to look.
+# NMI and [entropy](../attention/collapse.py) tell the two cases apart, distance alone does not.
 #
 # ## Features come before attention
 #
@@ -255,9 +251,10 @@ axes = draw("knn", "last")
 legend = below(axes)
 
 # %% [markdown]
-# While CL's tokens are at their most alike, what they share becomes ever easier to read. Attention that is the same for every
-# query is an average, and averages with good patch-wise layers between them suffice for a long way. So a collapse of
-# attention is not a failure of training, and its absence no merit; each objective has features of its own to show.
+# While CL's tokens are at their most alike, what they share becomes easier to read, with small setbacks. Attention that is
+# the same for every query is an average, and averages with good patch-wise layers between them suffice for a long way. So a
+# collapse of attention is not a failure of training, and its absence no merit; each objective has features of its own to
+# show.
 #
 # ## Is dense prediction damaged late?
 #
@@ -266,7 +263,8 @@ legend = below(axes)
 # {cite:p}`simeoni2025dinov3`,
 #
 # $$
-# c_\mathrm{class} = \frac{1}{N} \sum_{i} \frac{z_\mathrm{class}^\top z_i}{\lVert z_\mathrm{class} \rVert \, \lVert z_i \rVert} .
+# c_\mathrm{class} = \frac{1}{N} \sum_{i} \frac{z_\mathrm{class}^\top z_i}{\lVert z_\mathrm{class} \rVert \, \lVert z_i
+# \rVert} .
 # $$
 #
 # Both can be looked at here: on generated images the mask of the object and the texture of each patch are known, so a linear
@@ -290,10 +288,10 @@ legend = below(axes)
 plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
 
 # %% [markdown]
-# Not here: class token and patches of CL are most alike early, after about a tenth of this training, and part from then on.
-# Meanwhile its single tokens tell object and texture ever better. A little of what makes patches differ is enough for both.
-# MIM's curve of the mask has a small dip in the middle, when its tokens come closer to each other again. What happens after
-# a hundred times as many images these figures cannot say.
+# No such damage shows here. Class token and patches of CL are most alike early, within the first fifth of its training, and
+# part from then on. On generated images its single tokens meanwhile tell object and texture ever better. A little of what
+# makes patches differ is enough for both. MIM's curve of the mask has a small dip in the middle, when its tokens come
+# closer to each other again. What happens after a hundred times as many images these figures cannot say.
 #
 # ## Which claims turn?
 #
@@ -323,11 +321,10 @@ for name, grid in grids.items():
     grid.columns = [n if isinstance(n, str) else f"{n / 1000:.0f}k" for n in grid]
     trained = grid.drop(columns=["0k", "claim"])
     turned = trained[trained.nunique(axis=1) > 1].index
-    same = trained.drop(columns="end").eq(trained["end"], axis=0).sum()
+    kept = grid.index.difference(turned, sort=False)
     said.append(
-        f"On `{name}`, {len(turned)} of {len(grid)} claims change their verdict after "
-        f"the first moment ({', '.join(turned)}). {same.iloc[0]} have that of the end "
-        f"after {same.index[0]} images, and {same.iloc[-1]} after {same.index[-1]}."
+        f"On {study(name).title}, {len(turned)} of {len(grid)} claims change their "
+        f"verdict along the training; {', '.join(kept) or 'none'} do not."
     )
 Markdown(" ".join(said) or "No two trainings were followed.")
 
@@ -335,18 +332,20 @@ Markdown(" ".join(said) or "No two trainings were followed.")
 for name, grid in grids.items():
     claims = [f"{number}. {claim}" for number, claim in grid["claim"].items()]
     signs = grid.drop(columns="claim").set_axis(claims)
-    display(signs.rename_axis(columns=study(name).title))
+    moments_shown = [*signs][:2] + [*signs][3:-2:2] + [*signs][-2:]
+    display(signs[moments_shown].rename_axis(columns=study(name).title))
 
 # %% [markdown]
-# Where a row changes its sign, two papers with trainings of different length would contradict each other and both be right.
-# Some traits that the paper names are those of a *middle* age: they come, and they go again in the encoders that are trained
-# longest. A "✓" at the untrained encoder (0k) warns of the opposite: what an untrained network has is no effect of training.
+# Columns are images seen, about every second moment. Where a row changes its sign, two papers with trainings of different
+# length would contradict each other and both be right. Some traits that the paper names are those of a *middle* age: they
+# come, and they go again in the encoders that are trained longest. A "✓" at the untrained encoder (0k) is no effect of
+# training.
 #
 # ## What would refute it
 #
-# A contrastive training whose tokens are never more alike than those of the untrained encoder; or a masked one whose traits
-# come later than the contrastive one's. This is one training of each kind, of width 64, on generated images: the order of
-# events is the finding, not the number of images at which they happen. That depends on width, batch, views and images.
+# A contrastive training whose tokens are never more alike than those of the untrained encoder, or which do not part again.
+# These are single trainings of width 64: the order of events is the finding, not the number of images at which they happen.
+# That depends on width, batch, views and images.
 
 # %% tags=["remove-input"]
 scorecard.rows("beyond/moments", STUDIES)

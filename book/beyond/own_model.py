@@ -7,8 +7,8 @@
 # %% [markdown]
 # # Your own model
 #
-# **Claim.** Nothing in this book is tied to its models. A Vision Transformer can be read whose heads each have one softmax
-# map of their own over one grid of patches: change one line below, and this page draws the book's curves of attention,
+# **Claim.** Nothing in this book is tied to its models. It can read any Vision Transformer whose heads each compute a
+# softmax over one grid of patches. Change one line below, and this page draws the book's curves of attention,
 # tokens and spectra for your model. What needs labels or training, such as probes and fine-tuning, stays in its chapters.
 #
 # The figures need little of a model: the queries $q$, keys $k$ and values $v$ of every block as the model uses them, and
@@ -20,7 +20,7 @@
 # never saw. With `IMAGES = "cifar10"` they look at their own.
 
 # %% tags=["parameters"]
-# timm names, "hf-hub:...", .safetensors files, or "random:" and an architecture
+# the book's names, timm names, "hf-hub:...", files of save_encoder, or "random:..."
 MODELS = ["cifar10.mim", "cifar10.cl"]
 IMAGES = "shapes"  # a study, or "folder:/path/to/images"
 N_IMAGES = 500  # None: all
@@ -76,8 +76,8 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # ## Attention maps
 #
-# The first of the images, as each model sees it, and the maps of three queries over it. Depths are shares of each model's
-# own.
+# The first of the images, as each model sees it, and the maps of three queries over it. Four depths, at the same shares of
+# each model's blocks.
 
 # %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}, "figure": {"caption": "Attention maps of the model named at the left: the queries (left column) and their maps at four depths, means over heads, each on its own scale."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
@@ -153,15 +153,16 @@ legend = curves("nmi", "attention_entropy", heads=True)
 legend = curves("query_cosine", "head_cosine")
 
 # %% [markdown]
-# How alike the tokens of an image are, and their updates by attention; how little attention and whole blocks turn them:
+# Cosines: how alike the tokens of an image are, how alike their updates by attention, and how little attention and a whole
+# block turn a token.
 
 # %% mystnb={"image": {"alt": "cosine between tokens, between attention outputs, across attention and across a block against depth, a line per model."}, "figure": {"caption": "Four cosine similarities against depth: between tokens of an image, between their attention outputs, and of a token with itself across attention and across a block."}}
 between = ["token_cosine", "attention_token_cosine"]
 legend = curves(*between, "across_attention_cosine", "across_block_cosine")
 
 # %% [markdown]
-# What attention does to the tokens of the first image, in their first two components; then the share of that movement
-# that all tokens have in common, against $1/N$, that of independent ones.
+# The first image's tokens before and after attention, in two principal components. Below: the share of that movement that is
+# common to all tokens; independent updates would give $1/N$.
 
 # %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, a row per model: a short line for each token."}, "figure": {"caption": "Tokens of one image in their first two components: a line from where a token was before self-attention to a dot where it is afterwards. Below each panel, the common share of that movement."}}
 steps, colours = {}, {}
@@ -218,7 +219,8 @@ legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_atten
 # Two checkpoints of one run, before and after fine-tuning, two objectives, two sizes: with exactly two models, the first
 # less the second, depth by depth. Where they have different numbers of blocks, the depths are the first one's, and the
 # second is read at the same share of its own. The intervals treat the two as independent although both saw the same images,
-# which makes them wider than necessary: a difference that is marked here is a safe one.
+# which makes them wider than necessary: a marked difference is
+# not an accident of the images. Whether another training would repeat it, one run of each cannot say.
 
 # %% mystnb={"image": {"alt": "Difference of the two models against depth with its interval, a panel per metric; dots mark depths at which they differ."}, "figure": {"caption": "The first model less the second. Bands: 95 % interval over images; dots: depths at which an interval that holds for all depths together leaves out 0."}}
 SIDES = ["attention_distance", "nmi", "head_cosine", "token_cosine"]
@@ -234,7 +236,7 @@ if two:
         ax.fill_between(rows["depth"], rows["low"], rows["high"], alpha=0.3, lw=0)
         ax.plot(rows["depth"], rows["value"])
         ax.plot(*rows[rows["apart"]][["depth", "value"]].to_numpy().T, "o", color="C0")
-        drawn_on = ax.set(xlabel="depth", ylabel="difference")
+        drawn_on = ax.set(xlabel="depth", ylabel=f"{names[0]} − {names[1]}")
 
 # %%
 if two:
@@ -257,7 +259,8 @@ else:
 #     --images /path/to/images --out report
 # ```
 #
-# Two models on one line are compared, `python -m nbhelpers.analyse before.pth after.pth --images ... --out report`.
+# Two models on one line are compared, by names or files that `save_encoder` wrote:
+# `python -m nbhelpers.analyse vit_base_patch16_224.mae vit_base_patch16_224.dino --images ... --out report`.
 
 # %% [markdown] tags=["site"]
 # ## Bring your model
@@ -339,7 +342,8 @@ brought.append(
 
 # %% [markdown] tags=["site"]
 # **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it. In the
-# parameters above, that is `MODELS = ["vit_tiny_patch16_224"]` and `FROM_FILE = "mine.pth"`.
+# parameters above, that is `MODELS = ["vit_tiny_patch16_224"]` and `FROM_FILE = "mine.pth"`; for two files of one run,
+# `MODELS = [replace(load("vit_tiny_patch16_224", from_file=f), name=f) for f in ("before.pth", "after.pth")]`.
 
 # %% tags=["site"]
 with tempfile.TemporaryDirectory() as folder:
@@ -357,8 +361,8 @@ plots.by_depth(own, "nmi", ax)
 legend = plots.legend_below([ax])
 
 # %% [markdown] tags=["site"]
-# Random weights attend nearly uniformly, so NMI is nearly 0: what an untrained model looks like in every figure of this
-# book. A trained one that still looks so was probably not loaded, or is fed other pixels than in its training.
+# Random weights attend nearly uniformly, so NMI is nearly 0: what an untrained model looks like in every figure of
+# NMI. A trained one that still looks so was probably not loaded, or is fed other pixels than in its training.
 #
 # **HuggingFace.** The book does not install `transformers`, so this is not run here. It was tried with version 5; in
 # version 4 the blocks are at `encoder.layer`.

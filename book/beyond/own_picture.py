@@ -7,9 +7,8 @@
 # %% [markdown]
 # # Your own picture
 #
-# **Invitation.** Drop a photograph on this page and see where a contrastive encoder
-# and a masked image model look in it. Both run in your browser; the picture does not
-# leave it.
+# **Invitation.** Drop a photograph on this page and see where contrastive and
+# masked encoders look in it. They run in your browser; the picture does not leave it.
 
 # %% tags=["parameters"]
 MODELS = {
@@ -22,7 +21,7 @@ FOLDER = "../_static/own_picture"  # where the weights are written, beside this 
 # ## What to look for
 #
 # - **Move the query.** Does the map follow it? NMI is 0 if it never does.
-# - **Far or near.** How many of the picture's 32 pixels away is what a patch attends to?
+# - **Far or near.** How far away does a patch look, on a picture of 32 × 32 pixels?
 # - **All alike?** How similar are the tokens of one picture?
 #
 # These are the quantities that the paper compares {cite:p}`park2023what`. On the book's
@@ -55,10 +54,12 @@ pd.DataFrame(rows).T.map("{:.2f}".format)
 # ## Look
 #
 # Take one of the six pictures or one of yours. Click a patch, or move the outlined one
-# with the arrow keys once it has the focus. Each attention map is drawn on its own
-# scale; similarity is the cosine between the query's token and every other one, after
-# the chosen block. In the third view a token's first three principal components are
-# red, green and blue: parts of one colour are parts that the encoder holds alike.
+# with the arrow keys once it has the focus. There are three views: the attention map of
+# the query, each on its own scale; the cosine between the query's token and every other
+# after the chosen block; each token's first three principal components as red, green
+# and blue, where patches of one colour are alike to the encoder. A photograph of a whole
+# street is not what these encoders were trained on: CIFAR-10 shows one large object in
+# the middle.
 
 # %% tags=["hide-input"]
 from nbhelpers import load, own_picture
@@ -89,9 +90,6 @@ own_picture.page(groups, pictures, FOLDER)
 #   PyTorch's within 0.001 at every depth and in every head.
 # - **Numbers.** Attention is the softmax over patch tokens, as in all chapters. Solid
 #   lines are this picture, dashed ones the mean over the test images.
-#
-# A photograph of a whole street is not what these encoders were trained on: CIFAR-10
-# shows one large object in the middle.
 #
 # ## Try it yourself
 #

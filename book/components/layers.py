@@ -101,7 +101,7 @@ pd.DataFrame(found, index=["last block"]).round(2)
 # The probes below learn from more images, choose $C$ on others and are tested on yet others. The label is easiest to read
 # where a line is highest.
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth from 0 to 1, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
 titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
 axes = plots.panels([*titles, *missing, "published"], sharey=True)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
@@ -120,7 +120,7 @@ plots.download(pd.concat(panels.values()), "probes")
 # With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
 # mean square), beside the error of reading these.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
 
 gaps = difference_to_published(pd.concat(panels.values()), "linear")
@@ -145,10 +145,9 @@ pd.DataFrame(rows).round(2)
 #
 # ## Which blocks could be made new?
 #
-# Another way to ask what a layer is worth: give some blocks random weights again, fine-tune the whole encoder, and see
-# what is lost. Blocks that only serve the pre-training task cost nothing. This takes too long for a build of the book,
-# so the numbers are stored ones, of encoders half as wide and trained for less time than those above, whatever
-# `MODELS` says.
+# Another way to ask what a layer is worth: give some blocks random weights again, fine-tune the whole encoder, and see what
+# is lost. Blocks that serve the pre-training task alone should cost nothing. This takes too long for a build of the book,
+# so the numbers are stored ones, whatever `MODELS` says.
 
 # %% tags=["hide-input"]
 tuned = {}
@@ -186,8 +185,9 @@ for name, frame in tuned.items():
     kept = by_label(frame[(frame["first"] == 0) & (frame["last"] == 0)])
     for end in ("first", "last"):
         most = by_label(frame[frame[end] == frame[end].max()])
-        column = f"{frame[end].max():.0f} {end} blocks"
-        rows[name, column] = {who: 100 * (kept[who] - most[who]) for who in most}
+        column = f"{end} {frame[end].max():.0f} blocks"
+        points = {who: 100 * (kept[who] - most[who]) for who in most}
+        rows[study(name).title, column] = points
 pd.DataFrame(rows).round(1)
 
 # %% [markdown]
@@ -223,11 +223,11 @@ for name, frame in tuned.items():
     first_less = lost(frame, last, first)
     costs = lost(frame, "first == 0 and last == 0", last)
     for mim in sorted(who for who in costs if who.split(", ")[0] == "MIM"):
-        text = f"On {name} ({mim}): less than its first blocks? "
-        text += f"{verdict(first_less[mim])}."
+        text = f"On {study(name).title}, renewing the last blocks costs MIM less than "
+        text += f"renewing the first: {verdict(first_less[mim])}."
         if (cl := mim.replace("MIM", "CL")) in costs:
             less = difference(costs[cl], costs[mim])
-            text += f" Less than CL's last? {verdict(less)}."
+            text += f" It costs MIM less than CL: {verdict(less)}."
         said.append(text)
 Markdown("\n\n".join(said) or "There is nothing stored to answer it with.")
 
@@ -236,11 +236,11 @@ said = []
 for name, frame in tuned.items():
     cl = [who for who in frame["model"].unique() if label_of(who).startswith("CL")]
     nmi = rows_of(name, "profile", cl)
-    for who, value in late(nmi, "nmi").items() if len(nmi) else ():
-        said.append(f"{value:.3f} ({name}, {who})")
-text = f"""The late NMI of these CL encoders is {", ".join(said)}. Near 0, their late
-attention no longer depends on the query, and what their last blocks are worth may not
-hold for the CL of the first figure."""
+    nmi = late(nmi, "nmi").values() if len(nmi) else ()
+    said += [f"{value:.3f} on {study(name).title}" for value in nmi if value < 0.01]
+text = f"""The late NMI of these CL encoders is {" and ".join(said)}: their late
+attention does not depend on the query, and what such blocks are worth may not hold for
+another CL."""
 Markdown(text) if said else None
 
 # %% [markdown]
@@ -255,10 +255,14 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
+# - What shows: on generated images CL is read best near its end and MIM in the middle, after which its curve falls. On
+#   photographs both curves are nearly flat at the end, so that their best depths cannot be told apart.
+# - That MIM's last blocks are only a decoder does not follow: making them new costs it little, and not clearly less than CL.
 # - A representation is not what comes out last. For a masked model, look for the depth that reads best.
 # - A probe that falls with depth does not mean that information is gone: blocks add to the residual stream, and what
 #   they add may cover up what was there.
-# - The best depth depends on the label, so *good layers* is always short for *good layers for something*.
+# - How much the last blocks cover up depends on the label: for MIM the probe of the shape falls after the middle, that of
+#   the texture hardly.
 #
 # ## Exercises
 #

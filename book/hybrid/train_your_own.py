@@ -7,8 +7,7 @@
 # %% [markdown]
 # # Train your own
 #
-# **Claim.** A short run on your own machine lowers the loss on images that it never saw, and goes on from any encoder of the
-# book.
+# **Claim.** A short run on your own machine lowers the loss on images that it never saw.
 #
 # One trainer made all encoders of this book. Here it runs on your machine, for a minute. From random weights that is
 # enough to see a loss fall, and too little for attention to take shape on one core. So this run goes on from the book's
@@ -16,12 +15,12 @@
 #
 # A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in [its chapter](hybrid.py). The
 # learning rate follows half a cosine down to zero, so a run has to know its length before it begins. This page takes a few
-# steps on trial, sees what a step costs here, and plans a run that fits the time.
+# steps on trial, measures how long a step takes here, and plans a run that fits the time.
 
 # %% tags=["parameters"]
 STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
 OBJECTIVE = "hybrid-0.2"  # of any lambda, or "mim", "cl", "mae", "dino", "supervised"
-START = "mim"  # the book's encoder to go on from, by objective; None: random weights
+START = "mim"  # the book's encoder to go on from, "mim" or "cl"; None: random weights
 SECONDS = 60  # how long to train
 BATCH_SIZE = 64
 N_IMAGES = 500  # test images that attention is measured on
@@ -72,17 +71,17 @@ from IPython.display import Markdown
 
 book = recipe(name, OBJECTIVE).images
 Markdown(
-    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so that {SECONDS} s are "
-    f"good for **{chosen.steps} steps**, or {chosen.images:,} images. The book's "
+    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so {SECONDS} s allow "
+    f"**{chosen.steps} steps**, or {chosen.images:,} images. The book's "
     f"recipe is of {book:,}."
 )
 
 # %% [markdown]
 # ## The training loop
 #
-# This is all that training is: draw the views, compute the loss, go back through the network, take a step of the optimiser.
-# It works on a copy, so that the run below begins where it should. `Trainer` adds a schedule of the learning rate and
-# checkpoints.
+# Training draws views, computes the loss and its gradient, and takes a step. The loop below works on a copy, so that the run
+# after it begins where it should; `Trainer` adds a schedule of the learning rate and checkpoints. Four steps are too few to
+# see the loss fall.
 
 # %%
 import copy
@@ -139,12 +138,14 @@ def curve(losses):
     (ax,) = plots.panels([f"{OBJECTIVE} on {train.name}"])
     series = pd.Series(losses, index=range(1, len(losses) + 1))
     ax.plot(series, color="#999999", lw=0.6)
-    ax.plot(series.rolling(10, min_periods=1).mean(), color="#222222", lw=1.6)
+    ax.plot(
+        series.rolling(10, min_periods=1, center=True).mean(), color="#222222", lw=1.6
+    )
     ax.set(xlabel="step", ylabel="training loss", xlim=(0, chosen.steps))
     return ax.figure
 
 
-# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}, "figure": {"caption": "Training loss of each step (grey), and its mean over ten steps (black)."}}
+# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}, "figure": {"caption": "Training loss of each step (grey), and its mean over the ten steps around it (black)."}}
 losses, picture, drawn = [], None, 0.0
 for loss in trainer.steps():
     losses.append(float(loss))
@@ -168,7 +169,7 @@ plots.download(numbers, "loss")
 # paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's high in
 # the middle blocks and low in the last. "Before" is where this run began.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth: where this run began, where it ended (yours), and a finished encoder of the book. Lines: mean over heads, with the 95 % interval over images; dots: single heads."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth: where this run began, where it ended (yours), and a finished encoder of the book, which can be of another width and began with random weights: it shows a direction, not a target. Lines: mean over heads, with the 95 % interval over images; dots: single heads."}}
 from nbhelpers import analyse
 
 after = load(save_encoder(trainer.objective.saved, "yours", about, place))
@@ -193,11 +194,11 @@ from nbhelpers.results import early, late
 
 first, last = early(frame, "nmi"), late(frame, "nmi")
 loss_after, held_out = trainer.validation_loss(), sum(len(b[0]) for b in trainer.val)
-verdict = "shows" if loss_after < loss_before else "does not show"
+verdict = "fell" if loss_after < loss_before else "did not fall"
 Markdown(
-    f"In this run the claim **{verdict}**: the loss on held-out images went from "
-    f"{loss_before:.3f} to {loss_after:.3f}. Both are means over the same {held_out:,} "
-    "images with the same views, of one run, so without an interval over seeds. "
+    f"In this run of {chosen.steps} steps the loss on held-out images **{verdict}**, "
+    f"from {loss_before:.3f} to {loss_after:.3f}. Both are means over the same "
+    f"{held_out:,} images with the same views, of one run, so without an interval over seeds. "
     "NMI of query and key:"
 )
 
@@ -206,7 +207,7 @@ thirds = {"first third of the blocks": first, "last third": last}
 pd.DataFrame(thirds).map("{:.3f}".format)
 
 # %% [markdown]
-# How far yours has moved depends on your machine: a slow one shows it few images in the time.
+# On a faster machine yours sees more images in the same time, and moves further.
 #
 # ## Keep it
 #
@@ -219,14 +220,14 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #     --seed 7 --images 100000
 # ```
 #
-# It goes on where it stopped when the same command is given again, and ends in `data/encoders` under a name that `MODELS` knows,
-# `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
+# It goes on where it stopped when the same command is given again, and ends in `data/encoders` under a name that `MODELS`
+# knows, `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
 
 # %% [markdown]
 # ## What would refute it
 #
-# A loss on held-out images that does not fall. A run of a few steps proves nothing either way: adding a loss changes the
-# sum, and its momentum encoder has yet to follow.
+# A loss on held-out images that does not fall over a run of some hundred steps. A shorter run may miss it: adding a loss
+# changes the sum at once, and its momentum encoder follows slowly.
 #
 # ## Takeaways
 #
@@ -239,7 +240,8 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #
 # 1. **Other models.** Draw others beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours
 #    closer to after one minute, and after ten?
-# 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as `CLASS/FILE`.
-# 3. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree with
-#    [who pulls harder](agreement.py)? Another architecture is
-#    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.
+# 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as
+#    `CLASS/FILE`.
+# 3. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree
+#    with [who pulls harder](agreement.py)? Another architecture is `replace(recipe(name, OBJECTIVE), width=96, heads=6,
+#    depth=6)`.

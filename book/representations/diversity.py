@@ -60,10 +60,9 @@ for name, frame in frames.items():
         apart, chance = abs(heads["CL"] - heads["MIM"]), abs(heads["random"])
         text = f"On `{name}` CL and MIM are {apart:.3f} apart, and the untrained "
         said.append(text + f"encoder is {chance:.3f} from 0.")
-lead = """Row 4 needs a scale. Initial weights alone move the cosine between heads off
-0, by chance, and the intervals know nothing of other initial weights. """
-end = """ Where CL and MIM are less apart than that, the row gives a sign at most,
-and other initial weights may turn it."""
+lead = """Row 4 needs a scale: by chance, initial weights alone give heads a cosine
+other than 0, which no interval over images covers. """
+end = """ Where CL and MIM are less apart than that, the row tells a sign at most."""
 Markdown(lead + " ".join(said) + end) if said else None
 
 # %% [markdown]
@@ -224,7 +223,9 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 #
 # ## Takeaways
 #
-# - Read a cosine beside that of an untrained encoder: high for tokens and depths, and for heads off 0 by chance.
+# - That tokens and depths are more alike in CL does not show here, and its heads are more alike by less than chance gives.
+#   Alike maps do give alike outputs of attention.
+# - Read a cosine beside that of an untrained encoder: it is high for tokens and depths, and near 0 but not at 0 for heads.
 # - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the
 #   differences.
 # - Before you call vectors alike, subtract what all of them share.

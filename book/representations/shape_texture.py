@@ -63,7 +63,8 @@ noise, no_noise = tables("noise")
 # %% [markdown]
 # ## Result
 #
-# If the claim holds, noise of high frequency, which spoils texture and spares outlines, should cost the masked model more.
+# If the claim holds, noise of high frequency, which spoils texture and spares outlines, should cost the masked model more. A
+# third test, at the end, removes high frequencies instead, and does not support the claim.
 
 # %% tags=["hide-input"]
 scorecard.result(["10", "11"], STUDIES, MODELS)
@@ -71,8 +72,8 @@ scorecard.result(["10", "11"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# On `shapes` both cues are numbered alike, and independent. A tenth of the images has the same number twice: from these a
-# probe of the last block learns, and either cue is enough. Of other images, those with two numbers are the trials.
+# On `shapes`, shapes and textures are both numbered 0 to 9, independently. In a tenth of the images the two numbers agree:
+# from these a probe of the last block learns, and either cue suffices. The trials are test images whose numbers differ.
 
 # %%
 from nbhelpers.probes import features, fit_linear, shape_bias
@@ -227,6 +228,8 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
+# - CL follows shape more than MIM and resists noise of high frequency better, yet loses as much or more when high
+#   frequencies are removed.
 # - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
 # - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
 # - Going by shape, resisting noise of high frequency and doing without high frequencies are three properties.

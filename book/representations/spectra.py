@@ -171,6 +171,18 @@ lead = "Blocks after which CL spreads images over fewer directions than MIM: "
 Markdown(lead + "; ".join(said) + ".") if said else None
 
 # %% tags=["hide-input"]
+said = []
+for name, frame in frames.items():
+    rows = frame.query("metric == 'token_effective_rank' and depth > 0")
+    rows = rows.assign(model=rows["model"].map(label))
+    curves = rows.pivot_table("value", "depth", "model")
+    if {"CL", "MIM"} <= {*curves}:
+        below = curves.index[curves["MIM"] < curves["CL"]]
+        said.append(f"{', '.join(map(str, below)) or 'none'} on `{name}`")
+lead = "And MIM tokens over fewer directions than CL: "
+Markdown(lead + "; ".join(said) + ".") if said else None
+
+# %% tags=["hide-input"]
 read = {}
 for name, frame in frames.items():
     probes = already(name, "probes", [*frame["model"].unique()])[0]
@@ -248,6 +260,8 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
+# - Late, CL spreads images and MIM spreads tokens over more directions. On photographs the first is clear and the second
+#   small; on generated images the first is small, and the second is reversed after the last block.
 # - Ask of a spectrum first *what* its points are: tokens of one image, or images.
 # - The covariance subtracts the mean. What all tokens share, which [raises a cosine](diversity.py), does not count here.
 # - An effective rank has a ceiling: the number of points less one, and the width of the encoder.

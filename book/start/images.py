@@ -7,12 +7,12 @@
 # %% [markdown]
 # # The images
 #
-# **Claim.** In the generated images of this book, knowing the shape says next to nothing about the texture, so an encoder
-# that can name one of them has learnt that one.
+# **Claim.** In the generated images of this book, knowing the shape says next to nothing about the texture, so whoever
+# names one of them has not read it off the other.
 #
 # The book asks whether an encoder relies on shape or on texture, looks near or far, tells images or tokens apart. On
 # photographs such questions are hard to pose, because shape, texture and class come together: what looks like fur is
-# nearly always shaped like an animal. So every figure is drawn twice: for `shapes`, images that are generated so that shape
+# nearly always shaped like an animal. So most figures are drawn twice: for `shapes`, images that are generated so that shape
 # and texture are independent, and for CIFAR-10, photographs.
 #
 # An image of `shapes` is $32 \times 32$ pixels and holds one object. Its pixels are

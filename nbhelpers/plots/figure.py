@@ -121,8 +121,8 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """Colour, marker and line of the models (name, objective) of a figure, however many there are.
 
     The book's own encoders and the paper's public checkpoints look as in every figure; of another width or
-    length they are dashed, with hollow markers. The first other model of an objective looks like ours of it
-    if none such is there; all further ones have a colour and a marker of their own.
+    length they are dashed, or stay dotted, with hollow markers. The first other model of an objective looks
+    like ours of it if none such is there; all further ones have a colour and a marker of their own.
 
     >>> styles = line_styles([("cifar10.cl", "CL"), ("one.dino", "CL"), ("two.dino", "CL")])
     >>> len({style["color"] for style in styles.values()})
@@ -134,7 +134,8 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         own = model.partition(".")[0] in TITLES
         look = STYLES.get(PUBLIC.get(model, name), STYLES.get(objective) if own else None)
         if look:
-            styles[model] = look | ({"linestyle": "--", "mfc": "white"} if own and unusual else {})
+            dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "mfc": "white"}
+            styles[model] = look | (dashed if own and unusual else {})
         else:
             others.append(model)
     for model in others:

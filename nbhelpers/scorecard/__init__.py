@@ -12,7 +12,8 @@ from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
 
 COLUMNS = "number claim measure chapter study effect low high unit seeds".split()
 COLUMNS += "published published_unit source verdict note".split()
-ONE_RUN = "Intervals are over test images; at least one side of each comparison is a single training run."
+ONE_RUN = """Intervals are over test images, and over training seeds where a side has several; a side with one
+training run has no spread over seeds."""
 OWN_MODELS = "The scorecard is about the studies' own models: set `MODELS = None`."
 
 
@@ -93,13 +94,16 @@ def _note(whose: Sequence[str], chosen: bool) -> str:
     'MIM: usual width and images; MAE: 512,000 images'
     >>> _note(("MIM, width 64", "MIM, width 16", "CL, width 64", "CL, width 16"), chosen=False)
     'width 64 against width 16'
+    >>> _note(("MIM, width 64", "MAE, width 64"), chosen=False), _note(("MIM", "CL"), chosen=False)
+    ('width 64', '')
     """
+    usual = "usual width and images"
     settings: dict[str, list[str]] = {}
     for label in whose:
         kind, _, setting = label.partition(", ")
-        settings.setdefault(setting or "usual width and images", []).append(kind)
+        settings.setdefault(setting or usual, []).append(kind)
     if len(settings) == 1:
-        return "; ".join(whose[:chosen])
+        return "; ".join(whose[:chosen] or [each for each in settings if each != usual])
     if len({*map(tuple, settings.values())}) == 1:  # the same kinds in every setting
         return " against ".join(settings)
     apart = [f"{' and '.join(kinds)}: {setting}" for setting, kinds in settings.items()]
