@@ -216,6 +216,11 @@ def test_an_encoder_of_another_length_looks_like_the_usual_one_but_dashed(frame)
     assert (short.get_markerfacecolor(), long.get_markerfacecolor()) == (short.get_color(), "white")
 
 
+def test_a_decoder_of_another_length_stays_dotted():
+    styles = plots.line_styles([(f"shapes.mae.n512000{part}", "MAE") for part in ("", ":decoder")])
+    assert [look["linestyle"] for look in styles.values()] == ["--", ":"]
+
+
 def test_a_panel_says_whether_its_numbers_are_stored(frame):
     assert "computed in this build" in plots.title(frame)
     assert "stored 2026-01-02" in plots.title(frame.assign(source="stored 2026-01-02"))

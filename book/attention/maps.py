@@ -336,7 +336,7 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 ends = object_share(tiny, images.select(range(8))).query("head < 0")
 rows = {kind: at_end(ends, kind).set_index("model")["value"] for kind in KINDS}
-on = queries(tiny, images.masks[:8])[0][:, tiny.prefix :]
+on = queries(tiny, images.masks[:8])[0]
 pd.DataFrame(rows).assign(area=on.float().mean().item()).rename_axis(None).round(2)
 
 # %% [markdown]

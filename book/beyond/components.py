@@ -197,7 +197,8 @@ rows = {
     key: {who: part.value for who, part in entry.items()}
     for key, entry in gained.items()
 }
-pd.DataFrame(rows).T.map("{:+z.1f}".format).replace("-", "−", regex=True)
+points = pd.DataFrame(rows).T.round(1) + 0.0  # no -0.0
+points.map("{:+.1f}".format).replace("-", "−", regex=True)
 
 # %% [markdown]
 # A trained classifier has little to gain from *removing* features, since it can learn to ignore them; a distance cannot.

@@ -208,7 +208,8 @@ for name, frame in frames.items():
 
 # %% tags=["hide-input"]
 none = Markdown("Drawn for the study's own models alone.")
-ways = pd.DataFrame(lines).T.map("{:z.2f}".format, na_action="ignore").fillna("")
+ways = pd.DataFrame(lines).T.round(2) + 0.0  # no -0.00
+ways = ways.map("{:.2f}".format, na_action="ignore").fillna("")
 ways if lines else none
 
 # %% [markdown]

@@ -90,12 +90,10 @@ for name, frame in followed.items():
     for kind, rows in cosines.groupby("objective"):
         top, now = rows.loc[rows["value"].idxmax()], rows.loc[rows["seen"].idxmax()]
         end = long[long["objective"] == kind].sort_values("seen").iloc[-1]
-        told = {"highest": top, "end of the line": now, "shipped": end}
-        line = {
-            k: f"{at['value']:.2f} after {at['seen']:,.0f}" for k, at in told.items()
-        }
+        told = pd.DataFrame({"highest": top, "end of the line": now, "shipped": end})
+        line = told.T.apply(lambda at: f"{at.value:.2f} after {at.seen:,.0f}", axis=1)
         begin = {"untrained": f"{rows['value'].iloc[0]:.2f}"}
-        lines[study(name).title, kind] = begin | line
+        lines[study(name).title, kind] = begin | line.to_dict()
         both = (Interval(*at[["value", "low", "high"]]) for at in (top, now))
         verdict = scorecard.verdict(difference(*both, same_encoder=True))
         if kind == "CL":

@@ -163,7 +163,9 @@ for name, (probed, tuned) in points.items():
     if len(fell):
         text += f"""\n\n**Read with care.** On {study(name).title}, fine-tuning ends below
 the linear probe for {" and ".join(fell)}: so short a recipe undoes more than it adds
-there, and row 14c counts a loss of CL as a gain of MIM."""
+there."""
+    if "CL" in fell:
+        text += " Row 14c counts this loss of CL as a gain of MIM."
 Markdown(text)
 
 # %% tags=["hide-input"]
@@ -367,6 +369,14 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 plots.download(linear, "length")
+
+# %% tags=["hide-input"]
+said = []
+for name, rows in linear.groupby("study", sort=False):
+    ends = rows.pivot_table("value", "parameter", "objective")
+    ahead = (ends["CL"] > ends["MIM"]).sum() if {"CL", "MIM"} <= {*ends} else 0
+    said.append(f"at {ahead or 'none'} of {len(ends)} lengths on {study(name).title}")
+Markdown(f"A linear probe reads CL better than MIM {'; '.join(said)}.")
 
 # %% [markdown]
 # ## What would refute it

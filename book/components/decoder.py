@@ -196,7 +196,8 @@ for name, frame in (compared | {"published": paper}).items():
     lost[name, "last block"] = by_encoder(frame, last_block)
 values = {key: {who: v.value for who, v in each.items()} for key, each in lost.items()}
 rows = pd.DataFrame(values).rename_axis(columns=("Δ log amplitude", "lost in the"))
-rows.map("{:.2f}".format, na_action="ignore").replace("-0.00", "0.00").fillna("")
+rows = rows.round(2) + 0.0  # no -0.00
+rows.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # *Lost in the last third*, which row 13a compares between the encoders of width 64, is what enters the last third of the

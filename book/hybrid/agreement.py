@@ -199,8 +199,9 @@ wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="v
 ends = 1, int(followed["depth"].max())
 columns = {("loss", of): loss[f"{of.lower()}_loss"] for of in ("MIM", "CL")}
 columns |= {("cosine", f"block {block}"): wide["cosine", block] for block in ends}
-numbers = pd.DataFrame(columns).map("{:z.3f}".format)
-slope = slopes[["value", "low", "high"]].map("{:+z.3f}".format)
+numbers = (pd.DataFrame(columns).round(3) + 0.0).map("{:.3f}".format)  # no -0.000
+slope = slopes[["value", "low", "high"]].round(3) + 0.0
+slope = slope.map("{:+.3f}".format)
 numbers["slope", ""] = slope["value"] + " [" + slope["low"] + ", " + slope["high"] + "]"
 for block in ends:
     share = wide["conflict", block].map("{:.0%}".format)

@@ -198,7 +198,8 @@ verdict = "fell" if loss_after < loss_before else "did not fall"
 Markdown(
     f"In this run of {chosen.steps} steps the loss on held-out images **{verdict}**, "
     f"from {loss_before:.3f} to {loss_after:.3f}. Both are means over the same "
-    f"{held_out:,} images with the same views, of one run, so without an interval over seeds. "
+    f"{held_out:,} images with the same views, of one run, so without an interval over "
+    "seeds. "
     "NMI of query and key:"
 )
 
@@ -243,5 +244,5 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 # 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as
 #    `CLASS/FILE`.
 # 3. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree
-#    with [who pulls harder](agreement.py)? Another architecture is `replace(recipe(name, OBJECTIVE), width=96, heads=6,
-#    depth=6)`.
+#    with [who pulls harder](agreement.py)? Another architecture is
+#    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.

@@ -159,28 +159,29 @@ for name, frame in frames.items():
     rows[name, "images"] = late(ranks[name], "image_effective_rank")
 pd.DataFrame(rows).T.round(1)
 
-# %% tags=["hide-input"]
-said = []
-for name, rows in ranks.items():
-    rows = rows.assign(model=rows["model"].map(label)).query("depth > 0")
-    curves = rows.pivot_table("value", "depth", "model")
-    if {"CL", "MIM"} <= {*curves}:
-        below = curves.index[curves["CL"] < curves["MIM"]]
-        said.append(f"{', '.join(map(str, below)) or 'none'} on `{name}`")
-lead = "Blocks after which CL spreads images over fewer directions than MIM: "
-Markdown(lead + "; ".join(said) + ".") if said else None
 
 # %% tags=["hide-input"]
-said = []
-for name, frame in frames.items():
-    rows = frame.query("metric == 'token_effective_rank' and depth > 0")
-    rows = rows.assign(model=rows["model"].map(label))
-    curves = rows.pivot_table("value", "depth", "model")
-    if {"CL", "MIM"} <= {*curves}:
-        below = curves.index[curves["MIM"] < curves["CL"]]
-        said.append(f"{', '.join(map(str, below)) or 'none'} on `{name}`")
-lead = "And MIM tokens over fewer directions than CL: "
-Markdown(lead + "; ".join(said) + ".") if said else None
+def behind(curves_of, fewer, more):
+    """By study, the blocks after which one objective has fewer directions, in words."""
+    found = []
+    for name, rows in curves_of.items():
+        rows = rows.assign(model=rows["model"].map(label)).query("depth > 0")
+        curves = rows.pivot_table("value", "depth", "model")
+        if {"CL", "MIM"} <= {*curves}:
+            below = curves.index[curves[fewer] < curves[more]]
+            found.append(f"{', '.join(map(str, below)) or 'none'} on `{name}`")
+    return "; ".join(found)
+
+
+# %% tags=["hide-input"]
+of = "metric == 'token_effective_rank'"
+tokens = {name: frame.query(of) for name, frame in frames.items()}
+images = behind(ranks, "CL", "MIM")
+Markdown(
+    f"Blocks after which CL spreads images over fewer directions than MIM: {images}. "
+    "Blocks after which MIM spreads tokens over fewer than CL: "
+    f"{behind(tokens, 'MIM', 'CL')}."
+) if images else None
 
 # %% tags=["hide-input"]
 read = {}
