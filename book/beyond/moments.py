@@ -91,7 +91,7 @@ for name, frame in followed.items():
         top, now = rows.loc[rows["value"].idxmax()], rows.loc[rows["seen"].idxmax()]
         end = long[long["objective"] == kind].sort_values("seen").iloc[-1]
         told = pd.DataFrame({"highest": top, "end of the line": now, "shipped": end})
-        line = told.T.apply(lambda at: f"{at.value:.2f} after {at.seen:,.0f}", axis=1)
+        line = told.T.apply(lambda at: f"{at.value:.2f} ({at.seen / 1e6:.2f})", axis=1)
         begin = {"untrained": f"{rows['value'].iloc[0]:.2f}"}
         lines[study(name).title, kind] = begin | line.to_dict()
         both = (Interval(*at[["value", "low", "high"]]) for at in (top, now))
@@ -118,10 +118,10 @@ Markdown("\n".join(said))
 pd.DataFrame(lines).T
 
 # %% [markdown]
-# The table holds the cosine between the tokens of an image after the last block, each with the number of images seen. In the
-# figures a line is one training, with intervals over images. Dots, and the last column, are other encoders, which the rest
-# of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by then, and
-# the contrastive ones of width 64 had heads half as wide as the line's.
+# The table holds the cosine between the tokens of an image after the last block, in brackets after how many million images.
+# In the figures a line is one training, with intervals over images. Dots, and the last column, are other encoders, which
+# the rest of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by
+# then, and the contrastive ones of width 64 had heads half as wide as the line's.
 #
 # ## The quantity
 #
@@ -357,6 +357,8 @@ scorecard.rows("beyond/moments", STUDIES)
 #
 # ## Takeaways
 #
+# - What shows: CL's tokens become nearly equal first and part later, on both studies. What does not: that its class token
+#   and patches grow alike late in training, or that its single tokens tell less.
 # - Before you compare two objectives, ask whether both are at the same point of their training. Equal numbers of images do
 #   not make them so.
 # - Far-reaching attention of a young encoder is uniform attention. Look at NMI before you look at distance.

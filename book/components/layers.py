@@ -159,7 +159,7 @@ for name in filter(lambda name: study(name).splits, STUDIES):
     whole = rows_of(name, "fine_tuning", new["model"].unique())
     tuned[name] = pd.concat([whole, new], ignore_index=True).query("share == 1")
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images; thinner lines: further training seeds."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
 titles = [f"{end} blocks: {plots.title(tuned[name])}" for name, end in ends]
 axes = plots.panels(titles or ["fine-tuning"], sharey="row")
@@ -192,7 +192,7 @@ pd.DataFrame(rows).round(1)
 
 # %% [markdown]
 # If the last blocks of MIM are only a decoder, making them new should cost it less than making the first ones new, and
-# less than it costs CL. With the 95 % interval over images and seeds:
+# less than it costs CL. With the 95 % interval over images:
 
 
 # %% tags=["hide-input"]
@@ -257,7 +257,8 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 #
 # - What shows: on generated images CL is read best near its end and MIM in the middle, after which its curve falls. On
 #   photographs both curves are nearly flat at the end, so that their best depths cannot be told apart.
-# - That MIM's last blocks are only a decoder does not follow: making them new costs it little, and not clearly less than CL.
+# - Making MIM's last blocks new costs it little, as it should if they are only a decoder: less than CL on photographs, where
+#   fine-tuning hardly pays for CL; on generated images both lose hardly anything.
 # - A representation is not what comes out last. For a masked model, look for the depth that reads best.
 # - A probe that falls with depth does not mean that information is gone: blocks add to the residual stream, and what
 #   they add may cover up what was there.

@@ -71,8 +71,8 @@ from IPython.display import Markdown
 
 book = recipe(name, OBJECTIVE).images
 Markdown(
-    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so {SECONDS} s allow "
-    f"**{chosen.steps} steps**, or {chosen.images:,} images. The book's "
+    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so {SECONDS} s are "
+    f"good for **{chosen.steps} steps**, or {chosen.images:,} images. The book's "
     f"recipe is of {book:,}."
 )
 
