@@ -18,7 +18,7 @@ from nbhelpers.pretrain.__main__ import positive
 from nbhelpers.studies import study
 
 BUILT_IN = ("shapes", "cifar10")
-CHAPTER = DATA.parent / "book" / "beyond" / "own_model.py"
+CHAPTER = DATA.parent / "book" / "own" / "model.py"
 SVG = "image/svg+xml"
 # What nbconvert writes, which does not look for a text in the metadata of a cell.
 NO_TEXT = 'alt="No description has been provided for this image"'

@@ -103,7 +103,8 @@ def capture(
 ) -> Iterator[None]:
     """Call back with every block's attention and residual stream while the encoder runs in the `with` block.
 
-    The callbacks get the live tensors; nothing is kept here, so memory does not grow with depth or images.
+    Nothing is kept here, so memory does not grow with depth or images. A stream comes as a copy, attention as
+    the live tensors.
     The model computes what it computes without capture: calls of `F.scaled_dot_product_attention`,
     `F.multi_head_attention_forward` and, where attention is written out, of matmul and softmax are observed,
     and PyTorch's fast path of `nn.MultiheadAttention`, which makes no such call, is off. Only calls from
@@ -247,7 +248,8 @@ class _Tap(TorchFunctionMode):
                 f"{encoder.name}: stream at depth {depth} ({place}) is {found}, not B N D with N D = "
                 f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"
             )
-        self.on_stream(Stream(depth, place, tokens, encoder.prefix, encoder.grid))
+        # A copy, since a block may add to its input in place.
+        self.on_stream(Stream(depth, place, tokens.clone(), encoder.prefix, encoder.grid))
 
     def _multi_head(self, call: dict[str, Any]) -> None:
         """A call of `F.multi_head_attention_forward` on tokens `N B D`, by its arguments."""

@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
+DAY = 24 * 3600  # seconds
 TEMPORARY = ".tmp-"  # how names of unfinished files start; .gitignore has it too
 # How what a file often is, instead of weights, an image or an archive, begins.
 DISGUISES = {
@@ -44,7 +45,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     A reader of `path` sees the old content or the new content, never a part of it. A folder is never
     replaced: where another process made it first, that one stays. What killed processes left unfinished
-    beside `path` is removed.
+    beside `path` is removed after a day.
 
     Raises:
         OSError: the disk is full, read-only or the like; names `path` or its folder, and the reason.
@@ -57,39 +58,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
-    workplace, lock = _workplace(path.parent)
-    try:
-        temporary = workplace / path.name
-        yield temporary
-        _move(temporary, path)
-    except Exception as error:
-        _raise_if_full(workplace, path, error)
-        raise
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-        lock.close()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the workplaces of processes that were killed: those whose lock nobody holds."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        with suppress(OSError), (left / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left)
-
-
-def _workplace(parent: Path) -> tuple[Path, TextIO]:
-    """A new folder for an unfinished file, and the lock that says its process is alive."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
-        with suppress(FileNotFoundError):
-            lock = (folder / "lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (folder / "lock").exists():
-                return folder, lock
-            lock.close()
-        # Another process took the folder for a leftover before it was locked: once more.
+    for left in path.parent.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # another process is as tidy
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
+        temporary = Path(folder) / path.name
+        try:
+            yield temporary
+            _move(temporary, path)
+        except Exception as error:
+            _raise_if_full(Path(folder), path, error)
+            raise
 
 
 def _move(temporary: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Measure an encoder on images: every metric asked for, in one forward pass, at constant memory."""
 
+import ast
 import hashlib
 import json
 import warnings
@@ -61,10 +62,16 @@ def analyse(
 
     Raises:
         KeyError: for an unknown metric, with the nearest names.
-        ValueError: no metric, or features that are not finite.
+        TypeError: names in place of an encoder or images, or of a list of metrics.
+        ValueError: no metric, no images, or features that are not finite.
         UnsupportedArchitecture: attention or features that cannot be seen as the model computes them, or a
             pass that sees an image more than once.
     """
+    if not (isinstance(encoder, Encoder) and isinstance(images, ImageSource)) or isinstance(metrics, str):
+        kinds = ", ".join(type(each).__name__ for each in (encoder, images, metrics))
+        raise TypeError(f"analyse takes an Encoder, an ImageSource and a list of metrics, not {kinds}")
+    if not len(images):
+        raise ValueError(f"{images.name}: no images")
     rows = {name: METRICS[name] for name in metrics}
     if not rows:
         raise ValueError(f"analyse: name at least one metric; there are {', '.join(METRICS)}")
@@ -142,7 +149,11 @@ def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
 
     Returns:
         Probabilities `L B H N N`, on the CPU; rows (queries) sum to one.
+
+    Raises:
+        UnsupportedArchitecture: attention that cannot be seen, or that differs from pass to pass.
     """
+    encoder.require_repeatable(images)
     layers: list[Tensor] = []
 
     def keep(record: Attention) -> None:
@@ -232,12 +243,19 @@ CODE = {
 
 @lru_cache
 def code_version(kind: str) -> str:
-    """Hash of the code that turns weights and images into a frame, by the keys of `CODE`."""
+    """Hash of the code that turns weights and images into a frame, by the keys of `CODE`.
+
+    Docstrings and comments do not count: they change no number.
+    """
     package = Path(__file__).parent
     files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()
     for path in sorted([*map(package.joinpath, ("capture.py", "intervals.py", "models/encoder.py")), *files]):
-        digest.update(path.read_bytes())
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body[0].value.value = ""
+        digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()
 
 

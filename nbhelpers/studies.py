@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
+
 from nbhelpers import images as sources
+from nbhelpers.files import DATA
 from nbhelpers.images import ImageSource, MissingDataError
+from nbhelpers.images.source import earlier
 from nbhelpers.models import Encoder, load, manifest
 from nbhelpers.models.mini import WIDTH
 
@@ -17,15 +21,8 @@ IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validatio
 PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked at; default: all
 VARIED = ("width", "images")  # recipe fields that a name holds where they are not the default
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
-NAMES = {
-    "cl": "CL",
-    "mim": "MIM",
-    "latent": "latent MIM",
-    "mae": "MAE",
-    "dino": "DINO",
-    "decoder": "MAE's decoder",
-    "cl-renderings": "CL of two renderings",
-}
+STYLES = pd.read_csv(DATA / "styles.csv", index_col="label")
+NAMES = {key: name for name, key in STYLES.pop("key").dropna().items()}  # by what training calls an objective
 # The paper's own models, and an untrained one of their architecture.
 IMAGENET_MODELS = tuple(
     f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:")
@@ -112,16 +109,12 @@ class Study:
         Raises:
             LookupError: if the objectives have no width and number of images in common.
         """
-        sets: dict[tuple[float, float], dict[str, str]] = {}
-        for name in self.trained(*objectives, vary=VARIED):
-            sets.setdefault(nearness(name), {})[name] = _parts(name)[0]
-        common = {size: names for size, names in sets.items() if {*objectives} <= {*names.values()}}
-        if not common:
+        found = [self.trained(objective, vary=VARIED) for objective in objectives]
+        if not (common := set.intersection(*({*map(nearness, names)} for names in found))):
             raise LookupError(
                 f"no {' and '.join(objectives)} of {self.name} have one width and length of training"
             )
-        names = common[max(common)]
-        return tuple(sorted(names, key=lambda name: objectives.index(names[name])))
+        return tuple(name for names in found for name in names if nearness(name) == max(common))
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
         """Loaded encoders: those named or given, else one per objective."""
@@ -205,8 +198,11 @@ def _imagenet() -> ImageSource:
     number = os.environ.get(PER_CLASS)
     if number and not number.isdecimal():
         raise ValueError(f"{PER_CLASS} is a number of images, got {number!r}")
-    images = sources.folder(Path(path), per_class=int(number) if number else None)
+    images = sources.folder(Path(path))
     images.name = "imagenet"  # in tables, rather than where it lies on this machine
+    if number:
+        images = images.at_most(int(number) * len(images.classes["class"]), label="class")
+        images = images.select(earlier(images.labels["class"]) < int(number))
     return images
 
 

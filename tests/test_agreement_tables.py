@@ -40,7 +40,9 @@ def test_every_encoder_is_compared_with_both_parents(toy, monkeypatch):
     frame = measured("cka", load("shapes.random"), toy)
     assert frame.groupby("other")[["depth", "other_depth"]].max().to_numpy().tolist() == [[8, 8], [8, 8]]
     assert set(frame["other"]) == {"shapes.cl", "shapes.mim"}
-    monkeypatch.setattr(tables, "cka_by_depth", lambda *_: pytest.fail("computed again"))
+    counted = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
+    counted.__name__ = "cka_by_depth"
+    monkeypatch.setattr(tables, "cka_by_depth", counted)
     twin = replace(load("shapes.random"), name="twin")
     assert set(measured("cka", twin, toy)["model"]) == {"twin"}
     monkeypatch.setattr(tables, "load", lambda name: load("shapes.random"))
@@ -143,7 +145,7 @@ def test_the_views_of_two_renderings_share_the_object_and_not_the_nuisance(two_a
     # At each amplitude before and after: renderings without nuisance are one.
     same = [torch.equal(*pair) for pair in zip(plain, rendered, strict=True)]
     assert same == [True, True, True, False]
-    first, second = trainings._Renderings("val", 4.0)[3].split(3)
+    first, second = trainings._renderings("val", 4.0)[3].split(3)
     assert torch.equal(first, shapes("val", 4.0)[3])
     assert torch.equal(second, shapes("val", 4.0, rendering=1)[3])
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
+from timm.models.vision_transformer import Block
 
 from nbhelpers.files import ROOT
 from nbhelpers.images import ArraySource, folder
@@ -154,6 +155,31 @@ def test_the_code_in_a_key_is_all_that_its_files_import(kind, monkeypatch):
         assert own - names <= APART, path
 
 
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("Mean cosine similarity", "Another wording", True),
+        ("import torch", "import torch  # a remark", True),
+        ("M (M - 1)", "M (M - 2)", True),
+        ("count - 1", "count - 2", False),
+    ],
+)
+def test_the_code_in_a_key_is_without_docstrings_and_comments(old, new, same, monkeypatch):
+    plain, read = module.code_version.__wrapped__("metrics"), Path.read_bytes
+    changed = []
+
+    def edited(path: Path) -> bytes:
+        text = read(path).decode()
+        if path.name == "diversity.py":
+            changed.append(old in text)
+            text = text.replace(old, new)
+        return text.encode()
+
+    monkeypatch.setattr(Path, "read_bytes", edited)
+    assert (module.code_version.__wrapped__("metrics") == plain) == same
+    assert changed == [True]
+
+
 @pytest.mark.parametrize("broken", ["folder", "file"])
 def test_what_cannot_be_cached_is_returned(broken, tmp_path, monkeypatch):
     expected = analyse(tiny(), toy(), NAMES, cache=False)
@@ -292,13 +318,39 @@ def test_images_or_labels_that_were_changed_are_measured_anew():
     assert_frame_equal(analyse(tiny(), images, NAMES), expected)
 
 
-def test_of_a_class_that_a_notebook_defines_nothing_is_kept(tmp_path, monkeypatch):
-    """Before Python 3.13 its code cannot be read, and globals that it uses never can."""
+def test_of_a_class_that_is_not_installed_nothing_is_kept():
+    """What it imports, and globals that it uses, can change."""
     encoder = tiny()
-    encoder.blocks[0].mlp = torch.nn.Sequential(encoder.blocks[0].mlp, Mixing())
+    encoder.blocks[0].mlp = torch.nn.Sequential(encoder.blocks[0].mlp, torch.nn.GELU())
     assert not encoder.hooked
-    monkeypatch.setattr(Mixing, "__module__", "__main__")
+    encoder.blocks[0].mlp.append(Mixing())
     assert encoder.hooked
+
+
+def test_what_is_no_encoder_no_images_or_no_list_is_named():
+    for wrong in ((tiny(), toy().images, NAMES), ("shapes.cl", toy(), NAMES), (tiny(), toy(), "nmi")):
+        with pytest.raises(TypeError, match="analyse takes an Encoder, an ImageSource and a list of metrics"):
+            analyse(*wrong)
+    with pytest.raises(ValueError, match="no images"):
+        analyse(tiny(), toy().select(torch.arange(0)), NAMES)
+
+
+class InPlace(Block):
+    """A block that adds to its input."""
+
+    def forward(self, x):
+        x += self.attn(self.norm1(x))
+        x += self.mlp(self.norm2(x))
+        return x
+
+
+def test_blocks_that_add_in_place_are_measured_as_others():
+    names = ["common_update_share", "across_attention_cosine", "across_block_cosine"]
+    encoder = tiny()
+    plain = analyse(encoder, toy(), names, cache=False)
+    for block in encoder.blocks:
+        block.__class__ = InPlace
+    assert_frame_equal(analyse(encoder, toy(), names, cache=False), plain, atol=1e-6)
 
 
 def test_nothing_to_measure_is_an_error():

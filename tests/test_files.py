@@ -94,33 +94,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     assert caught.value.filename == str(tmp_path / "file")
 
 
-def _write_for_ever(path, answers):
-    with atomic_path(path) as temporary:
-        temporary.write_text("half")
-        answers.put("writing")
-        time.sleep(100)
-
-
-def test_leftovers_of_killed_processes_go_and_those_of_live_ones_stay(tmp_path):
-    answers = FORK.Queue()
-    killed, alive = (
-        FORK.Process(target=_write_for_ever, args=(tmp_path / name, answers)) for name in ("a.txt", "b.txt")
-    )
-    try:
-        for process in (killed, alive):
-            process.start()
-            answers.get(timeout=60)
-        killed.kill()
-        killed.join()
-        assert len(os.listdir(tmp_path)) == 2
-        with atomic_path(tmp_path / "c.txt") as temporary:
-            temporary.write_text("whole")
-        left = list(tmp_path.glob(f"{TEMPORARY}*/*.txt"))
-        assert [place.name for place in left] == ["b.txt"]
-        assert len(os.listdir(tmp_path)) == 2
-    finally:
-        for process in (killed, alive):
-            process.kill()
+def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
+    old, new = (tmp_path / f"{TEMPORARY}{age}" for age in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "a.txt").write_text("half")
+    os.utime(old, (1, 1))
+    with atomic_path(tmp_path / "c.txt") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == [new.name, "c.txt"]
 
 
 def test_git_ignores_unfinished_files():

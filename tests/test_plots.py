@@ -320,3 +320,11 @@ def test_an_empty_panel_says_why():
     ax = plots.note(plt.gca(), "the stimuli are not on this machine, and there is no stored table of them")
     assert "stored table" in " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
     assert not ax.axison
+
+
+def test_two_widths_of_one_objective_differ_in_their_marker():
+    sizes = (".n512000", ".w64.n256000", ".w64.n256000.s1")
+    styles = plots.line_styles([(f"shapes.mae{size}", "MAE") for size in sizes])
+    wide, narrow, seed = styles.values()
+    assert wide["marker"] != narrow["marker"] and wide["color"] == narrow["color"]
+    assert narrow == seed  # of one label

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from nbhelpers.models import CHECKPOINTS
+from nbhelpers.models.registry import find
 from nbhelpers.results import difference_to_published, published, published_triples
-from nbhelpers.results.published import CHECKPOINT_OF
+from nbhelpers.results.published import MODEL_OF
 
 SIMMIM = "simmim.vit_base_patch16_224"
 
@@ -34,9 +34,9 @@ def test_the_difference_is_that_of_whole_layers_at_the_depths_of_both():
 
 
 def test_every_published_model_is_a_checkpoint_and_its_decoder_is_not_compared():
-    assert set(CHECKPOINT_OF) <= set(published()["model"])
-    assert {names[0] for names in CHECKPOINT_OF.values()} <= set(CHECKPOINTS)
-    frames = [curve("MAE", names, shift=0.01) for names in CHECKPOINT_OF["MAE"]]
+    assert set(MODEL_OF.values()) <= set(published()["model"])
+    assert "unknown" not in {find(name).objective for name in MODEL_OF}
+    frames = [curve("MAE", names, shift=0.01) for names in MODEL_OF if "mae" in names]
     differences = difference_to_published(pd.concat(frames), "nmi")
     assert differences["rms"].tolist() == pytest.approx([0.01, 0.01])
     assert differences["depths"].tolist() == [12, 12]

@@ -40,6 +40,6 @@ def test_a_report_has_every_figure_and_the_numbers_behind_it(pictures, tmp_path,
 
 
 def test_without_a_checkout_it_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "CHAPTER", tmp_path / "own_model.py")
-    with pytest.raises(FileNotFoundError, match=r"own_model\.py.*checkout"):
+    monkeypatch.setattr(module, "CHAPTER", tmp_path / "model.py")
+    with pytest.raises(FileNotFoundError, match=r"model\.py.*checkout"):
         module.report(["shapes.cl"], "shapes", tmp_path)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from nbhelpers.images import MissingDataError
-from nbhelpers.models import CHECKPOINTS
+from nbhelpers.models import CHECKPOINTS, manifest
 from nbhelpers.studies import VARIED, first_seeds, label, study
 
 
@@ -75,3 +75,12 @@ def test_encoders_that_are_alike_have_one_width_and_length(monkeypatch):
     assert chosen.alike("latent", "mim") == alike
     with pytest.raises(LookupError, match="dino and mim"):
         chosen.alike("dino", "mim")
+
+
+def test_encoders_of_one_label_are_seeds_of_one_architecture():
+    found: dict[str, list[dict]] = {}
+    for name, row in manifest().items():
+        found.setdefault(label(name), []).append(row["architecture"])
+    parts = ("width", "depth", "heads", "patch_size", "decoder")
+    kinds = {who: {str([row.get(part) for part in parts]) for row in each} for who, each in found.items()}
+    assert {who: each for who, each in kinds.items() if len(each) > 1} == {}

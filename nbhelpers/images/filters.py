@@ -48,7 +48,7 @@ def frequency_noise(
 
     x' = x + Re IFFT(M_f . FFT(delta)) with delta = epsilon sign(randn), one draw per value, and M_f the
     ring of `ring_mask`. The noise's variance is about epsilon^2 times the share of frequencies in the ring,
-    so rings further out carry more of it.
+    so a ring carries as much of it as it holds frequencies.
 
     Args:
         images: floating `B C H W`.

@@ -44,15 +44,16 @@ class FileSource(ImageSource):
         self.path, self.root, self._whole = path, root, self
         self.classes = {"class": tuple(map(printable, groups))}
         self.names = [name for names in groups.values() for name in names]
-        sizes = [len(names) for names in groups.values()]
-        self.numbers = torch.repeat_interleave(torch.tensor(sizes))  # the class of each name
-        # Which of the names are of each class; None once it is settled which files there are.
-        self.members = torch.arange(len(self.names)).split(sizes)
+        sizes = torch.tensor([len(names) for names in groups.values()])
+        self.numbers = torch.repeat_interleave(sizes)  # the class of each name
 
     def __getattr__(self, name: str) -> object:
         if name not in ("files", "labels"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        part = self.read(self.members, needed=1)
+        part = self._sound(torch.arange(len(self.names)))
+        numbers = part.labels["class"]
+        if empty := [title for i, title in enumerate(self.classes["class"]) if i not in numbers]:
+            raise ValueError(f"{printable(self.path)}: no image can be read of class {empty}")
         self.files, self.labels = part.files, part.labels
         return vars(self)[name]
 
@@ -71,7 +72,6 @@ class FileSource(ImageSource):
             raise ValueError(f"{self.name}: {printable(path)} cannot be read any more: {error}") from error
 
     def _keep(self, indices: Tensor) -> None:
-        self.members = None
         self.files = tuple(self.files[i] for i in indices.tolist())
 
     @property
@@ -83,45 +83,30 @@ class FileSource(ImageSource):
 
     def at_most(self, n: int, seed: int = 0, label: str | None = None) -> ImageSource:
         """As `subset`, but all images where there are fewer than `n`."""
-        if self.members is None or n < 1:  # of a selection, or the error
+        if self._whole is not self or n < 1:  # of a selection, or the error
             return super().at_most(n, seed, label)
-        return self.read([drawn(len(self.names), seed, None if label is None else self.numbers)], n)
+        return self._sound(drawn(len(self.names), seed, None if label is None else self.numbers), n)
 
-    def read(self, orders: Sequence[Tensor], most: int | None = None, needed: int = 0) -> "FileSource":
-        """The first `most` sound files of each order; a warning names what was damaged on the way.
-
-        Raises:
-            ValueError: an order, of one class, has fewer than `needed`.
-        """
+    def _sound(self, order: Tensor, most: int | None = None) -> "FileSource":
+        """The first `most` sound files of an order; a warning names what was damaged on the way."""
         files, chosen, left_out = [], [], {}
-        total = sum(min(most or len(order), len(order)) for order in orders)
-        with tqdm(total=total, desc=f"checking {self.path.name}", disable=None) as bar:
-            for order in orders:
-                count = 0
-                for i in order.tolist():
-                    if count == most:
-                        break
-                    path = os.path.join(self.root, self.names[i])
-                    try:
-                        data, digest = _read(path)
-                        if digest not in SOUND:
-                            check(data)
-                    except (OSError, RefusedError) as error:
-                        left_out[self.names[i]] = str(error)
-                        continue
-                    SOUND.add(digest)
-                    files.append((path, digest))
-                    chosen.append(i)
-                    count += 1
-                    bar.update()
-                if count < needed:
-                    title = self.classes["class"][self.numbers[order[0]]]
-                    lack = f"class {title!r} has {count} images that can be read, needed {needed}"
-                    raise ValueError(f"{printable(self.path)}: {lack}; left out: {summary(left_out)}")
+        for i in tqdm(order.tolist(), f"checking {self.path.name}", most, disable=None):
+            if len(files) == most:
+                break
+            path = os.path.join(self.root, self.names[i])
+            try:
+                data, digest = _read(path)
+                if digest not in SOUND:
+                    check(data)
+            except (OSError, RefusedError) as error:
+                left_out[self.names[i]] = str(error)
+                continue
+            SOUND.add(digest)
+            files.append((path, digest))
+            chosen.append(i)
         _warn_of(self.path, left_out)
         part = copy(self)
         part.files, part.labels = tuple(files), {"class": self.numbers[chosen]}
-        part.members = None
         return part
 
     @property
@@ -140,9 +125,7 @@ class FileSource(ImageSource):
         return channel_statistics(seen[i][None] for i in range(len(seen)))
 
 
-def folder(
-    path: str | Path, size: Size | None = None, per_class: int | None = None, seed: int = 0
-) -> FileSource:
+def folder(path: str | Path, size: Size | None = None) -> FileSource:
     """The images of a folder or tar archive laid out as `CLASS/FILE`, decoded when asked for.
 
     A set inside an archive or a folder is named by the longer path: `imagenette2.tgz/imagenette2/val`. Images
@@ -154,30 +137,19 @@ def folder(
         path: a folder, a tar archive (any compression that Python reads), or a folder inside an archive.
         size: resize to cover this many pixels (one number, or rows and columns) and crop at the centre;
             None leaves every image as it is.
-        per_class: draw this many images of every class instead of taking all; only these are read.
-        seed: what `per_class` draws with.
 
     Raises:
         MissingDataError: nothing is at `path`.
-        ValueError: no images, several sets side by side, a class without enough sound images, or something
-            that is neither a folder nor a complete tar archive.
+        ValueError: no images, several sets side by side, or something that is neither a folder nor a complete
+            tar archive.
     """
-    if per_class is not None and per_class < 1:
-        raise ValueError(f"per_class must be at least 1, got {per_class}")
     path = Path(path).expanduser()
     container, inner = _split(path)
     root = unpacked(container) / inner
     found, left_out = find_images(root)
     groups = _by_class(path, found, left_out)
     _warn_of(path, left_out)
-    source = FileSource(path, root, printable(container.name), groups, size)
-    if per_class is None:
-        return source
-    generator = torch.Generator().manual_seed(seed)
-    orders = [each[torch.randperm(len(each), generator=generator)] for each in source.members]
-    part = source.read(orders, per_class, per_class)
-    part._whole = part
-    return part
+    return FileSource(path, root, printable(container.name), groups, size)
 
 
 def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -209,46 +209,6 @@ def _patterns(s: Tensor, t: Tensor, phase: Tensor, texture: Tensor, generator: t
     return pattern
 
 
-def retextured(source: ArraySource, replace: bool = True, seed: int = 0) -> ArraySource:
-    """The same images with the pixels of the object mask painted anew, in colours drawn anew.
-
-    Shape, place and background stay. The edge loses its anti-aliasing, and colour and wavelength change, with
-    either value of `replace`: the one is the control of the other.
-
-    Args:
-        source: images with object masks and the label `texture`, as `shapes` gives them.
-        replace: paint with one of the other textures, all equally likely; False: the same texture.
-        seed: of texture and colours.
-
-    Raises:
-        ValueError: for images without masks or without the label, or of another size.
-    """
-    if source.masks is None or "texture" not in source.labels or source.images.shape[-1] != SIZE:
-        raise ValueError(f"{source.name} must have object masks, the label texture and {SIZE} px")
-    generator = torch.Generator().manual_seed(seed)
-    uniform = partial(_uniform, generator, len(source))
-    other = torch.randint(1, len(TEXTURES), (len(source),), generator=generator)
-    texture = (source.labels["texture"] + other * replace) % len(TEXTURES)
-    ticks = (torch.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - SIZE / 2
-    y, x = (grid - _centre(source.masks, grid) for grid in torch.meshgrid(ticks, ticks, indexing="ij"))
-    wavelength, phase = uniform(4.5, 7, 1, 1), uniform(0, 1, 2, 1, 1)
-    along = (axis / wavelength for axis in _rotate(x, y, uniform(-0.6, 0.6, 1, 1)))
-    pattern = _patterns(*along, phase, texture, generator)
-    dark, light = _colour_pair(uniform)
-    paint = dark + (light - dark) * avg_pool2d(pattern[:, None], SUPERSAMPLING)
-    paint = paint + SENSOR_NOISE * torch.randn(paint.shape, generator=generator)
-    paint = (255 * paint).round().clamp(0, 255).to(torch.uint8)
-    images = torch.where(source.masks[:, None], paint, source.images)
-    labels, classes = source.labels | {"texture": texture}, source.classes | {"texture": TEXTURES}
-    return ArraySource(source.name, images, labels, classes, source.masks, source.mean, source.std)
-
-
-def _centre(masks: Tensor, ticks: Tensor) -> Tensor:
-    """Mean coordinate `B 1 1` of the pixels of masks `B H W`, from coordinates on a grid twice as fine."""
-    coarse = avg_pool2d(ticks[None], SUPERSAMPLING)
-    return (masks * coarse).sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True).clamp(min=1)
-
-
 def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
 

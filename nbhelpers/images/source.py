@@ -42,6 +42,12 @@ class ImageSource(Dataset):
     std: Triple
     fingerprint: str
 
+    @property
+    def identity(self) -> str:
+        """As `fingerprint`, but of generated images by their labels: their pixels differ by rounding."""
+        labels = [self.labels[key] for key in sorted(self.labels)]
+        return content_fingerprint(*labels) if self.origin == "generated" else self.fingerprint
+
     def select(self, indices: Sequence[int] | Tensor) -> "ImageSource":
         """The images at `indices`, in that order, or where a `bool N` is true.
 

@@ -85,7 +85,7 @@ _by_head = partial(Metric, stream="attention", range=SHARE, per_head=True)
 _cosine = partial(Metric, range=(-1.0, 1.0))
 _block = partial(Metric, stream="block")
 _spectrum = partial(_block, range=(-math.inf, 0.0), column="rank")
-_fourier = partial(_block, range=ANY, reference=_zero, column="frequency")
+_fourier = partial(_block, range=ANY, column="frequency")
 _diagonal_fourier = partial(_fourier, defined=lambda e: min(e.grid) > 2)
 
 # A row per metric: its name, its function, and what `Metric` says of the rest. References are values of
@@ -99,7 +99,7 @@ _TABLE = (
     _cosine("head_cosine", head_cosine, "output", reference=_zero, defined=lambda e: e.heads > 1),
     _cosine("attention_token_cosine", attention_token_cosine, "output", reference=_zero),
     _cosine("token_cosine", mean_pairwise_cosine, "block", reference=_zero),
-    _cosine("class_patch_cosine", class_patch_cosine, "full block", defined=lambda e: e.prefix > 0),
+    _cosine("class_patch_cosine", class_patch_cosine, "full block", defined=lambda e: e.has_class_token),
     _cosine("across_attention_cosine", mean_cosine, "block to +sa"),
     _cosine("across_block_cosine", mean_cosine, "block to block"),
     Metric(

@@ -92,7 +92,8 @@ def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: int
     Source: paper section 3; official notebook self_attention_analysis, cell 10.
 
     Example: two patches of 16 px side by side, attention half to oneself and half to the neighbour.
-        >>> attention_distance(torch.full((1, 1, 2, 2), 0.5), grid=(1, 2), patch_size=16)
+        >>> attention = torch.full((1, 1, 2, 2), 0.5)
+        >>> attention_distance(attention, grid=(1, 2), patch_size=16)
         tensor([[8.]])
     """
     require_grid(attention.shape[-1], grid, "attention_distance")
@@ -104,8 +105,8 @@ def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: int
 def nmi(attention: Tensor) -> Tensor:
     r"""Mutual information of query and key positions under a uniform query prior, normalised.
 
-    .. math:: \mathrm{NMI} = \frac{I(q, k)}{\sqrt{H(q)\, H(k)}},
-        \quad I(q, k) = H(k) - \frac{1}{N} \sum_q H(A_{q \cdot}),
+    .. math:: \mathrm{NMI} = \frac{I(q; k)}{\sqrt{H(q)\, H(k)}},
+        \quad I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q \cdot}),
 
         p(q) = \frac{1}{N}, \quad p(k) = \sum_q p(q) A_{qk}
 
@@ -122,7 +123,8 @@ def nmi(attention: Tensor) -> Tensor:
     Source: paper section 3; official notebook self_attention_analysis, cell 12 (with an epsilon of 1e-8).
 
     Example: a permutation pairs queries with keys; equal maps tell nothing about the query.
-        >>> nmi(torch.stack([torch.eye(4).flip(0), torch.full((4, 4), 0.25)])[None])
+        >>> equal = torch.full((4, 4), 0.25)
+        >>> nmi(torch.stack([torch.eye(4).flip(0), equal])[None])
         tensor([[1., 0.]])
     """
     query_entropy = math.log(attention.shape[-1])  # H(q) of p(q) = 1 / N
@@ -151,7 +153,8 @@ def attention_entropy(attention: Tensor) -> Tensor:
     Source: companion of attention distance: long distance at entropy near 1 is a uniform map, not a shape.
 
     Example: attention to 2 of 4 keys equally is log 2 of log 4.
-        >>> attention_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0]).expand(1, 1, 4, 4))
+        >>> row = torch.tensor([0.5, 0.5, 0.0, 0.0])
+        >>> attention_entropy(row.expand(1, 1, 4, 4))
         tensor([[0.5000]])
     """
     return (entropy(attention).mean(-1) / math.log(attention.shape[-1])).clamp(0, 1)
@@ -159,7 +162,9 @@ def attention_entropy(attention: Tensor) -> Tensor:
 
 @takes("B H N N", rows_sum_to_one=True)
 def prefix_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Attention that patch queries pay to prefix tokens, mean over queries.
+    r"""Attention that patch queries pay to prefix tokens, mean over queries.
+
+    .. math:: \frac{1}{N} \sum_q \sum_{k \in \mathrm{prefix}} A_{qk}
 
     Args:
         attention: probabilities over all tokens `B H N N`, prefix included, rows sum to 1.
@@ -174,7 +179,8 @@ def prefix_attention(attention: Tensor, prefix: int) -> Tensor:
     Source: attention sinks; what `patch_attention` leaves out.
 
     Example: a class token and one patch, which pays it 0.75.
-        >>> prefix_attention(torch.tensor([[[[0.5, 0.5], [0.75, 0.25]]]]), prefix=1)
+        >>> attention = torch.tensor([[[[0.5, 0.5], [0.75, 0.25]]]])
+        >>> prefix_attention(attention, prefix=1)
         tensor([[0.7500]])
     """
     if not 0 <= prefix < attention.shape[-1]:
@@ -199,10 +205,11 @@ def object_attention(attention: Tensor, on_object: Tensor) -> Tensor:
         ValueError: shapes that do not fit, rows that do not sum to 1 or are not finite.
 
     Example: a query that attends to three patches, of which the first two are the object.
-        >>> object_attention(torch.tensor([[[[0.5, 0.25, 0.25]]]]), torch.tensor([[True, True, False]]))
+        >>> attention = torch.tensor([[[[0.5, 0.25, 0.25]]]])
+        >>> object_attention(attention, torch.tensor([[True, True, False]]))
         tensor([[[0.7500]]])
     """
-    return torch.einsum("bhqk,bk->bhq", attention, on_object.to(attention))
+    return torch.einsum("bhqk,bk->bhq", attention, on_object.bool().to(attention))
 
 
 @remembered

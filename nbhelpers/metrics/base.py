@@ -103,6 +103,7 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(function)
     def once(*given: Any, **named: Any) -> Tensor:
         tensor, *args = signature.bind(*given, **named).args
+        args = [tuple(each) if isinstance(each, list) else each for each in args]
         answers = {} if _answers is None else _answers
         key = (function, id(tensor), *args)
         if key not in answers:
@@ -181,7 +182,7 @@ class Accumulator(torchmetrics.Metric):
 
     Example:
         >>> from types import SimpleNamespace
-        >>> brightness = Metric("brightness", lambda tokens: tokens.mean((1, 2)), "block")
+        >>> brightness = Metric("brightness", lambda z: z.mean((1, 2)), "block")
         >>> accumulator = brightness.of(SimpleNamespace(depth=1))
         >>> accumulator.update(1, brightness.function(torch.tensor([[[1.0]], [[2.0]]])))
         >>> accumulator.update(1, torch.tensor([3.0]))
@@ -265,20 +266,11 @@ class Accumulator(torchmetrics.Metric):
 class Metric:
     """A row of the table of metrics: a pure function, and what it is fed with while an encoder runs.
 
-    Streams, and the tensors that the function gets of patch tokens (prefix tokens dropped):
-        "attention": probabilities `B H N N` over patch tokens.
-        "full attention": probabilities `B H N N` over all tokens, prefix included.
-        "output": attention outputs `B H N D`, before the output projection.
-        "block": residual stream `B N D` at depth 0..L.
-        "full block": the same, prefix tokens included.
-        "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
-        "block to block": residual stream before and after a block, `B N D` each.
-
-    Attributes:
-        name: in frames.
+    Args:
+        name: what frames call it.
         function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
-            Parameters named as one of `SIZES` get that size of the encoder.
-        stream: what it is called with.
+            Parameters named `grid`, `patch_size` or `prefix` get that size of the encoder.
+        stream: what the function is called with, one of those below.
         range: smallest and largest value possible.
         reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
             noise), where there is one.
@@ -287,6 +279,16 @@ class Metric:
         cells: labels of the cells, where they are not heads.
         defined: whether an encoder of its size has the quantity at all; where not, it is NaN.
         accumulator: class that collects the values.
+
+    The streams, of patch tokens (prefix tokens dropped) where nothing else is said:
+
+    - "attention": probabilities `B H N N`.
+    - "full attention": probabilities `B H N N` over all tokens, prefix included.
+    - "output": attention outputs `B H N D`, before the output projection.
+    - "block": residual stream `B N D` at depth 0..L.
+    - "full block": the same, prefix tokens included.
+    - "block to +sa": residual stream before and after the self-attention of a block, `B N D` each.
+    - "block to block": residual stream before and after a block, `B N D` each.
     """
 
     name: str

@@ -27,7 +27,8 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
     Source: Kornblith et al. 2019; unbiased HSIC of Song et al. 2012, as in Nguyen, Raghu and Kornblith 2021.
 
     Example: a rotated and scaled copy spans the same space.
-        >>> features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [0.0, -4.0], [5.0, 5.0]]).double()
+        >>> rows = [[1, 0], [0, 2], [-3, 0], [0, -4], [5, 5]]
+        >>> features = torch.tensor(rows, dtype=torch.float64)
         >>> linear_cka(features, 3 * features.flip(1)).round(decimals=6)
         tensor(1., dtype=torch.float64)
     """
@@ -40,7 +41,8 @@ def alignments(first: Tensor, second: Tensor) -> Tensor:
     Raises:
         ValueError: the errors of `unbiased_hsic`.
 
-    >>> grams = gram(torch.tensor([[[1.0], [0.0], [0.0], [0.0], [3.0]], [[7.0], [7.0], [7.0], [7.0], [7.0]]]))
+    >>> varied, constant = [[1.0], [0.0], [0.0], [0.0], [3.0]], [[7.0]] * 5
+    >>> grams = gram(torch.tensor([varied, constant]))
     >>> alignments(grams[:1], grams).round(decimals=6)
     tensor([[1., nan]], dtype=torch.float64)
     """
@@ -71,8 +73,10 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
 
     Source: Song et al. 2012, "Feature selection via dependence maximization", equation 5.
 
-    Example: two pairs of equal images. Both sums of all entries are 4, both traces 4, so (4 + 16/6 - 4) / 4.
-        >>> blocks = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))[None]
+    Example: two pairs of equal images. Both sums of all entries, the trace and the last product are 4, so
+        the value is (4 + 16/6 - 4) / 4.
+        >>> pair = torch.ones(2, 2)
+        >>> blocks = torch.block_diag(pair, pair)[None]
         >>> unbiased_hsic(blocks, blocks)
         tensor([[0.6667]])
     """

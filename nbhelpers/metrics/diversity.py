@@ -14,10 +14,10 @@ def mean_pairwise_cosine(vectors: Tensor) -> Tensor:
         = \frac{\lVert \sum_i u_i \rVert^2 - M}{M (M - 1)}, \quad u_i = \frac{v_i}{\lVert v_i \rVert}
 
     Args:
-        vectors: `... M D`, M at least 2. A zero vector counts as orthogonal to all.
+        vectors: ``... M D``, M at least 2. A zero vector counts as orthogonal to all.
 
     Returns:
-        Values `...` in -1/(M-1)..1: 1 when all vectors point one way, 0 when they are orthogonal.
+        Values ``...`` in -1/(M-1)..1: 1 when all vectors point one way, 0 when they are orthogonal.
 
     Raises:
         ValueError: fewer than two vectors, or values that are not finite.
@@ -25,7 +25,8 @@ def mean_pairwise_cosine(vectors: Tensor) -> Tensor:
     Source: representation diversity in the paper (heads, depths, tokens); the released code has no function.
 
     Example: two equal vectors and one orthogonal to both: one pair of three is alike.
-        >>> mean_pairwise_cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]))
+        >>> vectors = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+        >>> mean_pairwise_cosine(vectors)
         tensor(0.3333)
     """
     count = vectors.shape[-2]
@@ -51,7 +52,8 @@ def mean_cosine(before: Tensor, after: Tensor) -> Tensor:
     Source: representation diversity in the paper (depths); the released code has no function.
 
     Example: one token keeps its direction, one turns by 90 degrees.
-        >>> mean_cosine(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]))
+        >>> before = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+        >>> mean_cosine(before, torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]))
         tensor([0.5000])
     """
     norms = torch.linalg.vector_norm(before, dim=-1) * torch.linalg.vector_norm(after, dim=-1)
@@ -77,7 +79,8 @@ def class_patch_cosine(tokens: Tensor, prefix: int) -> Tensor:
     Source: DINOv3 (Simeoni et al. 2025), section 4: as it rises in long trainings, dense features get worse.
 
     Example: of two patches one points the way of the class token, one at right angles to it.
-        >>> class_patch_cosine(torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]]), prefix=1)
+        >>> tokens = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]])
+        >>> class_patch_cosine(tokens, prefix=1)
         tensor([0.5000])
     """
     if not 0 < prefix < tokens.shape[1]:
@@ -88,10 +91,13 @@ def class_patch_cosine(tokens: Tensor, prefix: int) -> Tensor:
 
 @takes("B H N D", H=2)
 def head_cosine(outputs: Tensor) -> Tensor:
-    """`mean_pairwise_cosine` between the heads' attention outputs for a token, mean over tokens.
+    r"""`mean_pairwise_cosine` between the heads' attention outputs for a token, mean over tokens.
+
+    .. math:: \frac{1}{N H (H - 1)} \sum_n \sum_{g \ne h}
+        \frac{o_{gn} \cdot o_{hn}}{\lVert o_{gn} \rVert \lVert o_{hn} \rVert}
 
     Args:
-        outputs: `B H N D`, before the output projection; H at least 2.
+        outputs: o, `B H N D`, before the output projection; H at least 2.
 
     Returns:
         `B` in -1/(H-1)..1.
@@ -100,7 +106,8 @@ def head_cosine(outputs: Tensor) -> Tensor:
         ValueError: not `B H N D`, a single head, or values that are not finite.
 
     Example: two heads agree for one token and are orthogonal for the other.
-        >>> head_cosine(torch.tensor([[[[1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [0.0, 1.0]]]]))
+        >>> first, second = [[1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [0.0, 1.0]]
+        >>> head_cosine(torch.tensor([[first, second]]))
         tensor([0.5000])
     """
     return mean_pairwise_cosine(outputs.transpose(1, 2)).mean(1)
@@ -108,10 +115,13 @@ def head_cosine(outputs: Tensor) -> Tensor:
 
 @takes("B H N D", N=2)
 def attention_token_cosine(outputs: Tensor) -> Tensor:
-    """`mean_pairwise_cosine` between an image's tokens as attention outputs, heads side by side.
+    r"""`mean_pairwise_cosine` between an image's tokens as attention outputs, heads side by side.
+
+    .. math:: \frac{1}{N (N - 1)} \sum_{m \ne n}
+        \frac{o_m \cdot o_n}{\lVert o_m \rVert \lVert o_n \rVert}, \quad o_n = (o_{1n}, \ldots, o_{Hn})
 
     Args:
-        outputs: `B H N D`, before the output projection; N at least 2.
+        outputs: o, `B H N D`, before the output projection; N at least 2.
 
     Returns:
         `B` in -1/(N-1)..1.
@@ -120,7 +130,8 @@ def attention_token_cosine(outputs: Tensor) -> Tensor:
         ValueError: not `B H N D`, a single token, or values that are not finite.
 
     Example: two tokens that agree in one head, and in the other of which one has no output.
-        >>> attention_token_cosine(torch.tensor([[[[3.0], [3.0]], [[4.0], [0.0]]]]))
+        >>> outputs = torch.tensor([[[[3.0], [3.0]], [[4.0], [0.0]]]])
+        >>> attention_token_cosine(outputs)
         tensor([0.6000])
     """
     return mean_pairwise_cosine(outputs.transpose(1, 2).flatten(2))

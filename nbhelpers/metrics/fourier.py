@@ -50,7 +50,7 @@ def delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Args:
         tokens: patch tokens `B N D` of the residual stream, before the final norm.
-        grid: (rows, columns), N = rows * columns.
+        grid: (rows, columns), N = rows * columns, both at least 3.
 
     Returns:
         `B F`, natural log, at `half_diagonal_frequencies(grid)`: the first value is 0, lower values are
@@ -62,7 +62,8 @@ def delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     Source: official notebook representation_analysis, cell 8 (log, then mean over channels).
 
     Example: equal tokens have no frequency but DC; 16 tokens of 1 have the amplitude 16 there.
-        >>> delta_log_amplitude(torch.ones(1, 16, 3, dtype=torch.float64), (4, 4)).exp() * 16 / 1e-6
+        >>> tokens = torch.ones(1, 16, 3, dtype=torch.float64)
+        >>> delta_log_amplitude(tokens, (4, 4)).exp() * 16 / 1e-6
         tensor([[1.6000e+07, 1.0000e+00]], dtype=torch.float64)
     """
     return _relative(log_amplitude(tokens, grid), _half_diagonal(grid)[1])
@@ -70,6 +71,11 @@ def delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def radial_delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     r"""Log amplitude by distance from DC, mean over rings and channels, relative to the constant part.
+
+    .. math:: \Delta F(r) = \frac{1}{\lvert R_r \rvert} \sum_{(f, g) \in R_r} F(f, g) - F(0, 0), \quad
+        F(f, g) = \frac{1}{D} \sum_d \log\left( \lvert \hat z_d(f, g) \rvert + 10^{-6} \right)
+
+    with :math:`R_r` the frequencies of a ring around DC, one frequency step of the shorter axis wide.
 
     Args:
         tokens: patch tokens `B N D` of the residual stream, before the final norm.
@@ -85,7 +91,8 @@ def radial_delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Example: a checkerboard lives in the corner of the spectrum alone.
         >>> signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-        >>> values = radial_delta_log_amplitude(signs.outer(signs).reshape(1, 16, 1), (4, 4))
+        >>> board = signs.outer(signs).reshape(1, 16, 1)
+        >>> values = radial_delta_log_amplitude(board, (4, 4))
         >>> (values / math.log(16 / 1e-6)).round(decimals=4)
         tensor([[0., 0., 0., 1.]], dtype=torch.float64)
     """
@@ -108,7 +115,8 @@ def feature_map_log_amplitude(features: Tensor) -> Tensor:
     Source: Park and Kim 2022, "How do Vision Transformers work?", Fourier analysis of feature maps.
 
     Example: a constant map of 3 x 3 has no frequency but DC, with the amplitude 9.
-        >>> feature_map_log_amplitude(torch.ones(1, 2, 3, 3, dtype=torch.float64)).exp() * 9 / 1e-6
+        >>> features = torch.ones(1, 2, 3, 3, dtype=torch.float64)
+        >>> feature_map_log_amplitude(features).exp() * 9 / 1e-6
         tensor([[9.0000e+06, 1.0000e+00]], dtype=torch.float64)
     """
     return delta_log_amplitude(features.flatten(2).mT, tuple(features.shape[-2:]))
@@ -128,9 +136,9 @@ def half_diagonal_frequencies(grid: tuple[int, int]) -> Tensor:
 def radial_frequencies(grid: tuple[int, int]) -> Tensor:
     """Mean radius of each ring of `radial_delta_log_amplitude`, in units of one axis' Nyquist, 0..sqrt(2).
 
-    A ring is one frequency step of the shorter axis wide.
+    The rings of a grid of 4 x 4 have the radii 0; 1/2 and sqrt(1/2); 1 and sqrt(5/4); sqrt(2).
 
-    >>> radial_frequencies((4, 4))  # radii 0; 1/2 and sqrt(1/2); 1 and sqrt(5/4); sqrt(2)
+    >>> radial_frequencies((4, 4))
     tensor([0.0000, 0.6036, 1.0787, 1.4142], dtype=torch.float64)
     """
     return _rings(grid)[0]

@@ -46,7 +46,8 @@ def common_update_share(before: Tensor, after: Tensor) -> Tensor:
 
     Example: two tokens share a step to the right, and step up and down on their own.
         >>> before = torch.zeros(1, 2, 2)
-        >>> common_update_share(before, torch.tensor([[[1.0, 1.0], [1.0, -1.0]]]))
+        >>> after = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> common_update_share(before, after)
         tensor([0.5000])
     """
     update = after - before
@@ -72,10 +73,10 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
     Source: the paper's view of tokens before and after self-attention (section 4).
 
     Example: all tokens move by 4 along one axis and do not differ otherwise.
-        >>> pca = token_pca(torch.zeros(3, 2), torch.tensor([[4.0, 0.0]]).expand(3, 2), components=1)
-        >>> pca.before[0].round(decimals=4), pca.after[0].round(decimals=4), pca.explained
-        (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), tensor([1.],
-        dtype=torch.float64))
+        >>> moved = torch.tensor([[4.0, 0.0]]).expand(3, 2)
+        >>> pca = token_pca(torch.zeros(3, 2), moved, components=1)
+        >>> torch.cat([pca.before[0], pca.after[0], pca.explained]).round()
+        tensor([-2.,  2.,  1.], dtype=torch.float64)
     """
     pca = PCA(components, svd_solver="full")
     coordinates = torch.from_numpy(pca.fit_transform(torch.cat([before, after]).double().cpu().numpy()))

@@ -34,7 +34,8 @@ def token_spectrum(tokens: Tensor) -> Tensor:
     values of the covariance, so eigenvalues, the squares of the tokens' own singular values.
 
     Example: three tokens on a line have one direction of variance 1; two ranks are what 3 tokens can have.
-        >>> line = torch.tensor([[[-1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
+        >>> line = torch.zeros(1, 3, 3)
+        >>> line[0, :, 0] = torch.tensor([-1.0, 0.0, 1.0])
         >>> token_spectrum(line).abs().round(decimals=2)
         tensor([[ 0.0000, 36.0400,     nan]], dtype=torch.float64)
     """
@@ -52,11 +53,11 @@ def effective_rank(spectrum: Tensor) -> Tensor:
     .. math:: \exp\left( -\sum_r p_r \log p_r \right), \quad p_r = \frac{\lambda_r}{\sum_{r'} \lambda_{r'}}
 
     Args:
-        spectrum: log eigenvalues `... R`, absolute or relative to the largest; NaN ranks are left out.
+        spectrum: log eigenvalues ``... R``, absolute or relative to the largest; NaN ranks are left out.
 
     Returns:
-        Values `...` in 1..R: 1 when all variance lies in one direction, R when all directions have the same;
-        NaN where no rank is left.
+        Values ``...`` in 1..R: 1 when all variance lies in one direction, R when all directions have the
+        same; NaN where no rank is left.
 
     Source: Roy and Vetterli 2007, "The effective rank", here of the covariance.
 
@@ -109,7 +110,8 @@ def merge_moments(moments: Tensor) -> Tensor:
         `... 1+D 1+D` of all samples as one.
 
     Example: the samples {1, 3} and {5} have mean 3 and squared deviations 4 + 0 + 4.
-        >>> merge_moments(torch.tensor([[[2.0, 2.0], [0.0, 2.0]], [[1.0, 5.0], [0.0, 0.0]]]))
+        >>> two, one = [[2.0, 2.0], [0.0, 2.0]], [[1.0, 5.0], [0.0, 0.0]]
+        >>> merge_moments(torch.tensor([two, one]))
         tensor([[3., 3.],
                 [0., 8.]])
     """
@@ -122,17 +124,16 @@ def merge_moments(moments: Tensor) -> Tensor:
 
 
 class ImageSpectrum(Accumulator):
-    r"""Log eigenvalues of the covariance of the images' mean patch tokens, relative to the largest.
+    r"""Accumulator of `image_spectrum`: log eigenvalues of the covariance of the images' mean patch tokens.
 
     .. math:: \log \frac{\lambda_r}{\lambda_1}, \quad \lambda = \operatorname{eig}\left(
         \frac{1}{n - 1} \sum_i (m_i - \bar m)(m_i - \bar m)^\top \right),
         \quad m_i = \frac{1}{N} \sum_n z_{in}
 
-    All images of all batches and ranks count: count, mean and co-moment are merged without loss of
-    precision. Ranks count from 1; those beyond n - 1 are left out. `low` and `high` are NaN: an eigenvalue
-    is no mean over images. A single image, or images that are all equal, have one row of NaN per depth. The
-    sums take 8 (L+1) D^2 bytes (61 MB for ViT-B). `effective_rank` of a depth's `value` column is its
-    one-number summary.
+    for n images. All of them count, whatever the batches and processes. Ranks r count from 1; those beyond
+    n - 1 are left out. `low` and `high` are NaN: an eigenvalue is no mean over images. A single image, or
+    images that are all equal, have one row of NaN per depth. The sums take 8 (L+1) D^2 bytes (61 MB for
+    ViT-B). `effective_rank` of a depth's `value` column sums a spectrum up in one number.
 
     Source: paper section 4, as the author defines it (official repository, issue 2).
     """

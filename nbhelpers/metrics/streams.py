@@ -1,4 +1,4 @@
-"""Hands what `capture` sees to the accumulators of the metrics that take it, a few images at a time."""
+"""What `capture` sees goes to the accumulators of the metrics that take it, a few images at a time."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

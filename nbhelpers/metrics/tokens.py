@@ -27,7 +27,10 @@ def token_norms(tokens: Tensor) -> Tensor:
 
 @takes("B N")
 def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
-    """Share of an image's tokens whose norm exceeds `ratio` times the median norm of that image.
+    r"""Share of an image's tokens whose norm exceeds `ratio` times the median norm of that image.
+
+    .. math:: \frac{1}{N} \left\lvert \left\{ n : \lVert z_n \rVert > \mathrm{ratio} \cdot
+        \mathrm{median}_m \lVert z_m \rVert \right\} \right\rvert
 
     Args:
         norms: norms of the patch tokens, `B N`.
@@ -51,7 +54,9 @@ def outlier_share(norms: Tensor, ratio: float = 3.0) -> Tensor:
 
 @takes("B N")
 def norm_peak(norms: Tensor) -> Tensor:
-    """Largest norm of an image's patch tokens `B N` against the median norm.
+    r"""Largest norm of an image's patch tokens `B N` against the median norm.
+
+    .. math:: \frac{\max_n \lVert z_n \rVert}{\mathrm{median}_n \lVert z_n \rVert}
 
     Returns:
         `B`, at least 1; 1 where all norms are equal, NaN where the median is 0.

@@ -5,6 +5,8 @@ import hashlib
 import inspect
 import json
 import math
+import sys
+import sysconfig
 import types
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ class Encoder:
         objective: "CL", "MIM", "latent MIM", "hybrid", "supervised", "language", "random" or "unknown".
         seed: of the initialisation, where known.
         prefix: number of tokens before the patch tokens (class, distillation, registers).
+        class_token: whether the first of them, if there are some, is a class token.
         grid: rows and columns of the patch grid; tokens run row by row.
         patch_size: height and width of a patch in px.
         image_size: height and width of the input in px.
@@ -75,6 +78,7 @@ class Encoder:
     crop_mode: str = "center"
     block_path: str = "blocks"
     after_attention: str | None = None
+    class_token: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,6 +95,11 @@ class Encoder:
     def tokens(self) -> int:
         """Number of tokens N, prefix included."""
         return self.prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token is a class token."""
+        return self.prefix > 0 and self.class_token
 
     @property
     def device(self) -> torch.device:
@@ -125,13 +134,14 @@ class Encoder:
     def hooked(self) -> bool:
         """Whether features may depend on what `fingerprint` cannot see.
 
-        That is on hooks, on replaced methods, or on code of a notebook, whose globals may change.
+        That is on hooks, on replaced methods, or on code that is not installed, as of a notebook: it may call
+        other such code or read globals that change.
         """
         everywhere = vars(torch.nn.modules.module)
         hooks = ("_forward_hooks", "_forward_pre_hooks")
         return any(everywhere[f"_global{each}"] for each in hooks) or any(
             any(getattr(part, each) for each in hooks)
-            or "__main__" in {kind.__module__ for kind in type(part).__mro__}
+            or not all(map(_installed, type(part).__mro__))
             or any(callable(getattr(type(part), key, None)) for key in vars(part))
             for part in self.module.modules()
         )
@@ -176,10 +186,37 @@ class Encoder:
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Last-layer tokens `B N D`, after the final norm where there is one, of uint8 images `B C H W`."""
+        """Last-layer tokens `B N D`, after the final norm where there is one, of uint8 images `B C H W`.
+
+        Raises:
+            UnsupportedArchitecture: the module gives something else.
+        """
+        return self._tokens(self.preprocess(images))
+
+    @torch.no_grad()
+    def require_repeatable(self, images: Tensor) -> None:
+        """Check on the first of uint8 images `B C H W` that a pass over it alone gives the same again.
+
+        Raises:
+            UnsupportedArchitecture: it does not.
+        """
+        pixels = Encoder.preprocess(self, images[:2])  # also of an encoder that changes its images at random
+        expected, again = self._tokens(pixels)[:1], self._tokens(pixels[:1])
+        if (again - expected).abs().max() > 5e-2 * expected.abs().max():
+            raise UnsupportedArchitecture(
+                f"{self.name}: a second pass gives the first image other features (is it random, or does it "
+                "mix images?)"
+            )
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
         features = getattr(self.module, "forward_features", self.module)
-        tokens = features(self.preprocess(images))
+        tokens = features(pixels)
         tokens = getattr(tokens, "last_hidden_state", tokens)  # HuggingFace's output objects
+        if not isinstance(tokens, Tensor):
+            raise UnsupportedArchitecture(
+                f"{self.name}: its forward pass gives a {type(tokens).__name__}, not tokens B N D; wrap a "
+                "module whose forward or forward_features returns them"
+            )
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # some of timm's give B H W D
 
 
@@ -217,6 +254,13 @@ def _settings(value: Any, level: int = 0) -> Any:
     return _code(type(value)), _settings(getattr(value, "__dict__", {}) | slots, level + 1)
 
 
+def _installed(kind: type) -> bool:
+    """Whether a class is of Python, of an installed package or of this one."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    own = kind.__module__ == "builtins" or kind.__module__.startswith("nbhelpers.")
+    return own or "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
+
+
 @functools.cache
 def _code(kind: Any) -> str:
     """Name of a class or function, and a hash of the file that defines it, or of its source in a notebook."""
@@ -241,7 +285,7 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
         blocks: name of the submodule that holds the transformer blocks.
         fields: attributes of `Encoder` that are not to be read from the module: `prefix`, `grid`,
             `patch_size`, `image_size`, `heads`, `width`, `mean`, `std`, `interpolation`, `crop`, `crop_mode`,
-            `after_attention`, `name`, `objective`, `seed`, `provenance`.
+            `after_attention`, `class_token`, `name`, `objective`, `seed`, `provenance`.
 
     Raises:
         UnsupportedArchitecture: there is no N x N softmax attention over one patch grid.
@@ -281,6 +325,10 @@ def _contradiction(encoder: Encoder) -> str | None:
     for name, known in KNOWN.items():
         if (value := getattr(encoder, name)) not in known:
             return f"{name} {value!r} is not one of {', '.join(known)}"
+    if not 0 < encoder.crop <= 1:
+        return f"crop {encoder.crop} is no share of a side in 0..1 (divide by 100?)"
+    if encoder.prefix < 0:
+        return f"prefix {encoder.prefix} is no number of tokens"
     sides = (encoder.grid, encoder.image_size, encoder.patch_size)
     if any(n not in (s // p, -(-s // p)) for n, s, p in zip(*sides, strict=True)):
         grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)
@@ -337,6 +385,9 @@ def _read(module: nn.Module, path: str) -> dict[str, Any]:
     known["crop"] = config.get("crop_pct")
     known["name"] = config.get("architecture") or type(module).__name__
     known["prefix"], known["width"] = read("num_prefix_tokens"), read("embed_dim")
+    if known["prefix"] is not None:  # counted as timm does, whose prefix may be registers alone
+        places = (*holders, read("embeds"))
+        known["class_token"] = any(getattr(each, "cls_token", None) is not None for each in places)
     known["heads"] = getattr(getattr(block, "attn", None), "num_heads", None)
     if type(block).__module__.startswith("timm."):
         known["after_attention"] = AFTER_ATTENTION.get(type(block).__name__)

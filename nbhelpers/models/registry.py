@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from nbhelpers.files import DATA, cache_dir, sha256
 from nbhelpers.models import store
@@ -27,17 +26,8 @@ RANDOM = "random:"
 SEEDED = re.compile(r"([^/]+)\.s([1-9]\d*)")
 # A path, or the name of a weight file; names on a hub and random ones may hold slashes too.
 FILE = re.compile(rf"(?!{HUB}|{RANDOM}).*(/.*|\.(safetensors|pth|pt|bin|ckpt|tar))")
-# Resize the short side to 256, cut out 224 in the centre: most evaluations on ImageNet.
-EVALUATION = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-EVALUATION |= {"interpolation": "bicubic", "crop": 224 / 256, "crop_mode": "center"}
-PREPROCESSING: Mapping[str, Mapping[str, Any]] = {
-    "evaluation": EVALUATION,
-    "bilinear": {**EVALUATION, "interpolation": "bilinear"},  # torchvision's default for Resize
-    "half": {**EVALUATION, "mean": (0.5,) * 3, "std": (0.5,) * 3},
-    "whole": {"crop": 1.0, "crop_mode": "center"},
-    "squashed": {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
-    "timm": {},
-}
+# How images are prepared: most evaluations on ImageNet resize the short side to 256 and cut out 224.
+PREPROCESSING = json.loads((DATA / "preprocessing.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

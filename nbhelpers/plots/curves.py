@@ -173,12 +173,14 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     """A model's spectrum against rank or frequency, a line per depth coloured by depth.
 
     Raises:
-        ValueError: if the frame holds more than one model: their lines would share colours.
+        ValueError: no such metric in the frame, or several models, whose lines would share colours.
     """
     ax = ax or plt.gca()
     if frame["model"].nunique() != 1:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
     rows = frame[frame["metric"] == metric]
+    if rows.empty:
+        raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique())}")
     x = "frequency" if metric.startswith("fourier") else "rank"
     colours = sns.color_palette(DEPTHS, as_cmap=True)
     for depth, line in rows.groupby("depth"):

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from nbhelpers import studies
 from nbhelpers.files import DATA
 from nbhelpers.results import COMPUTED
 from nbhelpers.results.published import PUBLIC
@@ -24,7 +25,7 @@ from nbhelpers.studies import TITLES, label
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
 # Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
 # Published models look like ours of the same objective, and so do their public checkpoints.
-STYLES: dict[str, dict] = pd.read_csv(DATA / "styles.csv", index_col="label").to_dict("index")
+STYLES: dict[str, dict] = studies.STYLES.to_dict("index")
 
 MARKERS = "v*X8<>dpHDos^"  # of models that have no style there
 
@@ -121,8 +122,9 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """Colour, marker and line of the models (name, objective) of a figure, however many there are.
 
     The book's own encoders and the paper's public checkpoints look as in every figure; of another width or
-    length they are dashed, or stay dotted, with hollow markers. The first other model of an objective looks
-    like ours of it if none such is there; all further ones have a colour and a marker of their own.
+    length they are dashed, or stay dotted, with hollow markers, those of a second such setting triangles. The
+    first other model of an objective looks like ours of it if none such is there; all further ones have a
+    colour and a marker of their own.
 
     >>> styles = line_styles([("cifar10.cl", "CL"), ("one.dino", "CL"), ("two.dino", "CL")])
     >>> len({style["color"] for style in styles.values()})
@@ -135,7 +137,9 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         look = STYLES.get(PUBLIC.get(model, name), STYLES.get(objective) if own else None)
         if look:
             dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "mfc": "white"}
-            styles[model] = look | (dashed if own and unusual else {})
+            look = look | (dashed if own and unusual else {})
+            twin = any(look == styles[other] and label(other) != label(model) for other in styles)
+            styles[model] = look | ({"marker": "v"} if twin else {})
         else:
             others.append(model)
     for model in others:

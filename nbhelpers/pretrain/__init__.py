@@ -1,6 +1,6 @@
 """Pre-training of the book's own encoders, one file an objective and one trainer for all."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from nbhelpers import images
 from nbhelpers.files import cache_dir
-from nbhelpers.models import save_encoder
+from nbhelpers.models import manifest, save_encoder
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.pretrain.recipes import STUDIES, Recipe, moments, recipe
 from nbhelpers.pretrain.trainer import Trainer
@@ -77,10 +77,14 @@ def pretrain(
 
     Returns:
         Whether training is finished.
+
+    Raises:
+        ValueError: the folder has encoders of that name but for the seed, and of another architecture.
     """
     name = trained_name(recipe, study)
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)
+    _require_seed_of(recipe, study, description(trainer, study)["architecture"], folder)
     if not trainer.done and not trainer.run(stop_after):
         return False
     if rank() > 0:
@@ -101,3 +105,14 @@ def pretrain(
     }
     save_encoder(trainer.objective.saved, name, row, folder)
     return True
+
+
+def _require_seed_of(recipe: Recipe, study: str, architecture: dict[str, Any], folder: Path | None) -> None:
+    """Encoders whose names differ in the seed alone are compared as seeds, so they must not differ else."""
+    first = trained_name(replace(recipe, seed=0), study)
+    for name, row in manifest(folder).items():
+        if name == first or name.startswith(f"{first}.s"):
+            theirs = architecture | row["architecture"]
+            differ = [f"{k} {theirs[k]}, not {ours}" for k, ours in architecture.items() if theirs[k] != ours]
+            if differ:
+                raise ValueError(f"{name} has {', '.join(differ)}: a seed of it has the same")

@@ -78,7 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.minutes is not None:
             options.stop_after = 60 * options.minutes
         options.batch_size = options.batch_size or BATCH_SIZES[torch.device(device).type]
-        options.precision = options.precision and getattr(torch, options.precision)
         return _queue(options, device) if options.queue else _single(options, device)
     except KeyboardInterrupt:
         line.exit(130, "stopped; the same command goes on\n")
@@ -89,10 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _queue(options: argparse.Namespace, device: str) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError("a queue trains one model after the other; torchrun trains one on several devices")
-    models = waiting(options.queue, options.batch_size)
+    models = waiting(options.queue)
     print(f"{len(models)} models to train", flush=True)
     workers = options.workers or (os.cpu_count() if device == "cpu" else 1)
-    return int(train(models, device, workers, options.stop_after, options.precision) > 0)
+    common = [f"--device={device}", f"--batch-size={options.batch_size}", "--nice=0"]
+    common += [f"--precision={options.precision}"] if options.precision else []
+    return int(train(models, workers, options.stop_after, *common) > 0)
 
 
 def _single(options: argparse.Namespace, device: str) -> int:
@@ -103,8 +104,9 @@ def _single(options: argparse.Namespace, device: str) -> int:
         batch_size=options.batch_size,
         seed=options.seed,
     )
+    precision = options.precision and getattr(torch, options.precision)
     with process_group(device) as own:
-        done = pretrain(chosen, options.study, own, options.stop_after, precision=options.precision)
+        done = pretrain(chosen, options.study, own, options.stop_after, precision=precision)
         if rank() == 0:
             print("done" if done else f"stopped; the same command goes on ({cache_dir() / 'pretrain'})")
     return 0

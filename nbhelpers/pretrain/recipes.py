@@ -164,7 +164,7 @@ def moments(recipe: Recipe, first: int = 16_000, count: int = 10) -> list[int]:
     >>> [step * 256 for step in moments(recipe("shapes", "cl"), count=3)]
     [16128, 179712, 2000128]
     """
-    start = max(1, math.ceil(first / recipe.batch_size))
+    start = min(max(1, math.ceil(first / recipe.batch_size)), recipe.steps)
     ratio = recipe.steps / start
     return sorted({round(start * ratio ** (k / (count - 1))) for k in range(count)})
 

@@ -116,6 +116,7 @@ class Trainer:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
         self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}
+        self.settings["training images"] = train.identity
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
@@ -166,6 +167,12 @@ class Trainer:
         label, parts = self.objective.label, [images]
         if label is not None:
             parts.append(labels_of(source, label)[which])
+            named, learnt = source.classes[label], self.recipe.options["classes"]
+            if len(named) > learnt:
+                raise ValueError(
+                    f"{source.name} has {len(named)} classes of {label}, the recipe is of {learnt}: give it "
+                    f"options=recipe.options | {{'classes': {len(named)}}}"
+                )
         return tuple(part.to(self.device) for part in parts)
 
     def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Labels, Predictor, accuracies, accuracy, by_depth, checked, targets_of
+from nbhelpers.probes.layers import Labels, accuracies, accuracy, by_depth, checked, targets_of
 
 
 class AttentiveProbe(nn.Module):
@@ -119,10 +120,6 @@ def attentive_by_depth(
     Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
     whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `targets_of`.
     """
-
-    def fit(learnt: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor]) -> Predictor:
-        return fit_attentive(*learnt, *chosen, **training).predict
-
-    learn, tests = [train, validation], [(encoder, test)]
+    learn, tests, fit = [train, validation], [(encoder, test)], partial(fit_attentive, **training)
     targets = targets_of([*learn, test], label)
     return by_depth(encoder, learn, tests, targets, fit, accuracies("attentive"), depths, "query")

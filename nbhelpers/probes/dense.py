@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Labels, Predictor, Row, by_depth, row
-from nbhelpers.probes.linear import predictor
+from nbhelpers.probes.layers import Labels, Probe, Row, by_depth, row
+from nbhelpers.probes.linear import fit_linear
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
 STRENGTHS = (1e-2, 1e-1, 1.0)
@@ -53,7 +53,7 @@ def mean_iou(
 
     $\mathrm{mIoU} = \frac{1}{C} \sum_c TP_c / (TP_c + FP_c + FN_c)$, counts summed over all images, over the
     classes that occur; in [0, 1]. The interval is the percentile bootstrap over images (PASCAL VOC,
-    Everingham et al. 2010).
+    Everingham et al. 2010); its ends are NaN of a single image.
 
     Raises:
         ValueError: for shapes that differ, or negative classes.
@@ -73,7 +73,8 @@ def mean_iou(
     confusion = confusion.reshape(images, classes**2)
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
     value = _mean_iou(confusion.sum(0).reshape(1, classes, classes))[0]
-    low, high = np.quantile(_mean_iou((draws @ confusion).reshape(-1, classes, classes)), [0.025, 0.975])
+    ends = np.quantile(_mean_iou((draws @ confusion).reshape(-1, classes, classes)), [0.025, 0.975])
+    low, high = ends if images > 1 else (np.nan, np.nan)
     return float(value), float(low), float(high)
 
 
@@ -104,10 +105,9 @@ def dense_by_depth(
     learn, names = [train, validation], [label] if isinstance(label, str) else label
     targets = {name: [patch_targets(encoder, source, name) for source in (*learn, test)] for name in names}
 
-    def fit(*splits: tuple[Tensor, Tensor]) -> Predictor:
-        flat = [(tokens.flatten(0, 1), y.flatten()) for tokens, y in splits]
-        probe = predictor(*flat, strengths=STRENGTHS)
-        return lambda tokens: probe(tokens.flatten(0, 1)).view(tokens.shape[:2])
+    def fit(*data: Tensor) -> Probe:
+        probe = fit_linear(*(tokens_or_targets.flatten(0, 1) for tokens_or_targets in data), STRENGTHS)
+        return Probe(lambda tokens: probe.predict(tokens.flatten(0, 1)).view(tokens.shape[:2]))
 
     def score(target: Tensor, predicted: Tensor | None) -> list[Row]:
         found = (math.nan,) * 3 if predicted is None else mean_iou(predicted, target)

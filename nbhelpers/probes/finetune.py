@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
-from nbhelpers.probes.layers import accuracy
+from nbhelpers.probes.layers import accuracy, targets_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ def fine_tune(
     for step, rows in enumerate(tqdm(order, desc=f"fine-tuning {encoder.name}", leave=False)):
         schedule.step_update(step)
         y = labels[rows].to(device)
-        loss = F.cross_entropy(module(views(rows)), y, label_smoothing=recipe.label_smoothing)
+        with torch.random.fork_rng():  # drop path draws from the global generator
+            torch.manual_seed(seed * recipe.steps + step)
+            logits = module(views(rows))
+        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
@@ -170,7 +173,7 @@ def fine_tuning_by_share(
     "fine_tuning".
     Raises the errors of `fine_tune`, and ValueError for a share with no image, or too many, of a class.
     """
-    labels = labels_of(test, label)
+    labels = targets_of([train, test], label)[label][1]
     rows = []
     for share in shares:
         per_class = round(share * len(train) / len(train.classes[label]))

@@ -1,14 +1,14 @@
 """Frozen features of every depth, and the loop and the rows that all probes of them share.
 
-A new probe is a function `fit(train, validation)` of pairs (features, labels) that returns a predictor;
-`by_depth` makes its frame, with `accuracies` for its score.
+A new probe is a function such as `fit_linear`, of features and labels to learn from (and of others to choose
+on), whose result can `predict`; `by_depth` makes its frame, with `accuracies` for its score.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -18,11 +18,10 @@ from nbhelpers.capture import Stream, capture
 from nbhelpers.images.source import ArraySource, ImageSource, labels_of
 from nbhelpers.intervals import wilson
 from nbhelpers.measure import identified
-from nbhelpers.models import Encoder, without_decoder
+from nbhelpers.models import Encoder, UnsupportedArchitecture, without_decoder
 
 Pool = Literal["mean", "class", "none"]
 Labels = str | Sequence[str]  # name of a label, or of several
-Predictor = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
 Score = Callable[..., Iterable[Row]]
 
@@ -63,6 +62,7 @@ def features(
 
     Raises:
         ValueError: for an unknown depth or pool, no class token, no final norm, or no images.
+        UnsupportedArchitecture: passes differ from each other, or see an image several times.
 
     Layer-wise probing: section 5 of Park et al. 2023; pooled patch tokens without norm: SimMIM's probe.
     """
@@ -74,7 +74,7 @@ def features(
     }
     if pool not in pools:
         raise ValueError(f"unknown pool {pool!r}; there are {', '.join(pools)}")
-    if pool == "class" and encoder.prefix == 0:
+    if pool == "class" and not encoder.has_class_token:
         raise ValueError(f"{encoder.name} has no class token; use pool='mean'")
     if not len(images):
         raise ValueError("no images: the source is empty")
@@ -84,7 +84,7 @@ def features(
         norms = over_tokens, over_pooled = [
             getattr(module, n, None) or nn.Identity() for n in ("norm", "fc_norm")
         ]
-        if all(isinstance(each, nn.Identity) for each in norms):
+        if all(isinstance(each, nn.Identity) for each in norms[: 1 if pool == "none" else 2]):
             raise ValueError(f"norm=True, but {type(module).__name__} has no final norm; ask for norm=False")
     if isinstance(images, Tensor):
         images = ArraySource("images", images.cpu(), {}, {})
@@ -93,12 +93,22 @@ def features(
     def keep(stream: Stream) -> None:
         if stream.depth in kept:
             pooled = pools[pool](over_tokens(stream.tokens))
-            kept[stream.depth].append((pooled if pool == "none" else over_pooled(pooled)).to("cpu", dtype))
+            pooled = pooled if pool == "none" else over_pooled(pooled)
+            kept[stream.depth].append(pooled.to("cpu", dtype, copy=True))  # a view would hold all tokens
 
+    encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
     with capture(encoder, on_stream=keep, places=("block",)):
         for rows in torch.arange(len(images)).split(batch_size):
             encoder.forward(encoder.batch(images, rows))
+    if sum(map(len, kept[chosen[0]])) != len(images):
+        raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
     return torch.stack([torch.cat(kept.pop(depth)) for depth in chosen])
+
+
+class Probe(NamedTuple):
+    """What a fit of `by_depth` gives, unless it has a type of its own: labels of features."""
+
+    predict: Callable[[Tensor], Tensor]
 
 
 class Undefined(ValueError):
@@ -106,17 +116,22 @@ class Undefined(ValueError):
 
 
 def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[Tensor]]:
-    """The labels `N` of each source, by the name of the label, or of several.
+    """The labels `N` of each source, numbered as in the first, by the name of the label, or of several.
 
     Raises:
         ValueError: a label that a source lacks, or a class that the last one shows and the first does not.
     """
     targets, test = {}, sources[-1]
     for name in [label] if isinstance(label, str) else label:
-        known, *_, asked = targets[name] = [labels_of(source, name) for source in sources]
+        numbers = [labels_of(source, name) for source in sources]
+        order = [*dict.fromkeys(title for source in sources for title in source.classes[name])]
+        places = [torch.tensor([order.index(title) for title in s.classes[name]]) for s in sources]
+        known, *_, asked = targets[name] = [place[n] for place, n in zip(places, numbers, strict=True)]
         if unseen := sorted({*asked.tolist()} - {*known.tolist()}):
-            names = ", ".join(test.classes[name][number] for number in unseen)
+            names = ", ".join(order[number] for number in unseen)
             raise ValueError(f"{test.name} shows {name} {names}, of which there is no image to learn from")
+    if test.fingerprint in {source.fingerprint for source in sources[:-1]}:
+        warnings.warn(f"{test.name}: the same images are learnt from and tested on", stacklevel=3)
     return targets
 
 
@@ -161,7 +176,7 @@ def by_depth(
     learn: Sequence[ImageSource],
     tests: Sequence[tuple[Encoder, ImageSource]],
     targets: Mapping[str, Sequence[Tensor]],
-    fit: Callable[..., Predictor],
+    fit: Callable[..., Any],
     score: Score,
     depths: Sequence[int] | None = None,
     pool: str = "mean",
@@ -178,7 +193,7 @@ def by_depth(
         learn: images to learn from, and, for probes that choose something, to choose on.
         tests: images to predict, and the encoder that sees them.
         targets: for each label, what to predict for the images of `learn`, and for those of the tests.
-        fit: the probe; gets a pair (features, targets) for each of `learn`.
+        fit: the probe, which can `predict`; gets features and targets of each of `learn`, in turn.
         score: rows of the tests' targets and the predictions for each test.
         depths: default all of 0..L.
         pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
@@ -199,13 +214,14 @@ def by_depth(
         layers = [read(encoder, source, chosen) for source in learn]
         probes, predicted = {}, {(label, depth): [] for label in targets for depth in chosen}
         for label, depth in predicted:
-            pairs = [(layer[depth], goal) for layer, goal in zip(layers, targets[label], strict=False)]
-            probes[label, depth] = _attempt(f"{encoder.name}, depth {depth}, {label}", fit, *pairs)
+            pairs = zip([layer[depth] for layer in layers], targets[label], strict=False)
+            where = f"{encoder.name}, depth {depth}, {label}"
+            probes[label, depth] = _attempt(where, fit, *chain.from_iterable(pairs))
         for viewer, source in tests:
             layer = read(viewer, source, chosen)
             for (label, depth), probe in probes.items():
                 where = f"{viewer.name}, depth {depth}, {label}, {source.name}"
-                predicted[label, depth].append(probe and _attempt(where, probe, layer[depth]))
+                predicted[label, depth].append(probe and _attempt(where, probe.predict, layer[depth]))
         for (label, depth), found in predicted.items():
             place = {"depth": depth, "label": label, "pool": pool, "norm": norm}
             rows[label] += [place | scored for scored in score(targets[label][-1], *found)]

@@ -18,7 +18,7 @@ from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.layers import (
     Labels,
-    Predictor,
+    Probe,
     Undefined,
     accuracies,
     accuracy,
@@ -118,12 +118,7 @@ def linear_by_depth(
     """
     learn, tests = [train, validation], [(encoder, test)]
     targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, tests, targets, predictor, accuracies("linear"), **reading)
-
-
-def predictor(learnt: tuple, chosen: tuple, strengths: Sequence[float] = STRENGTHS) -> Predictor:
-    """What a linear probe predicts, as `by_depth` takes it."""
-    return fit_linear(*learnt, *chosen, strengths).predict
+    return by_depth(encoder, learn, tests, targets, fit_linear, accuracies("linear"), **reading)
 
 
 def knn_predict(
@@ -148,10 +143,14 @@ def knn_predict(
     checked("train", train_features, "N D", train_labels)
     checked("test", test_features, "M D")
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
+
     # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks
-    # alike; e^(-d^2 / 2 tau) is the vote up to the constant factor e^(1 / tau).
-    votes = KNeighborsClassifier(k, weights=lambda d: np.exp(-(d**2) / (2 * temperature)), algorithm="brute")
-    prediction = votes.fit(train, train_labels.cpu().numpy()).predict(test)
+    # alike; e^(-d^2 / 2 tau) is the vote up to a factor that all share. The nearest comes first and has 1.
+    def votes(d: np.ndarray) -> np.ndarray:
+        return np.exp((d[:, :1] ** 2 - d**2) / (2 * temperature))
+
+    classifier = KNeighborsClassifier(k, weights=votes, algorithm="brute")
+    prediction = classifier.fit(train, train_labels.cpu().numpy()).predict(test)
     return train_labels.new_tensor(prediction)
 
 
@@ -172,8 +171,8 @@ def knn_by_depth(
     `targets_of`.
     """
 
-    def fit(learnt: tuple[Tensor, Tensor]) -> Predictor:
-        return lambda x: knn_predict(*learnt, x, k, temperature)
+    def fit(*learnt: Tensor) -> Probe:
+        return Probe(lambda x: knn_predict(*learnt, x, k, temperature))
 
     targets = targets_of([train, test], label)
     return by_depth(encoder, [train], [(encoder, test)], targets, fit, accuracies("knn"), **reading)

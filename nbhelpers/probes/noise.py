@@ -14,7 +14,7 @@ from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.names import nearest
 from nbhelpers.probes.layers import Labels, Row, accuracy, by_depth, row, targets_of
-from nbhelpers.probes.linear import predictor
+from nbhelpers.probes.linear import fit_linear
 
 Change = Callable[[Tensor], Tensor]
 CHANGES: Mapping[str, Sequence[float]] = {
@@ -66,9 +66,11 @@ def make_change(name: str, parameter: float, epsilon: float, half_width: float, 
 def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> Row:
     r"""Columns `value low high images`: drop of accuracy from predictions `before` to `after`, all `N`.
 
-    $\bar d \pm 1.96\, s_d / \sqrt{N}$ with $d_i = [b_i = y_i] - [a_i = y_i]$, in [-1, 1]. Pairing the two
-    decisions on each image makes the interval narrower than the difference of two accuracies would have. All
-    NaN where predictions are lacking.
+    $\bar d$ of $d_i = [b_i = y_i] - [a_i = y_i]$, in [-1, 1]. Pairing the two decisions on each image makes
+    the interval narrower than the difference of two accuracies would have: $\tilde d \pm 1.96\, \tilde s /
+    \sqrt{N + 2}$, with mean and deviation of N + 2 images, half an image more in each of the four cells of
+    (before, after), so that it has a width where no decision changes (Agresti and Min 2005). All NaN where
+    predictions are lacking.
 
     Raises:
         ValueError: for shapes that differ.
@@ -82,8 +84,10 @@ def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> 
         shapes = [tuple(each.shape) for each in (before, after, labels)]
         raise ValueError(f"paired_drop: predictions and labels must all be N, got {shapes}")
     difference = (before == labels).double() - (after == labels).double()
-    value, error = float(difference.mean()), float(difference.std(correction=0)) / len(labels) ** 0.5
-    return row(value, value - 1.96 * error, value + 1.96 * error, len(labels))
+    count = len(labels) + 2
+    centre, moved = float(difference.sum()) / count, (float(difference.abs().sum()) + 1) / count
+    error = 1.96 * ((moved - centre**2) / count) ** 0.5
+    return row(float(difference.mean()), max(-1.0, centre - error), min(1.0, centre + error), len(labels))
 
 
 def robustness_by_depth(
@@ -93,7 +97,6 @@ def robustness_by_depth(
     test: ImageSource,
     label: Labels,
     changes: Mapping[str, Sequence[float]] = CHANGES,
-    versions: Mapping[str, ImageSource] | None = None,
     epsilon: float = 0.1,
     half_width: float = 0.1 * math.pi,
     depths: Sequence[int] | None = None,
@@ -110,10 +113,8 @@ def robustness_by_depth(
         label: which label, or several.
         changes: parameters for each change of `CHANGES`: centre frequency of the noise ring or cut-off as a
             share of Nyquist (0..1), or patch side in px.
-        versions: other versions of the test images, in the same order, under the name of what was done to
-            them; they are held to the labels of `test`.
-        epsilon: amplitude of the noise before the ring is cut out, images being 0..1. Rings further out hold
-            more frequencies and so more of it.
+        epsilon: amplitude of the noise before the ring is cut out, images being 0..1. A ring has as much of
+            it as it holds frequencies.
         half_width: of the noise ring, radians per pixel.
         depths: depths to probe, the last alone by default.
         seed: of noise and shuffling, the same for every model and depth.
@@ -121,22 +122,16 @@ def robustness_by_depth(
 
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
     metric is "accuracy" (Wilson's interval; also for change "none", parameter NaN) or "drop" (paired
-    interval), value a share in [-1, 1]; change is the name of a change or of a version (parameter NaN).
+    interval), value a share in [-1, 1].
     NaN where features are not finite or do not vary. Frequencies are those of the encoder's input pixels.
     The definition of the noise: Park and Kim 2022.
-    Raises the errors of `features`, `fit_linear` and `make_change`, and ValueError for a label that the
-    images lack or a version with another number of images.
+    Raises the errors of `features`, `fit_linear`, `make_change` and `targets_of`.
     """
-    versions = versions or {}
-    for name, source in versions.items():
-        if len(source) != len(test):
-            raise ValueError(f"version {name!r} has {len(source)} images for the {len(test)} of {test.name}")
     tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {("none", math.nan): (encoder, test)}
     for name, parameters in changes.items():
         for parameter in parameters:
             change = make_change(name, parameter, epsilon, half_width, seed)
             tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
-    tests |= {(name, math.nan): (encoder, source) for name, source in versions.items()}
 
     def score(truth: Tensor, before: Tensor | None, *others: Tensor | None) -> Iterator[Row]:
         for (name, parameter), after in zip(tests, (before, *others), strict=True):
@@ -147,4 +142,4 @@ def robustness_by_depth(
 
     learn, depths = [train, validation], [encoder.depth] if depths is None else depths
     targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, list(tests.values()), targets, predictor, score, depths, **reading)
+    return by_depth(encoder, learn, list(tests.values()), targets, fit_linear, score, depths, **reading)

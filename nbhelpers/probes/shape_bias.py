@@ -4,15 +4,15 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource, labels_of
+from nbhelpers.intervals import wilson
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.layers import Row, accuracy, by_depth, row
-from nbhelpers.probes.linear import predictor
+from nbhelpers.probes.linear import fit_linear
 
 
 class ShapeBias(NamedTuple):
@@ -24,15 +24,13 @@ class ShapeBias(NamedTuple):
     covered: float
 
 
-def shape_bias(
-    predicted: Tensor, shape: Tensor, texture: Tensor, resamples: int = 2000, seed: int = 0
-) -> ShapeBias:
+def shape_bias(predicted: Tensor, shape: Tensor, texture: Tensor) -> ShapeBias:
     r"""Share of shape decisions among the decisions for either cue, for predictions and cues `N`.
 
     $\mathrm{bias} = n_s / (n_s + n_t)$ from the numbers of shape and of texture decisions over the n trials
     whose cues conflict; $\mathrm{covered} = (n_s + n_t) / n$. 0 = texture alone, 1 = shape alone, NaN where
-    no decision is for either cue. The interval is the percentile bootstrap over trials (Geirhos et al. 2019,
-    section 3).
+    no decision is for either cue. The interval is Wilson's, over the decisions for either cue (Geirhos et al.
+    2019, section 3).
 
     Raises:
         ValueError: for shapes that differ, or no trial in conflict.
@@ -50,12 +48,7 @@ def shape_bias(
     trials, covered = int(conflict.sum()), on_shape + on_texture
     if not covered:
         return ShapeBias(math.nan, math.nan, math.nan, 0.0)
-    # Redrawing trials with replacement redraws the three counts from a multinomial.
-    shares = np.array([on_shape, on_texture, trials - covered]) / trials
-    draws = np.random.default_rng(seed).multinomial(trials, shares, resamples)[:, :2]
-    draws = draws[draws.sum(1) > 0]
-    low, high = np.quantile(draws[:, 0] / draws.sum(1), [0.025, 0.975])
-    return ShapeBias(on_shape / covered, float(low), float(high), covered / trials)
+    return ShapeBias(on_shape / covered, *wilson(on_shape, covered), covered / trials)
 
 
 def agreeing(source: ImageSource, conflict: ImageSource) -> tuple[ImageSource, Tensor]:
@@ -91,7 +84,7 @@ def shape_bias_by_depth(
     `conflict` differ: other generated images, or cue-conflict stimuli.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; metric is
-    "shape_bias" (bootstrap interval), "shape_decisions", "texture_decisions" or "covered" (shares of the
+    "shape_bias" (Wilson's interval), "shape_decisions", "texture_decisions" or "covered" (shares of the
     trials, Wilson's interval); label is "shape/texture", images the number of conflict trials, and study that
     of `train`. NaN where no probe could be fitted, the bias also where no decision is for either cue.
     Raises the errors of `features`, `fit_linear` and `agreeing`.
@@ -113,4 +106,4 @@ def shape_bias_by_depth(
         yield {"metric": "covered"} | accuracy(either, shape)
 
     tests, targets = [(encoder, conflict.select(trials))], {"shape/texture": [*cues, shape]}
-    return by_depth(encoder, learn, tests, targets, predictor, score, **reading)
+    return by_depth(encoder, learn, tests, targets, fit_linear, score, **reading)

@@ -92,7 +92,7 @@ def token_map(
 
 
 def cka_by_depth(
-    encoder: Encoder, others: Sequence[Encoder], images: ImageSource, pool: Pool = "mean"
+    encoder: Encoder, images: ImageSource, others: Sequence[Encoder], pool: Pool = "mean"
 ) -> pd.DataFrame:
     r"""Linear CKA of pooled features between every depth of an encoder and every depth of each other one.
 
@@ -102,8 +102,8 @@ def cka_by_depth(
 
     Args:
         encoder: one side.
-        others: the other sides, one after the other.
         images: at least 40, since a part needs four.
+        others: the other sides, one after the other.
         pool: as in `features`.
 
     Returns:

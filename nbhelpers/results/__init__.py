@@ -16,7 +16,6 @@ import torch
 
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
-from nbhelpers.images.source import content_fingerprint
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.models import Encoder, load, manifest
 from nbhelpers.results import trainings  # declares its tables
@@ -229,17 +228,9 @@ def _encoder(model: str) -> str:
     return model.removesuffix(":decoder")
 
 
-def _by_encoder(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return dict(iter(frame.groupby(frame["model"].map(_encoder), sort=False)))
-
-
 def _fingerprint(images: Images) -> str:
-    """Identity of a table's images; generated ones by their labels, since their pixels differ by rounding."""
-    parts = []
-    for role, source in sorted(images.items()):
-        labels = [source.labels[key] for key in sorted(source.labels)]
-        own = content_fingerprint(*labels) if source.origin == "generated" else source.fingerprint
-        parts.append((role, own))
+    """Identity of a table's images."""
+    parts = [(role, source.identity) for role, source in sorted(images.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -263,14 +254,16 @@ def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
     chosen, made = _chosen(study_name, name)
     images = made.images(chosen)
     try:
-        records = {} if fresh else _read(study_name, name)[1]
+        frame, records = _read(study_name, name)
+        parts = dict(iter(frame.groupby(frame["model"].map(_encoder), sort=False)))
     except MissingDataError:
-        records = {}
+        parts, records = {}, {}
     for model in made.models(chosen):
         old, new = records.get(model, {}), _record(chosen, made, model, images)
-        if any(old.get(what) != new[what] for what in ("sha256", "images")):
+        if fresh or any(old.get(what) != new[what] for what in ("sha256", "images")):
             subject = made.runs(chosen)[model] if made.runs else load(model)
-            add(study_name, name, made.measure(subject, images), images)
+            parts[model], records[model] = made.measure(subject, images), new
+            _write(chosen, made, images, parts, records)
     return _paths(study_name, name)[0]
 
 
@@ -287,38 +280,16 @@ def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str,
     }
 
 
-def add(
-    study_name: str, name: str, frame: pd.DataFrame, images: Images | None = None, **about: object
-) -> Path:
-    """Put the rows of one or more encoders, measured before or elsewhere, into a stored table.
-
-    Rows that the table has of these encoders are replaced. Weights and images are recorded as they are here;
-    `about` says what was different when they were measured: `code` (`code_version`), `date`, `device`,
-    `precision`, `versions`.
-
-    Raises:
-        MissingDataError: if the images are not there, to be recorded.
-        ValueError: for an encoder that the table is not made of.
-    """
-    chosen, made = _chosen(study_name, name)
-    models, images = made.models(chosen), images or made.images(chosen)
-    added = _by_encoder(frame.drop(columns="source", errors="ignore"))
-    if foreign := [model for model in added if model not in models]:
-        raise ValueError(f"{study_name}/{name} is not made of {', '.join(foreign)}: {', '.join(models)}")
-    csv, description = _paths(study_name, name)
-    try:
-        old, records = _read(study_name, name)
-        parts = _by_encoder(old)
-    except MissingDataError:
-        parts, records = {}, {}
-    records |= {model: _record(chosen, made, model, images) | about for model in added}
-    parts |= added
-    present = [model for model in models if model in parts and model in records]
+def _write(
+    chosen: Study, made: Table, images: Images, parts: dict[str, pd.DataFrame], records: dict[str, dict]
+) -> None:
+    """Write a table, of the rows of each encoder, and its description."""
+    present = [model for model in made.models(chosen) if model in parts and model in records]
     provenance = {
-        "table": name,
+        "table": made.name,
         "about": made.about,
-        "study": study_name,
-        "command": f"make results STUDY={study_name}",
+        "study": chosen.name,
+        "command": f"make results STUDY={chosen.name}",
         "images": {
             role: {"name": source.name, "origin": source.origin, "number": len(source)}
             for role, source in images.items()
@@ -327,13 +298,13 @@ def add(
     }
     whole = pd.concat([parts[model] for model in present], ignore_index=True)
     text = whole.to_csv(index=False, float_format="%.7g")
+    csv, description = _paths(chosen.name, made.name)
     # Without a description the table is computed again: a kill between the two files leaves no wrong record.
     description.unlink(missing_ok=True)
     with atomic_path(csv) as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=1))  # the same numbers give the same bytes
     with atomic_path(description) as temporary:
         temporary.write_text(json.dumps(provenance, indent=2) + "\n")
-    return csv
 
 
 def gather(

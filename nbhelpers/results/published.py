@@ -5,16 +5,12 @@ import pandas as pd
 from nbhelpers.files import DATA
 from nbhelpers.results.summary import whole_layers
 
-# Which published model is which public checkpoint: a curve is compared with that of the same weights alone.
-CHECKPOINT_OF = {
-    "MoCo v3": ("mocov3.vit_base_patch16_224",),
-    "SimMIM": ("simmim.vit_base_patch16_224",),
-    "MAE": ("mae.vit_base_patch16_224", "vit_base_patch16_224.mae"),
-    "DINO": ("dino.vit_base_patch16_224", "vit_base_patch16_224.dino"),
-}
+_MODELS = pd.read_csv(DATA / "published_models.csv")
+# Which public checkpoint is which published model: a curve is compared with that of the same weights alone.
+MODEL_OF = _MODELS.dropna().set_index("checkpoint")["model"].to_dict()
 # What kind of encoder a published model is, and each public checkpoint.
-PUBLISHED = {"MoCo v3": "CL", "DINO": "DINO", "SimMIM": "MIM", "MAE": "MAE", "SimMIM+MoCo": "hybrid"}
-PUBLIC = {tag: PUBLISHED[name] for name, tags in CHECKPOINT_OF.items() for tag in tags}
+PUBLISHED = _MODELS.set_index("model")["kind"].to_dict()
+PUBLIC = {checkpoint: PUBLISHED[model] for checkpoint, model in MODEL_OF.items()}
 
 
 def published() -> pd.DataFrame:
@@ -75,13 +71,12 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     if theirs.empty:
         known = published().dropna(subset="depth")["metric"].unique()
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
-    names = {model: name for name, models in CHECKPOINT_OF.items() for model in models}
-    rows = frame[(frame["metric"] == metric) & frame["model"].isin(names)]
+    rows = frame[(frame["metric"] == metric) & frame["model"].isin(MODEL_OF)]
     rows = whole_layers(rows)
     curve = ["model", *(each for each in ("study", "label") if each in rows)]
     if (twice := rows[rows.duplicated([*curve, "depth"])]["model"].unique()).size:
         raise ValueError(f"{metric}: {twice[0]} has several values at a depth; give the rows of one label")
-    rows = rows[[*curve, "depth", "value"]].assign(published=rows["model"].map(names))
+    rows = rows[[*curve, "depth", "value"]].assign(published=rows["model"].map(MODEL_OF))
     both = rows.merge(theirs.rename(columns={"model": "published"}), on=["published", "depth"])
     both = both.assign(square=(both["value_x"] - both["value_y"]) ** 2, error=both["error"] ** 2)
     groups = both.groupby([*curve, "published"], sort=False, dropna=False)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
-from nbhelpers.images.shapes import retextured
+from nbhelpers.images.folders import FileSource
 from nbhelpers.measure import analyse, cached, code_version, identified
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
@@ -29,7 +29,6 @@ from nbhelpers.probes import (
     shape_bias_by_depth,
 )
 from nbhelpers.probes.noise import CHANGES
-from nbhelpers.probes.shape_bias import agreeing
 from nbhelpers.studies import IMAGES, PAIR, VARIED, Study, study
 
 # Images that probes learn from, choose the penalty on, and are tested on under noise (some thirty times).
@@ -45,7 +44,6 @@ TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
 FEWEST = 40  # photographs of a folder: half of them are learnt from, and k-NN asks 20
 # Number of an image within its class, modulo ten -> its split; the first three are in one each.
 ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
-CUE = "cue"  # label of images whose shape and texture have the same number: either cue names it
 
 COMPARED = 1_000  # images whose features are compared between encoders
 OWN = ("shapes", "cifar10")
@@ -133,7 +131,8 @@ def redrawn(study: Study, images: Images, number: int | None, seed: int) -> Imag
 def _drawn(study: Study, train: int) -> Images:
     """Images to learn from, to choose the penalty on, and to test on; of a folder, three parts of each class.
 
-    Classes too small to be cut are left out, and a warning names them.
+    Of a folder's files with one content the first counts. Classes too small to be cut are left out, and a
+    warning names them.
 
     Raises:
         MissingDataError: if it holds too few images, or a single class.
@@ -143,6 +142,9 @@ def _drawn(study: Study, train: int) -> Images:
         splits = {"train": study.images("train"), "validation": study.images("val")}
         return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
     whole = study.images()
+    if isinstance(whole, FileSource):  # each content once, so that no test image was learnt from
+        copies = {digest: i for i, (_, digest) in reversed([*enumerate(whole.files)])}
+        whole = whole.select(sorted(copies.values()))
     label = next(iter(whole.labels))
     numbers = whole.labels[label]
     sizes = torch.bincount(numbers, minlength=len(whole.classes[label]))
@@ -166,23 +168,13 @@ def _drawn(study: Study, train: int) -> Images:
     return {role: part.subset(min(most[role], len(part)), label=label) for role, part in parts.items()}
 
 
-def kept_frame(
-    encoder: Encoder,
-    sources: Sequence[ImageSource],
-    key: Sequence[object],
-    compute: Callable[[], pd.DataFrame],
-) -> pd.DataFrame:
-    """A frame from the cache folder, or computed and kept there; arguments as of `cached`."""
-    frames = cached(encoder, sources, {"frame": key}, lambda _: {"frame": compute()})
-    return identified(frames["frame"], encoder, sources[0])
-
-
 def probed(
     probe: Callable[..., pd.DataFrame], encoder: Encoder, *images: ImageSource, **options
 ) -> pd.DataFrame:
     """The frame of a function of `nbhelpers.probes`, kept in the cache folder."""
-    key = [probe.__name__, options, code_version("probes")]
-    return kept_frame(encoder, images, key, lambda: probe(encoder, *images, **options))
+    keys = {"frame": [probe.__name__, options, code_version("probes")]}
+    frames = cached(encoder, images, keys, lambda _: {"frame": probe(encoder, *images, **options)})
+    return identified(frames["frame"], encoder, images[0])
 
 
 def splits_of(images: Images, kind: str = "") -> list[ImageSource]:
@@ -211,6 +203,22 @@ def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
     labels = sorted(test.labels)
     linear = probed(linear_by_depth, encoder, train, validation, test, label=labels)
     return pd.concat([linear, probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
+
+
+@declare(
+    "all_labels",
+    lambda study: dict(zip(ROLES, map(study.images, ("train", "val", "test")), strict=True)),
+    models=_everything,
+    slow=True,
+    why="of generated images there are as many labels as one asks for",
+    studies=("cifar10",),
+)
+def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Linear and k-NN probes of the last block, with every label of the training images."""
+    train, validation, test = splits_of(images)
+    options = {"label": sorted(test.labels), "depths": [encoder.depth]}
+    linear = probed(linear_by_depth, encoder, train, validation, test, **options)
+    return pd.concat([linear, probed(knn_by_depth, encoder, train, test, **options)], ignore_index=True)
 
 
 @declare("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)
@@ -242,34 +250,17 @@ def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 
 def _noise_images(study: Study) -> Images:
-    """Images for the noise; on `shapes` also those whose cues agree, as they are and painted anew."""
+    """Images for the noise: few, since each is looked at some thirty times."""
     images = _drawn(study, TRAIN)
-    images["test"] = images["test"].subset(min(NOISE, len(images["test"])))
-    if study.name != "shapes":
-        return images
-    splits = {"train": study.images("train").subset(AGREEING), "validation": study.images("val")}
-    splits["test"] = study.images("test")
-    for role, source in splits.items():
-        part, cue = agreeing(source, source)
-        part.labels[CUE], part.classes[CUE] = cue, part.classes["shape"]
-        images[f"agreeing {role}"] = part
-    images["agreeing test"] = images["agreeing test"].subset(NOISE)
-    images["texture repainted"] = retextured(images["agreeing test"], replace=False)
-    images["texture replaced"] = retextured(images["agreeing test"])
-    return images
+    return images | {"test": images["test"].at_most(NOISE)}
 
 
 @declare("noise", _noise_images, kept=True)
 def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """A probe under noise, filters, shuffling, new texture."""
+    """A probe under noise, filters, shuffling."""
     depths, labels = list(range(encoder.depth + 1)), sorted(images["train"].labels)
     options = {"label": labels, "changes": CHANGES, "depths": depths}
-    frames = [probed(robustness_by_depth, encoder, *splits_of(images), **options)]
-    if "agreeing test" in images:
-        versions = {name: images[name] for name in ("texture repainted", "texture replaced")}
-        options = {"label": CUE, "changes": {}, "versions": versions, "depths": depths}
-        frames.append(probed(robustness_by_depth, encoder, *splits_of(images, "agreeing "), **options))
-    return pd.concat(frames, ignore_index=True)
+    return probed(robustness_by_depth, encoder, *splits_of(images), **options)
 
 
 @declare("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, slow=True, why=SMALL)
@@ -316,5 +307,4 @@ def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     """CKA of pooled features with those of the CL and the MIM encoder, between all depths."""
     chosen, test = study(images["test"].name.split("/")[0]), images["test"]
     others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
-    key = ["cka", others, code_version("metrics"), code_version("probes")]
-    return kept_frame(encoder, [test], key, lambda: cka_by_depth(encoder, others, test))
+    return probed(cka_by_depth, encoder, test, others=others)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from nbhelpers.files import atomic_path, cache_dir
-from nbhelpers.images import ImageSource
+from nbhelpers.images import ArraySource
 from nbhelpers.images.shapes import shapes
-from nbhelpers.measure import code_version, read_table
+from nbhelpers.measure import identified, read_table
 from nbhelpers.models import Encoder
 from nbhelpers.pretrain import Recipe, Trainer, moments, recipe, trained_name
 from nbhelpers.pretrain.alignment import gradient_alignment
@@ -26,7 +25,6 @@ from nbhelpers.results.tables import (
     VALIDATION,
     Images,
     declare,
-    kept_frame,
     probed,
     splits_of,
 )
@@ -54,9 +52,8 @@ RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Whether the two losses of a hybrid agree in each block, along a short training."""
     run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
-    sources = [images["train"], images["validation"]]
-    key = ["gradients", run, STEPS, BATCHES, code_version("pretrain")]
-    return kept_frame(encoder, sources, key, lambda: gradient_alignment(run, *sources, STEPS, BATCHES))
+    sources = images["train"], images["validation"]
+    return identified(gradient_alignment(run, *sources, STEPS, BATCHES), encoder, sources[0])
 
 
 def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
@@ -129,19 +126,11 @@ def _amplitudes(study: Study) -> Images:
     }
 
 
-class _Renderings(ImageSource):
+def _renderings(split: str, nuisance: float) -> ArraySource:
     """Generated images of an amplitude, rendered twice: `6 32 32`, in which contrastive views take turns."""
-
-    def __init__(self, split: str, nuisance: float) -> None:
-        self.parts = [shapes(split, nuisance, rendering) for rendering in range(2)]
-        self.mean, self.std = self.parts[0].mean, self.parts[0].std
-
-    def __len__(self) -> int:
-        return len(self.parts[0])
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Image `index`, one rendering after the other."""
-        return torch.cat([part[index] for part in self.parts])
+    both, again = (shapes(split, nuisance, rendering) for rendering in range(2))
+    both.images = torch.cat([both.images, again.images], 1)
+    return both
 
 
 def _dialled(study: Study) -> dict[str, Recipe]:
@@ -163,7 +152,7 @@ def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
     """Probes before and after a training, at several amplitudes of background and noise."""
     frames = []
     for amplitude in NUISANCES:
-        images_of = _Renderings if run.objective == RENDERED else shapes
+        images_of = _renderings if run.objective == RENDERED else shapes
         parts = {split: images_of(split, amplitude) for split in ("train", "val")}
         folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
         here = dict(zip(ROLES, splits_of(images, f"{amplitude:g} "), strict=True))

@@ -68,10 +68,9 @@ def _smallest_over_depths(evidence: Evidence, claim: Claim, quantities: list[Qua
 
 def _gain_from_width(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:
     """How much more one kind gains than another from the narrowest to the widest that saw the same images."""
-    narrow, wide = evidence.widths(claim.more, claim.less)
     more, less = (
-        difference(*(evidence.of(who + setting, quantities) for setting in (wide, narrow)))
-        for who in (claim.more, claim.less)
+        difference(evidence.of(wide, quantities), evidence.of(narrow, quantities))
+        for narrow, wide in evidence.widths(claim.more, claim.less)
     )
     return difference(more, less)
 

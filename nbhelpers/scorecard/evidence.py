@@ -1,6 +1,5 @@
 """What a claim rests on: one number per encoder, read off a result table."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,6 @@ import torch
 from nbhelpers.images import MissingDataError
 from nbhelpers.intervals import Interval, average, difference, largest, over_seeds, widened
 from nbhelpers.metrics import effective_rank
-from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import PUBLIC
 from nbhelpers.results.summary import first_third, last_third, whole_layers
@@ -234,7 +232,7 @@ class Evidence:
         """Names of the encoders, or decoders, of that label; of a table of trainings, those of these."""
         made = TABLES.get(table)
         if made and not made.belongs_to(self.study):
-            raise NotMeasured(f"no table {table} in this study: {made.why}")
+            raise NotMeasured(made.why)
         if made and made.runs:
             found = [name for name in made.runs(self.study) if kind(name) == who]
         elif self.study.name == "imagenet":
@@ -247,36 +245,32 @@ class Evidence:
             raise NotMeasured(f"{who} was not trained")
         return found
 
-    def widths(self, *objectives: str) -> tuple[str, str]:
-        """Ends of the labels of the narrowest and the widest encoders that all saw the same images.
+    def _by_size(self, kinds: Sequence[str]) -> list[dict[tuple[float, float], str]]:
+        """Labels of the encoders of each kind, by width and number of images."""
+        labels = self._labels.items()
+        return [{nearness(name): known for name, known in labels if kind(name) == who} for who in kinds]
+
+    def widths(self, *kinds: str) -> list[tuple[str, str]]:
+        """Labels of the narrowest and the widest encoders that all saw the same images, a pair for each kind.
 
         Raises:
-            NotMeasured: if the objectives have no two widths in common.
+            NotMeasured: if the kinds have no two widths in common.
         """
-        labels = self._labels.items()
-        ends = [{known.removeprefix(o) for name, known in labels if kind(name) == o} for o in objectives]
-        by_images: dict[str, dict[int, str]] = {}
-        for end in sorted(set.intersection(*ends)):  # such as ", width 16, 256,000 images"
-            width = re.match(r", width (\d+)", end)
-            images = end.removeprefix(width[0]) if width else end
-            by_images.setdefault(images, {})[int(width[1]) if width else WIDTH] = end
-        widths = max(by_images.values(), key=lambda each: max(each) / min(each), default={})
+        labels, by_images = self._by_size(kinds), {}
+        for width, images in sorted(set.intersection(*map(set, labels))):
+            by_images.setdefault(images, []).append(width)
+        images, widths = max(by_images.items(), key=lambda each: each[1][-1] / each[1][0], default=(0, []))
         if len(widths) < 2:
-            raise NotMeasured(f"no two widths of {' and '.join(objectives)} saw the same images")
-        return widths[min(widths)], widths[max(widths)]
+            raise NotMeasured(f"no two widths of {' and '.join(kinds)} saw the same images")
+        return [(each[widths[0], images], each[widths[-1], images]) for each in labels]
 
     def alike(self, table: str, *kinds: str) -> list[str]:
         """Labels of encoders in a table: of one width and length, the most usual, where all kinds have it."""
-        labels = {} if TABLES[table].runs else self._labels
-        settings = [
-            {known.partition(", ")[2]: name for name, known in labels.items() if kind(name) == who}
-            for who in kinds
-        ]
-        common = set.intersection(*map(set, settings))
-        if not common:
+        labels = self._by_size(kinds)
+        common = set.intersection(*map(set, labels))
+        if TABLES[table].runs or not common:
             return list(kinds)
-        chosen = max(common, key=lambda setting: nearness(settings[0][setting]))
-        return [", ".join(filter(None, [who, chosen])) for who in kinds]
+        return [each[max(common)] for each in labels]
 
     def beside(self, who: str, other: str) -> str:
         """The encoders of another objective with the same width and images, where there are any."""
@@ -312,7 +306,8 @@ class Evidence:
         rows = rows.query(where) if where and len(rows) else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
-            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}")
+            masks = ", which needs the masks of objects" if quantity.metric == "miou" else ""
+            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}{masks}")
         return found
 
 

@@ -8,12 +8,12 @@ import pandas as pd
 from nbhelpers.studies import TITLES
 
 NOT_MEASURED = "not measured"
-# A sign, since nothing is said by colour alone, a class for the style sheet, the verb of a sentence, and what
-# the interval of the effect has to do with it.
+# A sign, since nothing is said by colour alone, a class for the style sheet, the verb of a sentence, and
+# where the interval of the effect lies.
 MARKS = {
-    "shows": ("✓", "shows", "shows", "all of {} lies above zero"),
-    "does not show": ("✗", "fails", "does not show", "none of {} lies above zero"),
-    "undecided": ("?", "open", "is undecided", "{} holds zero"),
+    "shows": ("✓", "shows", "shows", "above zero"),
+    "does not show": ("✗", "fails", "does not show", "not above zero"),
+    "undecided": ("?", "open", "is undecided", "an interval that holds zero"),
     NOT_MEASURED: ("–", "absent", "is not measured", ""),
 }
 PAPER = "Park et al. 2023, arXiv 2305.00729, "
@@ -33,6 +33,11 @@ def figures(value: float, *ends: float) -> list[str]:
 
     >>> figures(-0.001, -0.11, 0.11), figures(5.9, 0.31, 12.4)
     (['0.00', '−0.11', '0.11'], ['5.9', '0.3', '12.4'])
+
+    Ends that differ are not written alike:
+
+    >>> figures(-0.12994, -0.13033, -0.12958)
+    ['−0.1299', '−0.1303', '−0.1296']
     """
     size = max(abs(number) for number in (value, *ends))
     width = max(ends) - min(ends) if ends else size
@@ -40,7 +45,8 @@ def figures(value: float, *ends: float) -> list[str]:
     digits = [number for number in (size / 10, width) if number > 0]
     decimals = max(0, 1 - math.floor(math.log10(max(digits)))) if digits else 0
     nearest = min((abs(end) for end in ends if end), default=1)
-    if round(nearest, decimals) == 0 < round(nearest, decimals + 1):
+    lost = round(nearest, decimals) == 0 < round(nearest, decimals + 1)
+    if lost or len({round(end, decimals) for end in ends}) < len({*ends}):
         decimals += 1
     rounded = [round(number, decimals) + 0.0 for number in (value, *ends)]  # -0.0 becomes 0.0
     return [f"{number:.{decimals}f}".replace("-", "−") for number in rounded]
@@ -70,7 +76,7 @@ def _cell(row: pd.Series) -> str:
 
 def _paper(row: pd.Series) -> str:
     if pd.isna(row["published"]):
-        return "<td><small>none published</small></td>"
+        return "<td><small>no number</small></td>"
     sources = [source.removeprefix(PAPER).split(",")[0] for source in row["source"].split("; ")]
     (value,) = figures(row["published"])
     return f"<td>{value} {_small(row['published_unit'])}<br>{_small(', '.join(dict.fromkeys(sources)))}</td>"
@@ -108,7 +114,7 @@ def sentences(card: pd.DataFrame) -> str:
             if row["verdict"] != NOT_MEASURED:
                 value, low, high = figures(row["effect"], row["low"], row["high"])
                 effect = " ".join(filter(None, [value, _unit(row, value)]))
-                why = f"{effect}, and {why.format(f'[{low}, {high}]')}"
+                why = f"{effect} [{low}, {high}], {why}"
             said.append(f"On {TITLES.get(row['study'], row['study'])} it **{verb}**: {why or row['note']}.")
         paragraphs.append(" ".join(said))
     return "\n\n".join(paragraphs)

@@ -147,7 +147,7 @@ def test_other_architectures_are_refused_by_name() -> None:
         weights(wrap(module, name="mine", mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
-ADDRESS = "beyond/own_picture.html"
+ADDRESS = "own/picture.html"
 RESULT = """(name) => {
   const { pixels, maps } = ownPicture.results[name];
   return { pixels: [...pixels], maps: [...maps] };

@@ -26,6 +26,9 @@ CHAPTER = """\
 
 # %%
 import nbhelpers
+import pandas as pd
+
+pd.DataFrame({"effect": [-0.5]})
 """
 CONF = f"""\
 import sys
@@ -80,6 +83,11 @@ def test_formulas_need_no_other_host(site: Path) -> None:
 def test_punctuation_stays_with_the_formula_before_it(site: Path) -> None:
     text = (site / "chapter.html").read_text()
     assert re.search(r'<span class="unbroken"><span class="math[^<]*</span>\.</span>', text)
+
+
+def test_negative_numbers_of_a_table_have_a_minus_sign(site: Path) -> None:
+    text = (site / "chapter.html").read_text()
+    assert "<td>−0.5</td>" in text and "<td>-0.5" not in text
 
 
 def test_notebook_and_script_can_be_downloaded(site: Path) -> None:

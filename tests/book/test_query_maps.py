@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 pytestmark = pytest.mark.site
-ADDRESS = "beyond/own_model.html"
+ADDRESS = "own/model.html"
 PIXELS = """canvases => canvases.map(
   canvas => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.join())"""
 

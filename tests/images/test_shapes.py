@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nbhelpers.images import ArraySource
 from nbhelpers.images.shapes import (
     BLOCK,
     SHAPES,
@@ -12,7 +11,6 @@ from nbhelpers.images.shapes import (
     TEXTURES,
     generate_block,
     pink_noise,
-    retextured,
     shape_distance,
     shapes,
     texture_field,
@@ -143,21 +141,3 @@ def test_pink_noise_has_amplitude_one_over_frequency():
     field = pink_noise(512, 32, 32, 1.0, torch.Generator().manual_seed(0))
     power = torch.fft.fft2(field).abs().pow(2).mean(0)[0]
     assert_close(power[2] / power[8], torch.tensor(16.0), rtol=0.15, atol=0)
-
-
-@pytest.mark.parametrize("replace", [True, False])
-def test_retextured_paints_the_object_alone(made, replace):
-    labels = {"shape": made["shape"], "texture": made["texture"]}
-    classes = {"shape": SHAPES, "texture": TEXTURES}
-    source = ArraySource("shapes/val", made["image"], labels, classes, made["mask"])
-    painted = retextured(source, replace)
-    ground = ~source.masks[:, None].expand_as(source.images)
-    assert torch.equal(painted.images[ground], source.images[ground])
-    assert (painted.images != source.images)[~ground].float().mean() > 0.9
-    assert torch.equal(painted.labels["shape"], source.labels["shape"])
-    same = painted.labels["texture"] == source.labels["texture"]
-    assert not same.any() if replace else same.all()
-    assert torch.equal(retextured(source, replace).images, painted.images)
-    assert painted.fingerprint != source.fingerprint
-    with pytest.raises(ValueError, match="object masks"):
-        retextured(ArraySource("a", source.images, labels, classes))

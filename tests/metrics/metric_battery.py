@@ -14,7 +14,9 @@ from nbhelpers.capture import Attention, Stream
 from nbhelpers.metrics import METRICS, Accumulator
 from nbhelpers.metrics.streams import Streams
 
-LAYOUT = SimpleNamespace(depth=2, heads=2, width=6, grid=(3, 5), prefix=2, patch_size=(4, 8))
+LAYOUT = SimpleNamespace(
+    depth=2, heads=2, width=6, grid=(3, 5), prefix=2, has_class_token=True, patch_size=(4, 8)
+)
 TOKENS = LAYOUT.prefix + LAYOUT.grid[0] * LAYOUT.grid[1]
 IMAGES = 6
 

@@ -99,7 +99,7 @@ def test_the_class_token_is_compared_with_patches(records):
 
 
 def test_without_a_class_token_it_is_not_defined():
-    metric = METRICS["class_patch_cosine"].of(SimpleNamespace(depth=2, prefix=0))
+    metric = METRICS["class_patch_cosine"].of(SimpleNamespace(depth=2, prefix=0, has_class_token=False))
     metric.update(1, metric.measure(torch.randn(2, 15, 4)))
     assert metric.compute()["value"].isna().all()
 

@@ -1,6 +1,7 @@
 """Layout, preprocessing, fingerprint and refusals of encoders."""
 
 import copy
+import importlib
 import importlib.util
 import sys
 
@@ -288,6 +289,21 @@ def test_hooks_and_replaced_methods_are_seen():
     assert encoder.hooked
 
 
+def test_code_that_is_not_installed_is_seen(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from torch import nn\n\n\nclass Act(nn.GELU):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder = _mini()
+    encoder.module.blocks[0].mlp.act = importlib.import_module("mine").Act()
+    assert encoder.hooked  # it could call what it imports
+
+
+def test_what_is_no_tensor_is_named():
+    encoder = _mini()
+    encoder.module.forward_features = lambda x: {"x_norm_patchtokens": x}
+    with pytest.raises(UnsupportedArchitecture, match="gives a dict, not tokens B N D"):
+        encoder.forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize(
     ("fields", "numbers"),
     [
@@ -295,6 +311,9 @@ def test_hooks_and_replaced_methods_are_seen():
         ({"image_size": (48, 32)}, r"8 x 8 .*48 x 32 .*4 x 4"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 channels .* 1 and 1"),
         ({"std": (0.5,)}, "3 channels .* 3 and 1"),
+        ({"crop": 87.5}, r"crop 87\.5 is no share"),
+        ({"crop": 0.0}, r"crop 0\.0 is no share"),
+        ({"prefix": -1}, "prefix -1 is no number"),
         ({"mean": (123.675, 116.28, 103.53), "std": (58.4, 57.1, 57.4)}, r"123\.675.* 0\.\.1"),
     ],
 )

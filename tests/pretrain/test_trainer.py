@@ -1,8 +1,8 @@
 """The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,8 +14,8 @@ import torch
 
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource
-from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, wrap
-from nbhelpers.pretrain import Trainer, moments, pretrain, queue, recipe
+from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, mini_vit, save_encoder, wrap
+from nbhelpers.pretrain import SOURCES, Trainer, moments, pretrain, queue, recipe, trained_name
 from nbhelpers.pretrain.__main__ import duration, main
 from nbhelpers.pretrain.recipes import STUDIES
 from nbhelpers.pretrain.schedule import epoch_order, generator
@@ -188,6 +188,7 @@ def test_moments_are_log_spaced_from_16000_images_to_the_end():
     assert steps[-1] == chosen.steps
     ratios = [later / earlier for earlier, later in pairwise(steps)]
     assert ratios == pytest.approx([ratios[0]] * 9, rel=0.02)
+    assert moments(replace(chosen, images=2048, batch_size=256)) == [8]  # shorter than the first moment
 
 
 def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
@@ -245,6 +246,34 @@ def test_the_folder_of_another_recipe_is_refused(tmp_path):
     trainer("mim", tmp_path).save()
     with pytest.raises(ValueError, match="learning_rate"):
         trainer("mim", tmp_path, learning_rate=1e-3)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    trainer("mim", tmp_path).save()
+    with pytest.raises(ValueError, match="training images"):
+        Trainer(small("mim"), source(48), source(16), tmp_path, precision=torch.float32)
+
+
+def test_a_seed_of_another_architecture_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    monkeypatch.setitem(SOURCES, "shapes", lambda split: source())
+    other = small("mim")
+    row = {"study": "shapes", "objective": "MIM", "seed": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    row["architecture"] = other.architecture | {"heads": 4, "image_size": 16}
+    save_encoder(mini_vit(**row["architecture"]), trained_name(other, "shapes"), row, tmp_path)
+    with pytest.raises(ValueError, match="has heads 4, not 2: a seed of it"):
+        pretrain(replace(other, seed=1), "shapes", folder=tmp_path)
+
+
+def test_more_classes_than_the_recipe_has_are_named(tmp_path):
+    images = source()
+    images.labels["shape"] %= 12
+    images.classes["shape"] = tuple("abcdefghijkl")
+    with pytest.raises(ValueError, match=r"12 classes of shape, the recipe is of 10.*'classes': 12"):
+        Trainer(small("supervised"), images, images, tmp_path)
+    chosen = small("supervised")
+    chosen = replace(chosen, options=chosen.options | {"classes": 12})
+    assert Trainer(chosen, images, images, tmp_path).objective.classifier.out_features == 12
 
 
 @pytest.mark.parametrize("when", [{"log_every": 1}, {"save_every": 0.0}, {"stop_after": 0.0}])
@@ -320,13 +349,11 @@ def test_command_line_passes_the_precision_on(asked, monkeypatch):
 
 def test_the_queue_begins_with_the_pairs_and_leaves_out_what_is_there(monkeypatch):
     monkeypatch.setattr(queue, "available", lambda: [])
-    models = list(queue.waiting(DATA / "queue.csv", 256))
+    models = list(queue.waiting(DATA / "queue.csv"))
     assert set(models[:4]) == {f"{s}.{o}" for s in ("shapes", "cifar10") for o in ("cl", "mim")}
     assert not any(".n" in name for name in models)
     monkeypatch.setattr(queue, "available", lambda: models[:4])
-    left = queue.waiting(DATA / "queue.csv", 1024)
-    assert list(left) == models[4:]
-    assert {chosen.batch_size for _, chosen in left.values()} == {1024}
+    assert list(queue.waiting(DATA / "queue.csv")) == models[4:]
 
 
 @pytest.fixture
@@ -339,33 +366,34 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_queue_counts_failures_goes_on_and_ends_what_a_signal_stops(monkeypatch, capfd, tmp_path):
-    def train(chosen, study, device, *_, **__):
-        assert (study, device) == ("shapes", "cpu")
-        (tmp_path / chosen.objective).touch()
-        if chosen.objective == "mim":
-            raise FloatingPointError("not finite at step 3")
-        if chosen.objective == "dino":
-            time.sleep(600)
-        return True
-
+    script = """
+import pathlib, sys, time
+options = dict(option[2:].split("=") for option in sys.argv[2:])
+assert (options["study"], options["device"]) == ("shapes", "cpu")
+pathlib.Path(sys.argv[1], options["objective"]).touch()
+if options["objective"] == "mim":
+    raise FloatingPointError("not finite at step 3")
+if options["objective"] == "dino":
+    time.sleep(600)
+"""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(queue, "pretrain", train)
-    monkeypatch.setattr(queue, "SPAWN", multiprocessing.get_context("fork"))  # with the pretrain of above
-    models = {name: ("shapes", small(name)) for name in ("cl", "mim", "mae", "dino", "supervised")}
+    monkeypatch.setattr(queue, "COMMAND", (sys.executable, "-c", script, str(tmp_path)))
+    models = {name: {"study": "shapes", "objective": name} for name in ("cl", "mim", "mae", "dino", "latent")}
     first = {name: models[name] for name in ("cl", "mim", "mae")}
-    assert queue.train(first, "cpu", 2, -1.0, None) == 0  # no time left: none is started
+    assert queue.train(first, 2, -1.0, "--device=cpu") == 0  # no time left: none is started
     assert not (tmp_path / "cl").exists()
-    assert queue.train(first, "cpu", 2, None, None) == 1
+    assert queue.train(first, 2, None, "--device=cpu") == 1
     assert all((tmp_path / name).exists() for name in first)
     output = tmp_path / "cache" / "pretrain" / "mim" / "output.txt"
     assert str(output) in capfd.readouterr().out
     assert "not finite at step 3" in output.read_text()
     threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    second = {name: models[name] for name in ("dino", "supervised")}
+    second = {name: models[name] for name in ("dino", "latent")}
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        queue.train(second, "cpu", 1, None, None)
-    assert not multiprocessing.active_children()
-    assert (tmp_path / "dino").exists() and not (tmp_path / "supervised").exists()
+        queue.train(second, 1, None, "--device=cpu")
+    assert time.monotonic() - started < 60
+    assert (tmp_path / "dino").exists() and not (tmp_path / "latent").exists()
 
 
 @pytest.mark.parametrize(
@@ -398,4 +426,4 @@ def test_queue_file_is_checked(tmp_path):
     path = tmp_path / "queue.csv"
     path.write_text("study,objective,images,seed\nshapes,cl,9,0\n")
     with pytest.raises(ValueError, match="width"):
-        queue.waiting(path, 256)
+        queue.waiting(path)

@@ -1,9 +1,17 @@
 """Pooled features against a hand-run of the blocks."""
 
-import pytest
-import torch
+import copy
 
-from nbhelpers.probes import features
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from nbhelpers.images import shapes
+from nbhelpers.measure import attention_maps
+from nbhelpers.models import UnsupportedArchitecture, wrap
+from nbhelpers.probes import features, knn_by_depth, linear_by_depth
 
 
 def stream(encoder, images):
@@ -59,3 +67,106 @@ def test_errors(encoder, colours):
     encoder.module.norm = torch.nn.Identity()
     with pytest.raises(ValueError, match="no final norm"):
         features(encoder, images, norm=True)
+
+
+class InPlace(Block):
+    """A block that adds to its input."""
+
+    def forward(self, x):
+        x += self.attn(self.norm1(x))
+        x += self.mlp(self.norm2(x))
+        return x
+
+
+@pytest.mark.parametrize("pool", ["mean", "class", "none"])
+def test_blocks_that_add_in_place_are_read_as_others(pool, encoder, colours):
+    images = colours(5, 0)
+    plain = features(encoder, images, pool=pool)
+    for block in encoder.module.blocks:
+        block.__class__ = InPlace
+    torch.testing.assert_close(features(encoder, images, pool=pool), plain)
+
+
+def test_a_class_token_is_not_kept_with_all_tokens(encoder, colours):
+    kept = features(encoder, colours(5, 0), [1], pool="class")
+    assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
+class Shuffling(nn.Module):
+    """Tokens of patches in an order that is drawn in each pass."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner = module
+        self.blocks = module.blocks
+
+    def forward(self, x):
+        tokens = self.inner.patch_embed(x)
+        tokens = tokens[:, torch.randperm(tokens.shape[1])]
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+def test_a_model_that_is_random_is_refused(encoder, colours):
+    half = (0.5,) * 3
+    layout = {"prefix": 0, "grid": 2, "patch_size": 4, "heads": 2, "width": 8, "after_attention": "norm2"}
+    shuffling = wrap(Shuffling(encoder.module), **layout, mean=half, std=half)
+    images, refused = colours(64, 0), pytest.raises(UnsupportedArchitecture, match="random")
+    torch.manual_seed(0)
+    with refused:
+        features(shuffling, images)
+    with refused:
+        attention_maps(shuffling, images.batch(range(2)))
+
+
+class Looped(nn.Module):
+    """A single block that runs four times."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner, self.blocks = module, module.blocks
+
+    def forward(self, x):
+        tokens = self.inner.patch_embed(x)
+        for _ in range(4):
+            tokens = self.blocks[0](tokens)
+        return tokens
+
+
+def test_a_pass_that_runs_a_block_several_times_is_refused(encoder, colours):
+    half, module = (0.5,) * 3, copy.deepcopy(encoder.module)
+    module.blocks = module.blocks[:1]
+    layout = {"prefix": 0, "grid": 2, "patch_size": 4, "heads": 2, "width": 8}
+    with pytest.raises(UnsupportedArchitecture, match="several times an image"):
+        features(wrap(Looped(module), **layout, mean=half, std=half), colours(8, 0))
+
+
+def test_a_register_is_no_class_token():
+    encoder = wrap(timm.create_model("vit_mediumd_patch16_reg4_gap_256", depth=1))
+    assert encoder.prefix == 4 and not encoder.has_class_token
+    with pytest.raises(ValueError, match="no class token"):
+        features(encoder, shapes("test").subset(2), pool="class")
+    assert wrap(timm.create_model("vit_small_patch14_reg4_dinov2", depth=1)).has_class_token
+
+
+def test_a_norm_of_pooled_features_does_not_belong_to_tokens():
+    encoder = wrap(timm.create_model("beit_base_patch16_224", depth=1))
+    with pytest.raises(ValueError, match="no final norm"):
+        features(encoder, shapes("test").subset(1), pool="none", norm=True)
+
+
+def test_labels_are_compared_by_name(encoder, colours):
+    train, validation, test = (colours(n, seed) for seed, n in enumerate((90, 60, 60)))
+    few = test.restrict(("blue", "red"), "colour")  # numbered 0 and 1, where training has 2 and 0
+    for frame in (
+        knn_by_depth(encoder, train, few, "colour"),
+        linear_by_depth(encoder, train, validation, few, "colour"),
+    ):
+        assert (frame["value"] > 0.9).all()
+
+
+def test_images_that_are_learnt_from_and_tested_on_are_noted(encoder, colours):
+    images = colours(40, 0)
+    with pytest.warns(UserWarning, match="the same images are learnt from"):
+        knn_by_depth(encoder, images, images, "colour")

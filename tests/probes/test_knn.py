@@ -21,7 +21,7 @@ def knn_oracle(train, labels, test, k, temperature):
     return predictions
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5)])
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5), (5, 0.002)])
 def test_oracle(k, temperature):
     generator = torch.Generator().manual_seed(k)
     train, test = torch.randn(60, 3, generator=generator), torch.randn(40, 3, generator=generator)

@@ -1,11 +1,13 @@
 """Shape-bias counts by hand, and probes that can only see one of the cues."""
 
-import numpy as np
+import math
+
 import pytest
 import torch
 
 from nbhelpers.images.source import ArraySource
 from nbhelpers.probes import shape_bias, shape_bias_by_depth
+from nbhelpers.probes.layers import Probe
 from nbhelpers.probes.shape_bias import agreeing
 
 NAMES = ("airplane", "boat", "car")
@@ -29,17 +31,13 @@ def test_counts_by_hand():
     assert 0 <= low < bias < high <= 1
 
 
-def test_interval_against_a_loop_over_redrawn_trials():
-    generator = torch.Generator().manual_seed(0)
-    predicted = torch.randint(3, (300,), generator=generator)
-    shape, texture = torch.zeros(300, dtype=torch.long), torch.ones(300, dtype=torch.long)
-    rng, biases = np.random.default_rng(1), []
-    for _ in range(2000):
-        redrawn = predicted.numpy()[rng.integers(300, size=300)]
-        biases.append((redrawn == 0).sum() / (redrawn < 2).sum())
-    result = shape_bias(predicted, shape, texture)
-    np.testing.assert_allclose(result[1:3], np.quantile(biases, [0.025, 0.975]), atol=0.01)
-    assert result == shape_bias(predicted, shape, texture)
+def test_interval_is_over_the_decisions_for_either_cue():
+    shape, texture = torch.zeros(10, dtype=torch.long), torch.ones(10, dtype=torch.long)
+    predicted = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2, 2])  # five for the shape, five for neither
+    bias, low, high, covered = shape_bias(predicted, shape, texture)
+    assert (bias, covered) == (1.0, 0.5)
+    z = 1.959964  # Wilson's, of 5 out of 5: 1 / (1 + z^2 / 5) and 1
+    assert (low, high) == pytest.approx((1 / (1 + z**2 / 5), 1.0), abs=1e-6)
 
 
 @pytest.mark.parametrize(("cue", "bias"), [("shape", 1.0), ("texture", 0.0)])
@@ -73,10 +71,10 @@ def test_photographs_teach_by_name(encoder):
 
 def test_a_probe_that_follows_neither_cue_has_no_bias_but_the_other_rows(encoder, monkeypatch):
     sources = [cue_source(n, seed, "shape") for seed, n in enumerate((400, 100, 150))]
-    neither = lambda *splits, **_: lambda x: torch.full((len(x),), 9)  # noqa: E731
-    monkeypatch.setitem(shape_bias_by_depth.__globals__, "predictor", neither)
+    neither = Probe(lambda x: torch.full((len(x),), 9))
+    monkeypatch.setitem(shape_bias_by_depth.__globals__, "fit_linear", lambda *data: neither)
     value = shape_bias_by_depth(encoder, *sources, depths=[0]).set_index("metric")["value"]
-    assert np.isnan(value["shape_bias"]) and (value.drop("shape_bias") == 0).all()
+    assert math.isnan(value["shape_bias"]) and (value.drop("shape_bias") == 0).all()
 
 
 def test_errors(encoder, colours):
@@ -85,7 +83,7 @@ def test_errors(encoder, colours):
         shape_bias(ones, ones[:2], ones)
     with pytest.raises(ValueError, match="none of 3 trials"):
         shape_bias(ones, ones, ones)
-    assert np.isnan(shape_bias(ones * 7, ones, ones * 2).bias)
+    assert math.isnan(shape_bias(ones * 7, ones, ones * 2).bias)
     source = cue_source(9, 0, "shape")
     with pytest.raises(ValueError, match=r"no label 'class'; it has \['coin', 'colour'\]"):
         shape_bias_by_depth(encoder, colours(9, 0), source, source)

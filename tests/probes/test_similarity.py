@@ -37,7 +37,7 @@ def rotated(original):
 
 def test_with_itself_and_rotated_is_one():
     one, images = encoder(0, "one"), source()
-    frame = cka_by_depth(one, [one, rotated(one)], images)
+    frame = cka_by_depth(one, images, [one, rotated(one)])
     own = frame[(frame["other"] == "one") & (frame["depth"] == frame["other_depth"])]
     assert own[["value", "low", "high"]].to_numpy() == pytest.approx(1)
     turned = frame[(frame["other"] == "rotated") & (frame["depth"] == 0) & (frame["other_depth"] == 0)]
@@ -46,7 +46,7 @@ def test_with_itself_and_rotated_is_one():
 
 def test_is_the_mean_of_the_pure_function_over_parts():
     one, two, images = encoder(0, "one"), encoder(1, "two"), source()
-    frame = cka_by_depth(one, [two], images).set_index(["depth", "other_depth"])
+    frame = cka_by_depth(one, images, [two]).set_index(["depth", "other_depth"])
     ours, theirs = features(one, images), features(two, images)
     for depth, other in [(0, 0), (1, 2), (2, 1)]:
         values = torch.stack([linear_cka(ours[depth, k::10], theirs[other, k::10]) for k in range(10)])
@@ -60,13 +60,13 @@ def test_features_that_do_not_vary_leave_the_other_depths():
     with torch.no_grad():
         two.module.patch_embed.proj.weight.zero_()
         two.module.patch_embed.proj.bias.zero_()
-    frame = cka_by_depth(one, [one, two], images)
+    frame = cka_by_depth(one, images, [one, two])
     assert frame[frame["other"] == "two"]["value"].isna().all()
     assert frame[frame["other"] == "one"]["value"].notna().all()
 
 
 def test_frame_says_who_was_compared():
-    frame = cka_by_depth(encoder(0, "one"), [encoder(1, "two"), encoder(2, "three")], source())
+    frame = cka_by_depth(encoder(0, "one"), source(), [encoder(1, "two"), encoder(2, "three")])
     assert frame[["study", "model", "objective", "seed"]].drop_duplicates().to_numpy().tolist() == [
         ["toy", "one", "CL", 0]
     ]
@@ -75,4 +75,4 @@ def test_frame_says_who_was_compared():
 
 def test_few_images_are_refused():
     with pytest.raises(ValueError, match="at least 40 images, got 39"):
-        cka_by_depth(encoder(0, "one"), [encoder(1, "two")], source(39))
+        cka_by_depth(encoder(0, "one"), source(39), [encoder(1, "two")])

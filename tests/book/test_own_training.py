@@ -11,7 +11,7 @@ from PIL import Image
 from nbhelpers import load
 from nbhelpers.images import shapes
 
-CHAPTER = Path(__file__).parents[2] / "book" / "hybrid" / "train_your_own.py"
+CHAPTER = Path(__file__).parents[2] / "book" / "own" / "training.py"
 
 
 @pytest.mark.slow
