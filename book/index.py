@@ -44,14 +44,14 @@ Markdown(
     "reaches further than in a masked one and depends less on the query "
     f"{said('1', '2')}. Where shape and texture disagree, a contrastive encoder "
     "follows the shape more; noise of high frequency harms it less, and its late "
-    f"tokens hold less of it {said('9c', '10', '11')}. A linear layer reads a "
+    f"tokens hold fewer high frequencies {said('9c', '10', '11')}. A linear layer reads a "
     "contrastive encoder better and at a later depth; a masked one gains more from "
     f"fine-tuning {said('12', '14a', '14c')}."
 )
 
 # %% [markdown]
-# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: in MIM those
-# next to it, in CL also distant ones ([click any patch yourself](beyond/own_picture.py)).
+# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: in MIM
+# mostly itself and what is next to it, in CL also distant ones ([click any patch yourself](own/picture.py)).
 
 # %% tags=["remove-input"]
 picture = photographs(32).batch([0])

@@ -30,6 +30,8 @@ if importlib.util.find_spec("nbhelpers") is None:
     sys.path.insert(0, "book")"""
 # A formula within a sentence, with the punctuation that follows it.
 FORMULA = re.compile(r'<span class="math notranslate nohighlight">[^<]*</span>[,.;:)]+')
+# A negative number in a table, which pandas writes with a hyphen.
+NEGATIVE = re.compile(r"(?<=<td>)-(?=\d)")
 MATHJAX = "tex-svg-full.js"  # one file, fonts and TeX extensions included: also works from file://
 
 
@@ -105,7 +107,7 @@ def mend_body(
     context: dict[str, Any],
     doctree: nodes.document | None,
 ) -> None:
-    """Mend roles and line breaks of a page.
+    """Mend roles, line breaks and minus signs of a page.
 
     The children of a bibliography may not have their roles inside the list that docutils makes of it.
     Punctuation stays on the line of the formula before it.
@@ -113,7 +115,8 @@ def mend_body(
     body = context.get("body", "").replace(
         '<div role="list" class="citation-list">', "<div>"
     )
-    context["body"] = FORMULA.sub(r'<span class="unbroken">\g<0></span>', body)
+    body = FORMULA.sub(r'<span class="unbroken">\g<0></span>', body)
+    context["body"] = NEGATIVE.sub("−", body)
 
 
 def leave_out_methods(

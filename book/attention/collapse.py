@@ -10,8 +10,8 @@
 # **Claim.** In the late blocks of a contrastive encoder all query tokens attend to nearly the same places: the map no
 # longer depends on where the query is {cite:p}`park2023what`.
 #
-# Ask a patch of sky and a patch of wing where they look. In an early block each looks around itself. In a late block
-# of a contrastive encoder both may look at the bird, and the map of the one can stand for the map of the other.
+# Ask a patch of sky and a patch of wing where they look. Where attention is local, each looks around itself. In a late
+# block of a contrastive encoder both may look at the bird, and the map of the one can stand for the map of the other.
 # The paper calls this *attention collapse* and measures it by how much the query tells about the key.
 #
 # Let $A_{qk}$ be the attention of query $q$ to key $k$ among the $N$ patch tokens; rows sum to one. Draw a query at
@@ -109,7 +109,7 @@ by_head.T.map("{:.3f}".format)
 # The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
 # blocks have become one map, or flat; the next section tells which.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper with bars for the reading error."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper; the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -148,8 +148,8 @@ legend = plots.legend_below(axes)
 
 # %% [markdown]
 # A curve that is low in the first figure and clearly below the dashed line in the second has collapsed: it selects, and
-# selects the same for all. A curve at the dashed line has not collapsed. It has never begun to select, and that is
-# where an untrained encoder lies at every depth.
+# selects the same for all. A curve at the dashed line has not collapsed. It does not select; an untrained encoder lies
+# there at every depth.
 #
 # In numbers, averaged over the last third of the blocks:
 
@@ -164,8 +164,8 @@ for name, frame in frames.items():
 pd.DataFrame(rows).T.map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# No head has an NMI above 1 less its entropy, so the last line says how much of what its entropy allows depends on the
-# query. Where it is lower in CL, the query matters less even so; what is left of the gap in NMI comes from flatter maps.
+# No head has an NMI above 1 less its entropy, so the last line is NMI as a share of the largest that the entropy
+# allows. Where it is lower in CL, flatter maps alone do not explain CL's lower NMI; they explain the rest of the gap.
 
 # %% [markdown]
 # ## One method, or a kind of method?
@@ -180,7 +180,7 @@ KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 draw = {"n_images": N_IMAGES, "seed": SEED}
 others, absent = gather(STUDIES, METRICS, MODELS, **draw, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; compare it with its neighbours in the legend that say the same. Last panel: ViT-B/16, MoCo v3, SimMIM and MAE read off the paper, DINO off a third party's run of the official code on 59 images."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; the second table below compares it with a CL and a MIM of its size. Last panel: ViT-B/16, MoCo v3, SimMIM and MAE read off the paper, DINO off a third party's run of the official code on 59 images."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
@@ -245,7 +245,7 @@ for (name, who), (wanted, side, equal, *_) in rows.items():
     verdict = "against it" if wanted not in both else "undecided"
     verdict = "as expected" if both == {wanted} else verdict
     verdict = "flat, hence no evidence" if "flat" in both else verdict
-    verdicts.setdefault(verdict, []).append(f"{who} on {name}")
+    verdicts.setdefault(verdict, []).append(f"{who} on {study(name).title}")
 said = (f"*{verdict}*: {', '.join(who)}" for verdict, who in sorted(verdicts.items()))
 said = f"Both comparisons together. {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")

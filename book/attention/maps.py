@@ -95,11 +95,11 @@ figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
 # %% [markdown]
 # ## Any query, at any depth, in any head
 #
-# On [Your own picture](../beyond/own_picture.py) you click a patch, or move the query with the arrow keys, and see its map
-# at any depth and in any head, on generated images, photographs and pictures of yours.
-# [Your own model](../beyond/own_model.py) does the same for any encoder. Compare the last depths, where the two kinds of
-# training differ most to the eye, and the attention distance below each map with that of uniform attention: from a corner,
-# every map reaches further than from the middle.
+# On [Your own picture](../own/picture.py) you click a patch, or move the query with the arrow keys, and see its map at
+# any depth and in any head, on generated images, photographs and pictures of yours. [Your own model](../own/model.py)
+# does the same for any encoder. Compare the last depths, where the two kinds of training differ most to the eye, and
+# the attention distance below each map with that of uniform attention: uniform attention reaches further from a corner
+# than from the middle.
 
 # %% [markdown]
 # ## The quantity
@@ -160,8 +160,8 @@ both = pd.DataFrame(rows | {"published": theirs}).T
 both.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# A cosine near 1 has two causes: the same object for all, and nothing in particular for all. An untrained encoder has the
-# second. The entropy of [Attention collapse](collapse.py) tells them apart, and so does the next section.
+# A cosine near 1 has two causes: all queries look at the same places, or all look everywhere alike, as in an untrained
+# encoder. The entropy of [Attention collapse](collapse.py) tells them apart, and so does the next section.
 
 # %% [markdown]
 # ## Does attention follow the object?
@@ -348,8 +348,8 @@ encoders = study("cifar10").encoders(pairs["cifar10"])
 figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=1)
 
 # %% [markdown]
-# 3. **A fairer class token.** No loss trains the class token of MIM. Which one query stands for all patches? Take
-#    the mean map of all patches, and compare its share on the object with the area.
+# 3. **A fairer class token.** No loss trains the class token of MIM. As a substitute take the mean map of all patches,
+#    and compare its share on the object with the area.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # The share is linear in the map: that of the mean map is the mean of the shares.

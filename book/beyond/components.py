@@ -5,7 +5,7 @@
 # ---
 
 # %% [markdown]
-# # Whose labels hide where?
+# # Principal components
 #
 # **Claim.** What a masked pixel model knows of an image's class lies outside the directions in which its features vary most.
 # Those are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of
@@ -114,7 +114,8 @@ Markdown("\n".join(lines) or "No study has its images here.")
 # ## The quantity
 #
 # The components of 500 images at the last block of one encoder, and what is left of the features without the leading
-# sixteenth of them. As a check: no component that is left points along one that was taken, and together both parts are $x$.
+# sixteenth of them. As a check: together both parts are $x - \bar x$, and the variances are those of
+# `principal_components`.
 
 # %%
 from nbhelpers.probes import features, principal_components

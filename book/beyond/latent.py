@@ -188,7 +188,7 @@ plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "la
 #
 # The last column says, for each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and a
 # number outside of the two is beyond one of them. Attention and frequencies are means over the last third of the blocks,
-# accuracies those of the last block. Where CL and MIM differ by less than a tenth, the number means nothing
+# accuracies those of the last block. Where CL and MIM differ by less than a tenth of the larger, the number means nothing
 # and is left out.
 
 # %% tags=["hide-input"]
@@ -226,7 +226,7 @@ known = published_triples().query("size == 'ViT-B/16' and model in @names.keys()
 wide = known.pivot(index="model", columns="metric", values="value").reindex(names)
 wide.insert(0, "target", wide.index.map(names))
 wide = wide.rename(columns={"knn": "k-NN"}).rename_axis(None).rename_axis(None, axis=1)
-wide[["target", "k-NN", "linear", "attentive"]]
+wide.rename({"BEiTv2": "BEiT v2"})[["target", "k-NN", "linear", "attentive"]]
 
 # %% [markdown]
 # There the best masked encoder has a teacher's features as target. But its teacher is CLIP, from which the tokenizer of
@@ -235,9 +235,9 @@ wide[["target", "k-NN", "linear", "attentive"]]
 #
 # ## What would refute it
 #
-# A latent encoder that stays at pixel MIM where CL does not: on generated images that is so for NMI. Had it been so
-# everywhere, masking itself would make attention local, whatever is predicted. All five rows were fixed before the encoders
-# were trained, and compare encoders of one width and one number of images.
+# A latent encoder that stays at pixel MIM where CL does not: on generated images that may be so for NMI (17b is
+# undecided). Had it been so everywhere, masking itself would make attention local, whatever is predicted. All five rows
+# were fixed before the encoders were trained, and compare encoders of one width and one number of images.
 
 # %% tags=["hide-input"]
 scorecard.rows("beyond/latent", STUDIES, MODELS)
@@ -246,7 +246,7 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Here the target moved attention and frequencies towards CL on photographs, and only frequencies on generated images.
-#   Shape bias and neighbours did not follow.
+#   Whether shape bias and neighbours follow is undecided.
 # - "Masked image modelling" names what is hidden from a model. Ask, too, what it has to say about the hidden part.
 # - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
 #   again.

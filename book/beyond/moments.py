@@ -10,9 +10,9 @@
 # **Claim.** What is found about attention and tokens depends on how long an encoder was trained. The tokens of a contrastive
 # encoder first become alike and its attention nearly uniform; only much later do its tokens part again.
 #
-# Every other chapter looks at encoders at the *end* of their training. So a finding about "contrastive learning" is one
-# about contrastive learning after so many images, and who trains a tenth as long may find something else. A photograph in
-# the developer does not show all of its parts at once either.
+# Nearly every other chapter looks at encoders at the *end* of their training. So a finding about "contrastive learning"
+# is one about contrastive learning after so many images, and who trains a tenth as long may find something else. A
+# photograph in the developer does not show all of its parts at once either.
 #
 # Here one training of each kind was stopped at moments $n_k = n_0 (n_K / n_0)^{k/K}$, evenly spaced on a logarithmic scale
 # of images seen, and measured as the other chapters measure. The quantity to watch first is how alike the $N$ tokens $z_i$
@@ -322,7 +322,7 @@ for name, grid in grids.items():
     kept = grid.index.difference(turned, sort=False)
     said.append(
         f"On {study(name).title}, {len(turned)} of {len(grid)} claims change their "
-        f"verdict along the training; {', '.join(kept) or 'none'} do not."
+        f"verdict along the training or in the last column; {', '.join(kept) or 'none'} do not."
     )
 Markdown(" ".join(said) or "No two trainings were followed.")
 

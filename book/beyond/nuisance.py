@@ -5,7 +5,7 @@
 # ---
 
 # %% [markdown]
-# # Nuisance on a dial
+# # Nuisance
 #
 # **Claim.** Where what does not matter is large in pixels, masked image modelling loses more of what does than contrastive
 # learning.
@@ -85,9 +85,9 @@ Markdown(
 # %% [markdown]
 # ## The quantity
 #
-# The nuisance itself: the same images at several amplitudes, and the formula above. Where a value leaves $0 \dots 1$ it is
-# clipped, and the formula ends. How large the nuisance is beside the variance of the pixels,
-# $\rho_a = \sum (x_a - x_0)^2 / \sum (x_a - \bar x_a)^2$, is what a reconstruction is paid for getting that right.
+# The nuisance itself: the same images at several amplitudes, and the formula above. Where a value leaves $0 \dots 1$ it
+# is clipped, and the formula no longer holds. The size of the nuisance against the variance of the pixels, $\rho_a =
+# \sum (x_a - x_0)^2 / \sum (x_a - \bar x_a)^2$, tells how much a reconstruction gains by getting it right.
 
 # %%
 from nbhelpers.images.shapes import generate_block
@@ -198,8 +198,8 @@ upto_each("19a", "CL loses more than CL of two renderings by")
 #
 # ## Where in the encoder?
 #
-# MIM is read best in its early blocks, CL in its late ones. So the loss of MIM at small amplitudes is not only one of where
-# it is read: compare the highest points, too.
+# At amplitudes 0 and 1 MIM is read best in an early block, CL in later ones. MIM's highest point falls, too, from 0 to
+# 1: its loss is not only one of where it is read.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of shape by depth, a panel per amplitude of nuisance, for CL, MIM and the untrained encoder."}, "figure": {"caption": "Linear probe of shape by depth, a panel per amplitude of nuisance; lines as above."}}
 titles = [f"amplitude {a:g}" for a in trained_at]
@@ -251,9 +251,9 @@ wide = frame.pivot(index="model", columns="nuisance", values="value").rename(lab
 wide.rename_axis(index=None, columns="amplitude").map("{:.2f}".format)
 
 # %% [markdown]
-# An encoder that learnt the shape where nuisance was small still loses much when it looks through more of it, so part of the
-# loss above is in the looking. How large the part of learning is, this figure cannot say: these encoders are wider and saw
-# far more images.
+# An encoder that learnt the shape where nuisance was small still loses much when it looks through more of it, so part
+# of the loss above is in the looking. How large the part of learning is, this figure cannot say: CL and MIM are wider
+# here, and all three saw far more images.
 #
 # ## What would refute it
 #
@@ -275,7 +275,8 @@ scorecard.rows("beyond/nuisance", STUDIES, MODELS)
 # - Contrast hardly notices a nuisance that is small in pixels, which costs reconstruction much of its accuracy at once.
 #   Where nuisance is most of the image, neither learns much in a short training.
 # - Here, views that did not share the nuisance were no cure for it, after one short training of one seed.
-# - An explanation that sounds right is worth a training. This one, a background that both views share, did not survive it.
+# - An explanation that sounds right is worth a training. This one, a background that both views share, found no support
+#   in it.
 # - A probe on noisier images tells what an encoder can read, and says nothing of what it would have learnt from them.
 #
 # ## Exercises
@@ -290,6 +291,6 @@ pd.DataFrame(found).astype(float).round(2)
 
 # %% [markdown]
 # 2. **From small to large.** Go on from an encoder that knows the shape: `Trainer(..., start=load("shapes.cl"))` with the
-#    images of `shapes("train", nuisance=4)`, as in [Train your own](../hybrid/train_your_own.py). Does it keep the shape?
+#    images of `shapes("train", nuisance=4)`, as in [Train your own](../own/training.py). Does it keep the shape?
 # 3. **Field or noise?** Background and sensor noise grow together here. Scale one of them in `generate_block`: which of the
 #    two is it that an encoder minds?

@@ -114,7 +114,7 @@ Markdown("\n".join(lines))
 
 # %% [markdown]
 # Share of attention that goes to the prefix, as a mean over patch tokens and heads. The class token of the book's encoders
-# is one of 65 tokens, to which uniform attention pays 0.015:
+# is one of $N + 1$ tokens, to which uniform attention pays $1 / (N + 1)$:
 
 # %% tags=["hide-input"]
 pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
@@ -190,8 +190,8 @@ legend = plots.legend_below(axes)
 #
 # ## Takeaways
 #
-# - In the book's encoders the class token is a sink in the first block and hardly one late, and no patch token has an
-#   outstanding norm: their late maps can be read as they are.
+# - In the book's encoders the class token is a sink in the first block; late, it is one in MIM on generated images
+#   alone. No patch token has an outstanding norm.
 # - A map among patch tokens is a division of what is left after the prefix has had its share. Look at that share first.
 # - A few tokens of very large norm may stand for more than their patches. Look for them before you interpret a hot cell.
 #

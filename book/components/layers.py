@@ -117,8 +117,8 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat(panels.values()), "probes")
 
 # %% [markdown]
-# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
-# mean square), beside the error of reading these.
+# With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
+# published curves (root mean square), beside the error of reading these.
 
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
@@ -192,7 +192,8 @@ pd.DataFrame(rows).round(1)
 
 # %% [markdown]
 # If the last blocks of MIM are only a decoder, making them new should cost it less than making the first ones new, and
-# less than it costs CL. With the 95 % interval over images:
+# less than it costs CL. The first holds for CL too, and layer decay slows new first blocks, so the second is the test.
+# With the 95 % interval over images:
 
 
 # %% tags=["hide-input"]
@@ -257,8 +258,8 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 #
 # - What shows: on generated images CL is read best near its end and MIM in the middle, after which its curve falls. On
 #   photographs both curves are nearly flat at the end, so that their best depths cannot be told apart.
-# - Making MIM's last blocks new costs it little, as it should if they are only a decoder: less than CL on photographs, where
-#   fine-tuning hardly pays for CL; on generated images both lose hardly anything.
+# - Making MIM's last blocks new costs it little, as it should if they are only a decoder: less than CL on photographs,
+#   where fine-tuning ends below CL's linear probe; on generated images both lose hardly anything.
 # - A representation is not what comes out last. For a masked model, look for the depth that reads best.
 # - A probe that falls with depth does not mean that information is gone: blocks add to the residual stream, and what
 #   they add may cover up what was there.

@@ -79,8 +79,8 @@ below = known["high"] < 0
 doubt = ", too little to tell where it pulls" if end.sum() < blocks else ""
 Markdown(f"""A conflict that grows with depth **{verdict}** here. After
 {steps[-1]} steps the gradients are too noisy for a direction in
-{blocks - end.sum() or "none"} of {blocks} blocks; where there is one, it lies below 0
-in {(end & below).sum() or "none"}. The cosine of MIM with itself, on two batches, has a
+{blocks - end.sum() or "none"} of {blocks} blocks; where there is one, its interval
+lies below 0 in {(end & below).sum() or "none"}. The cosine of MIM with itself, on two batches, has a
 median of {alike:.3f} over the blocks{doubt}.""")
 
 # %% tags=["hide-input"]
@@ -155,6 +155,8 @@ def by_step(rows, metric, ax, drawn):
         ax.plot(line["depth"], line["value"], **look)
         band = {"color": colour, "alpha": 0.2, "lw": 0}
         ax.fill_between(line["depth"], line["low"], line["high"], **band)
+        if len(line["depth"]) == 1:  # a band of no width
+            ax.vlines(line["depth"], line["low"], line["high"], color=colour, lw=1)
     ax.set(xlabel="depth")
 
 
@@ -185,7 +187,7 @@ loss = followed[followed["depth"].isna()].set_index(["metric", "step"])["value"]
 beginning = ", so this is the beginning of such a training" if seen < whole / 2 else ""
 Markdown(
     f"The run saw {seen:,} images in batches of {seen // steps[-1]}; the book's "
-    f"hybrids saw {whole:,}{beginning}."
+    f"hybrids of this study saw {whole:,}{beginning}."
 )
 
 # %% [markdown]
@@ -201,10 +203,10 @@ columns = {("loss", of): loss[f"{of.lower()}_loss"] for of in ("MIM", "CL")}
 columns |= {("cosine", f"block {block}"): wide["cosine", block] for block in ends}
 numbers = (pd.DataFrame(columns).round(3) + 0.0).map("{:.3f}".format)  # no -0.000
 slope = slopes[["value", "low", "high"]].round(3) + 0.0
-slope = slope.map("{:+.3f}".format)
+slope = slope.map("{:+.3f}".format).replace("-", "−", regex=True)
 numbers["slope", ""] = slope["value"] + " [" + slope["low"] + ", " + slope["high"] + "]"
 for block in ends:
-    share = wide["conflict", block].map("{:.0%}".format)
+    share = wide["conflict", block].map(lambda part: f"{100 * part:.0f} %")
     numbers["in conflict", f"block {block}"] = share
 numbers.rename_axis(index=None, columns=["step", ""])
 
@@ -338,7 +340,7 @@ now[["value", "low", "high"]].T.round(3)
 # ## Takeaways
 #
 # - A conflict that grows with depth is undecided here. Early in training the first blocks show one, the last never; at the
-#   end each loss hardly agrees with itself. In their late features most hybrids are nearer to CL.
+#   end each loss hardly agrees with itself. In their late features all hybrids are nearer to CL than to MIM.
 # - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two losses
 #   at right angles say little about what they want on average.
 # - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights

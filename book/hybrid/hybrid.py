@@ -348,8 +348,9 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: nothing for certain. On generated images the best hybrid lies above all seeds of both parents, and three
-#   seeds bound a mean only loosely; on photographs none leads clearly. That early blocks are like MIM's does not show.
+# - What shows: only that the NMI of some hybrid falls with depth (15c). That one beats both parents is undecided: on
+#   generated images the best lies above all seeds of both parents, and three seeds bound a mean only loosely; on
+#   photographs none leads clearly. That early blocks are like MIM's does not show.
 # - λ is no share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
 #   about that of another; [the next chapter](agreement.py) measures which loss pulls harder.
 # - A hybrid can cost as much as its parents together. Compare it with a parent that saw as many images, and, if time is

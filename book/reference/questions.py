@@ -147,9 +147,10 @@ frame = frame.set_index("depth").drop(columns="metric").round(3)
 frame.rename_axis(index=None, columns="depth")
 
 # %% [markdown]
-# Where the whole interval lies below 0, the two losses pull that block against each other. A value near 0 says little: a
-# batch's gradient is mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` estimates the
-# cosine without this noise as `direction`, and says as `mim_cosine` and `cl_cosine` how far each loss agrees with itself.
+# Where the whole interval lies below 0, the two losses pull that block against each other. A value near 0 says little:
+# a batch's gradient is mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` estimates
+# the cosine without this noise as `direction`, and says how far the first loss (`mim_cosine`) and the second
+# (`cl_cosine`) agree with themselves.
 #
 # ## And the others
 #
@@ -161,7 +162,7 @@ frame.rename_axis(index=None, columns="depth")
 # | Attention hooks collect nothing, or lists are empty ([vit-explain 23](https://github.com/jacobgil/vit-explain/issues/23)) | Fused attention has no map to hook. `capture` sees the call itself, and counts: too few blocks are an error |
 # | Registers break my reshape ([dinov2 90](https://github.com/facebookresearch/dinov2/issues/90)) | An `Encoder` knows its [prefix tokens](glossary.md); `stream.patches` is what is left |
 # | One hot cell swallows the map ([dinov2 306](https://github.com/facebookresearch/dinov2/pull/306)) | [Registers and sinks](../beyond/sinks.py): look at token norms and at the attention that the prefix gets |
-# | My images are not square ([dinov2 506](https://github.com/facebookresearch/dinov2/issues/506)) | Every metric takes `grid=(rows, columns)` and patches of any height and width |
+# | My images are not square ([dinov2 506](https://github.com/facebookresearch/dinov2/issues/506)) | Metrics that need the grid take `grid=(rows, columns)`; patches may have any height and width |
 # | Which block and which pooling does a linear probe of SimMIM need? ([SimMIM 14](https://github.com/microsoft/SimMIM/issues/14)) | [Layers](../components/layers.py) probes every depth, mean-pooled without the final norm; `norm` and `pool` are arguments |
 # | Where are the weights of MAE's decoder? ([mae 8](https://github.com/facebookresearch/mae/issues/8)) | In the files called *visualize*, which `load("mae_visualize.vit_base_patch16_224")` knows |
 # | Which stimuli count for the shape bias? ([texture-vs-shape 6](https://github.com/rgeirhos/texture-vs-shape/issues/6)) | [Shape or texture](../representations/shape_texture.py): those whose two cues differ, with the share that was decided for either |

@@ -40,6 +40,7 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.results import gather, late
+from nbhelpers.studies import label
 
 plots.style()
 METRICS = ["token_cosine", "attention_token_cosine", "across_attention_cosine"]
@@ -164,7 +165,7 @@ for encoder in study("shapes").encoders(MODELS):
     z = after_last_block(encoder, min(64, N_IMAGES))
     centred = z - z.mean((0, 1))  # one vector for all images and places
     pair = {"as they are": z, "without the common vector": centred}
-    rows[encoder.name] = {key: c_bar(v).mean().item() for key, v in pair.items()}
+    rows[label(encoder.name)] = {key: c_bar(v).mean().item() for key, v in pair.items()}
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
@@ -193,7 +194,8 @@ plots.download(depths, "across_block_cosine")
 # Untrained blocks add little to the stream, and so again lie at the top. Of the trained ones, the higher curve belongs
 # to the model whose blocks change a token less.
 #
-# All five cosines, averaged over the last third of the blocks:
+# All five cosines (*across attention*: a token before and after self-attention alone), averaged over the last third of
+# the blocks:
 
 # %% tags=["hide-input"]
 rows = {
@@ -223,8 +225,8 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 #
 # ## Takeaways
 #
-# - That tokens and depths are more alike in CL does not show here, and its heads are more alike by less than chance gives.
-#   Alike maps do give alike outputs of attention.
+# - That tokens and depths are more alike in CL does not show here, and its heads are more alike by less than untrained
+#   heads differ from 0. Alike maps do give alike outputs of attention.
 # - Read a cosine beside that of an untrained encoder: it is high for tokens and depths, and near 0 but not at 0 for heads.
 # - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the
 #   differences.

@@ -93,7 +93,7 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 # The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and
 # positions, before any block.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster with bars for the reading error."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -107,8 +107,8 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat(frames.values()), "delta_log_amplitude")
 
 # %% [markdown]
-# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
-# mean square), beside the error of reading these.
+# With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
+# published curves (root mean square), beside the error of reading these.
 
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
@@ -117,9 +117,9 @@ gaps = difference_to_published(pd.concat(frames.values()), "delta_log_amplitude"
 gaps.round(3) if len(gaps) else None
 
 # %% [markdown]
-# Compare MIM with CL at the right: that is the claim. Then look at the last steps of MIM's line: down means that the last
-# blocks smooth, as published; up means that they sharpen, and do not act as a decoder. Dotted: an untrained encoder.
-# Averaged over the first and the last third of the blocks:
+# Compare MIM with CL in the last blocks: that is the claim. Then look at the last steps of MIM's line: down means that
+# the last blocks smooth, as published; up means that they sharpen, and do not act as a decoder. Dotted: an untrained
+# encoder. Averaged over the first and the last third of the blocks:
 
 # %% tags=["hide-input"]
 rows = {
@@ -182,7 +182,7 @@ for name in frames:
         text += f"they fall by {fall:.2f} beyond the first ring, CL's by {fall_cl:.2f}."
         if min(rougher, alike) > 0:
             share = "all" if alike >= rougher else f"{alike / rougher:.0%}"
-            text += f" Their step, larger by {alike:.2f}, hides {share} of that at the "
+            text += f" MIM's step to that ring, larger by {alike:.2f}, hides {share} of that at the "
             text += "highest frequency."
         said.append(text)
 Markdown(" ".join(said)) if said else None

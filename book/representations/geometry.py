@@ -222,8 +222,9 @@ scorecard.rows("representations/geometry", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Late attention moves tokens more in unison in CL than in MIM, though MIM's do not move separately either: about half of
-#   their update is common, far more than 1/N. In neither encoder do the tokens of an image gather.
+# - Late attention moves tokens more in unison in CL than in MIM, though MIM's do not move separately either: about half
+#   of their update is common, far more than 1/N. On generated images CL's tokens do not gather by image, and MIM's do
+#   not clearly.
 # - The common share tells whether a block moves an image as a whole or its tokens one by one.
 # - It is 1 for an encoder that knows nothing. Read it beside the untrained one, and over all depths.
 # - Moving together is not being together: whether tokens end up as clumps is a question of its own.

@@ -195,6 +195,7 @@ for name in noise:
     rows = last_block(name, "accuracy").query("change in ['none', 'low-pass']")
     rows = rows.assign(model=rows["model"].map(label))
     grid = rows.pivot_table("value", "model", "parameter", sort=False)
+    grid = grid.rename_axis(index=None, columns="cut-off / Nyquist")
     kept[name] = grid.rename(columns={0.0: "no filter"}).round(2)
 pd.concat(kept) if kept else "no table"
 
@@ -228,8 +229,8 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL follows shape more than MIM and resists noise of high frequency better, yet loses as much or more when high
-#   frequencies are removed.
+# - CL follows shape more than MIM and resists noise of high frequency better, yet loses more when only the lowest
+#   frequencies are left.
 # - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
 # - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
 # - Going by shape, resisting noise of high frequency and doing without high frequencies are three properties.

@@ -132,7 +132,7 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 #
 # - Two labels that are drawn independently can be asked for one by one. On photographs, who knows one of them can often
 #   guess the other.
-# - A token sees less than a texture's wavelength. An encoder that names a texture or a shape has combined several tokens.
+# - A token sees less than the wavelength of most textures. To name these, or a shape, an encoder has to combine tokens.
 # - Compare every number with that of the untrained encoder before reading anything into it.
 #
 # ## Exercises

@@ -88,7 +88,7 @@ own_picture.page(groups, pictures, FOLDER)
 # - **Encoder.** Eight blocks of width 128 with four heads over 65 tokens, in plain typed
 #   arrays, in a Worker, so that the page stays responsive. Tests hold its maps to
 #   PyTorch's within 0.001 at every depth and in every head.
-# - **Numbers.** Attention is the softmax over patch tokens, as in all chapters. Solid
+# - **Numbers.** Attention is the softmax over patch tokens, as in most chapters. Solid
 #   lines are this picture, dashed ones the mean over the test images.
 #
 # ## Try it yourself

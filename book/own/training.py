@@ -13,7 +13,7 @@
 # enough to see a loss fall, and too little for attention to take shape on one core. So this run goes on from the book's
 # masked encoder, adds the contrastive loss, and shows what becomes of its attention.
 #
-# A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in [its chapter](hybrid.py). The
+# A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in [its chapter](../hybrid/hybrid.py). The
 # learning rate follows half a cosine down to zero, so a run has to know its length before it begins. This page takes a few
 # steps on trial, measures how long a step takes here, and plans a run that fits the time.
 
@@ -73,7 +73,7 @@ book = recipe(name, OBJECTIVE).images
 Markdown(
     f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so {SECONDS} s are "
     f"good for **{chosen.steps} steps**, or {chosen.images:,} images. The book's "
-    f"recipe is of {book:,}."
+    f"recipe is of {book:,}; the legend below says how many the book's encoder saw."
 )
 
 # %% [markdown]
@@ -165,9 +165,10 @@ plots.download(numbers, "loss")
 # %% [markdown]
 # ## What became of attention
 #
-# {term}`NMI` of query and key says how much a token's map depends on where the token is: 0 where all maps are alike. The
-# paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's high in
-# the middle blocks and low in the last. "Before" is where this run began.
+# {term}`NMI` of query and key says how much a token's map depends on where the token is: 0 where all maps are alike.
+# The paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's
+# high in the middle blocks and low in the last. "Before" is where this run began. The book's small hybrid is low in the
+# middle, too.
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth: where this run began, where it ended (yours), and a finished encoder of the book, which can be of another width and began with random weights: it shows a direction, not a target. Lines: mean over heads, with the 95 % interval over images; dots: single heads."}}
 from nbhelpers import analyse
@@ -208,7 +209,7 @@ thirds = {"first third of the blocks": first, "last third": last}
 pd.DataFrame(thirds).map("{:.3f}".format)
 
 # %% [markdown]
-# On a faster machine yours sees more images in the same time, and moves further.
+# On a faster machine yours sees more images in the same time, and may move further.
 #
 # ## Keep it
 #
@@ -244,5 +245,5 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 # 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as
 #    `CLASS/FILE`.
 # 3. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree
-#    with [who pulls harder](agreement.py)? Another architecture is
+#    with [who pulls harder](../hybrid/agreement.py)? Another architecture is
 #    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.

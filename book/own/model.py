@@ -17,7 +17,8 @@
 
 # %% [markdown] tags=["site"]
 # The two models below were trained on photographs, CIFAR-10, and look at generated shapes here: images of a kind that they
-# never saw. With `IMAGES = "cifar10"` they look at their own.
+# never saw. With `IMAGES = "cifar10"` they look at their own. A module that you built yourself goes into `MODELS` after one
+# call of `wrap`: see [Bring a model](bring.py).
 
 # %% tags=["parameters"]
 # the book's names, timm names, "hf-hub:...", files of save_encoder, or "random:..."
@@ -31,12 +32,11 @@ FROM_FILE = None  # local copy of the weights of a single model
 OUT = None  # a folder for metrics.csv
 
 # %% tags=["hide-input"]
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from nbhelpers import analyse, interactive, load, plots, study
 from nbhelpers.capture import capture
@@ -50,8 +50,8 @@ plots.style()
 # %% [markdown]
 # ## What was read off the models
 #
-# Prefix tokens, patch grid and preprocessing come from the model. If a row of this table is not what you expect,
-# no figure further down can be trusted.
+# Prefix tokens, patch grid and preprocessing (not shown) come from the model. If an entry of this table is not what you
+# expect, no figure further down can be trusted.
 
 # %%
 encoders = [load(model, device=DEVICE, from_file=FROM_FILE) for model in MODELS]
@@ -261,167 +261,6 @@ else:
 #
 # Two models on one line are compared, by names or files that `save_encoder` wrote:
 # `python -m nbhelpers.analyse vit_base_patch16_224.mae vit_base_patch16_224.dino --images ... --out report`.
-
-# %% [markdown] tags=["site"]
-# ## Bring your model
-#
-# A model that timm, a hub or a file knows by name goes into `MODELS` as it is. Of a module that you built yourself, `wrap`
-# makes an encoder. It reads what the module says of itself, and you tell it the rest: how many tokens stand before the
-# patches (`prefix`), how the patches are arranged (`grid`, `patch_size`), where the blocks are (`blocks`), and which part of
-# a block first sees the tokens after attention (`after_attention`). The models below are small and untrained, and look at
-# sixteen images.
-
-# %% tags=["site"]
-import tempfile
-
-import timm
-import torch
-from torch import nn
-from torchvision.models import VisionTransformer
-
-from nbhelpers.models import wrap
-
-few = images.subset(min(16, len(images)))
-pixels = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as in your training
-brought = []
-
-# %% [markdown] tags=["site"]
-# **timm.** Its ViTs say all about their tokens, at any size of the image:
-
-# %% tags=["site"]
-module = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), depth=3)
-brought.append(wrap(module, **pixels, name="timm"))
-
-# %% [markdown] tags=["site"]
-# **torchvision.** The blocks are at `encoder.layers`, and `ln_2` is the norm in front of the MLP:
-
-# %% tags=["site"]
-module = VisionTransformer(
-    64, 16, num_layers=3, num_heads=3, hidden_dim=96, mlp_dim=192
-)
-layout = {"prefix": 1, "grid": (4, 4), "patch_size": 16, "heads": 3, "width": 96}
-where = {"blocks": "encoder.layers", "after_attention": "ln_2"}
-brought.append(wrap(module, **layout, **where, **pixels, name="torchvision"))
-
-# %% [markdown] tags=["site"]
-# **Plain PyTorch.** A block may call `nn.MultiheadAttention`, as here, or `F.scaled_dot_product_attention`, or multiply,
-# take the softmax and multiply again by hand. This model has no class token.
-
-
-# %% tags=["site"]
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(96, 3, batch_first=True)
-        self.norm1, self.norm2 = nn.LayerNorm(96), nn.LayerNorm(96)
-        self.mlp = nn.Sequential(nn.Linear(96, 192), nn.GELU(), nn.Linear(192, 96))
-
-    def forward(self, x):  # B N D
-        y = self.norm1(x)
-        x = x + self.attention(y, y, y)[0]
-        return x + self.mlp(self.norm2(x))
-
-
-# %% tags=["site"]
-class Plain(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(3, 96, 16, 16)
-        self.positions = nn.Parameter(0.02 * torch.randn(16, 96))
-        self.blocks = nn.Sequential(Block(), Block(), Block())
-
-    def forward(self, x):  # B C H W -> B N D
-        return self.blocks(self.patches(x).flatten(2).mT + self.positions)
-
-
-# %% tags=["site"]
-layout["prefix"] = 0
-brought.append(
-    wrap(Plain(), **layout, **pixels, after_attention="norm2", name="PyTorch")
-)
-
-# %% [markdown] tags=["site"]
-# **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it. In the
-# parameters above, that is `MODELS = ["vit_tiny_patch16_224"]` and `FROM_FILE = "mine.pth"`; for two files of one run,
-# `MODELS = [replace(load("vit_tiny_patch16_224", from_file=f), name=f) for f in ("before.pth", "after.pth")]`.
-
-# %% tags=["site"]
-with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / "mine.pth"
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), path)
-    brought.append(replace(load("vit_tiny_patch16_224", from_file=path), name="file"))
-
-# %% [markdown] tags=["site"]
-# All four, from one loop; each of these would go through every cell above as well:
-
-# %% tags=["site"] mystnb={"image": {"alt": "NMI against depth of four untrained models, one each of timm, torchvision, plain PyTorch and a file; all lie close to zero."}, "figure": {"caption": "NMI against depth of four models with random weights that were brought in four ways."}}
-own = pd.concat([analyse(encoder, few, ["nmi"]) for encoder in brought])
-(ax,) = plots.panels([""])
-plots.by_depth(own, "nmi", ax)
-legend = plots.legend_below([ax])
-
-# %% [markdown] tags=["site"]
-# Random weights attend nearly uniformly, so NMI is nearly 0: what an untrained model looks like in every figure of
-# NMI. A trained one that still looks so was probably not loaded, or is fed other pixels than in its training.
-#
-# **HuggingFace.** The book does not install `transformers`, so this is not run here. It was tried with version 5; in
-# version 4 the blocks are at `encoder.layer`.
-#
-# ```python
-# from transformers import ViTModel
-#
-# module = ViTModel.from_pretrained("google/vit-base-patch16-224-in21k")
-# config = module.config
-# encoder = wrap(
-#     module,
-#     prefix=1,
-#     grid=config.image_size // config.patch_size,
-#     patch_size=config.patch_size,
-#     heads=config.num_attention_heads,
-#     width=config.hidden_size,
-#     blocks="layers",
-#     after_attention="layernorm_after",
-#     mean=(0.5, 0.5, 0.5),
-#     std=(0.5, 0.5, 0.5),
-# )
-# ```
-#
-# A model of which attention cannot be seen (it uses `einsum`, say, or was compiled) ends in an error that shows the two
-# lines to change.
-#
-# ## What cannot be read
-#
-# Architectures whose attention is confined to windows (Swin), pools its queries or keys (Hiera, MViT), or runs over
-# channels (XCiT) have no $N \times N$ map over one grid. They are refused by name, with the reason, rather than
-# measured wrongly.
-
-# %% tags=["site"]
-from nbhelpers.models import UnsupportedArchitecture
-
-try:
-    wrap(timm.create_model("xcit_nano_12_p16_224"))
-except UnsupportedArchitecture as reason:
-    print(textwrap.fill(str(reason), 80))
-
-# %% [markdown] tags=["site"]
-# One small model of every family of timm's ViTs was run with random weights (`python tests/test_coverage.py`). These
-# can be analysed, as can their relatives of other sizes:
-
-# %% tags=["site"]
-from nbhelpers.files import DATA
-
-families = pd.read_csv(DATA / "coverage.csv").convert_dtypes()
-families = families.set_index("family")
-analysed = families[families["outcome"] == "analysed"]
-analysed.drop(columns=["outcome", "reason", "heads"]).rename_axis(None)
-
-# %% [markdown] tags=["site"]
-# And these are refused, with the reason:
-
-# %% tags=["site", "hide-output"]
-refused = families[families["outcome"] == "refused"]
-reasons = refused["reason"].str.partition("cannot be read: ")[2]
-Markdown("\n".join(f"- `{family}`: {reason}." for family, reason in reasons.items()))
 
 # %% [markdown] tags=["site"]
 # ## Try it yourself
