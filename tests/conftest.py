@@ -11,3 +11,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first, so that no process begins one when the others have ended."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture
+def add_in_place():
+    """Makes the blocks of an encoder add to their input."""
+    from timm.models.vision_transformer import Block  # which reads the variable above when it is imported
+
+    class InPlace(Block):
+        def forward(self, x):
+            x += self.attn(self.norm1(x))
+            x += self.mlp(self.norm2(x))
+            return x
+
+    def change(encoder):
+        for block in encoder.blocks:
+            block.__class__ = InPlace
+
+    return change

@@ -24,7 +24,7 @@ STUDY = "shapes"
 N_IMAGES = 16
 SEED = 0
 
-# %%
+# %% tags=["hide-input"]
 import tempfile
 import textwrap
 from dataclasses import replace
@@ -42,6 +42,8 @@ from nbhelpers.files import DATA
 from nbhelpers.models import UnsupportedArchitecture, wrap
 
 plots.style()
+
+# %%
 torch.manual_seed(SEED)
 few = study(STUDY).images("test").at_most(N_IMAGES, seed=SEED)
 pixels = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as in your training

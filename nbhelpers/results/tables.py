@@ -199,10 +199,14 @@ def _profile(encoder: Encoder, images: Images, metrics: Sequence[str] = PROFILE)
 @declare("probes", lambda study: _drawn(study, TRAIN), models=_every_kind, kept=True)
 def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Linear and k-NN probes of every label."""
+    return _linear_and_knn(encoder, images)
+
+
+def _linear_and_knn(encoder: Encoder, images: Images, **reading: object) -> pd.DataFrame:
     train, validation, test = splits_of(images)
-    labels = sorted(test.labels)
-    linear = probed(linear_by_depth, encoder, train, validation, test, label=labels)
-    return pd.concat([linear, probed(knn_by_depth, encoder, train, test, label=labels)], ignore_index=True)
+    options = {"label": sorted(test.labels), **reading}
+    linear = probed(linear_by_depth, encoder, train, validation, test, **options)
+    return pd.concat([linear, probed(knn_by_depth, encoder, train, test, **options)], ignore_index=True)
 
 
 @declare(
@@ -215,10 +219,7 @@ def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
 )
 def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Linear and k-NN probes of the last block, with every label of the training images."""
-    train, validation, test = splits_of(images)
-    options = {"label": sorted(test.labels), "depths": [encoder.depth]}
-    linear = probed(linear_by_depth, encoder, train, validation, test, **options)
-    return pd.concat([linear, probed(knn_by_depth, encoder, train, test, **options)], ignore_index=True)
+    return _linear_and_knn(encoder, images, depths=[encoder.depth])
 
 
 @declare("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)

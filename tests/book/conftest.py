@@ -12,7 +12,10 @@ from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jupytext
+import nbformat
 import numpy as np
+import papermill
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
@@ -203,3 +206,17 @@ def look_at(open_page, site: str) -> Callable[[str], Look]:
         return look
 
     return look_at
+
+
+@pytest.fixture
+def run_chapter(tmp_path: Path) -> Callable[[Path, dict[str, object]], list[nbformat.NotebookNode]]:
+    """(chapter, parameters) -> its cells after a run in its own folder."""
+
+    def run(path: Path, parameters: dict[str, object]) -> list[nbformat.NotebookNode]:
+        notebook = tmp_path / "chapter.ipynb"
+        jupytext.write(jupytext.read(path), notebook)
+        how = {"kernel_name": "python3", "language": "python", "progress_bar": False}
+        papermill.execute_notebook(notebook, notebook, parameters, cwd=path.parent, **how)
+        return nbformat.read(notebook, 4).cells
+
+    return run

@@ -6,11 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
-import nbformat
-import papermill
 import pytest
 import yaml
 from PIL import Image
@@ -138,22 +137,11 @@ ALONE = [path for path in filter(solutions, CHAPTERS) if page(path) not in ADAPT
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
-def test_first_exercise_another_architecture_through_all_cells(path: Path, tmp_path: Path) -> None:
+def test_first_exercise_another_architecture_through_all_cells(path: Path, run_chapter: Callable) -> None:
     """Twelve blocks, three heads, 14 x 14 patches of 16 px and random weights, as the exercise says."""
     model = ["random:vit_tiny_patch16_224"]
     prose = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
     assert f"`MODELS = {model}`".replace("'", '"') in "".join(prose)
-    notebook = tmp_path / "chapter.ipynb"
-    jupytext.write(jupytext.read(path), notebook)
     parameters = {"STUDIES": ["shapes"], "MODELS": model, "N_IMAGES": 8}
-    papermill.execute_notebook(
-        notebook,
-        notebook,
-        parameters,
-        kernel_name="python3",
-        language="python",
-        cwd=path.parent,
-        progress_bar=False,
-    )
-    cells = nbformat.read(notebook, 4).cells
-    assert "vit_tiny_patch16_224" in str([cell.get("outputs") for cell in cells])
+    outputs = [cell.get("outputs") for cell in run_chapter(path, parameters)]
+    assert "vit_tiny_patch16_224" in str(outputs)

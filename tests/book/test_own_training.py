@@ -1,10 +1,8 @@
 """The notebook that trains: a short run leaves one figure of the loss, no noise, and an encoder to load."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-import jupytext
-import nbformat
-import papermill
 import pytest
 from PIL import Image
 
@@ -15,10 +13,8 @@ CHAPTER = Path(__file__).parents[2] / "book" / "own" / "training.py"
 
 
 @pytest.mark.slow
-def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_chapter: Callable) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own, which shows figures
-    notebook = tmp_path / "chapter.ipynb"
-    jupytext.write(jupytext.read(CHAPTER), notebook)
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number, image in enumerate(shapes("test").batch(range(60))):
@@ -31,16 +27,7 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "N_IMAGES": 10,
         "FOLDER": str(tmp_path),
     }
-    papermill.execute_notebook(
-        notebook,
-        notebook,
-        parameters,
-        kernel_name="python3",
-        language="python",
-        cwd=CHAPTER.parent,
-        progress_bar=False,
-    )
-    outputs = [output for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", [])]
+    outputs = [output for cell in run_chapter(CHAPTER, parameters) for output in cell.get("outputs", [])]
     assert {output.output_type for output in outputs} == {"display_data", "execute_result"}  # no streams
     figures = [output for output in outputs if {"image/svg+xml", "image/png"} & set(output.data)]
     assert len(figures) == 2  # the loss, one figure however often it was drawn, and attention
