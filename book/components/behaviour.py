@@ -435,8 +435,8 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #
 # ## Exercises
 #
-# 1. **Other models.** Fine-tuning of the encoders of width 64: does the order of CL and MIM survive a change of seed? Set
-#    `MODELS` to their names, or look at the hidden cell below.
+# 1. **Other models.** Does the order of CL and MIM in fine-tuning survive a change of seed? Set
+#    `MODELS = ["shapes.cl.w64.n256000.s1", "shapes.mim.w64.n256000.s1"]`, then `.s2`, or look at the hidden cell below.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 rows = sized.query("parameter == 64")

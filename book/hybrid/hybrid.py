@@ -358,8 +358,9 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 #
 # ## Exercises
 #
-# 1. **Other models.** Which hybrid is nearest to MIM in its late blocks? Put other encoders into `MODELS`, or train another
-#    weight: `python -m nbhelpers.pretrain --study shapes --objective hybrid-0.1`.
+# 1. **Other models.** Which hybrid is nearest to MIM in its late blocks? Set
+#    `MODELS = ["shapes.mim.w64.n256000", "shapes.hybrid-0.2.w64.n256000", "shapes.hybrid-0.8.w64.n256000"]`, or train
+#    another weight: `python -m nbhelpers.pretrain --study shapes --objective hybrid-0.1`.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 shown = {name: late(frame, "nmi") for name, frame in frames.items()}

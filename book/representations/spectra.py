@@ -252,8 +252,8 @@ plots.download(pd.concat(ends), "spectra")
 #
 # An effective rank of tokens, late, that is not lower in CL than in a masked encoder of the same architecture, trained
 # on the same images; or one of images that is not higher. The two can fail apart: a model may lose directions on both
-# levels. The interval of 8a takes eigenvalues to err as those of normal data do (Anderson 1963); pooled features come in
-# clusters, so read it as approximate. The rows of the [scorecard](../index.py) that gave the result above:
+# levels. The interval of 8a takes eigenvalues to err as those of normal data do {cite:p}`anderson1963asymptotic`; pooled
+# features come in clusters, so read it as approximate. The rows of the [scorecard](../index.py) that gave the result above:
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/spectra", STUDIES, MODELS)

@@ -63,8 +63,15 @@ class ImageSource(Dataset):
         return part
 
     def _numbers(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Indices from 0 on; an IndexError for what is none, or a mask of another length."""
-        return torch.arange(len(self))[torch.as_tensor(indices)]
+        """Indices from 0 on; an IndexError for what is none, or a mask of another length.
+
+        Raises:
+            ValueError: no index at all.
+        """
+        indices = torch.as_tensor(indices)
+        if not indices.numel():
+            raise ValueError(f"{self.name}: no image is chosen")
+        return torch.arange(len(self))[indices]
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at `indices` as `uint8 B C H W`; a ValueError where their sizes differ."""
@@ -160,7 +167,7 @@ class ArraySource(ImageSource):
     masks: Tensor | None = None
     mean: Triple | None = None
     std: Triple | None = None
-    origin: str = "generated"
+    origin: str = "memory"
 
     def __post_init__(self) -> None:
         """Check that everything fits together and compute what was not given."""

@@ -79,11 +79,15 @@ def pretrain(
         Whether training is finished.
 
     Raises:
+        FileExistsError: the folder has an encoder of that name, which a new training would replace.
         ValueError: the folder has encoders of that name but for the seed, and of another architecture.
     """
     name = trained_name(recipe, study)
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)
+    if trainer.step == 0 and name in manifest(folder):
+        ways = "another seed or number of images gives another name, folder=... another place"
+        raise FileExistsError(f"there is an encoder {name}, which would be replaced: {ways}")
     _require_seed_of(recipe, study, description(trainer, study)["architecture"], folder)
     if not trainer.done and not trainer.run(stop_after):
         return False

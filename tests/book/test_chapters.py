@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from nbhelpers.images import shapes
+from nbhelpers.studies import kind
 
 BOOK = Path(__file__).parents[2] / "book"
 TOC = yaml.safe_load((BOOK / "_toc.yml").read_text())
@@ -133,6 +134,30 @@ def test_adapted_chapters_are_executed_and_built(tmp_path: Path) -> None:
 
 
 ALONE = [path for path in filter(solutions, CHAPTERS) if page(path) not in ADAPTED]
+
+
+# Of these the first exercise changes something else, as its text says; `N_IMAGES` of them.
+OTHERS = {
+    "components/behaviour": None,
+    "hybrid/hybrid": None,
+    "beyond/moments": 16,
+    "representations/shape_texture": 40,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable) -> None:
+    prose = [cell.source for cell in jupytext.read(BOOK / f"{name}.py").cells if cell.cell_type == "markdown"]
+    (first,) = re.findall(r"^1\. \*\*.+?(?=^\d\. |\Z)", "\n".join(prose), re.MULTILINE | re.DOTALL)
+    change = ast.parse(re.search(r"`([A-Z]+ = .+?)`", first)[1]).body[0]
+    parameter, value = change.targets[0].id, ast.literal_eval(change.value)
+    parameters = {"STUDIES": ["shapes"], parameter: value} | (
+        {"N_IMAGES": OTHERS[name]} if OTHERS[name] else {}
+    )
+    outputs = str([cell.get("outputs") for cell in run_chapter(BOOK / f"{name}.py", parameters)])
+    names = [f"shapes.{value}"] if isinstance(value, str) else value
+    assert all(kind(model) in outputs for model in names)
 
 
 @pytest.mark.slow

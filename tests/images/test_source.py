@@ -42,7 +42,7 @@ def test_selection_carries_labels_masks_and_statistics():
     assert torch.equal(part.images, source.images[[4, 4, 1]])
     assert part.labels["class"].tolist() == [1, 1, 1]
     assert torch.equal(part.masks, source.masks[[4, 4, 1]])
-    assert (part.mean, part.std, part.name, part.origin) == (source.mean, source.std, "toy", "generated")
+    assert (part.mean, part.std, part.name, part.origin) == (source.mean, source.std, "toy", "memory")
 
 
 def test_subset_draws_without_replacement_by_seed():
@@ -105,6 +105,15 @@ def test_a_mask_chooses_where_it_is_true():
     for wrong in (mask[:5], [12], [0.5]):
         with pytest.raises(IndexError):
             images.select(wrong)
+    with pytest.raises(ValueError, match="toy: no image is chosen"):
+        images.select([])
+
+
+def test_pixels_identify_images_but_generated_ones():
+    one = make()
+    other = replace(one, images=255 - one.images)
+    assert one.identity != other.identity
+    assert replace(one, origin="generated").identity == replace(other, origin="generated").identity
 
 
 def test_fingerprint_follows_changes():

@@ -254,6 +254,19 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
         Trainer(small("mim"), source(48), source(16), tmp_path, precision=torch.float32)
 
 
+def test_a_trained_encoder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+    monkeypatch.setitem(SOURCES, "shapes", lambda split: source())
+    chosen = small("mim")
+    row = {"study": "shapes", "objective": "MIM", "seed": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    row["architecture"] = chosen.architecture | {"image_size": 16}
+    path = save_encoder(mini_vit(**row["architecture"]), trained_name(chosen, "shapes"), row, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=rf"{trained_name(chosen, 'shapes')}, which would be replaced"):
+        pretrain(replace(chosen, learning_rate=1e-4), "shapes", folder=tmp_path)
+    assert path.read_bytes() == before
+
+
 def test_a_seed_of_another_architecture_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     monkeypatch.setitem(SOURCES, "shapes", lambda split: source())
