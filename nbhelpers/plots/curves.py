@@ -59,7 +59,7 @@ def by_depth(
         if heads:
             dots = rows[(rows["model"] == model) & (rows["head"] >= 0)]
             ax.scatter(dots[column], dots["value"], s=9, color=look["color"], alpha=0.45, lw=0)
-    if whole["model"].nunique() > len(firsts):
+    if whole["model"].nunique() > len(firsts) and whole["model"].duplicated().any():  # lines, not points
         ax.plot([], [], color=GREY, lw=0.8, label=OTHER_SEEDS)
     if heads:
         ax.scatter([], [], s=9, color=GREY, alpha=0.45, lw=0, label=SINGLE_HEADS)
