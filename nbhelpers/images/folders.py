@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import shutil
 import tarfile
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -203,16 +202,14 @@ def find_images(root: Path) -> tuple[list[str], dict[str, str]]:
 def unpacked(path: Path) -> Path:
     """A folder as it is, or the folder in the cache into which a tar archive is unpacked once.
 
-    Only regular files and links to them are unpacked, and none outside the folder.
-
     Raises:
-        ValueError: something else, a broken archive, or one that names files outside of it.
+        ValueError: something else, a broken archive, or one that leads out of that folder or holds devices.
     """
     if path.is_dir():
         return path
     if not path.is_file():
         raise ValueError(f"{printable(path)} is neither a folder nor a regular file")
-    target = cache_dir() / "images" / f"unpacked-2-{sha256(path)}"
+    target = cache_dir() / "images" / f"unpacked-3-{sha256(path)}"
     if target.exists():
         return target
     try:
@@ -220,8 +217,7 @@ def unpacked(path: Path) -> Path:
             _unpack(archive, temporary)
         return target
     except Exception as error:  # tarfile and what decompresses raise almost any type on broken bytes
-        clash = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)  # of two members
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno and not clash):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
         with path.open("rb") as file:
             kind = disguise(file.read(64))
@@ -280,24 +276,10 @@ def _split(path: Path) -> tuple[Path, str]:
 
 
 def _unpack(archive: tarfile.TarFile, target: Path) -> None:
-    """Write the files of an archive, links copied, below `target`; a ReadError unless it is complete."""
+    """Write what is in an archive below `target`; a ReadError unless it is complete."""
     target.mkdir()
-    for member in tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None):
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts:
-            raise tarfile.ReadError(f"it names a file outside of it, {printable(name)}")
-        if member.isfile():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with (target / name).open("wb") as file:
-                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
-    for link in [member for member in archive if member.issym() or member.islnk()]:
-        place, base = target / link.name, os.path.dirname(link.name) if link.issym() else ""
-        leads = os.path.normpath(os.path.join(base, link.linkname))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not leads.startswith(("/", "..")) and (target / leads).is_file():
-            shutil.copyfile(target / leads, place)
-        else:  # its suffix has it named as left out
-            place.with_name(f"{place.name}.link").touch()
+    members = tqdm(archive, f"unpacking {Path(archive.name).name}", disable=None)
+    archive.extractall(target, members, filter="data")
     # A complete archive ends in a block of zeros; tarfile stops at a damaged record without an error.
     archive.fileobj.seek(archive.offset)
     end = archive.fileobj.read(tarfile.BLOCKSIZE)
