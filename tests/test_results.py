@@ -412,7 +412,7 @@ def test_copies_of_a_photograph_are_in_one_part(tmp_path):
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(pixels.numpy()).save(path)
     images = results.TABLES["probes"].images(study(f"folder:{tmp_path}"))
-    contents = [digest for source in images.values() for _, digest in source.files]
+    contents = [digest for source in images.values() for digest in source.digests]
     assert len(contents) == len(set(contents)) == 50
 
 

@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10
 
 from nbhelpers.files import atomic_path, cache_dir, sha256
 from nbhelpers.images.decode import DECODER, Size, resize
-from nbhelpers.images.folders import find_images, printable, read_all
+from nbhelpers.images.folders import find_images, read_all
 from nbhelpers.images.source import ArraySource, MissingDataError, channel_statistics, in_turns, named_path
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -120,8 +120,6 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
             )
         if match["shape"] != match["texture"]:
             trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
-    if not trials:
-        raise ValueError(f"{path} holds no cue-conflict stimuli, SHAPE/shapeN-textureM.png")
     images, shapes, textures = zip(*trials, strict=True)
     labels = {"shape": torch.tensor(shapes), "texture": torch.tensor(textures)}
     classes = {"shape": CUE_CLASSES, "texture": CUE_CLASSES}
@@ -178,9 +176,10 @@ def _content(path: Path) -> str:
     """SHA-256 of an archive, or of names and contents of the files in a folder that CIFAR-10 is made of."""
     if path.is_file():
         return sha256(path)
-    names = find_images(path)[0] or sorted(os.listdir(path))  # torchvision's batches are no images
-    lines = [path.name, *(f"{printable(name)} {sha256(path / name)}" for name in names)]
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    # torchvision's batches are no images
+    names = sorted(os.listdir(path)) if path.name == CIFAR10.base_folder else find_images(path)[1]
+    lines = [path.name, *(f"{name} {sha256(path / name)}" for name in names)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _write_cifar10(path: Path, cached: Path) -> None:

@@ -143,7 +143,7 @@ def _drawn(study: Study, train: int) -> Images:
         return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
     whole = study.images()
     if isinstance(whole, FileSource):  # each content once, so that no test image was learnt from
-        copies = {digest: i for i, (_, digest) in reversed([*enumerate(whole.files)])}
+        copies = {digest: i for i, digest in reversed([*enumerate(whole.digests)])}
         whole = whole.select(sorted(copies.values()))
     label = next(iter(whole.labels))
     numbers = whole.labels[label]
