@@ -97,12 +97,11 @@ class FileSource(ImageSource):
 def folder(path: str | Path, size: Size | None = None) -> FileSource:
     """The images of a folder or tar archive laid out as `CLASS/FILE`, decoded when asked for.
 
-    A set inside an archive or a folder is named by the longer path: `imagenette2.tgz/imagenette2/val`. Images
-    that lie in one folder without sub-folders form one class, named after it. A warning counts files that are
-    no images by their names.
+    Images that lie in one folder without sub-folders form one class, named after it. A warning counts files
+    that are no images by their names.
 
     Args:
-        path: a folder, a tar archive (any compression that Python reads), or a folder inside an archive.
+        path: a folder or a tar archive (any compression that Python reads).
         size: resize to cover this many pixels (one number, or rows and columns) and crop at the centre;
             None leaves every image as it is.
 
@@ -113,7 +112,7 @@ def folder(path: str | Path, size: Size | None = None) -> FileSource:
     """
     path = Path(path).expanduser()
     root, names = find_images(path)
-    return FileSource(path, root, _split(path)[0].name, _by_class(path, names), size)
+    return FileSource(path, root, path.name, _by_class(path, names), size)
 
 
 def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -127,14 +126,11 @@ def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor
 
 
 def find_images(path: Path) -> tuple[Path, list[str]]:
-    """The folder that a path leads to, where archives are unpacked, and sorted names of images below it.
+    """The folder of a path, unpacked if that is an archive, and the sorted names of the images below it.
 
     A warning counts what else is there, but for hidden names. Links are followed, no folder is entered twice.
     """
-    container, inner = _split(path)
-    root = unpacked(container) / inner
-    if not root.is_dir():
-        raise MissingDataError(f"there is no folder {path}")
+    root = unpacked(path)
     found, left_out, entered = [], [], set()
     for place, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         if (real := os.path.realpath(place)) in entered:
@@ -166,10 +162,13 @@ def unpacked(path: Path) -> Path:
     """A folder as it is, or the folder in the cache into which a tar archive is unpacked once.
 
     Raises:
+        MissingDataError: nothing is there.
         ValueError: something else, a broken archive, or one that leads out of that folder or holds devices.
     """
     if path.is_dir():
         return path
+    if not path.exists():
+        raise MissingDataError(f"there is no folder or tar archive {path}")
     if not path.is_file():
         raise ValueError(f"{path} is neither a folder nor a regular file")
     target = cache_dir() / "images" / f"unpacked-3-{sha256(path)}"
@@ -188,16 +187,6 @@ def unpacked(path: Path) -> Path:
             kind = kind or "a single image (name the folder that it lies in)"
         what = f"{kind or f'not a complete tar archive: {error}'}; give a folder or a tar archive"
         raise ValueError(f"{path} is {what}") from error
-
-
-def _split(path: Path) -> tuple[Path, str]:
-    """A path that may lead into an archive as (folder or archive, path inside it)."""
-    for candidate in (path, *path.parents):
-        if candidate.is_dir() and candidate != path:
-            break
-        if candidate.exists():
-            return candidate, path.relative_to(candidate).as_posix()
-    raise MissingDataError(f"there is no folder or tar archive {path}")
 
 
 def _unpack(archive: tarfile.TarFile, target: Path) -> None:
@@ -221,6 +210,6 @@ def _by_class(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         groups.setdefault(os.path.dirname(name), []).append(name)
     if len({(os.path.dirname(parent), parent == "") for parent in groups}) > 1:
         places = [str(path / parent) for parent in sorted(groups)[:: max(1, len(groups) // 4)]]
-        where = f"not in {', '.join(places)} ...; name one set's folder"
+        where = f"not in {', '.join(places)} ...; name one set's folder (an archive has to be unpacked first)"
         raise ValueError(f"{path}: images must lie in CLASS/FILE, classes side by side, {where}")
     return {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}
