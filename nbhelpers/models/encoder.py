@@ -7,13 +7,13 @@ import json
 import math
 import sys
 import sysconfig
-import types
-from collections.abc import Mapping, Sequence, Set
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import joblib
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -116,14 +116,20 @@ class Encoder:
         """Hexadecimal hash of all that features depend on: equal for equal features.
 
         Weights and buffers, the settings and code of every module, token layout and preprocessing. What
-        hooks do is not in it (see `hooked`).
+        hooks do is not in it (see `hooked`). A setting that cannot be pickled, such as a lambda, equals no
+        other.
         """
         layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads, self.block_path]
         preprocessing = [self.mean, self.std, self.interpolation, self.crop, self.crop_mode]
         digest = hashlib.sha256(repr([layout, preprocessing, self.after_attention]).encode())
         for name, part in self.module.named_modules(remove_duplicate=False):
             code = [_code(kind) for kind in type(part).__mro__]
-            digest.update(repr((name, code, part.extra_repr(), _settings(vars(part)))).encode())
+            settings = {key: value for key, value in vars(part).items() if key not in _NO_SETTINGS}
+            try:
+                settings = joblib.hash(settings)
+            except Exception:  # objects raise almost any type where they cannot be pickled
+                settings = uuid.uuid4().hex
+            digest.update(repr((name, code, part.extra_repr(), settings)).encode())
             own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
             for key, value in sorted(own.items()):
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -134,14 +140,14 @@ class Encoder:
     def hooked(self) -> bool:
         """Whether features may depend on what `fingerprint` cannot see.
 
-        That is on hooks, on replaced methods, or on code that is not installed, as of a notebook: it may call
-        other such code or read globals that change.
+        That is on hooks, on replaced methods, or on code that is not installed, as of a notebook, be it a
+        part's or that of a setting: it may call other such code or read globals that change.
         """
         everywhere = vars(torch.nn.modules.module)
         hooks = ("_forward_hooks", "_forward_pre_hooks")
         return any(everywhere[f"_global{each}"] for each in hooks) or any(
             any(getattr(part, each) for each in hooks)
-            or not all(map(_installed, type(part).__mro__))
+            or not all(map(_installed, [*type(part).__mro__, *vars(part).values()]))
             or any(callable(getattr(type(part), key, None)) for key in vars(part))
             for part in self.module.modules()
         )
@@ -224,53 +230,23 @@ class Encoder:
 _NO_SETTINGS = {"pretrained_cfg", "default_cfg", *vars(nn.Module())} - {"training"}
 
 
-def _settings(value: Any, level: int = 0) -> Any:
-    """Attributes of a module as plain values with a stable text: numbers, names, tensors, functions."""
-    if isinstance(value, nn.Module | torch.device):  # modules have their own turn; a device changes nothing
-        return None
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return str(value.dtype), value.tolist()
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
-        return repr(value)
-    if level > 4:
-        return type(value).__qualname__
-    if isinstance(value, Mapping):
-        items = ((str(key), part) for key, part in value.items() if level or key not in _NO_SETTINGS)
-        return sorted((key, _settings(part, level + 1)) for key, part in items)
-    if isinstance(value, Sequence | Set):
-        parts = [_settings(part, level + 1) for part in value]
-        return sorted(parts, key=repr) if isinstance(value, Set) else parts
-    if isinstance(value, functools.partial):
-        return [_settings(part, level + 1) for part in (value.func, value.args, value.keywords)]
-    if isinstance(value, types.MethodType):
-        value = value.__func__
-    if isinstance(value, types.FunctionType):
-        code, cells = value.__code__, [cell.cell_contents for cell in value.__closure__ or ()]
-        inside = [code.co_code, code.co_consts, value.__defaults__, cells]
-        return _code(value), _settings(inside, level + 1)
-    if isinstance(value, type | types.BuiltinFunctionType):
-        return _code(value)
-    slots = {key: getattr(value, key, None) for key in getattr(type(value), "__slots__", ())}
-    return _code(type(value)), _settings(getattr(value, "__dict__", {}) | slots, level + 1)
-
-
-def _installed(kind: type) -> bool:
-    """Whether a class is of Python, of an installed package or of this one."""
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    own = kind.__module__ == "builtins" or kind.__module__.startswith("nbhelpers.")
+def _installed(thing: Any) -> bool:
+    """Whether a class, a function or the class of a value is of Python, an installed package or this one."""
+    name = getattr(thing, "__module__", None) or "builtins"
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    own = name.partition(".")[0] in ("builtins", "torch", "nbhelpers")
     return own or "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
 
 
 @functools.cache
-def _code(kind: Any) -> str:
-    """Name of a class or function, and a hash of the file that defines it, or of its source in a notebook."""
+def _code(kind: type) -> str:
+    """Name of a class, and a hash of the file that defines it, or of its source in a notebook."""
     try:
         file = Path(inspect.getsourcefile(kind))
         source = file.read_text(encoding="utf-8") if file.exists() else inspect.getsource(kind)  # of a cell
     except (OSError, TypeError):
         source = ""  # built in
-    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', type(kind).__qualname__)}"
-    return f"{name} {hashlib.sha256(source.encode()).hexdigest()}"
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()}"
 
 
 def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder:

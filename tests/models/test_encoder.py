@@ -222,13 +222,14 @@ def test_fingerprint_follows_settings(change):
     assert changed.fingerprint != encoder.fingerprint
 
 
-def test_fingerprint_follows_what_a_function_closes_over():
-    prints = set()
-    for factor in (2.0, 3.0):
-        encoder = _mini()
-        _closure(factor)(encoder.module)
-        prints.add(encoder.fingerprint)
-    assert len(prints) == 2
+def test_a_function_of_a_notebook_is_seen_and_one_that_cannot_be_pickled_equals_no_other():
+    encoder = _mini()
+    encoder.module.blocks[0].mlp.scale = _scale
+    assert encoder.hooked and encoder.fingerprint == encoder.fingerprint
+    encoder.module.blocks[0].mlp.scale = torch.nn.functional.gelu
+    assert not encoder.hooked
+    _closure(2.0)(encoder.module)
+    assert encoder.hooked and encoder.fingerprint != encoder.fingerprint
 
 
 def test_fingerprint_follows_rotary_positions_and_code():
