@@ -4,7 +4,6 @@ from nbhelpers.models.encoder import Encoder, wrap
 from nbhelpers.models.errors import (
     ChecksumError,
     DamagedWeights,
-    DiskFull,
     DownloadError,
     MismatchedWeights,
     UnsafeWeights,

@@ -13,10 +13,6 @@ class DownloadError(WeightsError):
     """A source did not answer, or not with the whole file."""
 
 
-class DiskFull(WeightsError):
-    """The disk has no room for a file."""
-
-
 class ChecksumError(WeightsError):
     """A file's content is not what was recorded."""
 
