@@ -1,7 +1,6 @@
-"""The bytes of an image file as `uint8 3 H W`: every pixel format that Pillow reads, or a refusal by name."""
+"""The bytes of an image file as `uint8 3 H W`, or a refusal by name."""
 
 import io
-import math
 
 import numpy as np
 import torch
@@ -16,24 +15,21 @@ FORMATS = [kind for kind in "JPEG PNG BMP DIB GIF PPM TIFF WEBP AVIF".split() if
 SUFFIXES = tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind in FORMATS))
 DECODER = 1  # part of every fingerprint: raise it when the same bytes give other pixels
 BACKGROUND = "white"  # what shows through transparent pixels
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, ignored by Pillow for deep grey
 
 Size = int | tuple[int, int]
 
 
 class RefusedError(ValueError):
-    """An image file that is damaged, or of which it is unclear or too costly to say what it shows."""
+    """An image file that is damaged or too large, or of which it is unclear what is white in it."""
 
 
 def decode(data: bytes, size: Size | None = None) -> Tensor:
     """An image file's bytes as `uint8 3 H W`, upright, resized where `size` is given (see `resize`).
 
-    Grey of 16 bits is scaled from 0..65535 and floating grey from 0..1; transparent pixels lie on white; of
-    an animation the first picture is taken.
+    Transparent pixels lie on white; of an animation the first picture is taken.
 
     Raises:
-        RefusedError: no image, damaged, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or values whose white
-            is not known.
+        RefusedError: no image, damaged, too large for Pillow, or grey of more than 8 bits.
     """
     return resize(_read(data), size)
 
@@ -63,8 +59,6 @@ def _read(data: bytes) -> Image.Image:
     """Decode a file to an upright RGB image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise Image.DecompressionBombError
             # Pillow compares a transparent colour, stored at the file's depth, with values of 8 bits.
             by_colour = image.format == "PNG" and image.mode != "P" and "transparency" in image.info
             if by_colour and (depth := data[24]) != 8:
@@ -74,31 +68,18 @@ def _read(data: bytes) -> Image.Image:
             return _rgb(image)
     except (MemoryError, RefusedError):  # a lack of memory says nothing about the file
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RefusedError(f"too large: over {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels") from error
+    except Image.DecompressionBombError as error:
+        raise RefusedError(str(error)) from error
     except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
         raise RefusedError(disguise(data) or "cannot be decoded") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB, transparent pixels on the background."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _eight_bits(image)
+    if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
+        what = f"grey of more than 8 bits (mode {image.mode})"
+        raise RefusedError(f"{what}, of which it is not known what is white; save it with 8")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
     return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deep grey scaled to 8 bits."""
-    tags = getattr(image, "tag_v2", {})
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
-        raise RefusedError("integers of 32 bits (mode I), of which it is not known what is white")
-    white = 1 if image.mode == "F" else 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
-    values = np.asarray(image, dtype=np.float32)
-    if not (values.min() >= 0 and values.max() <= white):  # NaN, too
-        raise RefusedError(f"mode {image.mode} with values outside 0..{white}")
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        values = white - values
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
