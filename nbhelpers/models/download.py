@@ -1,13 +1,13 @@
 """Fetch a weight file: resumed where the connection breaks, checked, and only then put in its place."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
-from nbhelpers.files import atomic_path, locked, sha256
+from nbhelpers.files import locked, sha256
 from nbhelpers.models.errors import ChecksumError, DownloadError, WeightsError
 from nbhelpers.models.weights import read_weights
 
@@ -15,7 +15,8 @@ from nbhelpers.models.weights import read_weights
 def fetch(addresses: Sequence[str], path: Path) -> Path:
     """The weight file `path`, downloaded from the first address that gives it, if it is not there yet.
 
-    It gets its name once it is complete and can be read. Two processes that want the same file take turns.
+    It gets its name once it is complete and can be read. What came of it before a failure lies beside it as
+    `.part`, where the next call goes on. Two processes that want the same file take turns.
 
     Args:
         addresses: of the same weights, in the order in which to try them. A checksum, where one is known,
@@ -37,8 +38,7 @@ def fetch(addresses: Sequence[str], path: Path) -> Path:
                 message = f"{path.name}: {failures[-1]}; trying the next source, {address}"
                 tqdm.write(message, file=sys.stderr)
             try:
-                with atomic_path(path) as part:
-                    _download(address, part)
+                _download(address, path).replace(path)
                 return path
             except WeightsError as failure:
                 failures.append(failure)
@@ -48,20 +48,34 @@ def fetch(addresses: Sequence[str], path: Path) -> Path:
     raise DownloadError(f"{path.name}: none of {len(failures)} sources worked:{listing}")
 
 
-def _download(address: str, part: Path) -> None:
-    """Write what is at an address into a file and check it."""
+def _download(address: str, path: Path) -> Path:
+    """The file beside `path` into which what is at an address was written and checked."""
+    from huggingface_hub.file_download import http_get  # undocumented: should it move, all else works
+
     url, _, expected = address.partition("#sha256=")
-    with part.open("wb") as file:
+    part = path.with_name(f"{path.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
+    with part.open("ab") as file:
         while True:
             before = file.tell()
             try:
-                http_get(url, file, resume_size=before, displayed_filename=part.name)
+                http_get(url, file, resume_size=before, displayed_filename=path.name)
                 break
             except Exception as error:  # the hub's client lets through what its transport raises
-                if isinstance(error, OSError) and error.errno:  # of the disk
-                    raise
-                if file.tell() <= before:  # it tried several times already
+                if isinstance(error, OSError) and error.errno:  # of the disk, which gets its room back
+                    part.unlink()
+                    raise OSError(error.errno, error.strerror, str(path)) from error
+                if before and getattr(getattr(error, "response", None), "status_code", None) == 416:
+                    file.truncate(0)  # there is no more than this, which is no use
+                    file.seek(0)
+                elif file.tell() <= before:  # it tried several times already
+                    if not before:
+                        part.unlink()
                     raise DownloadError(f"{url} could not be fetched: {error}") from error
-    if expected and (found := sha256(part)) != expected:
-        raise ChecksumError(f"{url}: wrong checksum; expected sha256 {expected}, found {found}")
-    read_weights(part, url)
+    try:
+        if expected and (found := sha256(part)) != expected:
+            raise ChecksumError(f"{url}: wrong checksum; expected sha256 {expected}, found {found}")
+        read_weights(part, url)
+    except WeightsError:
+        part.unlink()
+        raise
+    return part

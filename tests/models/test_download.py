@@ -153,11 +153,28 @@ def test_a_server_that_cannot_resume_begins_anew(server, tmp_path):
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_line_that_brings_nothing_more_is_given_up_and_leaves_nothing(server, tmp_path):
+def test_a_line_that_brings_nothing_more_is_given_up_and_gone_on_from_by_the_next_call(server, tmp_path):
     server.pages["flaky"] = Page(break_at=[1_000_000] + [0] * 99)
     with pytest.raises(DownloadError, match="flaky could not be fetched"):
         fetch([server.address("flaky")], tmp_path / "file")
-    assert _names(tmp_path) == []
+    (part,) = tmp_path.glob("*.part")
+    assert part.read_bytes() == CONTENT[: part.stat().st_size] and not (tmp_path / "file").exists()
+    came = part.stat().st_size
+    server.pages["flaky"] = Page()
+    fetch([server.address("flaky")], tmp_path / "file")
+    assert server.asked[-1] == ("flaky", f"bytes={came}-")
+    assert (tmp_path / "file").read_bytes() == CONTENT and _names(tmp_path) == ["file"]
+
+
+def test_a_part_with_all_or_more_than_there_is_begins_anew(server, tmp_path):
+    server.pages["flaky"] = Page(break_at=[1_000_000] + [0] * 99)
+    with pytest.raises(DownloadError):
+        fetch([server.address("flaky")], tmp_path / "file")
+    server.pages["flaky"] = Page()
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(CONTENT[::-1])
+    fetch([server.address("flaky")], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT and _names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize(
