@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 
-from nbhelpers.capture import Attention, Stream, capture
+from nbhelpers.capture import Attention, capture
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
 from nbhelpers.metrics import METRICS, Accumulator, patch_attention
@@ -108,23 +108,13 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
     size = min(batch_size, max(1, MEMORY // (4 * numbers)))
     with half:
         expected = encoder.forward(encoder.batch(images, share[: min(2, size)]))[:1]
-    done = 0
-    bar = tqdm(total=len(share) * encoder.depth, desc=encoder.name, unit="block", disable=None)
-
-    def watched(callback: Callable[[Attention | Stream], None]) -> Callable[[Attention | Stream], None]:
-        @torch.autocast(device, enabled=False)  # the model alone computes in half precision
-        def on_record(record: Attention | Stream) -> None:
-            callback(record)
-            bar.update(done * encoder.depth + len(indices) * record.depth - bar.n)
-
-        return on_record
-
+    plainly = torch.autocast(device, enabled=False)  # the model alone computes in half precision
     with (
-        bar,
+        tqdm(total=len(share), desc=encoder.name, unit="image", disable=None) as bar,
         capture(
             encoder,
-            on_attention=watched(streams.on_attention) if streams.attention else None,
-            on_stream=watched(streams.on_stream) if streams.places else None,
+            on_attention=plainly(streams.on_attention) if streams.attention else None,
+            on_stream=plainly(streams.on_stream) if streams.places else None,
             places=streams.places,
         ),
     ):
@@ -132,12 +122,13 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
         for indices in filter(len, (share[:1], *share[1:].split(size))):
             with half:
                 tokens = encoder.forward(encoder.batch(images, indices))
-            if not done and (tokens - expected).abs().max() > tolerance * expected.abs().max():
+            first = indices[0] == share[0]
+            if first and (tokens - expected).abs().max() > tolerance * expected.abs().max():
                 raise UnsupportedArchitecture(
                     f"{encoder.name}: the first image has other features while its blocks are observed than "
                     "without (is it random, not in evaluation mode, looking at its hooks, or mixing images?)"
                 )
-            done += len(indices)
+            bar.update(len(indices))
 
 
 def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
