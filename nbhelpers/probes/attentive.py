@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Labels, accuracies, accuracy, by_depth, checked, targets_of
+from nbhelpers.probes.layers import Labels, accuracies, accuracy, by_depth, checked
 
 
 class AttentiveProbe(nn.Module):
@@ -120,6 +120,5 @@ def attentive_by_depth(
     Columns: `study model objective seed metric depth label pool norm value low high images`; NaN at a depth
     whose tokens are not finite. Raises the errors of `features`, `fit_attentive` and `targets_of`.
     """
-    learn, tests, fit = [train, validation], [(encoder, test)], partial(fit_attentive, **training)
-    targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, tests, targets, fit, accuracies("attentive"), depths, "query")
+    images, fit = [train, validation, test], partial(fit_attentive, **training)
+    return by_depth(encoder, images, label, fit, accuracies("attentive"), depths, "query")

@@ -102,8 +102,8 @@ def dense_by_depth(
     NaN at a depth whose tokens are not finite or do not vary.
     Raises the errors of `features`, `fit_linear` and `patch_targets`.
     """
-    learn, names = [train, validation], [label] if isinstance(label, str) else label
-    targets = {name: [patch_targets(encoder, source, name) for source in (*learn, test)] for name in names}
+    images, names = [train, validation, test], [label] if isinstance(label, str) else label
+    targets = {name: [patch_targets(encoder, source, name) for source in images] for name in names}
 
     def fit(*data: Tensor) -> Probe:
         probe = fit_linear(*(tokens_or_targets.flatten(0, 1) for tokens_or_targets in data), STRENGTHS)
@@ -113,4 +113,4 @@ def dense_by_depth(
         found = (math.nan,) * 3 if predicted is None else mean_iou(predicted, target)
         return [{"metric": "miou"} | row(*found, len(target))]
 
-    return by_depth(encoder, learn, [(encoder, test)], targets, fit, score, depths, "none")
+    return by_depth(encoder, images, targets, fit, score, depths, "none")

@@ -173,16 +173,16 @@ def row(value: float, low: float, high: float, images: int) -> Row:
 
 def by_depth(
     encoder: Encoder,
-    learn: Sequence[ImageSource],
-    tests: Sequence[tuple[Encoder, ImageSource]],
-    targets: Mapping[str, Sequence[Tensor]],
+    images: Sequence[ImageSource],
+    label: Labels | Mapping[str, Sequence[Tensor]],
     fit: Callable[..., Any],
     score: Score,
     depths: Sequence[int] | None = None,
     pool: str = "mean",
     norm: bool = False,
+    viewers: Sequence[Encoder] = (),
 ) -> pd.DataFrame:
-    """Fit a probe at every depth for every label, predict the tests, and score: the frame of a probe.
+    """Fit a probe at every depth for every label, predict the test images, and score: the frame of a probe.
 
     Pooled features of all depths are held together, so that the encoder runs once; all patch tokens are too
     large for that, and are read one depth at a time. Where a probe is `Undefined`, a warning says why and the
@@ -190,20 +190,22 @@ def by_depth(
 
     Args:
         encoder: the frozen model.
-        learn: images to learn from, and, for probes that choose something, to choose on.
-        tests: images to predict, and the encoder that sees them.
-        targets: for each label, what to predict for the images of `learn`, and for those of the tests.
-        fit: the probe, which can `predict`; gets features and targets of each of `learn`, in turn.
-        score: rows of the tests' targets and the predictions for each test.
+        images: to learn from, for probes that choose something to choose on, and last to test on.
+        label: its name, or several, or what to predict for each of the images, by its name.
+        fit: the probe, which can `predict`; gets features and targets of all images but the last, in turn.
+        score: rows of the targets of the test images, and what was predicted as each viewer sees them.
         depths: default all of 0..L.
         pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
         norm: as in `features`.
+        viewers: further encoders that see the test images, behind the first one.
 
     Returns:
         Columns `study model objective seed`, those of `score`, and amid them, before its values, `depth label
         pool norm`.
     """
-    tokens, rows = pool in ("none", "query"), {label: [] for label in targets}
+    *learn, test = images
+    targets = label if isinstance(label, Mapping) else targets_of(images, label)
+    tokens, rows = pool in ("none", "query"), {name: [] for name in targets}
     as_read, dtype = ("none", torch.float16) if tokens else (pool, torch.float32)
 
     def read(viewer: Encoder, source: ImageSource, chosen: Sequence[int]) -> dict[int, Tensor]:
@@ -212,19 +214,19 @@ def by_depth(
     every = checked_depths(encoder, depths)
     for chosen in [[depth] for depth in every] if tokens else [every]:
         layers = [read(encoder, source, chosen) for source in learn]
-        probes, predicted = {}, {(label, depth): [] for label in targets for depth in chosen}
-        for label, depth in predicted:
-            pairs = zip([layer[depth] for layer in layers], targets[label], strict=False)
-            where = f"{encoder.name}, depth {depth}, {label}"
-            probes[label, depth] = _attempt(where, fit, *chain.from_iterable(pairs))
-        for viewer, source in tests:
-            layer = read(viewer, source, chosen)
-            for (label, depth), probe in probes.items():
-                where = f"{viewer.name}, depth {depth}, {label}, {source.name}"
-                predicted[label, depth].append(probe and _attempt(where, probe.predict, layer[depth]))
-        for (label, depth), found in predicted.items():
-            place = {"depth": depth, "label": label, "pool": pool, "norm": norm}
-            rows[label] += [place | scored for scored in score(targets[label][-1], *found)]
+        probes, predicted = {}, {(name, depth): [] for name in targets for depth in chosen}
+        for name, depth in predicted:
+            pairs = zip([layer[depth] for layer in layers], targets[name], strict=False)
+            where = f"{encoder.name}, depth {depth}, {name}"
+            probes[name, depth] = _attempt(where, fit, *chain.from_iterable(pairs))
+        for viewer in (encoder, *viewers):
+            layer = read(viewer, test, chosen)
+            for (name, depth), probe in probes.items():
+                where = f"{viewer.name}, depth {depth}, {name}, {test.name}"
+                predicted[name, depth].append(probe and _attempt(where, probe.predict, layer[depth]))
+        for (name, depth), found in predicted.items():
+            place = {"depth": depth, "label": name, "pool": pool, "norm": norm}
+            rows[name] += [place | scored for scored in score(targets[name][-1], *found)]
     frame, last = pd.DataFrame(chain(*rows.values())), [*place, "value", "low", "high", "images"]
     frame = frame[[*frame.columns.difference(last, sort=False), *last]]
     return identified(frame, encoder, learn[0])

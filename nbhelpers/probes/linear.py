@@ -16,16 +16,7 @@ from torch.nn import functional as F
 
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import (
-    Labels,
-    Probe,
-    Undefined,
-    accuracies,
-    accuracy,
-    by_depth,
-    checked,
-    targets_of,
-)
+from nbhelpers.probes.layers import Labels, Probe, Undefined, accuracies, accuracy, by_depth, checked
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -116,9 +107,8 @@ def linear_by_depth(
     NaN at a depth whose features are not finite or do not vary. Raises the errors of `features`, `fit_linear`
     and `targets_of`.
     """
-    learn, tests = [train, validation], [(encoder, test)]
-    targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, tests, targets, fit_linear, accuracies("linear"), **reading)
+    images = [train, validation, test]
+    return by_depth(encoder, images, label, fit_linear, accuracies("linear"), **reading)
 
 
 def knn_predict(
@@ -174,5 +164,4 @@ def knn_by_depth(
     def fit(*learnt: Tensor) -> Probe:
         return Probe(lambda x: knn_predict(*learnt, x, k, temperature))
 
-    targets = targets_of([train, test], label)
-    return by_depth(encoder, [train], [(encoder, test)], targets, fit, accuracies("knn"), **reading)
+    return by_depth(encoder, [train, test], label, fit, accuracies("knn"), **reading)

@@ -13,7 +13,7 @@ from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.names import nearest
-from nbhelpers.probes.layers import Labels, Row, accuracy, by_depth, row, targets_of
+from nbhelpers.probes.layers import Labels, Row, accuracy, by_depth, row
 from nbhelpers.probes.linear import fit_linear
 
 Change = Callable[[Tensor], Tensor]
@@ -127,19 +127,16 @@ def robustness_by_depth(
     The definition of the noise: Park and Kim 2022.
     Raises the errors of `features`, `fit_linear`, `make_change` and `targets_of`.
     """
-    tests: dict[tuple[str, float], tuple[Encoder, ImageSource]] = {("none", math.nan): (encoder, test)}
-    for name, parameters in changes.items():
-        for parameter in parameters:
-            change = make_change(name, parameter, epsilon, half_width, seed)
-            tests[name, parameter] = (ChangedEncoder(**vars(encoder), change=change), test)
+    whats = [(name, parameter) for name, parameters in changes.items() for parameter in parameters]
+    made = [make_change(*what, epsilon, half_width, seed) for what in whats]
 
     def score(truth: Tensor, before: Tensor | None, *others: Tensor | None) -> Iterator[Row]:
-        for (name, parameter), after in zip(tests, (before, *others), strict=True):
+        for (name, parameter), after in zip([("none", math.nan), *whats], (before, *others), strict=True):
             what = {"change": name, "parameter": parameter}
             yield {"metric": "accuracy"} | what | accuracy(after, truth)
             if name != "none":
                 yield {"metric": "drop"} | what | paired_drop(before, after, truth)
 
-    learn, depths = [train, validation], [encoder.depth] if depths is None else depths
-    targets = targets_of([*learn, test], label)
-    return by_depth(encoder, learn, list(tests.values()), targets, fit_linear, score, depths, **reading)
+    images, depths = [train, validation, test], [encoder.depth] if depths is None else depths
+    viewers = [ChangedEncoder(**vars(encoder), change=change) for change in made]
+    return by_depth(encoder, images, label, fit_linear, score, depths, **reading, viewers=viewers)

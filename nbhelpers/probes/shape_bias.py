@@ -105,5 +105,5 @@ def shape_bias_by_depth(
         yield {"metric": "texture_decisions"} | accuracy(said, texture)
         yield {"metric": "covered"} | accuracy(either, shape)
 
-    tests, targets = [(encoder, conflict.select(trials))], {"shape/texture": [*cues, shape]}
-    return by_depth(encoder, learn, tests, targets, fit_linear, score, **reading)
+    images, targets = [*learn, conflict.select(trials)], {"shape/texture": [*cues, shape]}
+    return by_depth(encoder, images, targets, fit_linear, score, **reading)
