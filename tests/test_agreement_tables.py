@@ -42,7 +42,7 @@ def test_every_encoder_is_compared_with_both_parents(toy, monkeypatch):
     assert set(frame["other"]) == {"shapes.cl", "shapes.mim"}
     counted = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
     counted.__name__ = "cka_by_depth"
-    monkeypatch.setattr(tables, "cka_by_depth", counted)
+    monkeypatch.setattr(tables.probes, "cka_by_depth", counted)
     twin = replace(load("shapes.random"), name="twin")
     assert set(measured("cka", twin, toy)["model"]) == {"twin"}
     monkeypatch.setattr(tables, "load", lambda name: load("shapes.random"))

@@ -347,10 +347,10 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
     assert who == [["shapes", "shapes.cl", 3]]
     assert frame["value"].between(-1, 1).all()
     for probe in PROBES:
-        original = getattr(tables, probe)
+        original = getattr(tables.probes, probe)
         counted = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
         counted.__name__ = original.__name__
-        monkeypatch.setattr(tables, probe, counted)
+        monkeypatch.setattr(tables.probes, probe, counted)
     assert_frame_equal(measured(name, *tiny), frame, check_dtype=False)
     monkeypatch.setattr(tables, "code_version", lambda kind: "other code")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
@@ -359,7 +359,7 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
 
 def test_fine_tuning_tables(tiny, monkeypatch):
     monkeypatch.setattr(tables, "SHARES", (0.1, 1.0))
-    monkeypatch.setattr(tables, "FINE_TUNING", tables.FineTuning(steps=2, batch_size=4))
+    monkeypatch.setattr(tables, "FINE_TUNING", tables.probes.FineTuning(steps=2, batch_size=4))
     monkeypatch.setattr(tables, "NEW_BLOCKS", (1,))
     frame = measured("fine_tuning", *tiny)
     assert frame[["label", "share", "first", "last"]].to_numpy().tolist() == [

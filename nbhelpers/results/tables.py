@@ -10,24 +10,13 @@ from functools import partial
 import pandas as pd
 import torch
 
+from nbhelpers import probes
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.folders import FileSource
 from nbhelpers.measure import analyse, cached, code_version, identified
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
 from nbhelpers.pretrain import Recipe
-from nbhelpers.probes import (
-    FineTuning,
-    attentive_by_depth,
-    cka_by_depth,
-    components_by_share,
-    dense_by_depth,
-    fine_tuning_by_share,
-    knn_by_depth,
-    linear_by_depth,
-    robustness_by_depth,
-    shape_bias_by_depth,
-)
 from nbhelpers.probes.noise import CHANGES
 from nbhelpers.studies import IMAGES, PAIR, VARIED, Study, study
 
@@ -37,7 +26,7 @@ AGREEING = 20_000  # of `shapes`; the probe of shape bias learns from the tenth 
 # Metrics that chapters compare all models by, decoders included.
 PROFILE = ("nmi", "attention_distance", "attention_entropy", "token_cosine", "delta_log_amplitude")
 SHARES = (0.01, 0.1, 1.0)  # of the labels
-FINE_TUNING = FineTuning(steps=200, batch_size=64)
+FINE_TUNING = probes.FineTuning(steps=200, batch_size=64)
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
@@ -205,8 +194,9 @@ def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
 def _linear_and_knn(encoder: Encoder, images: Images, **reading: object) -> pd.DataFrame:
     train, validation, test = splits_of(images)
     options = {"label": sorted(test.labels), **reading}
-    linear = probed(linear_by_depth, encoder, train, validation, test, **options)
-    return pd.concat([linear, probed(knn_by_depth, encoder, train, test, **options)], ignore_index=True)
+    linear = probed(probes.linear_by_depth, encoder, train, validation, test, **options)
+    knn = probed(probes.knn_by_depth, encoder, train, test, **options)
+    return pd.concat([linear, knn], ignore_index=True)
 
 
 @declare(
@@ -225,7 +215,8 @@ def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
 @declare("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)
 def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Probes of the leading and of the trailing principal components of the last block."""
-    return probed(components_by_share, encoder, *splits_of(images), label=sorted(images["test"].labels))
+    labels = sorted(images["test"].labels)
+    return probed(probes.components_by_share, encoder, *splits_of(images), label=labels)
 
 
 def _cues(study: Study) -> Images:
@@ -247,7 +238,7 @@ def _cues(study: Study) -> Images:
 )
 def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe's decisions where shape and texture disagree."""
-    return probed(shape_bias_by_depth, encoder, images["train"], images["validation"], images["conflict"])
+    return probed(probes.shape_bias_by_depth, encoder, *images.values())  # in the order of `_cues`
 
 
 def _noise_images(study: Study) -> Images:
@@ -261,23 +252,23 @@ def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe under noise, filters, shuffling."""
     depths, labels = list(range(encoder.depth + 1)), sorted(images["train"].labels)
     options = {"label": labels, "changes": CHANGES, "depths": depths}
-    return probed(robustness_by_depth, encoder, *splits_of(images), **options)
+    return probed(probes.robustness_by_depth, encoder, *splits_of(images), **options)
 
 
 @declare("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, slow=True, why=SMALL)
 def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Attentive probes, and dense prediction where there are masks."""
     splits, test = splits_of(images), images["test"]
-    frames = [probed(attentive_by_depth, encoder, *splits, label=sorted(test.labels))]
+    frames = [probed(probes.attentive_by_depth, encoder, *splits, label=sorted(test.labels))]
     if test.masks is not None:
-        frames.append(probed(dense_by_depth, encoder, *splits, label=["mask", "texture"]))
+        frames.append(probed(probes.dense_by_depth, encoder, *splits, label=["mask", "texture"]))
     return pd.concat(frames, ignore_index=True)
 
 
 def _tuned(encoder: Encoder, images: Images, **options) -> pd.DataFrame:
     label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
     options |= {"label": label, "recipe": FINE_TUNING}
-    return probed(fine_tuning_by_share, encoder, images["train"], images["test"], **options)
+    return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
 def _labelled(study: Study) -> Images:
@@ -308,4 +299,4 @@ def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     """CKA of pooled features with those of the CL and the MIM encoder, between all depths."""
     chosen, test = study(images["test"].name.split("/")[0]), images["test"]
     others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
-    return probed(cka_by_depth, encoder, test, others=others)
+    return probed(probes.cka_by_depth, encoder, test, others=others)
