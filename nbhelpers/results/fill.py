@@ -5,11 +5,9 @@ lies in the cache folder when the chapters ask for it.
 """
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 
 from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from nbhelpers.results import rows_of
 from nbhelpers.results.tables import OWN, TABLES
@@ -29,15 +27,11 @@ def jobs(studies: Iterable[str]) -> Iterator[tuple[str, str, list[str]]]:
                     yield from ((chosen.name, made.name, [model]) for model in made.models(chosen))
 
 
-def main() -> int:
+def main() -> None:
     """Fill the cache folder for the studies of the book whose images are here."""
-    waiting = list(jobs(OWN))
-    parallel = Parallel(min(os.cpu_count() or 1, PROCESSES), return_as="generator_unordered")
-    done = parallel(delayed(rows_of)(*job) for job in waiting)
-    for _ in tqdm(done, total=len(waiting), desc="tables", unit="encoder"):
-        pass
-    return 0
+    parallel = Parallel(min(os.cpu_count() or 1, PROCESSES), verbose=5)  # joblib says how far it is
+    parallel([delayed(rows_of)(*job) for job in jobs(OWN)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
