@@ -190,9 +190,6 @@ class Accumulator(torchmetrics.Metric):
         [{'depth': 1, 'head': -1, 'value': 2.0, 'low': -0.48, 'high': 4.48, 'images': 3}]
     """
 
-    full_state_update = False
-    is_differentiable = False
-
     sums: Tensor  # images, those of them with a value, sum, sum of squares; per depth and cell
 
     def __init__(self, metric: "Metric", encoder: Encoder) -> None:
