@@ -1,6 +1,5 @@
 """Where files live and how they are written: temporary name first, then moved."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -98,17 +97,6 @@ def _raise_if_full(workplace: Path, path: Path, error: Exception) -> None:
             os.fsync(file.fileno())
     except OSError as reason:
         raise OSError(reason.errno, reason.strerror, str(path)) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a folder, or a file that is made if it is missing, against other processes."""
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDONLY | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def sha256(path: str | Path) -> str:

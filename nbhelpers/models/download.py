@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
-from nbhelpers.files import locked, sha256
+from nbhelpers.files import sha256
 from nbhelpers.models.errors import ChecksumError, DownloadError, WeightsError
 from nbhelpers.models.weights import read_weights
 
@@ -30,7 +31,7 @@ def fetch(addresses: Sequence[str], path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     failures: list[WeightsError] = []
-    with locked(path.with_name(path.name + ".lock")):
+    with FileLock(path.with_name(path.name + ".lock")):
         if path.exists():  # from an earlier call or another process
             return path
         for address in addresses:

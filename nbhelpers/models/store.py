@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from nbhelpers.files import DATA, atomic_path, locked, sha256
+from nbhelpers.files import DATA, atomic_path, sha256
 from nbhelpers.models.encoder import Encoder, wrap
 from nbhelpers.models.errors import ChecksumError
 from nbhelpers.models.mae import MaskedAutoencoder
@@ -68,7 +69,7 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
 
 def _write_row(folder: Path, name: str, row: Mapping[str, Any] | None) -> None:
     """Write a row of the manifest, or remove it."""
-    with locked(folder):
+    with FileLock(folder / ".lock"):
         others = {key: value for key, value in manifest(folder).items() if key != name}
         rows = others | ({name: row} if row else {})
         with atomic_path(folder / "manifest.json") as temporary:

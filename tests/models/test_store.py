@@ -63,6 +63,7 @@ def test_manifest_lists_names(folder):
     assert rows["shapes.cl"]["file"] == "shapes.cl.safetensors"
     assert {"shapes.cl", "shapes.cl.s1", "shapes.random"} <= set(available())
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "manifest.json",
         "shapes.cl.s1.safetensors",
         "shapes.cl.safetensors",
