@@ -5,7 +5,7 @@ import os
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -113,16 +113,6 @@ def folder(path: str | Path, size: Size | None = None) -> FileSource:
     path = Path(path).expanduser()
     root, names = find_images(path)
     return FileSource(path, root, path.name, _by_class(path, names), size)
-
-
-def read_all(path: Path, size: Size | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Names and pixels `uint8 3 H W` of all images of a folder or tar archive, sorted by name."""
-    root, names = find_images(path)
-    for name in tqdm(names, f"decoding {path.name}", disable=None):
-        try:
-            yield name, decode((root / name).read_bytes(), size)
-        except (OSError, RefusedError) as error:
-            raise ValueError(f"{path}: {name}: {error}") from error
 
 
 def find_images(path: Path) -> tuple[Path, list[str]]:

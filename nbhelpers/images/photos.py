@@ -5,7 +5,7 @@ import json
 import os
 import re
 import socket
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import skimage.data
 import torch
@@ -17,12 +17,11 @@ from torchvision.datasets import CIFAR10
 
 from nbhelpers.files import atomic_path, cache_dir, sha256
 from nbhelpers.images.decode import DECODER, Size, resize
-from nbhelpers.images.folders import find_images, read_all
+from nbhelpers.images.folders import find_images, folder, unpacked
 from nbhelpers.images.source import ArraySource, MissingDataError, channel_statistics, in_turns, named_path
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}  # images of each class in the official parts
-_FILE = re.compile(rf"(.*/)?(?P<part>train|test)/(?P<title>{'|'.join(CIFAR10_CLASSES)})/[^/]*")
 SPLITS = ("train", "val", "test")
 VALIDATION_SEED = 0
 VALIDATION_SHARE = 0.1
@@ -110,20 +109,20 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
             "NBHELPERS_CUE_CONFLICT to a folder or tar archive of SHAPE/shapeN-textureM.png, such as "
             "stimuli/style-transfer-preprocessed-512 of the authors' repository rgeirhos/texture-vs-shape"
         )
-    trials = []
-    for name, image in read_all(path, size):
-        match = _STIMULUS.fullmatch(PurePosixPath(name).stem)
+    source, cues = folder(path, size), []
+    for file in source.files:
+        match = _STIMULUS.fullmatch(file.stem)
         if match is None:
             raise ValueError(
-                f"{path}: {name} is no cue-conflict stimulus; expected names such as "
+                f"{file} is no cue-conflict stimulus; expected names such as "
                 f"airplane/airplane1-bicycle2.png, the classes being {', '.join(CUE_CLASSES)}"
             )
-        if match["shape"] != match["texture"]:
-            trials.append((image, *(CUE_CLASSES.index(match[label]) for label in ("shape", "texture"))))
-    images, shapes, textures = zip(*trials, strict=True)
-    labels = {"shape": torch.tensor(shapes), "texture": torch.tensor(textures)}
+        cues.append([CUE_CLASSES.index(match[label]) for label in ("shape", "texture")])
+    shapes, textures = torch.tensor(cues).T
+    trials = shapes != textures
+    labels = {"shape": shapes[trials], "texture": textures[trials]}
     classes = {"shape": CUE_CLASSES, "texture": CUE_CLASSES}
-    return ArraySource("cue-conflict", torch.stack(images), labels, classes, origin=path.name)
+    return ArraySource("cue-conflict", source.batch(trials), labels, classes, origin=path.name)
 
 
 def cue_conflict_cifar10(size: Size = 32) -> ArraySource:
@@ -215,23 +214,23 @@ def _read_torchvision(batches: Path) -> tuple[str, Part, Part]:
 
 
 def _read_image_files(path: Path) -> tuple[str, Part, Part]:
-    """The same from `{train,test}/CLASS/FILE`, sorted by class and name."""
-    rows: dict[str, tuple[list[Tensor], list[int]]] = {part: ([], []) for part in CIFAR10_PER_CLASS}
-    lossy = False
-    for name, image in read_all(path):
-        if not (match := _FILE.fullmatch(name)):
-            continue
-        if image.shape != (3, 32, 32):
-            raise ValueError(f"{path}: {name} is not 32 x 32 but {image.shape[1]} x {image.shape[2]}")
-        rows[match["part"]][0].append(image)
-        rows[match["part"]][1].append(CIFAR10_CLASSES.index(match["title"]))
-        lossy |= name.lower().endswith((".jpg", ".jpeg", ".webp"))
-    for part, (_, labels) in rows.items():
-        counts = {title: labels.count(number) for number, title in enumerate(CIFAR10_CLASSES)}
-        if set(counts.values()) != {CIFAR10_PER_CLASS[part]}:
-            wanted = f"{CIFAR10_PER_CLASS[part]} images of every class as cifar10/{part}/CLASS/*.jpg"
+    """The same from `{train,test}/CLASS/FILE`, at `path` or in one folder below it, by class and name."""
+    root, official, lossy = unpacked(path), [], False
+    places = [p for p in (root, *root.iterdir()) if (p / "train").is_dir() and (p / "test").is_dir()]
+    if not places:
+        raise ValueError(f"{path} is not CIFAR-10 laid out as cifar10/{{train,test}}/CLASS/*.jpg")
+    for part, number in CIFAR10_PER_CLASS.items():
+        source = folder(places[0] / part)
+        labels, titles = source.labels["class"], source.classes["class"]
+        counts = dict(zip(titles, labels.bincount().tolist(), strict=True))
+        if counts != dict.fromkeys(CIFAR10_CLASSES, number):
+            wanted = f"{number} images of every class as cifar10/{part}/CLASS/*.jpg"
             raise ValueError(f"{path} is not CIFAR-10, which has {wanted}; it holds {counts}")
-    official = [(torch.stack(images), torch.tensor(labels)) for images, labels in rows.values()]
+        images = source.batch(range(len(source)))
+        if images.shape[1:] != (3, 32, 32):
+            raise ValueError(f"{source.name}: images are not 32 x 32 but {tuple(images.shape[2:])}")
+        official.append((images, labels))
+        lossy |= any(file.suffix.lower() in (".jpg", ".jpeg", ".webp") for file in source.files)
     return f"{path.name} ({'JPEG copy' if lossy else 'lossless copy'})", *official
 
 

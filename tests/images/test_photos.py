@@ -163,7 +163,7 @@ def test_decoded_once_and_again_when_the_content_changes(tmp_path, monkeypatch, 
     monkeypatch.setenv("NBHELPERS_CIFAR10", str(path))
     before = cifar10("test").fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr("nbhelpers.images.photos.read_all", None)
+        patch.setattr("nbhelpers.images.photos.folder", None)
         assert cifar10("test").fingerprint == before
     status = path.stat()
     changed = root / "test" / "cat" / "0000.bmp"
@@ -213,6 +213,9 @@ def test_unknown_split():
 
 def test_incomplete_or_wrong_copies_are_named(tmp_path, monkeypatch):
     root = tiny_cifar10(tmp_path / "cifar10")
+    monkeypatch.setenv("NBHELPERS_CIFAR10", str(root / "train"))
+    with pytest.raises(ValueError, match="train is not CIFAR-10 laid out as"):
+        cifar10("test")
     monkeypatch.setenv("NBHELPERS_CIFAR10", str(root))
     (root / "test" / "cat" / "0000.png").rename(tmp_path / "spare.png")
     with pytest.raises(ValueError, match="'cat': 1"):
@@ -222,7 +225,7 @@ def test_incomplete_or_wrong_copies_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"test/cat/0000\.png"):
         cifar10("test")
     Image.new("RGB", (64, 32)).save(target)
-    with pytest.raises(ValueError, match=r"test/cat/0000\.png.*32 x 64"):
+    with pytest.raises(ValueError, match=r"must share one size, got .*32, 64"):
         cifar10("test")
 
 
