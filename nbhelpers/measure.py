@@ -63,15 +63,13 @@ def analyse(
     Raises:
         KeyError: for an unknown metric, with the nearest names.
         TypeError: names in place of an encoder or images, or of a list of metrics.
-        ValueError: no metric, no images, or features that are not finite.
+        ValueError: no metric, or features that are not finite.
         UnsupportedArchitecture: attention or features that cannot be seen as the model computes them, or a
             pass that sees an image more than once.
     """
     if not (isinstance(encoder, Encoder) and isinstance(images, ImageSource)) or isinstance(metrics, str):
         kinds = ", ".join(type(each).__name__ for each in (encoder, images, metrics))
         raise TypeError(f"analyse takes an Encoder, an ImageSource and a list of metrics, not {kinds}")
-    if not len(images):
-        raise ValueError(f"{images.name}: no images")
     rows = {name: METRICS[name] for name in metrics}
     if not rows:
         raise ValueError(f"analyse: name at least one metric; there are {', '.join(METRICS)}")
