@@ -54,9 +54,8 @@ class ImageSource(Dataset):
         Labels and masks follow, name, mean and std stay.
         """
         indices = self._numbers(indices)
-        labels = {label: values[indices] for label, values in self.labels.items()}
-        part = copy(self)  # after its labels, by which a folder knows which of its files are sound
-        part.labels = labels
+        part = copy(self)
+        part.labels = {label: values[indices] for label, values in self.labels.items()}
         part.classes = dict(self.classes)
         part.masks = None if self.masks is None else self.masks[indices]
         part._keep(indices)
@@ -93,19 +92,13 @@ class ImageSource(Dataset):
         Raises:
             ValueError: `n` is not between 1 and the number of images.
         """
-        part = self.at_most(n, seed, label)
-        if len(part) < n:
-            raise self._cannot_draw(n)
-        return part
+        if not 1 <= n <= len(self):
+            raise ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
+        return self.select(drawn(len(self), seed, None if label is None else self.labels[label])[:n])
 
     def at_most(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """As `subset`, but all images where there are fewer than `n`."""
-        if n < 1:
-            raise self._cannot_draw(n)
-        return self.select(drawn(len(self), seed, None if label is None else self.labels[label])[:n])
-
-    def _cannot_draw(self, n: int) -> ValueError:
-        return ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
+        return self.subset(min(n, len(self)), seed, label)
 
     def balanced(self, n: int, label: str = "class", seed: int = 0) -> "ImageSource":
         """`n` images of every class of `label`, drawn without replacement, classes taking turns.
