@@ -5,7 +5,7 @@ import os
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -30,11 +30,11 @@ class FileSource(ImageSource):
 
     masks = None
 
-    def __init__(
-        self, path: Path, root: Path, origin: str, groups: Mapping[str, Sequence[str]], size: Size | None
-    ) -> None:
-        """The files below `root`, by class; messages call it `path`."""
-        self.name, self.origin, self.size = f"folder:{path}", origin, size
+    def __init__(self, path: Path, size: Size | None = None) -> None:
+        """See `folder`."""
+        self.name, self.origin, self.size = f"folder:{path}", path.name, size
+        root, names = find_images(path)
+        groups = _by_class(path, names)
         self.classes = {"class": tuple(groups)}
         self.files = [root / name for names in groups.values() for name in names]
         sizes = torch.tensor([len(names) for names in groups.values()])
@@ -110,9 +110,7 @@ def folder(path: str | Path, size: Size | None = None) -> FileSource:
         ValueError: no images, several sets side by side, or something that is neither a folder nor a complete
             tar archive.
     """
-    path = Path(path).expanduser()
-    root, names = find_images(path)
-    return FileSource(path, root, path.name, _by_class(path, names), size)
+    return FileSource(Path(path).expanduser(), size)
 
 
 def find_images(path: Path) -> tuple[Path, list[str]]:
