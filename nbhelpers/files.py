@@ -46,9 +46,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     replaced: where another process made it first, that one stays. What killed processes left unfinished
     beside `path` is removed after a day.
 
-    Raises:
-        OSError: the disk is full, read-only or the like; names `path` or its folder, and the reason.
-
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
     >>> with atomic_path(target) as temporary:
     ...     _ = temporary.write_text("whole")
@@ -63,12 +60,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
         temporary = Path(folder) / path.name
-        try:
-            yield temporary
-            _move(temporary, path)
-        except Exception as error:
-            _raise_if_full(Path(folder), path, error)
-            raise
+        yield temporary
+        _move(temporary, path)
 
 
 def _move(temporary: Path, path: Path) -> None:
@@ -86,17 +79,6 @@ def _move(temporary: Path, path: Path) -> None:
     except OSError:
         if not (folder and path.is_dir()):  # made first by another process
             raise
-
-
-def _raise_if_full(workplace: Path, path: Path, error: Exception) -> None:
-    """Writers name a full disk in their own words, if at all: try to write, and raise what that raises."""
-    try:
-        with (workplace / "probe").open("wb") as file:
-            file.write(bytes(1 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as reason:
-        raise OSError(reason.errno, reason.strerror, str(path)) from error
 
 
 def sha256(path: str | Path) -> str:

@@ -1,14 +1,10 @@
 """Files are whole or not there, errors name the path, and nothing is left of killed processes."""
 
-import multiprocessing
 import os
-import resource
 import threading
 import time
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from nbhelpers.files import ROOT, TEMPORARY, atomic_path, cache_dir
 
@@ -59,32 +55,6 @@ def test_a_folder_that_another_process_made_first_stays(tmp_path):
             fast.mkdir()
             (fast / "fast").touch()
     assert os.listdir(tmp_path) == ["made"] and os.listdir(tmp_path / "made") == ["fast"]
-
-
-FORK = multiprocessing.get_context("fork")  # a new interpreter would import torch once more
-DATA = torch.zeros(100_000)
-WRITERS = {
-    "torch": lambda path: torch.save(DATA, path),
-    "safetensors": lambda path: save_file({"a": DATA}, path),
-    "text": lambda path: path.write_text("x" * 100_000),
-}
-
-
-def _write_on_full_disk(path, writer, answers):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # stands for the disk's end
-    try:
-        with atomic_path(path) as temporary:
-            WRITERS[writer](temporary)
-    except OSError as error:
-        answers.put((error.strerror, error.filename))
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_names_path_and_reason_whatever_the_writer_says(tmp_path, writer):
-    answers = FORK.Queue()
-    FORK.Process(target=_write_on_full_disk, args=(tmp_path / "a.bin", writer, answers)).start()
-    assert answers.get(timeout=60) == ("File too large", str(tmp_path / "a.bin"))
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

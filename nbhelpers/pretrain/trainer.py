@@ -336,8 +336,9 @@ class Trainer:
             return
         state = {name: getattr(self, name) for name in ("settings", *_PROGRESS)}
         state |= {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state}
-        with atomic_path(self._checkpoint) as temporary:
-            torch.save(state, temporary)
+        # Given a path, torch says of a full disk no more than "unexpected pos".
+        with atomic_path(self._checkpoint) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def _resume(self) -> None:
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
