@@ -79,7 +79,7 @@ scorecard.result(["13a", "13b"], STUDIES, MODELS)
 
 # %% [markdown]
 # The wide MAE saw fewer images than the wide MIM. So 13a compares narrower encoders, which have one width and saw
-# equally many images, three seeds of MIM and one of MAE. 13b compares the decoder of the wide MAE with its own encoder.
+# equally many images, in all their seeds. 13b compares the decoder of the wide MAE with its own encoder.
 #
 # ## The quantity
 #

@@ -140,8 +140,8 @@ ALONE = [path for path in filter(solutions, CHAPTERS) if page(path) not in ADAPT
 OTHERS = {
     "components/behaviour": None,
     "hybrid/hybrid": None,
-    "beyond/moments": 16,
-    "representations/shape_texture": 40,
+    "beyond/moments": 8,
+    "representations/shape_texture": 20,
 }
 
 
