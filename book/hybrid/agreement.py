@@ -52,9 +52,6 @@ plots.style()
 followed = table("shapes", "gradients", ["shapes.random"])
 steps = sorted(followed["step"].unique())
 slopes = followed[followed["metric"] == "slope"].set_index("step")
-directions = followed[followed["metric"] == "direction"]
-known = directions.dropna(subset=["low", "high"])  # the others have no interval
-own = followed[followed["metric"] == "mim_cosine"]
 
 # %% [markdown]
 # ## Result
@@ -63,38 +60,48 @@ own = followed[followed["metric"] == "mim_cosine"]
 # every time the same images, views and masks. A batch's gradient is mostly noise, so the verdict rests on `direction`, the
 # cosine between the *expected* gradients, from pairs of different batches; the 95 % intervals are over batches.
 
-# %% tags=["hide-input"]
-end, before = known["step"] == steps[-1], known["step"] < steps[-1]
-deep = known["depth"] > 2 / 3 * known["depth"].max()
-slope, blocks = slopes.loc[steps[-1]], directions["depth"].nunique()
-verdict = "is undecided"
-if (end & deep).any() and (known[end & deep]["high"] < 0).all() and slope["high"] < 0:
-    verdict = "shows"
-elif end.sum() == blocks and (known[end & deep]["low"] > 0).all():
-    verdict = "does not show"
-alike = own[own["step"] == steps[-1]]["value"].median()
 
 # %% tags=["hide-input"]
-below = known["high"] < 0
-doubt = ", too little to tell where it pulls" if end.sum() < blocks else ""
-Markdown(f"""A conflict that grows with depth **{verdict}** here. After
-{steps[-1]} steps the gradients are too noisy for a direction in
-{blocks - end.sum() or "none"} of {blocks} blocks; where there is one, its interval
-lies below 0 in {(end & below).sum() or "none"}. The cosine of MIM with itself, on two batches, has a
-median of {alike:.3f} over the blocks{doubt}.""")
+def at_end(followed):
+    """The verdict after the last step, in words."""
+    directions = followed[followed["metric"] == "direction"]
+    end, steps = followed["step"].max(), followed.set_index(["metric", "step"])
+    known = directions[directions["step"] == end].dropna(subset=["low", "high"])
+    deep = known[known["depth"] > 2 / 3 * directions["depth"].max()]
+    noisy = directions["depth"].nunique() - len(known)
+    verdict = "is undecided"
+    if len(deep) and (deep["high"] < 0).all() and steps.loc[("slope", end), "high"] < 0:
+        verdict = "shows"
+    elif not noisy and (deep["low"] > 0).all():
+        verdict = "does not show"
+    alike = steps.loc[("mim_cosine", end), "value"].median()
+    doubt = ", too little to tell where it pulls" if noisy else ""
+    return f"""A conflict that grows with depth **{verdict}** here. After
+{end} steps the gradients are too noisy for a direction in {noisy or "none"} of
+{directions["depth"].nunique()} blocks; where there is one, its interval lies below 0
+in {(known["high"] < 0).sum() or "none"}. The cosine of MIM with itself, on two
+batches, has a median of {alike:.3f} over the blocks{doubt}.""".replace(" -", " −")
+
 
 # %% tags=["hide-input"]
-early = known[before & deep]
-where = known[before & below].groupby("step")["depth"].agg(list)
-pairs_below = (
-    f"{', '.join(map(str, map(int, d)))} at step {s}" for s, d in where.items()
-)
-found = f": blocks {'; '.join(pairs_below)}" if len(where) else ""
-Markdown(f"""Before that, the direction's interval lies below 0 in
-{(before & below).sum() or "none"} of {before.sum()} cases{found}. In the last third of
-the blocks it does in {(early["high"] < 0).sum() or "none"}. The slope of the cosine
-over depth has an interval below 0 at {(slopes["high"] < 0).sum() or "none"} of
-{len(slopes)} moments.""")
+def before_end(followed):
+    """At how many depths and moments the direction lies below 0 before the last step."""
+    directions = followed[followed["metric"] == "direction"]
+    known = directions.dropna(subset=["low", "high"])
+    known = known[known["step"] < followed["step"].max()]
+    below, last = known["high"] < 0, known["depth"] > 2 / 3 * directions["depth"].max()
+    blocks = known[below].groupby("step")["depth"].agg(list).items()
+    pairs = (f"{', '.join(map(str, map(int, d)))} at step {step}" for step, d in blocks)
+    found = f": blocks {'; '.join(pairs)}" if below.any() else ""
+    slopes = followed[followed["metric"] == "slope"]
+    return f"""Before that, the direction's interval lies below 0 in
+{below.sum() or "none"} of {len(known)} cases{found}. In the last third of the blocks
+it does in {(below & last).sum() or "none"}. The slope of the cosine over depth has an
+interval below 0 at {(slopes["high"] < 0).sum() or "none"} of {len(slopes)} moments."""
+
+
+# %% tags=["hide-input"]
+Markdown(f"{at_end(followed)}\n\n{before_end(followed)}")
 
 # %% [markdown]
 # ## The quantity
@@ -209,6 +216,23 @@ for block in ends:
     share = wide["conflict", block].map(lambda part: f"{100 * part:.0f} %")
     numbers["in conflict", f"block {block}"] = share
 numbers.rename_axis(index=None, columns=["step", ""])
+
+# %% [markdown]
+# ### On photographs
+
+# %% tags=["hide-input"]
+photographs = table("cifar10", "gradients", ["cifar10.random"])
+same = f"{at_end(photographs)} {before_end(photographs)}"
+Markdown(f"The same run on CIFAR-10, by the same rule. {same}")
+
+# %% mystnb={"image": {"alt": "On CIFAR-10, cosine against depth between the expected gradients of the two losses, and of CL's gradient with itself on two batches, a line per step of training, dark at its end; a dashed line at 0."}, "figure": {"caption": "On photographs: cosine between the expected gradients of the two losses, and of the contrastive gradient with itself on two batches. Lines as above."}}
+TWO = {metric: PANELS[metric] for metric in ("direction", "cl_cosine")}
+axes = plots.panels([*TWO.values()])
+for ax, metric in zip(axes, TWO, strict=True):
+    by_step(photographs.dropna(subset=["low", "high"]), metric, ax, steps)
+    ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)), label="right angles")
+    ax.set_ylabel("cosine between gradients")
+legend = plots.legend_below(axes)
 
 # %% [markdown]
 # ## Who pulls harder?
@@ -335,12 +359,13 @@ now[["value", "low", "high"]].T.round(3)
 # ## What would refute it
 #
 # A direction above 0 in the last blocks, at a step where each loss agrees with itself on two batches. What is measured here
-# is one small encoder at one weight, along a short run, so it cannot exclude a conflict elsewhere.
+# is one small encoder of each study at one weight, along a short run, so it cannot exclude a conflict elsewhere.
 #
 # ## Takeaways
 #
-# - A conflict that grows with depth is undecided here. Early in training the first blocks show one, the last never; at the
-#   end each loss hardly agrees with itself. In their late features all hybrids are nearer to CL than to MIM.
+# - A conflict that grows with depth is undecided, on generated images as on photographs. Early in training the first blocks
+#   show one, the last never; at the end each loss hardly agrees with itself. In their late features all hybrids are nearer
+#   to CL than to MIM.
 # - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two losses
 #   at right angles say little about what they want on average.
 # - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights
@@ -360,6 +385,7 @@ both = both.pivot_table("value", ["metric", "depth"], "step")
 both.map("{:.2f}".format, na_action="ignore").fillna("undefined")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+known = followed[followed["metric"] == "direction"].dropna(subset=["low", "high"])
 sure = known[(known["low"] > 0) | (known["high"] < 0)].merge(
     followed[followed["metric"] == "cosine"], on=["step", "depth"]
 )
