@@ -85,7 +85,7 @@ batches, has a median of {alike:.3f} over the blocks{doubt}.""".replace(" -", " 
 
 # %% tags=["hide-input"]
 def before_end(followed):
-    """At how many depths and moments the direction lies below 0 before the last step."""
+    """At how many depths and moments the direction lies off 0 before the last step."""
     directions = followed[followed["metric"] == "direction"]
     known = directions.dropna(subset=["low", "high"])
     known = known[known["step"] < followed["step"].max()]
@@ -96,7 +96,8 @@ def before_end(followed):
     slopes = followed[followed["metric"] == "slope"]
     return f"""Before that, the direction's interval lies below 0 in
 {below.sum() or "none"} of {len(known)} cases{found}. In the last third of the blocks
-it does in {(below & last).sum() or "none"}. The slope of the cosine over depth has an
+it does in {(below & last).sum() or "none"}. It lies above 0, where the losses agree,
+in {(known["low"] > 0).sum() or "none"}. The slope of the cosine over depth has an
 interval below 0 at {(slopes["high"] < 0).sum() or "none"} of {len(slopes)} moments."""
 
 
@@ -234,6 +235,9 @@ for ax, metric in zip(axes, TWO, strict=True):
     ax.set_ylabel("cosine between gradients")
 legend = plots.legend_below(axes)
 
+# %% tags=["remove-input"]
+plots.download(photographs, "gradients_on_photographs")
+
 # %% [markdown]
 # ## Who pulls harder?
 #
@@ -364,8 +368,8 @@ now[["value", "low", "high"]].T.round(3)
 # ## Takeaways
 #
 # - A conflict that grows with depth is undecided, on generated images as on photographs. Early in training the first blocks
-#   show one, the last never; at the end each loss hardly agrees with itself. In their late features all hybrids are nearer
-#   to CL than to MIM.
+#   show one, the last never; on photographs the losses agree more often than they conflict. At the end each loss hardly
+#   agrees with itself. In their late features all hybrids are nearer to CL than to MIM.
 # - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two losses
 #   at right angles say little about what they want on average.
 # - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights
