@@ -7,8 +7,9 @@ import json
 import math
 import sys
 import sysconfig
+import types
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ class Encoder:
         hooks = ("_forward_hooks", "_forward_pre_hooks")
         return any(everywhere[f"_global{each}"] for each in hooks) or any(
             any(getattr(part, each) for each in hooks)
-            or not all(map(_installed, [*type(part).__mro__, *vars(part).values()]))
+            or not all(map(_installed, [*type(part).__mro__, *_inside(vars(part))]))
             or any(callable(getattr(type(part), key, None)) for key in vars(part))
             for part in self.module.modules()
         )
@@ -228,6 +229,22 @@ class Encoder:
 
 # Of a module's attributes: where its weights came from, and what torch keeps in every module.
 _NO_SETTINGS = {"pretrained_cfg", "default_cfg", *vars(nn.Module())} - {"training"}
+
+
+def _inside(value: Any, level: int = 0) -> Iterator[Any]:
+    """A setting of a module and what it is made of; other modules have their own turn."""
+    yield value
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif isinstance(value, functools.partial):
+        value = [value.func, value.args, value.keywords]
+    elif isinstance(value, types.FunctionType):
+        value = [cell.cell_contents for cell in value.__closure__ or ()]
+    elif not isinstance(value, Sequence | Set | type | nn.Module):
+        value = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes) and level < 5:
+        for part in value:
+            yield from _inside(part, level + 1)
 
 
 def _installed(thing: Any) -> bool:

@@ -4,6 +4,8 @@ import copy
 import importlib
 import importlib.util
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,8 +226,9 @@ def test_fingerprint_follows_settings(change):
 
 def test_a_function_of_a_notebook_is_seen_and_one_that_cannot_be_pickled_equals_no_other():
     encoder = _mini()
-    encoder.module.blocks[0].mlp.scale = _scale
-    assert encoder.hooked and encoder.fingerprint == encoder.fingerprint
+    for setting in (_scale, [_scale], {"of": (_scale,)}, partial(len, _scale), SimpleNamespace(of=_scale)):
+        encoder.module.blocks[0].mlp.scale = setting
+        assert encoder.hooked and encoder.fingerprint == encoder.fingerprint
     encoder.module.blocks[0].mlp.scale = torch.nn.functional.gelu
     assert not encoder.hooked
     _closure(2.0)(encoder.module)
