@@ -138,7 +138,7 @@ def find_images(path: Path) -> tuple[Path, list[str]]:
     if not found:
         raise ValueError(f"no images in {path}, {also}; looked for files ending in {', '.join(SUFFIXES)}")
     if left_out:
-        warnings.warn(f"{path}: {also}, which cannot be read", stacklevel=3)
+        warnings.warn(f"{path}: {also}, which cannot be read", stacklevel=4)
     return root, sorted(found)
 
 
