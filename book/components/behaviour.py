@@ -343,9 +343,10 @@ parts = []
 for name in ("shapes", "cifar10"):
     family = study(name).trained("cl", "mim", vary=["width", "images"])
     same = [model for model in family if ABOUT[model]["images_seen"] == SEEN]
-    parts.append(rows_of(name, "fine_tuning", same).query("share == 1"))
+    rows = rows_of(name, "fine_tuning", same).query("share == 1")
+    widths = [ABOUT[model]["architecture"]["width"] for model in rows["model"]]
+    parts.append(rows.assign(parameter=widths))
 sized = pd.concat(parts, ignore_index=True)
-sized["parameter"] = [ABOUT[model]["architecture"]["width"] for model in sized["model"]]
 where = "source.str.endswith('figure 1b') and setting.str.contains('100 epochs')"
 sizes = published().query(where, engine="python")
 
@@ -363,7 +364,6 @@ def by_width(rows, ax):
 
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM, with single dots for further training seeds, a panel per study; behind them the published panel, in which the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder; bands: 95 % interval over test images; single dots: further training seeds. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs."}}
-parts = [rows for _, rows in sized.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts), "published: ImageNet"])
 for ax, rows in zip(axes, parts, strict=False):
     by_width(rows, ax)
@@ -378,8 +378,7 @@ plots.download(sized, "width")
 
 # %% [markdown]
 # In the published panel the lines cross: with more weights, SimMIM gains more. Read ours beside the single dots: where seeds
-# of one width lie further apart than the two lines, the order of the lines may be chance. Row 14d counts the seeds; of the
-# narrow encoders there is one each.
+# of one width lie further apart than the two lines, the order of the lines may be chance. Row 14d counts the seeds.
 #
 # ## Trained for longer
 #

@@ -44,6 +44,7 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
 from nbhelpers.pretrain import recipe
 from nbhelpers.results import NoTableError, late, table
+from nbhelpers.results.summary import last_third
 from nbhelpers.results.tables import COMPARED
 
 plots.style()
@@ -62,47 +63,57 @@ slopes = followed[followed["metric"] == "slope"].set_index("step")
 
 
 # %% tags=["hide-input"]
-def at_end(followed):
-    """The verdict after the last step, in words."""
-    directions = followed[followed["metric"] == "direction"]
-    end, steps = followed["step"].max(), followed.set_index(["metric", "step"])
-    known = directions[directions["step"] == end].dropna(subset=["low", "high"])
-    deep = known[known["depth"] > 2 / 3 * directions["depth"].max()]
-    noisy = directions["depth"].nunique() - len(known)
-    verdict = "is undecided"
-    if len(deep) and (deep["high"] < 0).all() and steps.loc[("slope", end), "high"] < 0:
-        verdict = "shows"
-    elif not noisy and (deep["low"] > 0).all():
-        verdict = "does not show"
-    alike = steps.loc[("mim_cosine", end), "value"].median()
-    doubt = ", too little to tell where it pulls" if noisy else ""
-    return f"""A conflict that grows with depth **{verdict}** here. After
-{end} steps the gradients are too noisy for a direction in {noisy or "none"} of
-{directions["depth"].nunique()} blocks; where there is one, its interval lies below 0
-in {(known["high"] < 0).sum() or "none"}. The cosine of MIM with itself, on two
-batches, has a median of {alike:.3f} over the blocks{doubt}.""".replace(" -", " −")
+def directions(followed):
+    """Where the direction has an interval, whether it is late in depth, and after the last step."""
+    rows = followed[followed["metric"] == "direction"]
+    ends = rows["step"] == rows["step"].max()
+    rows = rows.assign(deep=last_third(rows["depth"]), end=ends)
+    return rows.dropna(subset=["low", "high"])
+
+
+def judged(known, blocks, slope):
+    """The verdict on a conflict that grows with depth, by the directions of one step."""
+    deep = known[known["deep"]]
+    if len(deep) and (deep["high"] < 0).all() and slope["high"] < 0:
+        return "shows"
+    against = len(known) == blocks and (deep["low"] > 0).all()
+    return "does not show" if against else "is undecided"
 
 
 # %% tags=["hide-input"]
-def before_end(followed):
+def after_last_step(followed):
+    """The verdict and what it rests on, in words."""
+    step, blocks = followed["step"].max(), int(followed["depth"].max())
+    rows = followed[followed["step"] == step].set_index("metric")
+    known = directions(followed).query("end")
+    verdict, noisy = judged(known, blocks, rows.loc["slope"]), blocks - len(known)
+    alike = rows.loc["mim_cosine", "value"].median()
+    doubt = ", too little to tell where it pulls" if noisy else ""
+    return f"""A conflict that grows with depth **{verdict}** here. After
+{step} steps the gradients are too noisy for a direction in {noisy or "none"} of
+{blocks} blocks; where there is one, its interval lies below 0 in
+{(known["high"] < 0).sum() or "none"}. The cosine of MIM with itself, on two batches,
+has a median of {alike:.3f} over the blocks{doubt}.""".replace(" -", " −")
+
+
+# %% tags=["hide-input"]
+def before_that(followed):
     """At how many depths and moments the direction lies off 0 before the last step."""
-    directions = followed[followed["metric"] == "direction"]
-    known = directions.dropna(subset=["low", "high"])
-    known = known[known["step"] < followed["step"].max()]
-    below, last = known["high"] < 0, known["depth"] > 2 / 3 * directions["depth"].max()
-    blocks = known[below].groupby("step")["depth"].agg(list).items()
+    known, slopes = directions(followed), followed[followed["metric"] == "slope"]
+    known = known[~known["end"]]
+    below = known[known["high"] < 0]
+    blocks = below.groupby("step")["depth"].agg(list).items()
     pairs = (f"{', '.join(map(str, map(int, d)))} at step {step}" for step, d in blocks)
-    found = f": blocks {'; '.join(pairs)}" if below.any() else ""
-    slopes = followed[followed["metric"] == "slope"]
+    found = f": blocks {'; '.join(pairs)}" if len(below) else ""
     return f"""Before that, the direction's interval lies below 0 in
-{below.sum() or "none"} of {len(known)} cases{found}. In the last third of the blocks
-it does in {(below & last).sum() or "none"}. It lies above 0, where the losses agree,
+{len(below) or "none"} of {len(known)} cases{found}. In the last third of the blocks
+it does in {below["deep"].sum() or "none"}. It lies above 0, where the losses agree,
 in {(known["low"] > 0).sum() or "none"}. The slope of the cosine over depth has an
 interval below 0 at {(slopes["high"] < 0).sum() or "none"} of {len(slopes)} moments."""
 
 
 # %% tags=["hide-input"]
-Markdown(f"{at_end(followed)}\n\n{before_end(followed)}")
+Markdown(f"{after_last_step(followed)}\n\n{before_that(followed)}")
 
 # %% [markdown]
 # ## The quantity
@@ -168,15 +179,20 @@ def by_step(rows, metric, ax, drawn):
     ax.set(xlabel="depth")
 
 
+def in_panels(rows, titles):
+    """A panel for each metric, with its lines and right angles; the legend of all."""
+    axes = plots.panels([*titles.values()])
+    for ax, metric in zip(axes, titles, strict=True):
+        by_step(rows.dropna(subset=["low", "high"]), metric, ax, steps)
+        ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)), label="right angles")
+        ax.set_ylabel("cosine between gradients")
+    return plots.legend_below(axes)
+
+
 # %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training, dark at its end: between the two losses on one batch and in expectation, and of each loss with itself on another batch; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training, with 95 % intervals over batches: between the two losses on one batch, between their expected gradients (`direction`, left out where it has no interval), and of each loss with itself on another batch. Dashed: gradients at right angles."}}
 PANELS = {"cosine": "MIM and CL, same batch", "direction": "MIM and CL, expected"}
 PANELS |= {"mim_cosine": "MIM, two batches", "cl_cosine": "CL, two batches"}
-axes = plots.panels([*PANELS.values()])
-for ax, metric in zip(axes, PANELS, strict=True):
-    by_step(followed.dropna(subset=["low", "high"]), metric, ax, steps)
-    ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)), label="right angles")
-    ax.set_ylabel("cosine between gradients")
-legend = plots.legend_below(axes)
+legend = in_panels(followed, PANELS)
 
 # %% tags=["remove-input"]
 plots.download(followed, "gradients")
@@ -223,17 +239,12 @@ numbers.rename_axis(index=None, columns=["step", ""])
 
 # %% tags=["hide-input"]
 photographs = table("cifar10", "gradients", ["cifar10.random"])
-same = f"{at_end(photographs)} {before_end(photographs)}"
+same = f"{after_last_step(photographs)} {before_that(photographs)}"
 Markdown(f"The same run on CIFAR-10, by the same rule. {same}")
 
 # %% mystnb={"image": {"alt": "On CIFAR-10, cosine against depth between the expected gradients of the two losses, and of CL's gradient with itself on two batches, a line per step of training, dark at its end; a dashed line at 0."}, "figure": {"caption": "On photographs: cosine between the expected gradients of the two losses, and of the contrastive gradient with itself on two batches. Lines as above."}}
 TWO = {metric: PANELS[metric] for metric in ("direction", "cl_cosine")}
-axes = plots.panels([*TWO.values()])
-for ax, metric in zip(axes, TWO, strict=True):
-    by_step(photographs.dropna(subset=["low", "high"]), metric, ax, steps)
-    ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)), label="right angles")
-    ax.set_ylabel("cosine between gradients")
-legend = plots.legend_below(axes)
+legend = in_panels(photographs, TWO)
 
 # %% tags=["remove-input"]
 plots.download(photographs, "gradients_on_photographs")
@@ -389,7 +400,7 @@ both = both.pivot_table("value", ["metric", "depth"], "step")
 both.map("{:.2f}".format, na_action="ignore").fillna("undefined")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-known = followed[followed["metric"] == "direction"].dropna(subset=["low", "high"])
+known = directions(followed)
 sure = known[(known["low"] > 0) | (known["high"] < 0)].merge(
     followed[followed["metric"] == "cosine"], on=["step", "depth"]
 )

@@ -65,12 +65,13 @@ class ImageSource(Dataset):
         """Indices from 0 on; an IndexError for what is none, or a mask of another length.
 
         Raises:
-            ValueError: no index at all.
+            ValueError: nothing is chosen.
         """
         indices = torch.as_tensor(indices)
-        if not indices.numel():
+        numbers = torch.arange(len(self))[indices if indices.numel() else indices.long()]
+        if not numbers.numel():
             raise ValueError(f"{self.name}: no image is chosen")
-        return torch.arange(len(self))[indices]
+        return numbers
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at `indices` as `uint8 B C H W`; a ValueError where their sizes differ."""
@@ -122,12 +123,12 @@ class ImageSource(Dataset):
         values, known = labels_of(self, label), self.classes[label]
         if unknown := set(names) - set(known):
             raise ValueError(f"{self.name} has no {label} {min(unknown)!r}; it has {', '.join(known)}")
+        if empty := [title for title in names if known.index(title) not in values]:
+            raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
         numbers = torch.tensor([names.index(title) if title in names else -1 for title in known])
         part = self.select(numbers[values] >= 0)
         part.labels[label] = numbers[part.labels[label]]
         part.classes[label] = tuple(names)
-        if empty := [title for number, title in enumerate(names) if number not in part.labels[label]]:
-            raise ValueError(f"{self.name} has no image with {label} {', '.join(empty)}")
         return part
 
     def __repr__(self) -> str:

@@ -133,40 +133,24 @@ def test_adapted_chapters_are_executed_and_built(tmp_path: Path) -> None:
         assert all(model in drawn for model in ("vit_tiny_patch16_224", "test_vit", "CL")), name
 
 
-ALONE = [path for path in filter(solutions, CHAPTERS) if page(path) not in ADAPTED]
-
-
-# Of these the first exercise changes something else, as its text says; `N_IMAGES` of them.
-OTHERS = {
-    "components/behaviour": None,
-    "hybrid/hybrid": None,
-    "beyond/moments": 8,
-    "representations/shape_texture": 20,
-}
+# Images that the other chapters with a first exercise on the model look at; None: they draw stored tables.
+FEW = {page(path): 8 for path in filter(solutions, CHAPTERS) if page(path) not in ADAPTED}
+OTHERS = {"components/behaviour": None, "hybrid/hybrid": None, "beyond/moments": 8}
+OTHERS |= {"representations/shape_texture": 20}  # its probes learn from in proportion
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", FEW | OTHERS)
 def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable) -> None:
+    """It runs through all cells: mostly with a ViT of 12 blocks, 14 x 14 patches and random weights."""
     prose = [cell.source for cell in jupytext.read(BOOK / f"{name}.py").cells if cell.cell_type == "markdown"]
-    (first,) = re.findall(r"^1\. \*\*.+?(?=^\d\. |\Z)", "\n".join(prose), re.MULTILINE | re.DOTALL)
-    change = ast.parse(re.search(r"`([A-Z]+ = .+?)`", first)[1]).body[0]
+    exercises = "\n".join(prose).partition("## Exercises")[2]
+    change = ast.parse(re.search(r"`([A-Z]+ = .+?)`", exercises)[1]).body[0]
     parameter, value = change.targets[0].id, ast.literal_eval(change.value)
-    parameters = {"STUDIES": ["shapes"], parameter: value} | (
-        {"N_IMAGES": OTHERS[name]} if OTHERS[name] else {}
-    )
+    if name in FEW:
+        assert (parameter, value) == ("MODELS", ["random:vit_tiny_patch16_224"])
+    images = (FEW | OTHERS)[name]
+    parameters = {"STUDIES": ["shapes"], parameter: value} | ({"N_IMAGES": images} if images else {})
     outputs = str([cell.get("outputs") for cell in run_chapter(BOOK / f"{name}.py", parameters)])
     names = [f"shapes.{value}"] if isinstance(value, str) else value
     assert all(kind(model) in outputs for model in names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
-def test_first_exercise_another_architecture_through_all_cells(path: Path, run_chapter: Callable) -> None:
-    """Twelve blocks, three heads, 14 x 14 patches of 16 px and random weights, as the exercise says."""
-    model = ["random:vit_tiny_patch16_224"]
-    prose = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
-    assert f"`MODELS = {model}`".replace("'", '"') in "".join(prose)
-    parameters = {"STUDIES": ["shapes"], "MODELS": model, "N_IMAGES": 8}
-    outputs = [cell.get("outputs") for cell in run_chapter(path, parameters)]
-    assert "vit_tiny_patch16_224" in str(outputs)

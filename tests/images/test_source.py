@@ -105,8 +105,9 @@ def test_a_mask_chooses_where_it_is_true():
     for wrong in (mask[:5], [12], [0.5]):
         with pytest.raises(IndexError):
             images.select(wrong)
-    with pytest.raises(ValueError, match="toy: no image is chosen"):
-        images.select([])
+    for nothing in ([], mask & ~mask):
+        with pytest.raises(ValueError, match="toy: no image is chosen"):
+            images.select(nothing)
 
 
 def test_pixels_identify_images_but_generated_ones():

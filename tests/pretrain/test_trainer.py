@@ -254,26 +254,32 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
         Trainer(small("mim"), source(48), source(16), tmp_path, precision=torch.float32)
 
 
-def test_a_trained_encoder_is_not_replaced(tmp_path, monkeypatch):
+@pytest.fixture
+def put_away(tmp_path, monkeypatch):
+    """(recipe, changes of its architecture) -> the file of an encoder of that name, in `tmp_path`."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     monkeypatch.setitem(SOURCES, "shapes", lambda split: source())
+
+    def put(chosen, **changes):
+        row = {"study": "shapes", "objective": "MIM", "seed": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        row["architecture"] = chosen.architecture | {"image_size": 16} | changes
+        return save_encoder(mini_vit(**row["architecture"]), trained_name(chosen, "shapes"), row, tmp_path)
+
+    return put
+
+
+def test_a_trained_encoder_is_not_replaced(tmp_path, put_away):
     chosen = small("mim")
-    row = {"study": "shapes", "objective": "MIM", "seed": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    row["architecture"] = chosen.architecture | {"image_size": 16}
-    path = save_encoder(mini_vit(**row["architecture"]), trained_name(chosen, "shapes"), row, tmp_path)
+    path = put_away(chosen)
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=rf"{trained_name(chosen, 'shapes')}, which would be replaced"):
         pretrain(replace(chosen, learning_rate=1e-4), "shapes", folder=tmp_path)
     assert path.read_bytes() == before
 
 
-def test_a_seed_of_another_architecture_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
-    monkeypatch.setitem(SOURCES, "shapes", lambda split: source())
+def test_a_seed_of_another_architecture_is_refused(tmp_path, put_away):
     other = small("mim")
-    row = {"study": "shapes", "objective": "MIM", "seed": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    row["architecture"] = other.architecture | {"heads": 4, "image_size": 16}
-    save_encoder(mini_vit(**row["architecture"]), trained_name(other, "shapes"), row, tmp_path)
+    put_away(other, heads=4)
     with pytest.raises(ValueError, match="has heads 4, not 2: a seed of it"):
         pretrain(replace(other, seed=1), "shapes", folder=tmp_path)
 
