@@ -8,10 +8,8 @@
 # # What do self-supervised Vision Transformers learn?
 #
 # This book compares two ways to train a Vision Transformer without labels. **Contrastive learning** (CL) shows it two
-# altered views of one image and asks for one representation, unlike those of all other images. **Masked image modelling**
-# (MIM) hides most of an image and asks for the missing pixels. Both give useful encoders, but not for the same things.
-# {cite:t}`park2023what` looked inside and asked why. This book measures their answers again, with everything at hand:
-# images, trained encoders, the formula of every metric and the code that computes it.
+# altered views of an image and asks for one representation. **Masked image modelling** (MIM) hides most of an image and
+# asks for the missing pixels. {cite:t}`park2023what` asked how the two differ inside; here their answers are measured again.
 
 # %% tags=["parameters", "remove-input"]
 STUDIES = ["shapes", "cifar10"]
@@ -24,34 +22,29 @@ from matplotlib.patches import Rectangle
 from nbhelpers import load, plots, scorecard
 from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps
-from nbhelpers.results import published, table
+from nbhelpers.results import table
 
 plots.style()
 card = scorecard.scorecard(STUDIES)
 
 
 # %% tags=["remove-input"]
-def said(*numbers):
-    """In how many of the measured entries of some rows the claim shows."""
+def conclude(sentence, *numbers):
+    """A sentence, and in how many of the measured entries of its rows it shows."""
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
     shows = (rows["verdict"] == "shows").sum()
-    return f"(it shows in {shows} of {len(rows)} measurements)"
+    return Markdown(f"{sentence} This shows in {shows} of {len(rows)} measurements.")
 
 
-# %% tags=["remove-input"]
-Markdown(
-    "**The answer in three sentences.** Late in a contrastive encoder, attention "
-    "reaches further than in a masked one and depends less on the query "
-    f"{said('1', '2')}. Where shape and texture disagree, a contrastive encoder "
-    "follows the shape more; noise of high frequency harms it less, and its late "
-    f"tokens hold fewer high frequencies {said('9c', '10', '11')}. A linear layer reads a "
-    "contrastive encoder better and at a later depth; a masked one gains more from "
-    f"fine-tuning {said('12', '14a', '14c')}."
-)
+def panels(tables, metric, **options):
+    """A metric by depth, a panel per study."""
+    shape = (1, len(tables))
+    axes = plt.subplots(*shape, figsize=(5.6, 1.9), sharey=True, squeeze=False)[1]
+    for ax, frame in zip(axes.flat, tables, strict=True):
+        plots.by_depth(frame, metric, ax, **options).set_title(plots.title(frame))
+        ax.yaxis.label.set_visible(ax is axes.flat[0])
+    return plots.legend_below(axes)
 
-# %% [markdown]
-# **Where a late block looks, from three places of one image.** The outlined patch asks, bright patches answer: in MIM
-# mostly itself and what is next to it, in CL also distant ones ([click any patch yourself](own/picture.py)).
 
 # %% tags=["remove-input"]
 picture = photographs(32).batch([0])
@@ -65,8 +58,15 @@ def outline(ax, row, column):
     ax.add_patch(Rectangle((column, row), 1, 1, **look))
 
 
-# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "A photograph that is in no training set, three queries, and their attention in the last but one block, averaged over heads, of the encoders trained on CIFAR-10. Each map has its own scale."}}
-figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.6))
+# %% tags=["remove-input", "answer"]
+conclude(
+    "**Where does it look?** Late in a contrastive encoder, attention reaches further "
+    "than in a masked one and depends less on the query.",
+    *("1", "2"),
+)
+
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches, last block but one."}}
+figure, axes = plt.subplots(2, 4, figsize=(5.6, 2.75))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
     line[0].imshow(picture[0].permute(1, 2, 0), **square)
@@ -82,29 +82,43 @@ for ax in axes.flat:
     ax.spines[:].set_visible(False)
     ax.grid(False)
 
-# %% [markdown]
-# **How much the query matters to where it looks** ([attention collapse](attention/collapse.py)): at 0 all queries of an
-# image share one map.
-
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Normalised mutual information of query and key against depth, a line per model, for CIFAR-10 and as published: that of CL falls towards zero at the end, that of MIM stays high."}, "figure": {"caption": "Normalised mutual information of query and key by depth, here and as published for ViT-B/16. Grey: an untrained encoder."}}
-frame = table(STUDIES[-1], "metrics", metrics=["nmi"])
-axes = plots.panels([plots.title(frame), "published"], sharey=True)
-plots.by_depth(frame, "nmi", axes[0])
-plots.published_by_depth(published(), "nmi", axes[1])
-legend = plots.legend_below(axes)
-
-# %% [markdown]
-# **What a linear layer reads at each depth** ([layers](components/layers.py)): late, CL's tokens tell the shape better than
-# MIM's, and the texture is read almost equally well from both. In these generated images the two are independent.
-
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel for the shape and one for the texture of generated images, a line per model; the dashed line is guessing."}, "figure": {"caption": "A linear probe of shape and of texture by depth, on generated images."}}
-frame = table(STUDIES[0], "probes")
-axes = plots.panels(
-    [f"{label} of generated images" for label, _ in frame.groupby("label")], sharey=True
+# %% tags=["remove-input", "answer"]
+conclude(
+    "**What does it see?** Where shape and texture disagree, a contrastive encoder "
+    "follows the shape more; noise of high frequency harms it less, and its late "
+    "tokens hold fewer high frequencies.",
+    *("9c", "10", "11"),
 )
-for ax, (_, rows) in zip(axes, frame.groupby("label"), strict=True):
-    plots.by_depth(rows, "linear", ax, reference=(0.1, "chance"))
-legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias by depth; at 1 shape alone decides."}}
+legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias")
+
+# %% tags=["remove-input", "answer"]
+conclude(
+    "**What is it good for?** A linear layer reads a contrastive encoder better and at "
+    "a later depth; a masked one gains more from fine-tuning.",
+    *("12", "14a", "14c"),
+)
+
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind or declines towards the last block."}, "figure": {"caption": "Accuracy of a linear probe by depth."}}
+frames = [table(study, "probes") for study in STUDIES]
+shown = [rows[rows["label"].isin(["shape", "class"])] for rows in frames]
+legend = panels(shown, "linear", reference=(0.1, "chance"))
+
+# %% tags=["remove-input"]
+count = card["verdict"].value_counts()
+words = ("shows", "does not show", "undecided", "not measured")
+Markdown(
+    f"**All {len(card)} entries**: "
+    + ", ".join(f"{word} {count.get(word, 0)}" for word in words)
+    + "."
+)
+
+# %% [markdown]
+# Click through the [attention maps of your own picture](own/picture.py), or read how each answer was found: where it looks
+# ([distance](attention/distance.py), [collapse](attention/collapse.py)), what it sees
+# ([shape or texture](representations/shape_texture.py), [frequencies](representations/frequency.py)), what it is good for
+# ([layers](components/layers.py), [behaviour](components/behaviour.py)).
 
 # %% [markdown]
 # ## The scorecard
@@ -114,14 +128,6 @@ legend = plots.legend_below(axes)
 # **shows** if the whole interval lies above 0, **does not show** if no part of it does, **undecided** if neither, **not
 # measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. What is measured and
 # this rule were fixed before the table was first computed. All numbers of this page are drawn from the book's tables.
-
-# %% tags=["remove-input"]
-count = card["verdict"].value_counts()
-words = ("shows", "does not show", "undecided", "not measured")
-Markdown(
-    "; ".join(f"**{word}**: {count.get(word, 0)}" for word in words)
-    + f", of {len(card)} entries."
-)
 
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")
