@@ -113,7 +113,7 @@ Markdown("\n".join(lines) or "No study has its images here.")
 #
 # ## The quantity
 #
-# The components of 500 images at the last block of one encoder, and what is left of the features without the leading
+# The components of up to 500 images at the last block of one encoder, and what is left of the features without the leading
 # sixteenth of them. As a check: together both parts are $x - \bar x$, and the variances are those of
 # `principal_components`.
 
@@ -121,7 +121,7 @@ Markdown("\n".join(lines) or "No study has its images here.")
 from nbhelpers.probes import features, principal_components
 
 (encoder,) = study("shapes").encoders((MODELS or ["shapes.mim"])[:1])
-images = study("shapes").images("train").subset(500)
+images = study("shapes").images("train").subset(min(500, N_IMAGES))
 x = features(encoder, images, [encoder.depth])[0].double()  # N D
 
 # %%
@@ -244,7 +244,8 @@ _, values = principal_components(features(tiny, few, [tiny.depth])[0])
 # large as the rest.
 from nbhelpers.probes import knn_predict
 
-parts = [study("shapes").images(split).subset(500) for split in ("train", "test")]
+few = min(500, N_IMAGES)
+parts = [study("shapes").images(split).subset(few) for split in ("train", "test")]
 learnt, asked = (features(encoder, part, [encoder.depth])[0].double() for part in parts)
 U, variances = principal_components(learnt)
 learnt, asked = learnt - learnt.mean(0), asked - learnt.mean(0)

@@ -47,6 +47,7 @@ from nbhelpers.models import manifest
 from nbhelpers.results import TABLES, rows_of
 
 plots.style()
+ABOUT = manifest()
 
 
 # %% tags=["hide-input"]
@@ -57,7 +58,7 @@ def with_moment(rows):
     """The rows, and how many images their encoders had been trained on."""
     lacking = [each for each in COLUMNS if each not in rows]
     rows = rows.reindex(columns=[*rows, *lacking])
-    whole = rows["model"].map(lambda model: manifest()[model]["images_seen"])
+    whole = rows["model"].map({name: row["images_seen"] for name, row in ABOUT.items()})
     return rows.assign(seen=rows["seen"].fillna(whole))
 
 
@@ -67,7 +68,7 @@ for name in STUDIES:
     moments_of = TABLES["along_training"].models(study(name))
     followed[name] = with_moment(rows_of(name, "along_training", moments_of))
     models = study(name).trained("cl", "mim", vary=["width", "images"])
-    wide = [each for each in models if manifest()[each]["architecture"]["width"] >= 64]
+    wide = [each for each in models if ABOUT[each]["architecture"]["width"] >= 64]
     tables = [rows_of(name, kind, wide) for kind in ("profile", "probes", "tokens")]
     own = rows_of(name, "metrics", study(name).trained("cl", "mim"))
     tables.append(own[own["metric"] == "class_patch_cosine"])

@@ -70,14 +70,14 @@ scorecard.result(["12"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# A probe for the shape in 200 images, at the last block of one encoder. `fit_linear` returns $W$ and $b$; the
+# A probe for the shape in up to 200 images, at the last block of one encoder. `fit_linear` returns $W$ and $b$; the
 # formula, written out, must then be at its minimum. $J$ is convex, so it is enough that its gradient is zero.
 
 # %%
 from nbhelpers.probes import features, fit_linear
 
 (encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
-images = study("shapes").images("train").subset(200)
+images = study("shapes").images("train").subset(min(200, N_IMAGES))
 x, y = features(encoder, images, [encoder.depth])[0], images.labels["shape"]  # N D; N
 C = 0.01
 probe = fit_linear(x, y, x, y, strengths=[C])

@@ -80,8 +80,8 @@ from nbhelpers.probes import features, fit_linear, shape_bias
 from nbhelpers.probes.shape_bias import agreeing
 
 (encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
-train = study("shapes").images("train").subset(1500)
-trials = study("shapes").images("test").subset(150)
+train = study("shapes").images("train").subset(min(1500, 10 * N_IMAGES))
+trials = study("shapes").images("test").subset(min(150, N_IMAGES))
 agree, cue = agreeing(train, trials)
 x, x_trials = (features(encoder, part, [encoder.depth])[0] for part in (agree, trials))
 predicted = fit_linear(x, cue, x, cue, strengths=[0.01]).predict(x_trials)  # N

@@ -133,24 +133,25 @@ def test_adapted_chapters_are_executed_and_built(tmp_path: Path) -> None:
         assert all(model in drawn for model in ("vit_tiny_patch16_224", "test_vit", "CL")), name
 
 
-# Images that the other chapters with a first exercise on the model look at; None: they draw stored tables.
-FEW = {page(path): 8 for path in filter(solutions, CHAPTERS) if page(path) not in ADAPTED}
-OTHERS = {"components/behaviour": None, "hybrid/hybrid": None, "beyond/moments": 8}
-OTHERS |= {"representations/shape_texture": 20}  # its probes learn from in proportion
+# The other chapters with a first exercise on the model, and the parameters that they run with.
+FEW = {page(path): {"N_IMAGES": 8} for path in filter(solutions, CHAPTERS) if page(path) not in ADAPTED}
+OTHERS = {"components/behaviour": {}, "hybrid/hybrid": {}}  # which draw stored tables
+OTHERS |= {"beyond/moments": {"STUDIES": ["cifar10"], "N_IMAGES": 8}}  # stored too, without photographs
+OTHERS |= {"representations/shape_texture": {"N_IMAGES": 20}}  # its probes learn from in proportion
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW | OTHERS)
-def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable) -> None:
+def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable, monkeypatch) -> None:
     """It runs through all cells: mostly with a ViT of 12 blocks, 14 x 14 patches and random weights."""
+    monkeypatch.delenv("NBHELPERS_CIFAR10", raising=False)
     prose = [cell.source for cell in jupytext.read(BOOK / f"{name}.py").cells if cell.cell_type == "markdown"]
     exercises = "\n".join(prose).partition("## Exercises")[2]
     change = ast.parse(re.search(r"`([A-Z]+ = .+?)`", exercises)[1]).body[0]
     parameter, value = change.targets[0].id, ast.literal_eval(change.value)
     if name in FEW:
         assert (parameter, value) == ("MODELS", ["random:vit_tiny_patch16_224"])
-    images = (FEW | OTHERS)[name]
-    parameters = {"STUDIES": ["shapes"], parameter: value} | ({"N_IMAGES": images} if images else {})
+    parameters = {"STUDIES": ["shapes"], parameter: value} | (FEW | OTHERS)[name]
     outputs = str([cell.get("outputs") for cell in run_chapter(BOOK / f"{name}.py", parameters)])
     names = [f"shapes.{value}"] if isinstance(value, str) else value
     assert all(kind(model) in outputs for model in names)
