@@ -11,6 +11,7 @@ from typing import Any
 import jupytext
 from docutils import nodes
 from nbformat.v4 import new_code_cell
+from percent import digest
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -43,6 +44,11 @@ def serve_mathjax(app: Sphinx, config: Config) -> None:
     config.mathjax_path = MATHJAX
     # The menu loads parts that are not served.
     config.mathjax3_config = {"options": {"enableMenu": False}}
+
+
+def watch_static(app: Sphinx, config: Config) -> None:
+    """Write all pages anew where a style or script has changed: Sphinx by itself looks at pages alone."""
+    config.static_files = digest(Path(app.srcdir), ["_static/*"])
 
 
 def link_repository(app: Sphinx, config: Config) -> None:
@@ -130,7 +136,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.setup_extension("sphinx.ext.autodoc")
     app.add_config_value("repository_address", "", "html")
+    app.add_config_value("static_files", "", "html")
     app.connect("config-inited", serve_mathjax)
+    app.connect("config-inited", watch_static)
     app.connect("config-inited", link_repository)
     app.connect("html-page-context", offer_notebook)
     app.connect("html-page-context", mend_body)

@@ -151,7 +151,7 @@ drawn = [rows for pair in (*points.values(), theirs) for rows in pair]
 plots.download(pd.concat(drawn), "fine_tuning")
 
 # %% tags=["hide-input"]
-from nbhelpers.results.tables import FINE_TUNING, LABELLED, TOKENS_TRAIN, TRAIN
+from nbhelpers.results.tables import FINE_TUNING, LABELLED, TRAIN
 
 text = f"""Fine-tuning saw {LABELLED:,} labelled images for {FINE_TUNING.steps} steps of
 {FINE_TUNING.batch_size}, the linear probe {TRAIN:,} images."""
@@ -203,7 +203,7 @@ public = published_triples().query("size == 'ViT-B/16' and model in @four")
 kinds = published().drop_duplicates("model").set_index("model")["objective"]
 public = public.assign(objective=public["model"].map(kinds))
 
-# %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO hardly."}, "figure": {"caption": "The same last block read in three ways. A steep line: much of what can be read hardly shows in distances between mean tokens. Ours: the attentive probe learns from fewer labelled images than the other two, so compare how much two lines fall, not that they fall. Last panel: ViT-B/16 on ImageNet with all its labels."}}
+# %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO hardly."}, "figure": {"caption": "The same last block read in three ways. A steep line: much of what can be read hardly shows in distances between mean tokens. Ours: few labelled images, the same for all three. Last panel: ViT-B/16 on ImageNet with all its labels."}}
 titles = [*map(plots.title, ours.values()), "published: ViT-B/16"]
 axes = plots.panels(titles, sharey=True, height=3.2)
 for ax, rows in zip(axes, [*ours.values(), public], strict=True):
@@ -222,10 +222,7 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*ours.values(), public]), "triples")
 
 # %% tags=["hide-input"]
-Markdown(
-    f"k-NN and the linear probe had {TRAIN:,} labelled images, the attentive probe "
-    f"{TOKENS_TRAIN:,}."
-)
+Markdown(f"Each of the three learnt from {TRAIN:,} labelled images.")
 
 # %% [markdown]
 # ### With every label
@@ -237,12 +234,15 @@ Markdown(
 every = rows_of("cifar10", "all_labels", chosen.get("cifar10", []))
 shown = Markdown("(Of these encoders, nothing is stored.)")
 if len(every):
-    few = rows_of("cifar10", "probes", every["model"].unique())
-    few = pd.concat([at_end(few, metric) for metric in ("knn", "linear")])
+    few = [
+        rows_of("cifar10", kind, every["model"].unique())
+        for kind in ("probes", "tokens")
+    ]
+    few = pd.concat([at_end(pd.concat(few), metric) for metric in STEPS])
     both = pd.concat([few.assign(labels=f"{TRAIN:,}"), every.assign(labels="all")])
     both = both.assign(encoder=both["model"].map(label)).replace({"metric": STEPS})
     both = both.pivot(index="encoder", columns=["metric", "labels"], values="value")
-    both = both.sort_index(axis=1).sort_values(("linear", "all"), ascending=False)
+    both = both[[*STEPS.values()]].sort_values(("linear", "all"), ascending=False)
     shown = both.map("{:.3f}".format).rename_axis(None)
 shown
 

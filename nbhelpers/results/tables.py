@@ -29,7 +29,7 @@ SHARES = (0.01, 0.1, 1.0)  # of the labels
 FINE_TUNING = probes.FineTuning(steps=200, batch_size=64)
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
-TOKENS_TRAIN = 1_000  # images whose tokens are learnt from one by one
+TOKENS_TRAIN = 1_000  # of these, images whose tokens are learnt from one by one
 FEWEST = 40  # photographs of a folder: half of them are learnt from, and k-NN asks 20
 # Number of an image within its class, modulo ten -> its split; the first three are in one each.
 ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
@@ -199,6 +199,11 @@ def _linear_and_knn(encoder: Encoder, images: Images, **reading: object) -> pd.D
     return pd.concat([linear, knn], ignore_index=True)
 
 
+def _attentive(encoder: Encoder, images: Images) -> pd.DataFrame:
+    options = {"label": sorted(images["test"].labels), "depths": [encoder.depth]}
+    return probed(probes.attentive_by_depth, encoder, *splits_of(images), **options)
+
+
 @declare(
     "all_labels",
     lambda study: dict(zip(ROLES, map(study.images, ("train", "val", "test")), strict=True)),
@@ -208,8 +213,9 @@ def _linear_and_knn(encoder: Encoder, images: Images, **reading: object) -> pd.D
     studies=("cifar10",),
 )
 def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """Linear and k-NN probes of the last block, with every label of the training images."""
-    return _linear_and_knn(encoder, images, depths=[encoder.depth])
+    """All three probes of the last block, with every label of the training images."""
+    parts = [_linear_and_knn(encoder, images, depths=[encoder.depth]), _attentive(encoder, images)]
+    return pd.concat(parts, ignore_index=True)
 
 
 @declare("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)
@@ -255,13 +261,14 @@ def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     return probed(probes.robustness_by_depth, encoder, *splits_of(images), **options)
 
 
-@declare("tokens", lambda study: _drawn(study, TOKENS_TRAIN), models=_everything, slow=True, why=SMALL)
+@declare("tokens", lambda study: _drawn(study, TRAIN), models=_everything, slow=True, why=SMALL)
 def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """Attentive probes, and dense prediction where there are masks."""
-    splits, test = splits_of(images), images["test"]
-    frames = [probed(probes.attentive_by_depth, encoder, *splits, label=sorted(test.labels))]
-    if test.masks is not None:
-        frames.append(probed(probes.dense_by_depth, encoder, *splits, label=["mask", "texture"]))
+    """Attentive probes of the last block, and dense prediction where there are masks."""
+    train, *others = splits_of(images)
+    frames = [_attentive(encoder, images)]
+    if train.masks is not None:
+        parts = train.select(range(TOKENS_TRAIN)), *others
+        frames.append(probed(probes.dense_by_depth, encoder, *parts, label=["mask", "texture"]))
     return pd.concat(frames, ignore_index=True)
 
 

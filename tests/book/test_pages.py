@@ -135,6 +135,22 @@ def test_without_an_address_nothing_links_to_a_repository(monkeypatch) -> None:
     assert config.html_theme_options == {} and config.repository_address == ""
 
 
+def test_a_changed_style_makes_all_pages_be_written_anew(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    pages, seen, declared = importlib.import_module("pages"), set(), {}
+    (tmp_path / "_static").mkdir()
+    for text in ("a {}", "b {}", "b {}"):
+        (tmp_path / "_static" / "book.css").write_text(text)
+        config = SimpleNamespace()
+        pages.watch_static(SimpleNamespace(srcdir=tmp_path), config)
+        seen.add(config.static_files)
+    assert len(seen) == 2
+    register = {"connect": lambda *_: None, "setup_extension": lambda _: None}
+    register["add_config_value"] = lambda name, default, rebuild: declared.update({name: rebuild})
+    pages.setup(SimpleNamespace(**register))
+    assert declared["static_files"] == "html"
+
+
 def test_reference_page_lists_every_module_of_metrics() -> None:
     page = (BOOK / "reference" / "metrics.md").read_text()
     modules = {p.stem for p in (BOOK.parent / "nbhelpers" / "metrics").glob("*.py")} - {"__init__"}
