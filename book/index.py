@@ -8,8 +8,9 @@
 # # What do self-supervised Vision Transformers learn?
 #
 # This book compares two ways to train a Vision Transformer without labels. **Contrastive learning** (CL) shows it two
-# altered views of an image and asks for one representation. **Masked image modelling** (MIM) hides most of an image and
-# asks for the missing pixels. {cite:t}`park2023what` asked how the two differ inside; here their answers are measured again.
+# altered views of an image and asks for one representation of both. **Masked image modelling** (MIM) hides most of an
+# image and asks for the missing pixels. {cite:t}`park2023what` asked how the two differ inside; here their answers are
+# measured again.
 
 # %% tags=["parameters", "remove-input"]
 STUDIES = ["shapes", "cifar10"]
@@ -85,12 +86,12 @@ for ax in axes.flat:
 # %% tags=["remove-input", "answer"]
 conclude(
     "**What does it see?** Where shape and texture disagree, a contrastive encoder "
-    "follows the shape more; noise of high frequency harms it less, and its late "
-    "tokens hold fewer high frequencies.",
+    "follows the shape more than a masked one; noise of high frequency harms it less, "
+    "and its late tokens hold fewer high frequencies.",
     *("9c", "10", "11"),
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias by depth; at 1 shape alone decides."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias by depth; at 1 shape alone decides (random: untrained)."}}
 legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias")
 
 # %% tags=["remove-input", "answer"]
@@ -100,7 +101,7 @@ conclude(
     *("12", "14a", "14c"),
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind or declines towards the last block."}, "figure": {"caption": "Accuracy of a linear probe by depth."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind and declines towards the last block."}, "figure": {"caption": "Linear probe of the shape (left), of the class (right)."}}
 frames = [table(study, "probes") for study in STUDIES]
 shown = [rows[rows["label"].isin(["shape", "class"])] for rows in frames]
 legend = panels(shown, "linear", reference=(0.1, "chance"))
@@ -123,8 +124,8 @@ Markdown(
 # %% [markdown]
 # ## The scorecard
 #
-# Each finding of the paper, and of the work that it led to, is a row: what is claimed, what is measured, and how large the
-# effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows:
+# Each finding of the paper, and each claim that the book adds, is a row: what is claimed, what is measured, and how large
+# the effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows:
 # **shows** if the whole interval lies above 0, **does not show** if no part of it does, **undecided** if neither, **not
 # measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. What is measured and
 # this rule were fixed before the table was first computed. All numbers of this page are drawn from the book's tables.
@@ -182,8 +183,8 @@ Markdown(
 #   seeds it is wide, so that an added seed can turn an entry "undecided".
 # - **Many rows.** Each interval is one of 95 % by itself: of so many, a few miss their true value by chance.
 # - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
-#   says so. The newest ones were trained on a GPU in bfloat16 with images drawn with replacement; the manifest in
-#   `data/encoders` has the recipe of each.
+#   says so. Those of width 128 were trained by a prototype of the trainer, in bfloat16 and with images drawn with
+#   replacement; the manifest in `data/encoders` has the recipe of each.
 # - **Averages and differences.** For a mean over depths the margins are added, which is cautious. Two encoders are treated
 #   as independent, though both saw the same images; for accuracies that is Newcombe's interval
 #   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened for the choice.
