@@ -99,7 +99,7 @@ for name in frames:
 vit_b = float(patch_distances((14, 14), 16).mean())  # of the curves in the last panel
 line = {"color": "#555555", "lw": 1, "ls": "--", "label": "uniform attention"}
 
-# %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds curves of public ViT-B/16 on 59 images, in which MoCo v3 rises to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the error of reading is within the marks."}}
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds curves of public ViT-B/16 on 59 images, in which MoCo v3 rises almost to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):

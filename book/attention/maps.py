@@ -317,8 +317,8 @@ scorecard.rows("attention/collapse", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Late maps are more alike in CL than in MIM, and not equal. In CL the class token finds the object; patches of the
-#   background hardly look at it more than its area explains.
+# - Late maps are more alike in CL than in MIM, and not equal. On generated images the class token of CL finds the
+#   object; patches of the background hardly look at it more than its area explains.
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.
