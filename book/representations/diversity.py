@@ -258,8 +258,8 @@ c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1))
 #    other, block by block.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# A low NMI makes outputs alike. The reverse need not hold: values may be alike
-# where maps are not.
+# Not always. At an NMI of 0 all outputs are equal; at a low one, small differences of
+# maps can outweigh what they share. And values may be alike where maps are not.
 pair = ["nmi", "attention_token_cosine"]
 few, _ = gather(["shapes"], pair, MODELS, n_images=min(64, N_IMAGES))
 whole = few["shapes"].query("head < 0")

@@ -261,8 +261,8 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Late, CL spreads images and MIM spreads tokens over more directions. On photographs the first is clear and the second
-#   small; on generated images the first is small, and the second is reversed after the last block.
+# - Late, CL spreads images and MIM spreads tokens over more directions. The first is clear on photographs and
+#   small on generated images; the second is reversed after one of the last two blocks in either study.
 # - Ask of a spectrum first *what* its points are: tokens of one image, or images.
 # - The covariance subtracts the mean. What all tokens share, which [raises a cosine](diversity.py), does not count here.
 # - An effective rank has a ceiling: the number of points less one, and the width of the encoder.
@@ -292,7 +292,8 @@ directions(cigar), directions(ball)
 #    directions are left that depend on the image?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# What goes is the same in every image. If it varied most, the rank rises.
+# What goes is the same in every image. If it held most of the
+# variance, the rank rises.
 without = z - z.mean(0)
 clouds = {"all": z, "without places": without}
 ranks = {name: directions(cloud).cpu() for name, cloud in clouds.items()}
