@@ -203,7 +203,7 @@ public = published_triples().query("size == 'ViT-B/16' and model in @four")
 kinds = published().drop_duplicates("model").set_index("model")["objective"]
 public = public.assign(objective=public["model"].map(kinds))
 
-# %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO hardly."}, "figure": {"caption": "The same last block read in three ways. A steep line: much of what can be read hardly shows in distances between mean tokens. Ours: few labelled images, the same for all three. Last panel: ViT-B/16 on ImageNet with all its labels."}}
+# %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO rise less."}, "figure": {"caption": "The same last block read in three ways. A steep line: much of what can be read hardly shows in distances between mean tokens. Ours: few labelled images, the same for all three. Last panel: ViT-B/16 on ImageNet with all its labels."}}
 titles = [*map(plots.title, ours.values()), "published: ViT-B/16"]
 axes = plots.panels(titles, sharey=True, height=3.2)
 for ax, rows in zip(axes, [*ours.values(), public], strict=True):
