@@ -101,15 +101,16 @@ def before_that(followed):
     """At how many depths and moments the direction lies off 0 before the last step."""
     known, slopes = directions(followed), followed[followed["metric"] == "slope"]
     known = known[~known["end"]]
-    below = known[known["high"] < 0]
+    below, above = known[known["high"] < 0], known[known["low"] > 0]
     blocks = below.groupby("step")["depth"].agg(list).items()
     pairs = (f"{', '.join(map(str, map(int, d)))} at step {step}" for step, d in blocks)
-    found = f": blocks {'; '.join(pairs)}" if len(below) else ""
+    found = f" (by block: {'; '.join(pairs)})" if len(below) else ""
     return f"""Before that, the direction's interval lies below 0 in
 {len(below) or "none"} of {len(known)} cases{found}. In the last third of the blocks
 it does in {below["deep"].sum() or "none"}. It lies above 0, where the losses agree,
-in {(known["low"] > 0).sum() or "none"}. The slope of the cosine over depth has an
-interval below 0 at {(slopes["high"] < 0).sum() or "none"} of {len(slopes)} moments."""
+in {len(above) or "none"} (in that third: {above["deep"].sum()}). The slope of the cosine
+over depth has an interval below 0 at {(slopes["high"] < 0).sum() or "none"} of
+{len(slopes)} moments."""
 
 
 # %% tags=["hide-input"]
@@ -373,14 +374,16 @@ now[["value", "low", "high"]].T.round(3)
 # %% [markdown]
 # ## What would refute it
 #
-# A direction above 0 in the last blocks, at a step where each loss agrees with itself on two batches. What is measured here
-# is one small encoder of each study at one weight, along a short run, so it cannot exclude a conflict elsewhere.
+# A direction above 0 in the last third of the blocks after the last step, if each loss then agrees with itself on two
+# batches. At an earlier step it excludes a conflict at that time, not a later one. What is measured here is one small
+# encoder of each study at one weight, along a short run, so it cannot exclude a conflict elsewhere.
 #
 # ## Takeaways
 #
 # - A conflict that grows with depth is undecided, on generated images as on photographs. Early in training the first blocks
-#   show one, the last never; on photographs the losses agree more often than they conflict. At the end each loss hardly
-#   agrees with itself. In their late features all hybrids are nearer to CL than to MIM.
+#   show one, the last never; on photographs the losses agree more often than they conflict, at one step in the last
+#   blocks, too. At the end each loss hardly agrees with itself. In their late features all hybrids are nearer to CL than to
+#   MIM.
 # - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two losses
 #   at right angles say little about what they want on average.
 # - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights
@@ -389,8 +392,8 @@ now[["value", "low", "high"]].T.round(3)
 #
 # ## Exercises
 #
-# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae", "shapes.supervised"]` or the like
-#    into `MODELS`.
+# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae.n512000",
+#    "shapes.supervised.w64.n256000"]` into `MODELS`.
 # 2. **Free of noise.** Do the first panel, a cosine on single batches, and the second, between expected gradients, agree?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

@@ -243,7 +243,7 @@ def beside_published(metric):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth for hybrids and their two parents, a panel per study; in the published panel the hybrid's curve begins beside that of SimMIM and ends beside that of MoCo v3."}, "figure": {"caption": "NMI of query and key against depth for hybrids and their two parents. Thinner lines: further training seeds of a parent. Last panel: published curves of ViT-B/16."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth for hybrids and their two parents, a panel per study; in the published panel the hybrid's curve begins between those of its parents and ends nearer to that of MoCo v3."}, "figure": {"caption": "NMI of query and key against depth for hybrids and their two parents. Thinner lines: further training seeds of a parent. Last panel: published curves of ViT-B/16."}}
 legend = beside_published("nmi")
 
 # %% tags=["remove-input"]
