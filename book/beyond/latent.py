@@ -73,8 +73,8 @@ scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 # %% [markdown]
 # The encoders of a study are of one width and saw equally many images, as many as the latent one did; the legends say so
 # where that is less than elsewhere in the book. After so few images CL has not yet got all of its traits
-# ([When do the findings appear?](moments.py)), and on generated images MIM's attention is nearly uniform too, so that row
-# 17a can hardly show there.
+# ([When do the findings appear?](moments.py)), and on generated images MIM's late attention reaches nearly as far as CL's,
+# so that row 17a can hardly show there.
 #
 # ## The quantity
 #

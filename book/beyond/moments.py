@@ -122,7 +122,7 @@ pd.DataFrame(lines).T
 # The table holds the cosine between the tokens of an image after the last block, in brackets after how many million images.
 # In the figures a line is one training, with intervals over images. Dots, and the last column, are other encoders, which
 # the rest of the book draws. A dot at the end of a short training may lie off the line: its learning rate had come down by
-# then, and the contrastive ones of width 64 had heads half as wide as the line's.
+# then, and the contrastive ones of width 64 had projection heads half as wide as the line's.
 #
 # ## The quantity
 #
@@ -295,8 +295,7 @@ plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
 # ## Which claims turn?
 #
 # The rule of the [scorecard](../index.py), applied at every moment as if training had ended there: ✓ shows, ✗ does not, ?
-# undecided. The last column is the verdict on the encoders that the book ships: longer trained, mostly twice as wide, and
-# in part of several seeds.
+# undecided. The last column is the verdict on the encoders that the book ships: longer trained and twice as wide.
 
 # %% tags=["hide-input"]
 grids = {}
@@ -359,7 +358,7 @@ scorecard.rows("beyond/moments", STUDIES)
 # ## Takeaways
 #
 # - What shows: CL's tokens become nearly equal first and part later, on both studies. What does not: that its class token
-#   and patches grow alike late in training, or that its single tokens tell less.
+#   and patches grow alike late in training, or, on generated images, that its single tokens tell less.
 # - Before you compare two objectives, ask whether both are at the same point of their training. Equal numbers of images do
 #   not make them so.
 # - Far-reaching attention of a young encoder is uniform attention. Look at NMI before you look at distance.

@@ -272,8 +272,8 @@ scorecard.rows("beyond/nuisance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Contrast hardly notices a nuisance that is small in pixels, which costs reconstruction much of its accuracy at once.
-#   Where nuisance is most of the image, neither learns much in a short training.
+# - CL hardly notices a nuisance that is small in pixels, which costs MIM much of its accuracy at once, and CL of two
+#   renderings some. Where nuisance is most of the image, none learns much of the shape in a short training.
 # - Here, views that did not share the nuisance were no cure for it, after one short training of one seed.
 # - An explanation that sounds right is worth a training. This one, a background that both views share, found no support
 #   in it.

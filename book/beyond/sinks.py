@@ -190,8 +190,8 @@ legend = plots.legend_below(axes)
 #
 # ## Takeaways
 #
-# - In the book's encoders the class token is a sink in the first block; late, it is one in MIM on generated images
-#   alone. No patch token has an outstanding norm.
+# - In CL and MIM, on both studies, the class token is a sink in the first block; late, it is one in MIM on generated
+#   images alone. No patch token has an outstanding norm.
 # - A map among patch tokens is a division of what is left after the prefix has had its share. Look at that share first.
 # - A few tokens of very large norm may stand for more than their patches. Look for them before you interpret a hot cell.
 #
