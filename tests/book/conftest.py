@@ -15,9 +15,11 @@ from pathlib import Path
 import jupytext
 import nbformat
 import numpy as np
-import papermill
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from jupyter_client.manager import KernelManager, start_new_kernel
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -208,15 +210,29 @@ def look_at(open_page, site: str) -> Callable[[str], Look]:
     return look_at
 
 
+@pytest.fixture(scope="session")
+def kernel() -> Iterator[KernelManager]:
+    """A kernel for one chapter after the other, without photographs; starting it takes longer than most."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("MPLBACKEND", "NBHELPERS_CIFAR10"):
+            environment.delenv(name, raising=False)
+        manager, client = start_new_kernel(kernel_name="python3")
+    client.stop_channels()
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.fixture
-def run_chapter(tmp_path: Path) -> Callable[[Path, dict[str, object]], list[nbformat.NotebookNode]]:
-    """(chapter, parameters) -> its cells after a run in its own folder."""
+def run_chapter(kernel: KernelManager) -> Callable[[Path, dict[str, object]], list[nbformat.NotebookNode]]:
+    """(chapter, parameters) -> its cells after a run in its own folder, with no name left from another."""
 
     def run(path: Path, parameters: dict[str, object]) -> list[nbformat.NotebookNode]:
-        notebook = tmp_path / "chapter.ipynb"
-        jupytext.write(jupytext.read(path), notebook)
-        how = {"kernel_name": "python3", "language": "python", "progress_bar": False}
-        papermill.execute_notebook(notebook, notebook, parameters, cwd=path.parent, **how)
-        return nbformat.read(notebook, 4).cells
+        notebook = jupytext.read(path)
+        (place,) = (i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
+        lines = (f"{name} = {value!r}" for name, value in parameters.items())
+        notebook.cells.insert(place + 1, new_code_cell("\n".join(lines)))
+        notebook.cells.insert(0, new_code_cell(f"%reset -f\n%cd -q {path.parent}"))
+        NotebookClient(notebook, km=kernel, timeout=600).execute()
+        return notebook.cells
 
     return run

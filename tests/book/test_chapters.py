@@ -142,9 +142,8 @@ OTHERS |= {"representations/shape_texture": {"N_IMAGES": 20}}  # its probes lear
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW | OTHERS)
-def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable, monkeypatch) -> None:
+def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable) -> None:
     """It runs through all cells: mostly with a ViT of 12 blocks, 14 x 14 patches and random weights."""
-    monkeypatch.delenv("NBHELPERS_CIFAR10", raising=False)
     prose = [cell.source for cell in jupytext.read(BOOK / f"{name}.py").cells if cell.cell_type == "markdown"]
     exercises = "\n".join(prose).partition("## Exercises")[2]
     change = ast.parse(re.search(r"`([A-Z]+ = .+?)`", exercises)[1]).body[0]

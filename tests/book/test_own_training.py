@@ -13,8 +13,7 @@ CHAPTER = Path(__file__).parents[2] / "book" / "own" / "training.py"
 
 
 @pytest.mark.slow
-def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_chapter: Callable) -> None:
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own, which shows figures
+def test_a_short_run(tmp_path: Path, run_chapter: Callable) -> None:
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number, image in enumerate(shapes("test").batch(range(60))):
