@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Labels, Probe, Row, by_depth, row
+from nbhelpers.probes.layers import Labels, Probe, Row, by_depth, row, targets_of
 from nbhelpers.probes.linear import fit_linear
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
@@ -100,10 +100,17 @@ def dense_by_depth(
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; metric "miou";
     NaN at a depth whose tokens are not finite or do not vary.
-    Raises the errors of `features`, `fit_linear` and `patch_targets`.
+    Raises the errors of `features`, `fit_linear`, `patch_targets` and `targets_of`.
     """
     images, names = [train, validation, test], [label] if isinstance(label, str) else label
-    targets = {name: [patch_targets(encoder, source, name) for source in images] for name in names}
+    masks = [patch_targets(encoder, source, "mask") for source in images]
+    numbers = targets_of(images, [name for name in names if name != "mask"])  # those of one class are one
+    targets = {
+        name: [mask * (1 + n[:, None]) for mask, n in zip(masks, numbers[name], strict=True)]
+        if name in numbers
+        else masks
+        for name in names
+    }
 
     def fit(*data: Tensor) -> Probe:
         probe = fit_linear(*(tokens_or_targets.flatten(0, 1) for tokens_or_targets in data), STRENGTHS)

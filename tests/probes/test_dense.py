@@ -64,6 +64,13 @@ def test_by_depth(encoder):
     assert frame.value[0] < 0.45  # half of the patches are object; one constant guess has an mIoU of 1/4
 
 
+def test_classes_are_compared_by_name(encoder):
+    train, validation, test = (scenes(n, seed) for seed, n in enumerate((150, 50, 80)))
+    test = test.restrict(("b", "g", "r"), "texture")  # numbered 0, 1 and 2, where training has 2, 1 and 0
+    frame = dense_by_depth(encoder, train, validation, test, "texture", depths=[0])
+    assert frame.value[0] > 0.98
+
+
 def test_errors(encoder, colours):
     with pytest.raises(ValueError, match="no object masks"):
         patch_targets(encoder, colours(3, 0), "mask")
