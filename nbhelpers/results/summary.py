@@ -38,12 +38,12 @@ def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def first_third(depth: pd.Series) -> pd.Series:
-    """Which depths are early: those of the first third of the blocks, the embedding left out.
+    """Which depths are early: those of the first third of the blocks, at least one; the embedding left out.
 
     >>> first_third(pd.Series(range(9))).tolist()
     [False, True, True, False, False, False, False, False, False]
     """
-    return (depth >= 1) & (depth <= depth.max() / 3)
+    return (depth >= 1) & (depth <= max(1, depth.max() / 3))
 
 
 def last_third(depth: pd.Series) -> pd.Series:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.results import difference_by_depth, highest, late
+from nbhelpers.results import difference_by_depth, early, highest, late
 
 LABELS = {"shape": 0.9, "texture": 0.1}
 
@@ -34,6 +34,13 @@ def test_models_of_different_depth_meet_at_the_same_share():
     # Shares 1/2, 3/4, 1 of b: its first block, 3, 4; there is nothing at 1/4.
     found = difference_by_depth(frame, "a", "b")
     assert found["depth"].tolist() == [2, 3, 4] and found["value"].tolist() == pytest.approx([0, 0, 0])
+
+
+def test_a_shallow_model_has_an_early_and_a_late_block():
+    assert early(curve("a", [0.1, 0.5]), "nmi") == {"a": 0.1} and late(curve("a", [0.1, 0.5]), "nmi") == {
+        "a": 0.5
+    }
+    assert early(curve("a", [0.1]), "nmi") == late(curve("a", [0.1]), "nmi") == {"a": 0.1}
 
 
 def test_values_of_two_labels_are_not_mixed():
