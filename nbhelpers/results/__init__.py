@@ -323,7 +323,8 @@ def gather(
         models: names, paths of weight files or encoders; default the study's own.
         n_images: drawn from the test images, or all of them if there are fewer.
         seed: of the draw.
-        objectives: instead of the study's own models, all of those objectives, such as "mae".
+        objectives: instead of the study's own models, all of those objectives, such as "mae". Of the
+            imagenet study, whose models are public ones, all come.
 
     Returns:
         A frame as of `nbhelpers.analyse` for each study that has one, with the column `source`; and for each
@@ -333,6 +334,9 @@ def gather(
     frames, missing = {}, {}
     for name in studies:
         wanted = models or (study(name).trained(*objectives) if objectives else None)
+        if not models and objectives and not wanted and study(name).trained():
+            missing[name] = f"no encoder of {name} was trained by {' or '.join(objectives)}"
+            continue  # rather than the study's own models, which are others
         # Stored, "metrics" is of the study's own models alone, "profile" of all, with fewer metrics.
         for kind in ("metrics", "profile"):
             if set(metrics) <= set(TABLES[kind].metrics):

@@ -42,3 +42,8 @@ def test_a_study_without_images_and_stored_rows_says_what_is_missing(no_photogra
 def test_decoders_of_stored_rows_are_left_out(no_photographs: None) -> None:
     frames, _ = gather(["cifar10"], ["nmi"], objectives=["mae"])
     assert [name for name in frames["cifar10"]["model"].unique() if name.endswith(":decoder")] == []
+
+
+def test_an_objective_without_encoders_is_not_answered_with_others() -> None:
+    frames, missing = gather(["shapes"], ["nmi"], objectives=["MAE"])  # which is called "mae"
+    assert frames == {} and missing == {"shapes": "no encoder of shapes was trained by MAE"}
