@@ -174,8 +174,27 @@ def first_seeds(models: Iterable[str]) -> tuple[str, ...]:
     """
     first: dict[tuple[str, str], str] = {}
     for model in models:
-        first.setdefault((model.partition(".")[0], label(model)), model)
+        first.setdefault(_but_for_seed(model), model)
     return tuple(first.values())
+
+
+def labels(models: Iterable[str]) -> dict[str, str]:
+    """What a figure calls each of its models: by label, or, where two studies' share one, by the first seed.
+
+    >>> labels(["shapes.cl", "shapes.cl.s1", "cifar10.mim"])
+    {'shapes.cl': 'CL', 'shapes.cl.s1': 'CL', 'cifar10.mim': 'MIM'}
+    >>> labels(["shapes.cl", "shapes.cl.s1", "cifar10.cl"])
+    {'shapes.cl': 'shapes.cl', 'shapes.cl.s1': 'shapes.cl', 'cifar10.cl': 'cifar10.cl'}
+    """
+    models = list(dict.fromkeys(models))
+    firsts = {_but_for_seed(model): model for model in first_seeds(models)}
+    distinct = len({*map(label, firsts.values())}) == len(firsts)
+    return {model: label(model) if distinct else firsts[_but_for_seed(model)] for model in models}
+
+
+def _but_for_seed(model: str) -> tuple[str, str]:
+    """What models that differ in nothing but their seed have in common."""
+    return model.partition(".")[0], label(model)
 
 
 def _parts(model: str) -> tuple[str, dict[str, int]]:

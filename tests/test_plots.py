@@ -58,6 +58,13 @@ def test_further_seeds_are_drawn_without_a_second_legend_entry(frame):
     assert len(ax.get_lines()) == 4 + 1
 
 
+def test_encoders_of_two_studies_are_not_called_alike(frame):
+    other = frame.assign(model=frame["model"].str.replace("shapes", "cifar10"), value=0.5)
+    ax = plots.by_depth(pd.concat([frame, other]), "nmi")
+    assert ax.get_legend_handles_labels()[1] == ["shapes.cl", "shapes.mim", "cifar10.cl", "cifar10.mim"]
+    assert len({(line.get_color(), line.get_marker()) for line in ax.get_lines()}) == 4
+
+
 def test_a_later_seed_alone_is_named_and_has_its_panel(frame):
     again = frame.assign(model=frame["model"] + ".s1", seed=1, study="shapes")
     assert plots.by_depth(again, "nmi").get_legend_handles_labels()[1] == ["CL", "MIM"]

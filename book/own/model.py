@@ -60,6 +60,8 @@ for i, name in enumerate(known):
     if name in known[:i]:  # two checkpoints of one model
         encoders[i] = replace(encoders[i], name=f"{name} ({i + 1})")
 names = [label(encoder.name) for encoder in encoders]
+if len({*names}) < len(names):  # two seeds, or encoders of two studies
+    names = [encoder.name for encoder in encoders]
 images = study(IMAGES).images("test")
 if N_IMAGES:
     images = images.at_most(N_IMAGES, seed=SEED)
@@ -186,9 +188,8 @@ legend = curves("common_update_share", "token_effective_rank")
 # %%
 def spectra(metric):
     """A panel per model, a line per depth."""
-    models, _ = plots.per_model([frame])
     axes = plots.panels(names, sharey=True)
-    for ax, rows in zip(axes, models, strict=True):
+    for ax, (_, rows) in zip(axes, frame.groupby("model", sort=False), strict=True):
         plots.spectra(rows, metric, ax)
     axes[0].set_ylim(bottom=max(-15, axes[0].get_ylim()[0]))  # below: rounding
     return plots.depth_bar(axes, max(encoder.depth for encoder in encoders))

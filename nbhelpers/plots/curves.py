@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.results.summary import one_value_each, whole_layers
-from nbhelpers.studies import first_seeds, label
+from nbhelpers.studies import first_seeds, label, labels
 
 GREY = "#555555"
 DEPTHS = "crest"  # seaborn's colour map, light to dark
@@ -49,11 +49,11 @@ def by_depth(
         )
     whole = whole_layers(rows)
     one_value_each(whole, column)
-    firsts = first_seeds(whole["model"].unique())
+    firsts, names = first_seeds(whole["model"].unique()), labels(whole["model"])
     looks = line_styles(zip(whole["model"], whole["objective"], strict=True))
     for model, line in whole.groupby("model", sort=False):
         line, look, first = line.sort_values(column), looks[model], model in firsts
-        name = label(model) if first else None
+        name = names[model] if first else None
         ax.plot(line[column], line["value"], label=name, lw=1.6 if first else 0.8, **look)
         ax.fill_between(line[column], line["low"], line["high"], color=look["color"], alpha=0.2, lw=0)
         if heads:

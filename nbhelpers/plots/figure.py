@@ -20,7 +20,7 @@ from nbhelpers import studies
 from nbhelpers.files import DATA
 from nbhelpers.results import COMPUTED
 from nbhelpers.results.published import PUBLIC
-from nbhelpers.studies import TITLES, label
+from nbhelpers.studies import TITLES, label, labels
 
 # Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
 # Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
@@ -131,6 +131,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     3
     """
     models, styles, others = dict(models), {}, []
+    called = labels(models)
     for model, objective in models.items():
         name, _, unusual = label(model).partition(", ")
         own = model.partition(".")[0] in TITLES
@@ -138,7 +139,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         if look:
             dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "mfc": "white"}
             look = look | (dashed if own and unusual else {})
-            twin = any(look == styles[other] and label(other) != label(model) for other in styles)
+            twin = any(look == styles[other] and called[other] != called[model] for other in styles)
             styles[model] = look | ({"marker": "v"} if twin else {})
         else:
             others.append(model)

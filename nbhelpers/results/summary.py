@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.intervals import Interval, difference, widened
-from nbhelpers.studies import label
+from nbhelpers.studies import labels
 
 
 def whole_layers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
     rows = whole_layers(frame[frame["metric"] == metric])
     one_value_each(rows)
-    rows = rows.assign(label=rows["model"].map(label))
+    rows = rows.assign(label=rows["model"].map(labels(rows["model"])))
     return rows.groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
 
 
@@ -109,7 +109,7 @@ def by_label(frame: pd.DataFrame) -> dict[str, float]:
     >>> by_label(pd.DataFrame(rows, columns=["model", "objective", "value"])).keys()
     dict_keys(['CL', 'MAE'])
     """
-    return frame["value"].groupby(frame["model"].map(label), sort=False).mean().to_dict()
+    return frame["value"].groupby(frame["model"].map(labels(frame["model"])), sort=False).mean().to_dict()
 
 
 def at_end(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

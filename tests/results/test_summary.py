@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.results import difference_by_depth, early, highest, late
+from nbhelpers.results import by_label, difference_by_depth, early, highest, late
 
 LABELS = {"shape": 0.9, "texture": 0.1}
 
@@ -41,6 +41,13 @@ def test_a_shallow_model_has_an_early_and_a_late_block():
         "a": 0.5
     }
     assert early(curve("a", [0.1]), "nmi") == late(curve("a", [0.1]), "nmi") == {"a": 0.1}
+
+
+def test_encoders_of_two_studies_are_not_averaged_as_seeds():
+    frame = pd.concat([curve(f"{name}.cl", [value]) for name, value in (("shapes", 0.1), ("cifar10", 0.9))])
+    assert late(frame, "nmi") == by_label(frame) == {"shapes.cl": 0.1, "cifar10.cl": 0.9}
+    seeds = pd.concat([curve(f"shapes.cl{seed}", [value]) for seed, value in (("", 0.1), (".s1", 0.9))])
+    assert late(seeds, "nmi") == {"CL": 0.5}
 
 
 def test_values_of_two_labels_are_not_mixed():
