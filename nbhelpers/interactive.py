@@ -7,6 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -37,7 +38,7 @@ def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
     Single heads are left out where they exceed `LIMIT`, and the page says so.
 
     Args:
-        image: uint8 `1 C H W`.
+        image: uint8 `1 C H W`; every model sees all of it, without the crop of its preprocessing.
         encoders: one at least.
     """
     size = sum(e.depth * e.heads * (e.grid[0] * e.grid[1]) ** 2 for e in encoders)
@@ -75,7 +76,8 @@ def _maps(encoder: Encoder, image: Tensor, single_heads: bool) -> dict:
     `maps` are `L H N N` in steps of 1/255 of the maximum of each map, and `peaks` (`L H N`) these maxima;
     `distances` (`L H N`) and `uniform` (`N`) are attention distances of single queries, px.
     """
-    attention = attention_maps(encoder, image)[:, 0]
+    whole = replace(encoder, crop=1.0, crop_mode="squash")  # else the maps would not lie where they are drawn
+    attention = attention_maps(whole, image)[:, 0]
     if not single_heads:
         attention = attention.mean(1, keepdim=True)
     peaks = attention.amax(-1)

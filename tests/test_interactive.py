@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 
 from nbhelpers import interactive
 from nbhelpers.interactive import explore
@@ -62,6 +64,14 @@ def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, imag
     uniform = array(model["uniform"], "<f4", 64)
     apart = patch_distances((8, 8), 4)
     assert uniform.tolist() == pytest.approx(apart.mean(-1).tolist())
+
+
+def test_the_maps_are_of_the_whole_image_that_is_drawn(encoder, image):
+    wide = image.repeat_interleave(4, 2).repeat_interleave(8, 3)  # 128 x 256 px
+    (model,) = content(explore(wide, [replace(encoder, crop=0.5)]))["models"]
+    small = transforms.resize(wide, [32, 32], antialias=True, interpolation=InterpolationMode.BICUBIC)
+    peaks = array(model["peaks"], "<f4", model["depth"], model["heads"], 64)
+    torch.testing.assert_close(peaks, attention_maps(encoder, small)[:, 0].amax(-1))
 
 
 def test_the_image_is_shown_as_it_is(encoder, image):
