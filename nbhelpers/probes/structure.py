@@ -96,9 +96,9 @@ def cka_by_depth(
 ) -> pd.DataFrame:
     r"""Linear CKA of pooled features between every depth of an encoder and every depth of each other one.
 
-    The images `N C H W` are dealt into ten parts. The value is the mean over parts, :math:`\bar c \pm
-    t_{0.975, 9}\, s / \sqrt{10}` its 95 % interval. The HSIC inside is unbiased, so small parts do not
-    raise it.
+    The images `N C H W` are dealt into ten parts at random, the same for every encoder. The value is the
+    mean over parts, :math:`\bar c \pm t_{0.975, 9}\, s / \sqrt{10}` its 95 % interval. The HSIC inside is
+    unbiased, so small parts do not raise it.
 
     Args:
         encoder: one side.
@@ -119,9 +119,12 @@ def cka_by_depth(
     if len(images) < 4 * PARTS:
         raise ValueError(f"cka_by_depth: needs at least {4 * PARTS} images, got {len(images)}")
 
+    # Of images whose classes take turns, every tenth may be of one class.
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+
     def parts(seen_by: Encoder) -> list[Tensor]:
         layers = features(seen_by, images, pool=pool)  # L+1 N D
-        return [gram(layers[:, start::PARTS]) for start in range(PARTS)]
+        return [gram(layers[:, order[start::PARTS]]) for start in range(PARTS)]
 
     ours, rows = parts(encoder), []
     for other in others:

@@ -47,12 +47,23 @@ def test_with_itself_and_rotated_is_one():
 def test_is_the_mean_of_the_pure_function_over_parts():
     one, two, images = encoder(0, "one"), encoder(1, "two"), source()
     frame = cka_by_depth(one, images, [two]).set_index(["depth", "other_depth"])
-    ours, theirs = features(one, images), features(two, images)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    ours, theirs = features(one, images)[:, order], features(two, images)[:, order]
     for depth, other in [(0, 0), (1, 2), (2, 1)]:
         values = torch.stack([linear_cka(ours[depth, k::10], theirs[other, k::10]) for k in range(10)])
         row = frame.loc[(depth, other)]
         assert row["value"] == pytest.approx(float(values.mean()), rel=1e-6)
         assert row["high"] - row["value"] == pytest.approx(2.262157 * float(values.std()) / 10**0.5, rel=1e-4)
+
+
+def test_classes_that_take_turns_are_in_every_part():
+    images = source(200)
+    colour = 20 * (torch.arange(200) % 10)[:, None, None, None].to(torch.uint8)
+    images.images = images.images // 16 + colour
+    one, two = encoder(0, "one"), encoder(1, "two")
+    frame = cka_by_depth(one, images, [two]).set_index(["depth", "other_depth"])
+    every = linear_cka(features(one, images, [0])[0], features(two, images, [0])[0])
+    assert frame.loc[(0, 0), "value"] == pytest.approx(float(every), abs=0.05)
 
 
 def test_features_that_do_not_vary_leave_the_other_depths():
