@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from nbhelpers.images.source import ArraySource
+from nbhelpers.models import mini_vit, wrap
 from nbhelpers.probes import dense_by_depth, mean_iou
 from nbhelpers.probes.dense import patch_masks, patch_targets
 
@@ -29,6 +30,24 @@ def test_patches_of_a_non_square_grid_by_loops():
             for column in range(2):
                 patch = masks[n, 2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
                 assert result[n, 2 * row + column] == (patch.sum() >= 4)
+
+
+@pytest.mark.parametrize(("image", "patch", "pixels"), [(10, 4, 10), (10, 3, 10), (12, 4, 8), (12, 5, 36)])
+def test_patches_that_do_not_tile_the_masks_by_loops(image, patch, pixels):
+    module = mini_vit(width=8, depth=1, heads=2, image_size=image, patch_size=patch)
+    encoder = wrap(module, mean=(0.5,) * 3, std=(0.5,) * 3)
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(9, pixels, pixels, generator=generator) < 0.5
+    blank = torch.zeros(9, 3, pixels, pixels, dtype=torch.uint8)
+    found = patch_targets(encoder, ArraySource("toy", blank, {}, {}, masks), "mask")
+    # Masks and patches on common pixels, so fine that both tile them.
+    fine = masks.repeat_interleave(image, 1).repeat_interleave(image, 2)
+    side, (rows, columns) = patch * pixels, encoder.grid
+    for row in range(rows):
+        for column in range(columns):
+            part = fine[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+            shown = part.double().mean((1, 2)) >= 0.5
+            assert torch.equal(found[:, row * columns + column].bool(), shown)
 
 
 def test_mean_iou_against_scikit_learn():
