@@ -136,10 +136,15 @@ def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[
 
 
 def checked(name: str, x: Tensor, layout: str, labels: Tensor | None = None) -> Tensor:
-    """Features, if they are finite and have the layout, such as "N P D", and as many labels as images."""
+    """Features, if they are finite and have the layout, such as "N P D", and as many labels as images.
+
+    Those to learn from are of two classes at least.
+    """
     if x.ndim != len(layout.split()) or (labels is not None and len(labels) != len(x)):
         wrong = "" if labels is None else f" with a label for each; got {len(labels)} {name}_labels"
         raise ValueError(f"{name} features must be {layout}{wrong}; they are {tuple(x.shape)}")
+    if name == "train" and len(classes := labels.unique()) < 2:  # any guess would be right
+        raise ValueError(f"a probe needs at least two classes; got {classes.tolist()}")
     if not x.isfinite().all():
         raise Undefined(f"non-finite {name} features {tuple(x.shape)}")
     return x

@@ -10,7 +10,7 @@ from torch import nn
 from nbhelpers.images import shapes
 from nbhelpers.measure import attention_maps
 from nbhelpers.models import UnsupportedArchitecture, wrap
-from nbhelpers.probes import features, knn_by_depth, linear_by_depth
+from nbhelpers.probes import attentive_by_depth, features, knn_by_depth, linear_by_depth
 
 
 def stream(encoder, images):
@@ -153,6 +153,19 @@ def test_labels_are_compared_by_name(encoder, colours):
         linear_by_depth(encoder, train, validation, few, "colour"),
     ):
         assert (frame["value"] > 0.9).all()
+
+
+def test_a_single_class_is_no_perfect_probe(encoder, colours):
+    train, validation, test = (
+        colours(n, seed).restrict(["red"], "colour") for seed, n in enumerate((90, 60, 60))
+    )
+    for probe, images in (
+        (knn_by_depth, ()),
+        (linear_by_depth, (validation,)),
+        (attentive_by_depth, (validation,)),
+    ):
+        with pytest.raises(ValueError, match="at least two classes"):
+            probe(encoder, train, *images, test, "colour")
 
 
 def test_images_that_are_learnt_from_and_tested_on_are_noted(encoder, colours):
