@@ -58,12 +58,17 @@ def agreeing(source: ImageSource, conflict: ImageSource) -> tuple[ImageSource, T
     label class: those of the classes that `conflict` shows.
 
     Raises:
-        ValueError: for a source without these labels, without a class that `conflict` shows, or without an
-            image whose cues agree.
+        ValueError: for a source without these labels, without a class that `conflict` shows, without an image
+            whose cues agree, or with other classes, by whose numbers nothing can agree.
     """
     if not {"shape", "texture"} <= set(source.labels):
         photographs = source.restrict(conflict.classes["shape"])
         return photographs, photographs.labels["class"]
+    if any(source.classes[cue] != conflict.classes[cue] for cue in ("shape", "texture")):
+        numbered = (
+            "number shapes or textures differently: choose by select(), which leaves the numbers as they are"
+        )
+        raise ValueError(f"{source.name} and {conflict.name} {numbered}")
     same = torch.nonzero(source.labels["shape"] == source.labels["texture"]).flatten()
     if len(same) == 0:
         raise ValueError(f"{source.name} has no image whose shape and texture have the same number")

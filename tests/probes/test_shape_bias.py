@@ -52,6 +52,12 @@ def test_probe_follows_the_cue_it_can_see(encoder, cue, bias):
     assert (frame.images == trials).all() and (frame.study == "toy").all()
 
 
+def test_cues_that_are_numbered_otherwise_are_refused(encoder):
+    train, validation, conflict = (cue_source(n, seed, "shape") for seed, n in enumerate((60, 30, 30)))
+    with pytest.raises(ValueError, match=r"number shapes or textures differently: choose by select"):
+        shape_bias_by_depth(encoder, train, validation, conflict.restrict(NAMES[::-1], "shape"))
+
+
 def test_photographs_teach_by_name(encoder):
     def photographs(n, seed):
         source = cue_source(n, seed, "shape")
