@@ -75,7 +75,8 @@ def radial_delta_log_amplitude(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     .. math:: \Delta F(r) = \frac{1}{\lvert R_r \rvert} \sum_{(f, g) \in R_r} F(f, g) - F(0, 0), \quad
         F(f, g) = \frac{1}{D} \sum_d \log\left( \lvert \hat z_d(f, g) \rvert + 10^{-6} \right)
 
-    with :math:`R_r` the frequencies of a ring around DC, one frequency step of the shorter axis wide.
+    with :math:`R_r` the frequencies of a ring around DC, one frequency step of the shorter axis wide, and DC
+    alone in the first.
 
     Args:
         tokens: patch tokens `B N D` of the residual stream, before the final norm.
@@ -175,6 +176,7 @@ def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     # Columns other than DC and Nyquist stand for their mirror image too.
     twice = 1 + ((across > 0) & (across < 1)).double().expand(grid[0], -1).flatten()
     ring = (radius * min(grid) / 2).round().long()
+    ring[1:].clamp_(min=1)  # DC, the first, is no mean with what lies next to it on a much longer axis
     weights = torch.nn.functional.one_hot(ring).T * twice
     weights = weights[weights.sum(1) > 0]
     weights = weights / weights.sum(1, keepdim=True)

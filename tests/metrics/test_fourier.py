@@ -79,7 +79,7 @@ def test_longer_axis_is_read_at_the_same_frequency():
     assert delta_log_amplitude(tokens[:, :20], (4, 5))[0, 1].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (6, 4)])
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (6, 4), (4, 8), (10, 3)])
 def test_rings_average_the_whole_plane(grid):
     tokens = torch.randn(1, grid[0] * grid[1], 2, dtype=torch.float64)
     rings: dict[int, list[tuple[float, float]]] = {}
@@ -88,7 +88,7 @@ def test_rings_average_the_whole_plane(grid):
             radius = math.hypot(
                 min(down, grid[0] - down) / grid[0] * 2, min(across, grid[1] - across) / grid[1] * 2
             )
-            ring = round(radius * min(grid) / 2)
+            ring = max(round(radius * min(grid) / 2), int(radius > 0))  # that of DC holds nothing else
             rings.setdefault(ring, []).append((radius, amplitude_by_loops(tokens[0], grid, down, across)))
     means = torch.tensor(
         [[sum(x) / len(x) for x in zip(*rings[ring], strict=True)] for ring in sorted(rings)]
