@@ -96,7 +96,9 @@ def features(
             pooled = pooled if pool == "none" else over_pooled(pooled)
             kept[stream.depth].append(pooled.to("cpu", dtype, copy=True))  # a view would hold all tokens
 
-    encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
+    # In its pass over one image no other axis is as long as the batch: a stream `N B D` shows.
+    with capture(encoder, on_stream=lambda _: None, places=("block",)):
+        encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
     with capture(encoder, on_stream=keep, places=("block",)):
         for rows in torch.arange(len(images)).split(batch_size):
             encoder.forward(encoder.batch(images, rows))

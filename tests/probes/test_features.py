@@ -109,6 +109,29 @@ def test_a_model_that_is_random_is_refused(encoder, colours):
         attention_maps(shuffling, images.batch(range(2)))
 
 
+class TokensFirst(nn.Module):
+    """Its blocks take tokens `N B D`."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner = module
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 8, 0.0) for _ in range(2))
+
+    def forward(self, x):
+        tokens = self.inner.patch_embed(x).transpose(0, 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens.transpose(0, 1)
+
+
+@pytest.mark.parametrize("number", [4, 9])
+def test_as_many_images_as_tokens_are_not_taken_for_them(number, encoder, colours):
+    layout = {"prefix": 0, "grid": 2, "patch_size": 4, "heads": 2, "width": 8}
+    turned = wrap(TokensFirst(encoder.module), **layout, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(RuntimeError, match="not B N D"):
+        features(turned, colours(number, 0))
+
+
 class Looped(nn.Module):
     """A single block that runs four times."""
 
