@@ -92,6 +92,12 @@ def test_models_of_one_objective_look_different():
     assert plots.line_style("shapes.hybrid-0.2", "hybrid") == plots.STYLES["hybrid"]
 
 
+def test_any_number_of_widths_can_be_told_apart():
+    widths = [f"shapes.cl.w{width}" for width in (8, 16, 32, 64)]
+    looks = plots.line_styles([("shapes.cl", "CL"), *((name, "CL") for name in widths)])
+    assert len({(look["marker"], look["linestyle"]) for look in looks.values()}) == 5
+
+
 def test_any_number_of_models_can_be_told_apart():
     public = [("mocov3", "CL"), ("dino", "CL"), ("simmim", "MIM"), ("mae", "MIM")]
     models = [(f"{name}.vit_base_patch16_224", objective) for name, objective in public]

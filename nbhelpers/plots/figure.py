@@ -122,7 +122,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """Colour, marker and line of the models (name, objective) of a figure, however many there are.
 
     The book's own encoders and the paper's public checkpoints look as in every figure; of another width or
-    length they are dashed, or stay dotted, with hollow markers, those of a second such setting triangles. The
+    length they are dashed, or stay dotted, with hollow markers, other ones for each further such setting. The
     first other model of an objective looks like ours of it if none such is there; all further ones have a
     colour and a marker of their own.
 
@@ -139,8 +139,9 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         if look:
             dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "mfc": "white"}
             look = look | (dashed if own and unusual else {})
-            twin = any(look == styles[other] and called[other] != called[model] for other in styles)
-            styles[model] = look | ({"marker": "v"} if twin else {})
+            taken = [styles[other] for other in styles if called[other] != called[model]]
+            looks = [look, *(look | {"marker": marker} for marker in MARKERS)]
+            styles[model] = next((each for each in looks if each not in taken), look)
         else:
             others.append(model)
     for model in others:
