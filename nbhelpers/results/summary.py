@@ -32,6 +32,8 @@ def one_value_each(rows: pd.DataFrame, column: str = "depth") -> None:
 def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
     rows = whole_layers(frame[frame["metric"] == metric])
+    if rows.empty:
+        raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique()) or 'none'}")
     one_value_each(rows)
     rows = rows.assign(label=rows["model"].map(labels(rows["model"])))
     return rows.groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()

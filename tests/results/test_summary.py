@@ -57,6 +57,11 @@ def test_values_of_two_labels_are_not_mixed():
             summary(pd.concat(both), "linear")
 
 
+def test_a_metric_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="no rows of 'entropy'; there are nmi"):
+        late(curve("a", [0.5]), "entropy")
+
+
 def test_heads_and_foreign_metrics_stand_aside_and_unknown_models_are_named():
     frame = pd.concat([curve("a", [0.5]), curve("b", [0.5]), curve("a", [9.0]).assign(head=0)])
     frame = pd.concat([frame, curve("b", [1.0], metric="entropy")])
