@@ -17,6 +17,7 @@ import torch
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.measure import code_version, read_table
+from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, load, manifest
 from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
@@ -329,8 +330,13 @@ def gather(
     Returns:
         A frame as of `nbhelpers.analyse` for each study that has one, with the column `source`; and for each
         of the others what is missing. Decoders are left out.
+
+    Raises:
+        KeyError: for an unknown metric, with the nearest names.
     """
     draw = {"n_images": n_images, "seed": seed}
+    for metric in metrics:
+        METRICS[metric]  # a KeyError for one that is not there
     frames, missing = {}, {}
     for name in studies:
         wanted = models or (study(name).trained(*objectives) if objectives else None)

@@ -44,6 +44,11 @@ def test_decoders_of_stored_rows_are_left_out(no_photographs: None) -> None:
     assert [name for name in frames["cifar10"]["model"].unique() if name.endswith(":decoder")] == []
 
 
+def test_an_unknown_metric_is_named() -> None:
+    with pytest.raises(KeyError, match="no metric is named 'nmii'; nearest: nmi"):
+        gather(["shapes"], ["nmii"], ["shapes.cl"])
+
+
 def test_an_objective_without_encoders_is_not_answered_with_others() -> None:
     frames, missing = gather(["shapes"], ["nmi"], objectives=["MAE"])  # which is called "mae"
     assert frames == {} and missing == {"shapes": "no encoder of shapes was trained by MAE"}
