@@ -97,10 +97,9 @@ def fine_tune(
     """
     labels = labels_of(images, label)
     encoder = without_decoder(encoder)
-    if not all(hasattr(encoder.module, name) for name in ("reset_classifier", "fc_norm", "group_matcher")):
-        raise ValueError(
-            f"{encoder.name}: only timm ViTs can be fine-tuned, not {type(encoder.module).__name__}"
-        )
+    needed, kind = ("reset_classifier", "fc_norm", "group_matcher"), type(encoder.module).__name__
+    if not all(hasattr(encoder.module, name) for name in needed) or hasattr(encoder.module, "head_dist"):
+        raise ValueError(f"{encoder.name}: only timm ViTs with one head can be fine-tuned, not {kind}")
     tuned = replace(encoder, module=copy.deepcopy(encoder.module), name=f"{encoder.name}+{label}")
     reinitialise(tuned, first, last, seed)
     module, device = tuned.module, tuned.device

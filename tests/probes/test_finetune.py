@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
 from nbhelpers.images.source import ArraySource
-from nbhelpers.models import MaskedAutoencoder
+from nbhelpers.models import MaskedAutoencoder, wrap
 from nbhelpers.probes import FineTuning, features, fine_tune, fine_tuning_by_share
 from nbhelpers.probes.finetune import classify, reinitialise, shift_and_flip
 
@@ -121,6 +122,9 @@ def test_errors(encoder, colours):
         fine_tuning_by_share(encoder, source, source, "colour", (0.01,), SHORT)
     with pytest.raises(FloatingPointError, match="not finite at step"):
         fine_tune(encoder, source, "colour", FineTuning(steps=30, batch_size=8, learning_rate=1e30, warmup=0))
+    two_heads = timm.create_model("deit_tiny_distilled_patch16_224", img_size=8, patch_size=4, depth=1)
+    with pytest.raises(ValueError, match="with one head can be fine-tuned, not VisionTransformerDistilled"):
+        fine_tune(wrap(two_heads), source, "colour")
     encoder.module = torch.nn.Identity()
-    with pytest.raises(ValueError, match="only timm ViTs can be fine-tuned, not Identity"):
+    with pytest.raises(ValueError, match="only timm ViTs with one head can be fine-tuned, not Identity"):
         fine_tune(encoder, ArraySource("x", source.images, source.labels, source.classes), "colour")
