@@ -321,6 +321,14 @@ def test_by_parameter_draws_over_the_parameter():
     assert ax.get_xlabel() == "frequency / Nyquist"
 
 
+def test_models_of_different_depths_share_the_colours_of_their_bar():
+    rows = {"model": "a", "metric": "token_spectrum", "rank": 1, "value": 0.0}
+    shallow, deep = (pd.DataFrame(rows | {"depth": range(n)}) for n in (5, 9))
+    lines = plots.spectra(shallow, "token_spectrum", depths=8).get_lines()
+    others = plots.spectra(deep, "token_spectrum", plt.figure().gca(), depths=8).get_lines()
+    assert [line.get_color() for line in lines] == [line.get_color() for line in others[:5]]
+
+
 def test_spectra_of_frequencies_are_drawn_over_frequency():
     rows = [("a", "fourier_radial", depth, f / 4, -depth * f) for depth in (0, 1) for f in (0, 1, 2)]
     frame = pd.DataFrame(rows, columns=["model", "metric", "depth", "frequency", "value"])

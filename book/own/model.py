@@ -188,11 +188,12 @@ legend = curves("common_update_share", "token_effective_rank")
 # %%
 def spectra(metric):
     """A panel per model, a line per depth."""
+    deepest = max(encoder.depth for encoder in encoders)
     axes = plots.panels(names, sharey=True)
     for ax, (_, rows) in zip(axes, frame.groupby("model", sort=False), strict=True):
-        plots.spectra(rows, metric, ax)
+        plots.spectra(rows, metric, ax, deepest)
     axes[0].set_ylim(bottom=max(-15, axes[0].get_ylim()[0]))  # below: rounding
-    return plots.depth_bar(axes, max(encoder.depth for encoder in encoders))
+    return plots.depth_bar(axes, deepest)
 
 
 # %% mystnb={"image": {"alt": "token spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of an image's tokens, relative to the largest, against rank. What lies below −15 is not drawn."}}

@@ -149,9 +149,10 @@ Markdown(f"After the last block alone: {'; '.join(said)}.") if said else None
 # %% mystnb={"image": {"alt": "Δ log amplitude against the radius of the frequency, one panel per model and one line per depth, coloured from light to dark."}, "figure": {"caption": "The whole spectrum after each block, from the embedding (light) to the last block (dark), a panel per model. The step from 0 to the first ring is what tokens share; the slope beyond it is how smooth they are."}}
 models, titles = plots.per_model(list(frames.values()))
 axes = plots.panels(titles, height=2.3, sharex=True, sharey=True)
+deepest = max(rows["depth"].max() for rows in models)
 for ax, rows in zip(axes, models, strict=True):
-    plots.spectra(rows, "fourier_radial", ax)
-bar = plots.depth_bar(axes, max(rows["depth"].max() for rows in models))
+    plots.spectra(rows, "fourier_radial", ax, deepest)
+bar = plots.depth_bar(axes, deepest)
 
 # %% tags=["hide-input"]
 spectra = pd.concat(at_end(frame, "fourier_radial") for frame in frames.values())

@@ -169,8 +169,11 @@ def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[
     return rows, [f"{study}: {label(model)}" for study, model in whose]
 
 
-def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
+def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: int | None = None) -> Axes:
     """A model's spectrum against rank or frequency, a line per depth coloured by depth.
+
+    The colours are those of `depth_bar`, which models of different depths share where both get its `depths`;
+    default the last depth of the rows.
 
     Raises:
         ValueError: no such metric in the frame, or several models, whose lines would share colours.
@@ -182,9 +185,9 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
     if rows.empty:
         raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique())}")
     x = "frequency" if metric.startswith("fourier") else "rank"
-    colours = sns.color_palette(DEPTHS, as_cmap=True)
+    colours, depths = sns.color_palette(DEPTHS, as_cmap=True), depths or rows["depth"].max()
     for depth, line in rows.groupby("depth"):
-        ax.plot(line[x], line["value"], lw=1, color=colours(depth / rows["depth"].max()))
+        ax.plot(line[x], line["value"], lw=1, color=colours(depth / depths))
     ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=metric_label(metric))
     return ax
 
