@@ -42,9 +42,12 @@ def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
         encoders: one at least.
     """
     size = sum(e.depth * e.heads * (e.grid[0] * e.grid[1]) ** 2 for e in encoders)
+    models = [_maps(encoder, image, single_heads=size <= LIMIT) for encoder in encoders]
+    if len({model["label"] for model in models}) < len(models):  # two seeds, or encoders of two studies
+        models = [model | {"label": encoder.name} for model, encoder in zip(models, encoders, strict=True)]
     content = {
         "note": MEANS_ONLY if size > LIMIT else "",
-        "models": [_maps(encoder, image, single_heads=size <= LIMIT) for encoder in encoders],
+        "models": models,
         "image": png(image.squeeze(0)),
     }
     return application("attention-maps", FALLBACK, content, "interactive.css", "interactive.js")

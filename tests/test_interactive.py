@@ -74,6 +74,11 @@ def test_the_maps_are_of_the_whole_image_that_is_drawn(encoder, image):
     torch.testing.assert_close(peaks, attention_maps(encoder, small)[:, 0].amax(-1))
 
 
+def test_seeds_are_called_by_name(encoder, image):
+    seeds = [replace(encoder, name=name) for name in ("shapes.cl", "shapes.cl.s1")]
+    assert [model["label"] for model in content(explore(image, seeds))["models"]] == [e.name for e in seeds]
+
+
 def test_the_image_is_shown_as_it_is(encoder, image):
     head, data = content(explore(image, [encoder]))["image"].split(",")
     assert head == "data:image/png;base64"

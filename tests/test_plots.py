@@ -63,6 +63,8 @@ def test_encoders_of_two_studies_are_not_called_alike(frame):
     ax = plots.by_depth(pd.concat([frame, other]), "nmi")
     assert ax.get_legend_handles_labels()[1] == ["shapes.cl", "shapes.mim", "cifar10.cl", "cifar10.mim"]
     assert len({(line.get_color(), line.get_marker()) for line in ax.get_lines()}) == 4
+    titles = [f"shapes: {study}.{model}" for study in ("shapes", "cifar10") for model in ("cl", "mim")]
+    assert plots.per_model([pd.concat([frame, other])])[1] == titles
 
 
 def test_a_later_seed_alone_is_named_and_has_its_panel(frame):

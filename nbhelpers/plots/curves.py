@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.results.summary import one_value_each, whole_layers
-from nbhelpers.studies import first_seeds, label, labels
+from nbhelpers.studies import first_seeds, labels
 
 GREY = "#555555"
 DEPTHS = "crest"  # seaborn's colour map, light to dark
@@ -166,7 +166,8 @@ def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[
     each = [[rows for _, rows in frame.groupby("model", sort=False)] for frame in shown]
     rows = [rows for turn in zip_longest(*each) for rows in turn if rows is not None]
     whose = [rows[["study", "model"]].iloc[0] for rows in rows]
-    return rows, [f"{study}: {label(model)}" for study, model in whose]
+    names = {model: name for frame in shown for model, name in labels(frame["model"]).items()}
+    return rows, [f"{study}: {names[model]}" for study, model in whose]
 
 
 def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: int | None = None) -> Axes:
