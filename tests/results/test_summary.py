@@ -62,6 +62,12 @@ def test_a_metric_that_is_not_there_is_named():
         late(curve("a", [0.5]), "entropy")
 
 
+def test_values_that_differ_in_more_than_the_label_are_told_apart():
+    for column in ("study", "pool", "seen", "nuisance"):
+        with pytest.raises(ValueError, match=f"several values at one depth; choose one {column}"):
+            late(pd.concat(curve("a", [0.5]).assign(**{column: value}) for value in (0, 1)), "nmi")
+
+
 def test_heads_and_foreign_metrics_stand_aside_and_unknown_models_are_named():
     frame = pd.concat([curve("a", [0.5]), curve("b", [0.5]), curve("a", [9.0]).assign(head=0)])
     frame = pd.concat([frame, curve("b", [1.0], metric="entropy")])
