@@ -342,6 +342,13 @@ def test_a_claim_turns_along_a_training(toy):
     assert card["effect"].to_list() == pytest.approx([-0.1, -0.2, 0.5, -0.1])
 
 
+def test_curves_of_two_labels_are_not_read_as_one():
+    rows = {"model": "shapes.cl", "objective": "CL", "metric": "linear", "seen": 0, "depth": [1, 1]}
+    frame = pd.DataFrame(rows | {"label": ["shape", "texture"], "value": [0.2, 0.4], "low": 0.1, "high": 0.5})
+    with pytest.raises(ValueError, match="several values at one depth; choose one label"):
+        scorecard.read_by(frame, "seen", "linear", "last")
+
+
 def test_a_hybrid_that_was_not_measured_stands_aside(toy):
     toy["probes"] = probes(cl=0.6, mim=0.3, hybrid_4=0.5)
     assert effect("15a") == [-10.0] * 3 and line("15a")["note"] == "hybrid 0.4"

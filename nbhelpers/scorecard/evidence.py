@@ -12,7 +12,7 @@ from nbhelpers.intervals import Interval, average, difference, largest, over_see
 from nbhelpers.metrics import effective_rank
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import PUBLIC
-from nbhelpers.results.summary import first_third, last_third, whole_layers
+from nbhelpers.results.summary import first_third, last_third, one_value_each, whole_layers
 from nbhelpers.studies import VARIED, kind, label, nearness, study
 
 PAIR = ("CL", "MIM")  # labels of the encoders that every table has
@@ -169,6 +169,9 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
     Returns:
         Rows `model objective COLUMN metric value low high`, as `plots.by_depth` draws them over the column.
 
+    Raises:
+        ValueError: a curve has several values at a depth, of two labels, say.
+
     >>> rows = [("cl", "CL", 8, "knn", depth, v, v, v) for depth, v in enumerate([0.1, 0.2, 0.6])]
     >>> names = "model objective seen metric depth value low high".split()
     >>> read_by(pd.DataFrame(rows, columns=names), "seen", "knn", "overall")["value"].tolist()  # blocks 1, 2
@@ -176,6 +179,8 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
     """
     rows = whole_layers(frame[frame["metric"] == metric])
     who = ["model", "objective", column]
+    for _, curve in rows.groupby(who) if reading != late_effective_rank.__name__ else ():
+        one_value_each(curve)
     read = [(key, READINGS[reading](curve)) for key, curve in rows.groupby(who)]
     lines = [(*key, metric, found.value, found.low, found.high) for key, found in read]
     return pd.DataFrame(lines, columns=[*who, "metric", "value", "low", "high"])
