@@ -71,7 +71,7 @@ def reinitialise(encoder: Encoder, first: int = 0, last: int = 0, seed: int = 0)
             owners = [part for part in block.modules() if list(part.parameters(recurse=False))]
             if bare := {type(part).__name__ for part in owners if not hasattr(part, "reset_parameters")}:
                 raise ValueError(f"{encoder.name}: no known initialisation for {', '.join(sorted(bare))}")
-            named_apply(init_weights_vit_timm, block)
+            named_apply(init_weights_vit_timm, block, include_root=True)  # it may have weights itself
 
 
 def fine_tune(

@@ -84,6 +84,17 @@ def test_reinitialise(encoder):
         reinitialise(encoder, 1)
 
 
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_small_patch16_dinov3"])
+def test_scales_that_lie_in_the_block_itself_are_made_new(name):
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2, "depth": 1}
+    encoder = wrap(timm.create_model(name, **size), mean=(0.5,) * 3, std=(0.5,) * 3)
+    scale = encoder.blocks[0].gamma_1
+    fresh = scale.clone()
+    scale += 5
+    reinitialise(encoder, last=1)
+    assert torch.equal(scale, fresh)
+
+
 def test_shift_and_flip_by_loops():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 5, 7), generator=generator, dtype=torch.uint8)
