@@ -264,6 +264,12 @@ def test_the_bootstrap_of_the_peak_knows_when_depths_are_alike():
     assert peak(near) == Interval(1.0, 1.0, 2.0)
 
 
+def test_a_depth_without_a_value_is_no_peak():
+    rows = pd.DataFrame({"depth": [0, 1, 2], "value": [np.nan, 0.5, 0.3]})
+    assert peak(rows.assign(low=rows["value"] - 0.01, high=rows["value"] + 0.01)).value == 1
+    assert np.isnan(peak(rows.assign(value=np.nan, low=np.nan, high=np.nan)).value)
+
+
 def test_the_decoder_has_its_own_blocks(toy):
     decoder = curve("nmi", "mae:decoder", [0.9, 0.5, 0.7])
     toy["profile"] = pd.concat([curve("nmi", "mae", [0.9, 0.1, 0.2, 0.3, 0.2]), decoder])

@@ -127,9 +127,11 @@ def peak(rows: pd.DataFrame) -> Interval:
     """Depth at which the value is highest, with a parametric bootstrap.
 
     Every depth's value is drawn anew from its interval (normal), the depths independently: they share their
-    images, so the true curve wobbles less than the drawn ones.
+    images, so the true curve wobbles less than the drawn ones. Depths without a value stand aside.
     """
-    rows = rows.sort_values("depth")
+    rows = rows.dropna(subset="value").sort_values("depth")  # NumPy would take a NaN for the largest
+    if rows.empty:
+        return Interval(np.nan, np.nan, np.nan)
     depth, value = rows["depth"].to_numpy(), rows["value"].to_numpy()
     error = (rows["high"] - rows["low"]).to_numpy() / (2 * 1.96)
     drawn = np.random.default_rng(0).normal(value, error, (DRAWS, len(value)))
