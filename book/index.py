@@ -40,7 +40,7 @@ def conclude(sentence, *numbers):
 def panels(tables, metric, **options):
     """A metric by depth, a panel per study."""
     shape = (1, len(tables))
-    axes = plt.subplots(*shape, figsize=(5.6, 1.9), sharey=True, squeeze=False)[1]
+    axes = plt.subplots(*shape, figsize=(5.6, 1.75), sharey=True, squeeze=False)[1]
     for ax, frame in zip(axes.flat, tables, strict=True):
         plots.by_depth(frame, metric, ax, **options).set_title(plots.title(frame))
         ax.yaxis.label.set_visible(ax is axes.flat[0])
@@ -67,7 +67,7 @@ conclude(
 )
 
 # %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches, last block but one."}}
-figure, axes = plt.subplots(2, 4, figsize=(5.6, 2.75))
+figure, axes = plt.subplots(2, 4, figsize=(5.6, 2.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
     line[0].imshow(picture[0].permute(1, 2, 0), **square)
@@ -91,7 +91,7 @@ conclude(
     *("9c", "10", "11"),
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias by depth; at 1 shape alone decides (random: untrained)."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias; at 1 shape alone decides (random: untrained)."}}
 legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias")
 
 # %% tags=["remove-input", "answer"]

@@ -354,6 +354,7 @@ def _share(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_frame_of_one(tmp_path):
     mp.spawn(_share, args=(str(tmp_path),), nprocs=2)
     whole = analyse(tiny(), toy(), ["nmi", "image_spectrum"], cache=False)

@@ -137,7 +137,7 @@ def test_adapted_chapters_are_executed_and_built(tmp_path: Path) -> None:
 FEW = {page(path): {"N_IMAGES": 8} for path in filter(solutions, CHAPTERS) if page(path) not in ADAPTED}
 OTHERS = {"components/behaviour": {}, "hybrid/hybrid": {}}  # which draw stored tables
 OTHERS |= {"beyond/moments": {"STUDIES": ["cifar10"], "N_IMAGES": 8}}  # stored too, without photographs
-OTHERS |= {"representations/shape_texture": {"N_IMAGES": 20}}  # its probes learn from in proportion
+OTHERS |= {"representations/shape_texture": {"N_IMAGES": 10}}  # its probes learn from in proportion
 
 
 @pytest.mark.slow

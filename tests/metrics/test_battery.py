@@ -63,6 +63,7 @@ def test_pieces_of_any_size_change_nothing(name, records, monkeypatch):
     assert_same(computed(name, [records]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_equal_one(name, records, ranks, rank):
     expected = computed(name, [records])

@@ -16,6 +16,7 @@ from nbhelpers.pretrain.distributed import BatchNorm, average_gradients, mean_ov
 from nbhelpers.pretrain.recipes import build
 from nbhelpers.pretrain.schedule import generator
 
+pytestmark = pytest.mark.slow
 OBJECTIVES = ("cl", "mim", "latent", "supervised", "dino")
 BATCH, PROCESSES = 8, 2
 
