@@ -30,7 +30,7 @@ card = scorecard.scorecard(STUDIES)
 
 
 # %% tags=["remove-input"]
-def conclude(sentence, *numbers):
+def conclude(sentence, numbers):
     """A sentence, and in how many of the measured entries of its rows it shows."""
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
     shows = (rows["verdict"] == "shows").sum()
@@ -39,11 +39,10 @@ def conclude(sentence, *numbers):
 
 def panels(tables, metric, **options):
     """A metric by depth, a panel per study."""
-    shape = (1, len(tables))
-    axes = plt.subplots(*shape, figsize=(5.6, 1.75), sharey=True, squeeze=False)[1]
-    for ax, frame in zip(axes.flat, tables, strict=True):
-        plots.by_depth(frame, metric, ax, **options).set_title(plots.title(frame))
-        ax.yaxis.label.set_visible(ax is axes.flat[0])
+    axes = plots.panels([*map(plots.title, tables)], height=1.75, sharey=True)
+    axes[0].figure.set_figwidth(5.6)  # what stands beside an answer
+    for ax, frame in zip(axes, tables, strict=True):
+        plots.by_depth(frame, metric, ax, **options)
     return plots.legend_below(axes)
 
 
@@ -63,7 +62,7 @@ def outline(ax, row, column):
 conclude(
     "**Where does it look?** Late in a contrastive encoder, attention reaches further "
     "than in a masked one and depends less on the query.",
-    *("1", "2"),
+    ["1", "2"],
 )
 
 # %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches, last block but one."}}
@@ -88,7 +87,7 @@ conclude(
     "**What does it see?** Where shape and texture disagree, a contrastive encoder "
     "follows the shape more than a masked one; noise of high frequency harms it less, "
     "and its late tokens hold fewer high frequencies.",
-    *("9c", "10", "11"),
+    ["9c", "10", "11"],
 )
 
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias; at 1 shape alone decides (random: untrained)."}}
@@ -98,7 +97,7 @@ legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias")
 conclude(
     "**What is it good for?** A linear layer reads a contrastive encoder better and at "
     "a later depth; a masked one gains more from fine-tuning.",
-    *("12", "14a", "14c"),
+    ["12", "14a", "14c"],
 )
 
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind and declines towards the last block."}, "figure": {"caption": "Linear probe of the shape (left), of the class (right)."}}

@@ -19,7 +19,7 @@ from torch import Tensor
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import patch_distances
 from nbhelpers.models import Encoder
-from nbhelpers.studies import label
+from nbhelpers.studies import distinct_labels
 
 LIMIT = 2_000_000  # bytes of maps in one page; a third more in base64
 
@@ -42,9 +42,11 @@ def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
         encoders: one at least.
     """
     size = sum(e.depth * e.heads * (e.grid[0] * e.grid[1]) ** 2 for e in encoders)
-    models = [_maps(encoder, image, single_heads=size <= LIMIT) for encoder in encoders]
-    if len({model["label"] for model in models}) < len(models):  # two seeds, or encoders of two studies
-        models = [model | {"label": encoder.name} for model, encoder in zip(models, encoders, strict=True)]
+    names = distinct_labels(encoder.name for encoder in encoders)
+    models = [
+        {"label": name} | _maps(encoder, image, single_heads=size <= LIMIT)
+        for name, encoder in zip(names, encoders, strict=True)
+    ]
     content = {
         "note": MEANS_ONLY if size > LIMIT else "",
         "models": models,
@@ -86,7 +88,6 @@ def _maps(encoder: Encoder, image: Tensor, single_heads: bool) -> dict:
     peaks = attention.amax(-1)
     apart = patch_distances(encoder.grid, encoder.patch_size).to(attention)
     return {
-        "label": label(encoder.name),
         "grid": encoder.grid,
         "depth": attention.shape[0],
         "heads": attention.shape[1],

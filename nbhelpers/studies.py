@@ -186,10 +186,20 @@ def labels(models: Iterable[str]) -> dict[str, str]:
     >>> labels(["shapes.cl", "shapes.cl.s1", "cifar10.cl"])
     {'shapes.cl': 'shapes.cl', 'shapes.cl.s1': 'shapes.cl', 'cifar10.cl': 'cifar10.cl'}
     """
-    models = list(dict.fromkeys(models))
-    firsts = {_but_for_seed(model): model for model in first_seeds(models)}
-    distinct = len({*map(label, firsts.values())}) == len(firsts)
-    return {model: label(model) if distinct else firsts[_but_for_seed(model)] for model in models}
+    models = [*models]
+    firsts = first_seeds(models)
+    names = dict(zip(map(_but_for_seed, firsts), distinct_labels(firsts), strict=True))
+    return {model: names[_but_for_seed(model)] for model in models}
+
+
+def distinct_labels(models: Iterable[str]) -> list[str]:
+    """The label of each model, or, where two share one, of seeds, say, the names of all.
+
+    >>> distinct_labels(["shapes.cl", "shapes.mim"]), distinct_labels(["shapes.cl", "shapes.cl.s1"])
+    (['CL', 'MIM'], ['shapes.cl', 'shapes.cl.s1'])
+    """
+    models = [*models]
+    return models if len({*map(label, models)}) < len(models) else [*map(label, models)]
 
 
 def _but_for_seed(model: str) -> tuple[str, str]:

@@ -166,11 +166,11 @@ pd.DataFrame(lengths, index=["last block"]).round(3)
 
 
 # %% tags=["hide-input"]
-def by_step(rows, metric, ax, drawn):
+def by_step(rows, metric, ax):
     """A line over depth for each step, dark at the end, with its interval."""
-    for step in drawn:
+    for i, step in enumerate(steps):
         line = rows[(rows["metric"] == metric) & (rows["step"] == step)]
-        colour = plt.get_cmap("crest")(steps.index(step) / max(1, len(steps) - 1))
+        colour = plt.get_cmap("crest")(i / max(1, len(steps) - 1))
         look = {"color": colour, "marker": "o", "ms": 3, "label": f"step {step}"}
         ax.plot(line["depth"], line["value"], **look)
         band = {"color": colour, "alpha": 0.2, "lw": 0}
@@ -180,11 +180,12 @@ def by_step(rows, metric, ax, drawn):
     ax.set(xlabel="depth")
 
 
+# %% tags=["hide-input"]
 def in_panels(rows, titles):
     """A panel for each metric, with its lines and right angles; the legend of all."""
     axes = plots.panels([*titles.values()])
     for ax, metric in zip(axes, titles, strict=True):
-        by_step(rows.dropna(subset=["low", "high"]), metric, ax, steps)
+        by_step(rows.dropna(subset=["low", "high"]), metric, ax)
         ax.axhline(0, color="#555555", lw=1, ls=(0, (4, 2)), label="right angles")
         ax.set_ylabel("cosine between gradients")
     return plots.legend_below(axes)
@@ -268,7 +269,7 @@ norms = {
 share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
 balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
 (ax,) = plots.panels(["where both losses pull alike"])
-by_step(balance, "balance", ax, steps)
+by_step(balance, "balance", ax)
 ax.set(ylabel="λ*", yscale="log")
 ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5], ticks)
 ax.minorticks_off()

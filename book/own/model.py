@@ -43,7 +43,7 @@ from nbhelpers.capture import capture
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import METRICS
 from nbhelpers.results import COMPUTED, difference_by_depth
-from nbhelpers.studies import label
+from nbhelpers.studies import distinct_labels
 
 plots.style()
 
@@ -59,9 +59,7 @@ known = [encoder.name for encoder in encoders]
 for i, name in enumerate(known):
     if name in known[:i]:  # two checkpoints of one model
         encoders[i] = replace(encoders[i], name=f"{name} ({i + 1})")
-names = [label(encoder.name) for encoder in encoders]
-if len({*names}) < len(names):  # two seeds, or encoders of two studies
-    names = [encoder.name for encoder in encoders]
+names = distinct_labels(encoder.name for encoder in encoders)
 images = study(IMAGES).images("test")
 if N_IMAGES:
     images = images.at_most(N_IMAGES, seed=SEED)

@@ -45,8 +45,10 @@ def _overlaps(pixels: int, patches: int, side: float) -> Tensor:
     return (end - torch.maximum(pixel, side * patch[:, None])).clamp(min=0) / side
 
 
-def patch_targets(encoder: Encoder, source: ImageSource, label: str) -> Tensor:
+def patch_targets(encoder: Encoder, source: ImageSource, label: str, numbers: Tensor | None = None) -> Tensor:
     """What each patch `N P` of the encoder's grid shows: 0 background, 1 object (or 1 + its label's number).
+
+    The numbers `N` are those of the source's labels unless others are given.
 
     Raises:
         ValueError: for a source without masks or without that label, or an encoder that crops the image.
@@ -61,7 +63,9 @@ def patch_targets(encoder: Encoder, source: ImageSource, label: str) -> Tensor:
     # The patches may leave a margin of the image out, or reach beyond it.
     sides = [patch * own / side for patch, own, side in zip(encoder.patch_size, size, wanted, strict=True)]
     masks = patch_masks(source.masks, encoder.grid, sides).long()
-    return masks if label == "mask" else masks * (1 + labels_of(source, label)[:, None])
+    if label == "mask":
+        return masks
+    return masks * (1 + (labels_of(source, label) if numbers is None else numbers)[:, None])
 
 
 def mean_iou(
@@ -121,12 +125,10 @@ def dense_by_depth(
     Raises the errors of `features`, `fit_linear`, `patch_targets` and `targets_of`.
     """
     images, names = [train, validation, test], [label] if isinstance(label, str) else label
-    masks = [patch_targets(encoder, source, "mask") for source in images]
     numbers = targets_of(images, [name for name in names if name != "mask"])  # those of one class are one
+    numbers["mask"] = [None] * len(images)
     targets = {
-        name: [mask * (1 + n[:, None]) for mask, n in zip(masks, numbers[name], strict=True)]
-        if name in numbers
-        else masks
+        name: [patch_targets(encoder, s, name, n) for s, n in zip(images, numbers[name], strict=True)]
         for name in names
     }
 

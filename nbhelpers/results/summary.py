@@ -23,9 +23,8 @@ def one_value_each(rows: pd.DataFrame, column: str = "depth") -> None:
     twice = rows[rows.duplicated(["model", column], keep=False)]
     if twice.empty:
         return
-    of = ("study", "depth", "label", "pool", "norm", "change", "parameter", "share", "first", "last", "rank")
-    of += ("frequency", "query", "other", "place", "seen", "step", "nuisance")
-    vary = [each for each in of if each in twice and each != column and twice[each].nunique() > 1]
+    same = {"model", "objective", "seed", column, "head", "value", "low", "high", "images", "source"}
+    vary = [each for each in twice if each not in same and twice[each].nunique() > 1]
     why = f"choose one {' and '.join(vary)}" if vary else "two encoders share the name: give each its own"
     raise ValueError(f"{twice['model'].iloc[0]} has several values at one {column}; {why}")
 

@@ -181,10 +181,12 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
     """
     rows = whole_layers(frame[frame["metric"] == metric])
     who = ["model", "objective", column]
-    for _, curve in rows.groupby(who) if reading != late_effective_rank.__name__ else ():
-        one_value_each(curve)
-    read = [(key, READINGS[reading](curve)) for key, curve in rows.groupby(who)]
-    lines = [(*key, metric, found.value, found.low, found.high) for key, found in read]
+    lines = []
+    for key, curve in rows.groupby(who):
+        if reading != late_effective_rank.__name__:  # of spectra, which have several values at a depth
+            one_value_each(curve)
+        found = READINGS[reading](curve)
+        lines.append((*key, metric, found.value, found.low, found.high))
     return pd.DataFrame(lines, columns=[*who, "metric", "value", "low", "high"])
 
 
