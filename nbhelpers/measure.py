@@ -5,7 +5,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 from nbhelpers.capture import Attention, capture
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
-from nbhelpers.metrics import METRICS, Accumulator, patch_attention
+from nbhelpers.metrics import (
+    METRICS,
+    Accumulator,
+    Metric,
+    object_attention,
+    object_tokens,
+    patch_attention,
+    queries_by_kind,
+)
 from nbhelpers.metrics.streams import Streams
 from nbhelpers.models import Encoder, UnsupportedArchitecture
 from nbhelpers.ranks import rank, world_size
@@ -78,8 +86,7 @@ def analyse(
         accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
         feed(encoder, images, list(accumulators.values()), batch_size)
         computed = {name: accumulator.compute() for name, accumulator in accumulators.items()}
-        if any(frame["images"].max() > len(images) for frame in computed.values()):
-            raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
+        require_one_pass(encoder, max(frame["images"].max() for frame in computed.values()), images)
         return computed
 
     keys = {name: [name, code_version("metrics")] for name in rows}
@@ -101,9 +108,7 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
         return
     half = torch.autocast(device, dtype=torch.bfloat16, enabled=device in HALF_PRECISION)
     tolerance = 5e-2 if device in HALF_PRECISION else 1e-3
-    # Of an image: about 24 copies of its tokens, and 4 of one block's attention maps.
-    numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
-    size = min(batch_size, max(1, MEMORY // (4 * numbers)))
+    size = images_per_pass(encoder, batch_size)
     with half:
         expected = encoder.forward(encoder.batch(images, share[: min(2, size)]))[:1]
     plainly = torch.autocast(device, enabled=False)  # the model alone computes in half precision
@@ -129,6 +134,23 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
             bar.update(len(indices))
 
 
+def images_per_pass(encoder: Encoder, most: int) -> int:
+    """How many images fit into `MEMORY` with what is measured on them, at least 1 and no more than `most`."""
+    # Of an image: about 24 copies of its tokens, and 4 of one block's attention maps.
+    numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
+    return min(most, max(1, MEMORY // (4 * numbers)))
+
+
+def require_one_pass(encoder: Encoder, seen: int, images: ImageSource) -> None:
+    """Raise if more images were seen than there are.
+
+    Raises:
+        UnsupportedArchitecture: they were.
+    """
+    if seen > len(images):
+        raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
+
+
 def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
     """Attention among the patch tokens of a few images, every layer and head kept: for looking at.
 
@@ -152,6 +174,57 @@ def attention_maps(encoder: Encoder, images: Tensor) -> Tensor:
     with capture(encoder, on_attention=keep):
         encoder.forward(images)
     return torch.stack(layers)
+
+
+def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size: int = 64) -> pd.DataFrame:
+    r"""Mean share of attention on the object, of the queries of each kind, in every block and head.
+
+    .. math:: \bar m = \frac{1}{|Q|} \sum_{q \in Q} \sum_{k \in \mathrm{object}} A_{qk}
+
+    The softmax is over all tokens, prefix tokens included.
+
+    Args:
+        encoder: any that `capture` takes.
+        images: with masks of their objects.
+        batch_size: images per forward pass, or as many as fit in memory.
+
+    Returns:
+        Rows `study model objective seed metric depth head value low high images label`, metric
+        "object_attention" in 0..1, with the 95 % interval over images. The label is the kind of query, or
+        "uniform attention": the object's share of all tokens, which attention to all alike would give.
+        An image without queries of a kind is left out of its mean; without any it is NaN.
+
+    Raises:
+        ValueError: for a source without masks.
+    """
+    if images.masks is None:
+        raise ValueError(f"{images.name} has no object masks")
+    share_of = Metric("object_attention", object_attention, "", per_head=True)
+    on = object_tokens(encoder, images.masks[:1])
+    sums = {kind: share_of.of(encoder) for kind in queries_by_kind(encoder, on)}
+    sums["uniform attention"] = replace(share_of, per_head=False).of(encoder)
+
+    def add(record: Attention) -> None:
+        maps = patch_attention(record.query, record.key, 0, record.bias, record.scale)  # B H N N, all tokens
+        shares = object_attention(maps, on)  # B H N
+        for kind, chosen in queries_by_kind(encoder, on).items():
+            mean = (shares * chosen[:, None]).sum(-1) / chosen.sum(-1)[:, None]  # B H
+            sums[kind].update(record.depth, mean)
+        sums["uniform attention"].update(record.depth, on.float().mean(1))
+
+    encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
+    with (
+        tqdm(total=len(images), desc=encoder.name, unit="image", disable=None) as bar,
+        capture(encoder, on_attention=add),
+    ):
+        for rows in torch.arange(len(images)).split(images_per_pass(encoder, batch_size)):
+            on = object_tokens(encoder, images.masks[rows])
+            encoder.forward(encoder.batch(images, rows))
+            bar.update(len(rows))
+    frames = [each.compute().assign(label=kind) for kind, each in sums.items()]
+    frame = identified(pd.concat(frames, ignore_index=True), encoder, images)
+    require_one_pass(encoder, frame["images"].max(), images)
+    return frame
 
 
 def cached(
@@ -225,7 +298,7 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
 # Files whose code turns weights and images into the numbers of a frame, beside those of every kind.
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
-    "probes": ("probes/*.py", "images/filters.py", "metrics/cka.py", "metrics/base.py"),
+    "probes": ("probes/*.py", "images/filters.py", "metrics/cka.py", "metrics/base.py", "metrics/objects.py"),
     "pretrain": ("pretrain/*.py", "models/mini.py"),
 }
 

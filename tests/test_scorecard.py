@@ -98,7 +98,7 @@ def test_the_rule(low, high, said):
 def test_the_list_is_whole():
     numbers = [claim.number for claim in CLAIMS]
     assert len(set(numbers)) == len(numbers)
-    assert list(dict.fromkeys(int(re.match(r"\d+", number)[0]) for number in numbers)) == list(range(1, 21))
+    assert list(dict.fromkeys(int(re.match(r"\d+", number)[0]) for number in numbers)) == list(range(1, 22))
 
 
 def test_nothing_measured_is_said_and_no_error(toy):
@@ -148,6 +148,22 @@ def test_late_is_the_last_third_and_margins_add_as_they_should(toy):
     )
     assert effect("2") == [0.4, 0.35, 0.45]
     assert line("2")["verdict"] == "shows"
+
+
+def test_attention_on_the_object_is_judged_against_its_area_and_against_mim(toy):
+    def rows(model, background):
+        shares = {"class token": [0.0, 0.5, 0.8], "background patches": background}
+        shares["uniform attention"] = [0.25] * 3
+        curves = [curve("object_attention", model, v, 0.01, label=k) for k, v in shares.items()]
+        return pd.concat(curves)
+
+    toy["objects"] = pd.concat([rows("cl", [0.9, 0.9, 0.3]), rows("mim", [0.0, 0.0, 0.2])])
+    assert effect("21a") == [55, 53, 57]  # one encoder: its margins add up
+    assert effect("21b") == [5, 3, 7]
+    assert effect("21c") == [10, 10 - 2**0.5, 10 + 2**0.5]
+    (elsewhere,) = (c for c in CLAIMS if c.number == "21a")
+    said = scorecard.scorecard(["cifar10"], [elsewhere])["note"].item()
+    assert said == "only generated images come with masks of their objects"
 
 
 def test_a_fall_from_the_maximum(toy):
@@ -521,7 +537,7 @@ def test_results_and_refutations_say_what_the_row_says(toy):
 def test_a_table_to_read(toy):
     toy["metrics"] = pd.concat([curve("nmi", "cl", [0.1, 0.5], 0.01), curve("nmi", "mim", [0.1, 0.2], 0.01)])
     page = scorecard.rows("attention", ["shapes", "cifar10"]).data
-    assert page.count('<th scope="row">') == 3 and page.count('<th scope="col">') == 4
+    assert page.count('<th scope="row">') == 6 and page.count('<th scope="col">') == 4
     assert '<a href="attention/collapse.html">' in page
     assert "✗</span> does not show" in page and "–</span> not measured" in page
     assert "CL was not trained" in page and "−0.300" in page and "figure 10a" in page
@@ -529,7 +545,7 @@ def test_a_table_to_read(toy):
     assert own.count('<th scope="row">') == 2 and "<a href" not in own
     assert "own models" in scorecard.rows("attention/collapse", ["shapes"], ["vit_tiny"]).data
     with pytest.raises(KeyError, match="attention/collapse"):
-        scorecard.rows("attention/maps", ["shapes"])
+        scorecard.rows("attention/sinks", ["shapes"])
 
 
 def test_digits():

@@ -11,7 +11,6 @@ from nbhelpers.metrics.attention import (
     attention_entropy,
     entropy,
     nmi,
-    object_attention,
     patch_attention,
     patch_distances,
     prefix_attention,
@@ -34,6 +33,7 @@ from nbhelpers.metrics.fourier import (
     radial_frequencies,
 )
 from nbhelpers.metrics.geometry import TokenPCA, common_update_share, token_pca
+from nbhelpers.metrics.objects import object_attention, object_tokens, queries_by_kind
 from nbhelpers.metrics.spectrum import (
     ImageSpectrum,
     effective_rank,

@@ -188,30 +188,6 @@ def prefix_attention(attention: Tensor, prefix: int) -> Tensor:
     return attention[:, :, prefix:, :prefix].sum(-1).mean(-1)
 
 
-@takes("B H Q K", "B K", rows_sum_to_one=True)
-def object_attention(attention: Tensor, on_object: Tensor) -> Tensor:
-    r"""Share of each query's attention that falls on the patches of an object.
-
-    .. math:: m_q = \sum_{k \in \mathrm{object}} A_{qk}
-
-    Args:
-        attention: probabilities `B H Q K`, rows sum to 1; any queries over any keys.
-        on_object: bool `B K`, which keys lie on the object.
-
-    Returns:
-        `B H Q` in 0..1; uniform attention has the object's share of the keys.
-
-    Raises:
-        ValueError: shapes that do not fit, rows that do not sum to 1 or are not finite.
-
-    Example: a query that attends to three patches, of which the first two are the object.
-        >>> attention = torch.tensor([[[[0.5, 0.25, 0.25]]]])
-        >>> object_attention(attention, torch.tensor([[True, True, False]]))
-        tensor([[[0.7500]]])
-    """
-    return torch.einsum("bhqk,bk->bhq", attention, on_object.bool().to(attention))
-
-
 @remembered
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats of probabilities `... K` along the last axis.

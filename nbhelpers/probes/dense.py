@@ -9,40 +9,13 @@ import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource, labels_of
+from nbhelpers.metrics.objects import patch_masks
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.layers import Labels, Probe, Row, by_depth, row, targets_of
 from nbhelpers.probes.linear import fit_linear
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
 STRENGTHS = (1e-2, 1e-1, 1.0)
-
-
-def patch_masks(masks: Tensor, grid: tuple[int, int], sides: tuple[float, float] | None = None) -> Tensor:
-    """Whether at least half of a patch is object: masks `N H W` -> `N P`, patches in row order.
-
-    Patches have these `sides` in px of the masks, where the grid does not end with them; what lies beyond a
-    mask is no object.
-
-    >>> masks = torch.tensor([[[1, 1, 0, 1], [1, 0, 0, 0]]], dtype=torch.bool)
-    >>> patch_masks(masks, (1, 2)).tolist()
-    [[True, False]]
-    """
-    size = masks.shape[1:]
-    sides = [pixels / patches for pixels, patches in zip(size, grid, strict=True)] if sides is None else sides
-    down, across = map(_overlaps, size, grid, sides)
-    shares = torch.einsum("nhw,rh,cw->nrc", masks.double(), down, across).flatten(1)
-    return shares >= 0.5 - 1e-9  # rounding must not decide about a half
-
-
-def _overlaps(pixels: int, patches: int, side: float) -> Tensor:
-    """Which share of each patch, float64 `P N`, lies in each of the pixels of an axis.
-
-    >>> _overlaps(3, 2, 1.5).tolist() == [[2 / 3, 1 / 3, 0.0], [0.0, 1 / 3, 2 / 3]]
-    True
-    """
-    pixel, patch = (torch.arange(count, dtype=torch.float64) for count in (pixels, patches))
-    end = torch.minimum(pixel + 1, side * (patch[:, None] + 1))
-    return (end - torch.maximum(pixel, side * patch[:, None])).clamp(min=0) / side
 
 
 def patch_targets(encoder: Encoder, source: ImageSource, label: str, numbers: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from nbhelpers import probes
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.folders import FileSource
-from nbhelpers.measure import analyse, cached, code_version, identified
+from nbhelpers.measure import analyse, cached, code_version, identified, object_attention_by_depth
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
 from nbhelpers.pretrain import Recipe
@@ -37,6 +37,7 @@ ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 COMPARED = 1_000  # images whose features are compared between encoders
 OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
+MASKS = "only generated images come with masks of their objects"
 
 Images = dict[str, ImageSource]
 TABLES: dict[str, Table] = {}
@@ -158,10 +159,14 @@ def _drawn(study: Study, train: int) -> Images:
 
 
 def probed(
-    probe: Callable[..., pd.DataFrame], encoder: Encoder, *images: ImageSource, **options
+    probe: Callable[..., pd.DataFrame],
+    encoder: Encoder,
+    *images: ImageSource,
+    code: str = "probes",
+    **options: object,
 ) -> pd.DataFrame:
-    """The frame of a function of `nbhelpers.probes`, kept in the cache folder."""
-    keys = {"frame": [probe.__name__, options, code_version("probes")]}
+    """The frame of a function of encoder and images, kept in the cache folder."""
+    keys = {"frame": [probe.__name__, options, code_version(code)]}
     frames = cached(encoder, images, keys, lambda _: {"frame": probe(encoder, *images, **options)})
     return identified(frames["frame"], encoder, images[0])
 
@@ -183,6 +188,12 @@ def _profile(encoder: Encoder, images: Images, metrics: Sequence[str] = PROFILE)
     decoders = [decoder_of(encoder)] if isinstance(encoder.module, MaskedAutoencoder) else []
     frames = [analyse(part, images["test"], metrics) for part in (encoder, *decoders)]
     return pd.concat(frames, ignore_index=True)
+
+
+@declare("objects", _sample, code="metrics", kept=True, why=MASKS, studies=("shapes",))
+def _objects(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Share of attention that falls on the object, by kind of query."""
+    return probed(object_attention_by_depth, encoder, images["test"], code="metrics")
 
 
 @declare("probes", lambda study: _drawn(study, TRAIN), models=_every_kind, kept=True)

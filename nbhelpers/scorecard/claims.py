@@ -1,8 +1,9 @@
 """The paper's claims, rows of `data/claims.csv`, each as an effect that is above 0 when the claim shows.
 
 All of it was fixed before any effect was computed: which table, which metric, where in the encoder, which
-side is subtracted. "Late" is the last third of the blocks; a claim that names no place is judged there. The
-columns, which are the attributes of a claim:
+side is subtracted; only the claims numbered 21 were added when their curves had been seen. "Late" is the
+last third of the blocks; a claim that names no place is judged there. The columns, which are the attributes
+of a claim:
 
 - number: of the claim in the book's list, with a letter where it has parts
 - claim: what is claimed

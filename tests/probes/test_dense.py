@@ -6,9 +6,10 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from nbhelpers.images.source import ArraySource
+from nbhelpers.metrics.objects import patch_masks
 from nbhelpers.models import mini_vit, wrap
 from nbhelpers.probes import dense_by_depth, mean_iou
-from nbhelpers.probes.dense import patch_masks, patch_targets
+from nbhelpers.probes.dense import patch_targets
 
 
 def scenes(n, seed):
