@@ -34,7 +34,9 @@ def conclude(sentence, numbers):
     """A sentence, and in how many of the measured entries of its rows it shows."""
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
     shows = (rows["verdict"] == "shows").sum()
-    return Markdown(f"{sentence} This shows in {shows} of {len(rows)} measurements.")
+    runs = ", one training run a side" if (rows["seeds"] == 1).all() else ""
+    said = f"So say {shows} of {len(rows)} entries of the scorecard{runs}."
+    return Markdown(f"{sentence} {said}")
 
 
 def panels(tables, metric, **options):
@@ -85,9 +87,9 @@ for ax in axes.flat:
 # %% tags=["remove-input", "answer"]
 conclude(
     "**What does it see?** Where shape and texture disagree, a contrastive encoder "
-    "follows the shape more than a masked one; noise of high frequency harms it less, "
-    "and its late tokens hold fewer high frequencies.",
-    ["9c", "10", "11"],
+    "follows the shape more than a masked one; noise of high frequency costs it less of "
+    "shape or class, and its late tokens hold fewer high frequencies.",
+    ["9c", "10", "11a"],
 )
 
 # %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias; at 1 shape alone decides (random: untrained)."}}
@@ -95,8 +97,8 @@ legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias")
 
 # %% tags=["remove-input", "answer"]
 conclude(
-    "**What is it good for?** A linear layer reads a contrastive encoder better and at "
-    "a later depth; a masked one gains more from fine-tuning.",
+    "**What is it good for?** A linear layer reads shape or class better from a "
+    "contrastive encoder, and at a later depth; fine-tuned, a masked one catches up.",
     ["12", "14a", "14c"],
 )
 
@@ -126,14 +128,18 @@ Markdown(
 # Each finding of the paper, and each claim that the book adds, is a row: what is claimed, what is measured, and how large
 # the effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows:
 # **shows** if the whole interval lies above 0, **does not show** if no part of it does, **undecided** if neither, **not
-# measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. What is measured and
-# this rule were fixed before the table was first computed, but for the rows numbered 21, which were added when their curves
-# had been seen. All numbers of this page are drawn from the book's tables.
+# measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. Accuracies on
+# generated images are of the shape, unless a row says otherwise. What is measured and this rule were fixed before the table
+# was first computed, but for 3b, 11b and the rows numbered 21, which were added when their curves had been seen. All
+# numbers of this page are drawn from the book's tables.
 
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")
 listed = "; ".join(f"{row.claim} ({row.number})" for row in fails.itertuples())
-Markdown(f"**Does not show in at least one study:** {listed or 'none'}.")
+Markdown(
+    f"**Does not show in at least one study:** {listed or 'none'}. For some, the length of "
+    "training decides: see [When do the findings appear?](beyond/moments.py)."
+)
 
 # %% [markdown]
 # ### How do self-attentions behave?

@@ -15,9 +15,8 @@ from pathlib import Path
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.models import load
 from nbhelpers.pretrain.__main__ import positive
-from nbhelpers.studies import study
+from nbhelpers.studies import OWN, study
 
-BUILT_IN = ("shapes", "cifar10")
 CHAPTER = DATA.parent / "book" / "own" / "model.py"
 SVG = "image/svg+xml"
 # What nbconvert writes, which does not look for a text in the metadata of a cell.
@@ -99,9 +98,9 @@ def parser() -> argparse.ArgumentParser:
 def _study(name: str) -> str:
     """The study that an option names."""
     plain = name.removeprefix("study:")
-    if plain in BUILT_IN and name == plain and Path(name).exists():
+    if plain in OWN and name == plain and Path(name).exists():
         raise ValueError(f"--images {name}: which one, the folder ./{name} or the book's own, study:{name}?")
-    return plain if plain in BUILT_IN else f"folder:{name}"
+    return plain if plain in OWN else f"folder:{name}"
 
 
 def _say(message: object, *_: object) -> None:

@@ -20,6 +20,7 @@ IMAGES = 2_000  # how many test images a figure of the book is averaged over
 IMAGENET = "NBHELPERS_IMAGENET"  # environment variable that names the validation images
 PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked at; default: all
 VARIED = ("width", "images")  # recipe fields that a name holds where they are not the default
+OWN = ("shapes", "cifar10")  # the studies that encoders of this book were trained for
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
 STYLES = pd.read_csv(DATA / "styles.csv", index_col="label")
 NAMES = {key: name for name, key in STYLES.pop("key").dropna().items()}  # by what training calls an objective
@@ -59,7 +60,7 @@ class Study:
     @property
     def splits(self) -> bool:
         """Whether there are training, validation and test images; else probes split those of `images`."""
-        return self.name in ("shapes", "cifar10")
+        return self.name in OWN
 
     @property
     def sample(self) -> ImageSource:
@@ -118,8 +119,19 @@ class Study:
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
         """Loaded encoders: those named or given, else one per objective."""
-        chosen = models or first_seeds(self.models)
+        chosen = listed(models) or first_seeds(self.models)
         return [model if isinstance(model, Encoder) else load(model) for model in chosen]
+
+
+def listed(models: Sequence[object] | None) -> list:
+    """Models as a list, which is empty for None.
+
+    Raises:
+        TypeError: a single name, whose letters would be taken for models.
+    """
+    if isinstance(models, str):
+        raise TypeError(f"models are given as a list: [{models!r}], not {models!r}")
+    return list(models or ())
 
 
 TITLES = {

@@ -44,12 +44,11 @@ from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps, object_attention_by_depth
 from nbhelpers.results import at_end, by_label, gather, late, published_maps, table
 from nbhelpers.results.summary import difference_by_depth
-from nbhelpers.studies import label
+from nbhelpers.studies import OWN, label
 
 plots.style()
 frames, missing = gather(STUDIES, ["query_cosine"], MODELS, N_IMAGES, SEED)
-BOTH = ("shapes", "cifar10")
-pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in BOTH}
+pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in OWN}
 
 # %% [markdown]
 # ## Result

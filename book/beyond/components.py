@@ -45,6 +45,7 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.intervals import difference
 from nbhelpers.results import StaleTableError, table
 from nbhelpers.scorecard.evidence import mean
+from nbhelpers.studies import OWN
 
 plots.style()
 
@@ -160,7 +161,7 @@ plots.download(pd.concat([pd.DataFrame(), *panels.values()]), "components")
 # chapters. The place where a curve reaches its end says how far down the list of components one has to read.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the leading components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the leading principal components of the last block. Bands: 95 % interval over test images; dashed: guessing among ten classes. Where a label names a number of images, that encoder was trained for less time than CL and MIM."}}
-guessing = (0.1, "guessing") if {*STUDIES} <= {"shapes", "cifar10"} else None
+guessing = (0.1, "guessing") if {*STUDIES} <= {*OWN} else None
 axes = draw("linear_leading", "leading share of components", guessing)
 legend = plots.legend_below(axes)
 

@@ -44,6 +44,7 @@ from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import StaleTableError, published, rows_of, table
 from nbhelpers.results.summary import by_label, highest, late, peak
+from nbhelpers.studies import OWN
 from nbhelpers.studies import label as label_of
 
 plots.style()
@@ -105,7 +106,7 @@ pd.DataFrame(found, index=["last block"]).round(2)
 titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
 axes = plots.panels([*titles, *missing, "published"], sharey=True)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
-    classes = 10 if name in ("shapes", "cifar10") else None
+    classes = 10 if name in OWN else None
     plots.by_depth(rows, "linear", ax, reference=classes and (1 / classes, "guessing"))
 for ax, reason in zip(axes[len(panels) :], missing.values(), strict=False):
     plots.note(ax, reason)

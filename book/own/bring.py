@@ -13,8 +13,9 @@
 # A model that timm or a hub knows by name, or whose weights a file holds, is loaded by `load`, which is what a chapter
 # does with each entry of its `MODELS`. Of a module that you built yourself, `wrap` makes an encoder. It reads what the
 # module says of itself, and you tell it the rest: how many tokens stand before the patches (`prefix`), how the patches
-# are arranged (`grid`, `patch_size`), where the blocks are (`blocks`), and which part of a block first sees the tokens
-# after attention (`after_attention`).
+# are arranged (`grid`, `patch_size`), where the blocks are (`blocks`), which part of a block first sees the tokens after
+# attention (`after_attention`), `heads` and `width`, and the `mean` and `std` of your preprocessing, which nothing can
+# check.
 #
 # This page brings one model in each of four ways. They are small and untrained, and look at a few images: enough to see that
 # they are read. What trained ones look like is on [Your own model](model.py).
@@ -101,10 +102,20 @@ class Plain(nn.Module):
 
 
 # %%
-layout["prefix"] = 0
-brought.append(
-    wrap(Plain(), **layout, **pixels, after_attention="norm2", name="PyTorch")
+plain = wrap(
+    Plain(),
+    prefix=0,
+    grid=(4, 4),
+    patch_size=16,
+    heads=3,
+    width=96,
+    blocks="blocks",
+    after_attention="norm2",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    name="PyTorch",
 )
+brought.append(plain)
 
 # %% [markdown]
 # **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it.
@@ -135,7 +146,8 @@ rows = {
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# One loop measures all four. An entry of `MODELS` in a chapter may be such an encoder as well:
+# One loop measures all four. In a chapter, make such an encoder in a cell above the parameters and name it there,
+# `MODELS = ["shapes.cl", plain]`.
 
 # %% mystnb={"image": {"alt": "NMI against depth of four untrained models, one each of timm, torchvision, plain PyTorch and a file; all lie close to zero."}, "figure": {"caption": "NMI against depth of four models with random weights that were brought in four ways; mind the scale."}}
 own = pd.concat([analyse(encoder, few, ["nmi"]) for encoder in brought])

@@ -33,11 +33,14 @@ import pandas as pd
 from nbhelpers import study
 from nbhelpers.results import late, table
 
-frames = {name: table(name, "metrics", models) for name, models in MODELS.items()}
 LOOK_FOR = {
     "nmi": "NMI",
     "attention_distance": "attention distance (px)",
     "token_cosine": "cosine between tokens",
+}
+frames = {
+    name: table(name, "profile", models, metrics=[*LOOK_FOR])
+    for name, models in MODELS.items()
 }
 
 # %% tags=["hide-input"]

@@ -213,9 +213,11 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #
 # ## Keep it
 #
-# The encoder is the file `yours.safetensors` in `FOLDER`, until this page runs again. Put its path into `MODELS` of any
-# chapter whose table is computed there, and the figures are drawn for your encoder too. A longer run, which survives being
-# interrupted, is one command in a shell:
+# The encoder is the file `yours.safetensors` in `FOLDER`, by default `.cache/own` in the clone (`print(place)` says where),
+# until this page runs again. Put its path into `MODELS` of a chapter on attention or representations, or of
+# [Layers](../components/layers.py), and the figures are drawn for your encoder too. To go on for longer from where this
+# page starts, raise `SECONDS`. A longer run from random weights, which survives being interrupted, is one command in a
+# shell:
 #
 # ```bash
 # python -m nbhelpers.pretrain --study shapes --objective hybrid-0.2 \

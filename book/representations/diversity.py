@@ -115,8 +115,9 @@ tokens = pd.concat(frames.values()).query("metric == 'token_cosine'")
 plots.download(tokens, "token_cosine")
 
 # %% [markdown]
-# Compare each curve with the dotted line first. An untrained encoder has tokens that are very much alike, so a high
-# cosine is where a model starts and a low one is what it has learnt. An encoder that was trained too briefly has similar
+# Compare each curve first with that of an untrained encoder of its architecture, which is dotted for the book's own. These
+# have tokens that are very much alike before training (those of other ViTs need not be, see exercise 1), so a high
+# cosine is where they start and a low one is what was learnt. An encoder that was trained too briefly has similar
 # tokens for that reason alone; the claim needs CL above MIM when both have left the dotted line.
 #
 # ## Tokens as attention delivers them
@@ -225,9 +226,12 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 #
 # ## Takeaways
 #
-# - That tokens and depths are more alike in CL does not show here, and its heads are more alike by less than untrained
-#   heads differ from 0. Alike maps do give alike outputs of attention.
-# - Read a cosine beside that of an untrained encoder: it is high for tokens and depths, and near 0 but not at 0 for heads.
+# - That tokens and depths are more alike in CL does not show in the wide encoders, and its heads are more alike by less
+#   than untrained heads differ from 0. Alike maps do give alike outputs of attention.
+# - Training decides: in smaller encoders that were trained more briefly, tokens and depths are more alike in CL
+#   ([When do the findings appear?](../beyond/moments.py)).
+# - Read a cosine beside that of an untrained encoder: here it is high for tokens and depths, and near 0 but not at 0 for
+#   heads.
 # - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the
 #   differences.
 # - Before you call vectors alike, subtract what all of them share.

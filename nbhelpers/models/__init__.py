@@ -10,7 +10,7 @@ from nbhelpers.models.errors import (
     UnsupportedArchitecture,
     WeightsError,
 )
-from nbhelpers.models.mae import MaskedAutoencoder, decoder_of, without_decoder
+from nbhelpers.models.mae import DECODER, MaskedAutoencoder, decoder_of, without_decoder
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.registry import CHECKPOINTS, Checkpoint, available, load
 from nbhelpers.models.store import manifest, save_encoder

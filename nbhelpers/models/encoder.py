@@ -322,6 +322,10 @@ def _contradiction(encoder: Encoder) -> str | None:
         return f"crop {encoder.crop} is no share of a side in 0..1 (divide by 100?)"
     if encoder.prefix < 0:
         return f"prefix {encoder.prefix} is no number of tokens"
+    parts = dict(encoder.blocks[0].named_modules())
+    if encoder.after_attention is not None and encoder.after_attention not in parts:
+        names = ", ".join(name for name, _ in encoder.blocks[0].named_children())
+        return f"after_attention {encoder.after_attention!r} is no part of a block, which has {names}"
     sides = (encoder.grid, encoder.image_size, encoder.patch_size)
     if any(n not in (s // p, -(-s // p)) for n, s, p in zip(*sides, strict=True)):
         grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)

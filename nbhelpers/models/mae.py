@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.models.mini import positions
 
+DECODER = ":decoder"  # how the name of a decoder ends, behind that of its encoder
+
 
 class Decoder(nn.Module):
     """The decoder: from the encoder's tokens of the visible patches to the pixels of all patches.
@@ -123,7 +125,7 @@ def decoder_of(encoder: Encoder) -> Encoder:
         block_path="autoencoder.decoder.blocks",
         heads=decoder.blocks[0].attn.num_heads,
         width=decoder.embed.out_features,
-        name=f"{encoder.name}:decoder",
+        name=f"{encoder.name}{DECODER}",
     )
 
 

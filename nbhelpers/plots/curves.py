@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.ticker import MaxNLocator
 
+from nbhelpers.models import DECODER
 from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.results.summary import one_value_each, whole_layers
@@ -89,7 +90,7 @@ def by_parameter(
 def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the depths of decoders counted on from the depth of their encoders."""
     last = frame.groupby("model")["depth"].max()
-    encoders = frame["model"].str.removesuffix(":decoder")
+    encoders = frame["model"].str.removesuffix(DECODER)
     offset = encoders.map(last).where(encoders != frame["model"], 0)
     return frame.assign(depth=frame["depth"] + offset.astype(int))
 

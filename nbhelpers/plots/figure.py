@@ -54,8 +54,8 @@ def style() -> None:
 def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:
     """Axes under their titles, one or two in a row unless `columns` says otherwise.
 
-    `height` is that of a row, in inches; `options` go to `plt.subplots`. The axes come in a flat array, row
-    by row. A cell that is left over has room for a legend, see `legend_below`.
+    Of a study, the name is enough. `height` is that of a row, in inches; `options` go to `plt.subplots`. The
+    axes come in a flat array, row by row. A cell that is left over has room for a legend, see `legend_below`.
     """
     columns = columns or min(2, len(titles))
     rows = -(-len(titles) // columns)
@@ -74,7 +74,7 @@ def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = Non
             above.tick_params(labelbottom=True)
             above.xaxis.label.set_visible(True)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(title)
+        ax.set_title(TITLES.get(title, title))
     return axes.ravel()[: len(titles)]
 
 

@@ -18,12 +18,12 @@ from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.metrics import METRICS
-from nbhelpers.models import Encoder, load, manifest
+from nbhelpers.models import DECODER, Encoder, load, manifest
 from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
-from nbhelpers.results.tables import OWN, TABLES, Images, Table, redrawn
-from nbhelpers.studies import IMAGES, Study, study
+from nbhelpers.results.tables import TABLES, Images, Table, redrawn
+from nbhelpers.studies import IMAGES, OWN, Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -226,7 +226,7 @@ def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | 
 
 def _encoder(model: str) -> str:
     """The encoder that the rows of a model belong to: its own, or the one before a decoder."""
-    return model.removesuffix(":decoder")
+    return model.removesuffix(DECODER)
 
 
 def _fingerprint(images: Images) -> str:
@@ -348,7 +348,7 @@ def gather(
             if set(metrics) <= set(TABLES[kind].metrics):
                 try:
                     frame = table(name, kind, wanted, metrics=metrics, **draw)
-                    frames[name] = frame[~frame["model"].str.endswith(":decoder")]
+                    frames[name] = frame[~frame["model"].str.endswith(DECODER)]
                     break
                 except MissingDataError as reason:
                     missing.setdefault(name, str(reason))

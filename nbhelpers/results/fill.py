@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from joblib import Parallel, delayed
 
 from nbhelpers.results import rows_of
-from nbhelpers.results.tables import OWN, TABLES
-from nbhelpers.studies import study
+from nbhelpers.results.tables import TABLES
+from nbhelpers.studies import OWN, study
 
 PROCESSES = 8  # at most, each of which holds a study's images
 

@@ -18,7 +18,7 @@ from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
 from nbhelpers.pretrain import Recipe
 from nbhelpers.probes.noise import CHANGES
-from nbhelpers.studies import IMAGES, PAIR, VARIED, Study, study
+from nbhelpers.studies import IMAGES, OWN, PAIR, VARIED, Study, study
 
 # Images that probes learn from, choose the penalty on, and are tested on under noise (some thirty times).
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -35,7 +35,6 @@ FEWEST = 40  # photographs of a folder: half of them are learnt from, and k-NN a
 ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 
 COMPARED = 1_000  # images whose features are compared between encoders
-OWN = ("shapes", "cifar10")
 SMALL = "only the book's own encoders are small enough for it"
 MASKS = "only generated images come with masks of their objects"
 

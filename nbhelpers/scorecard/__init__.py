@@ -1,4 +1,4 @@
-"""The scorecard: every claim of the paper as an effect with an interval, and a verdict by one rule."""
+"""The scorecard: every claim of paper and book as an effect with an interval, and a verdict by one rule."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, read_by, read_labels
 from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
 
-COLUMNS = "number claim measure chapter study effect low high unit seeds".split()
+COLUMNS = "number claim measure remark chapter study effect low high unit seeds".split()
 COLUMNS += "published published_unit source verdict note".split()
 ONE_RUN = """Intervals are over test images, and over training seeds where a side has several; a side with one
 training run has no spread over seeds."""
@@ -36,8 +36,8 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
         claims: default all of them.
 
     Returns:
-        A row per claim and study with the columns `number claim measure chapter study effect low high unit
-        seeds published published_unit source verdict note`. `low` and `high` bound the 95 % interval of
+        A row per claim and study with the columns `number claim measure remark chapter study effect low high
+        unit seeds published published_unit source verdict note`. `low` and `high` bound the 95 % interval of
         `effect`, over images and, with more than one of the `seeds`, over them too. `published` is a
         published value of it. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.

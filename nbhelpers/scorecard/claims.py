@@ -1,13 +1,14 @@
-"""The paper's claims, rows of `data/claims.csv`, each as an effect that is above 0 when the claim shows.
+"""Claims of paper and book, rows of `data/claims.csv`, each an effect that is above 0 when the claim shows.
 
 All of it was fixed before any effect was computed: which table, which metric, where in the encoder, which
-side is subtracted; only the claims numbered 21 were added when their curves had been seen. "Late" is the
-last third of the blocks; a claim that names no place is judged there. The columns, which are the attributes
-of a claim:
+side is subtracted; only 3b, 11b and those numbered 21 were added when their curves had been seen. "Late" is
+the last third of the blocks; a claim that names no place is judged there. The columns, which are the
+attributes of a claim:
 
 - number: of the claim in the book's list, with a letter where it has parts
 - claim: what is claimed
 - measure: the effect, in words
+- remark: why the verdict says less than it seems to; or empty
 - chapter: where it is looked at
 - unit: of the effect; "points" are hundredths of what the table holds
 - contrast: one of `CONTRASTS`; empty: `more` less `less`
@@ -28,7 +29,7 @@ import pandas as pd
 
 from nbhelpers.files import DATA
 from nbhelpers.intervals import Interval, difference, largest, smallest
-from nbhelpers.scorecard.evidence import PAIR, Evidence, NotMeasured, Quantity, at
+from nbhelpers.scorecard.evidence import PAIR_LABELS, Evidence, NotMeasured, Quantity, at
 
 _TABLE = pd.read_csv(DATA / "claims.csv", dtype=str, keep_default_na=False)
 Claim = namedtuple("Claim", _TABLE.columns)
@@ -86,7 +87,7 @@ def _best_hybrid(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -
         def leads(number: int) -> list[Interval]:
             each = comparisons * number
             own = evidence.of(hybrid, quantities, each)
-            parents = [evidence.beside(hybrid, parent) for parent in PAIR]
+            parents = [evidence.beside(hybrid, parent) for parent in PAIR_LABELS]
             return [difference(own, evidence.of(parent, quantities, each)) for parent in parents]
 
         return smallest(leads)

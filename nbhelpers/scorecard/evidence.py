@@ -10,13 +10,13 @@ import torch
 from nbhelpers.images import MissingDataError
 from nbhelpers.intervals import Interval, average, difference, largest, over_seeds, widened
 from nbhelpers.metrics import effective_rank
+from nbhelpers.models import DECODER
 from nbhelpers.results import TABLES, NoTableError, StaleTableError, table
 from nbhelpers.results.published import PUBLIC
 from nbhelpers.results.summary import first_third, last_third, one_value_each, whole_layers
-from nbhelpers.studies import VARIED, kind, label, nearness, study
+from nbhelpers.studies import NAMES, PAIR, VARIED, kind, label, nearness, study
 
-PAIR = ("CL", "MIM")  # labels of the encoders that every table has
-DECODER = ":decoder"
+PAIR_LABELS = tuple(NAMES[key] for key in PAIR)  # of the encoders that every table has
 DRAWS = 2_000  # of a parametric bootstrap
 
 REASONS = {
@@ -24,6 +24,8 @@ REASONS = {
     StaleTableError: "the table {name} is of other weights",
     NoTableError: "no table {name} in this study",
 }
+
+NEEDS = {"miou": "the masks of objects", "=='texture'": "labels of textures"}  # that photographs lack
 
 ACRONYMS = {"miou": "mIoU", "nmi": "NMI"}
 
@@ -292,7 +294,7 @@ class Evidence:
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
         """A table with these encoders; that of the pair with all models, as chapters read it."""
-        as_drawn = who in PAIR and not TABLES[name].slow
+        as_drawn = who in PAIR_LABELS and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:
             try:
@@ -305,7 +307,7 @@ class Evidence:
         """The rows of the quantity, a frame per seed; those that stand for whole layers."""
         encoders = self._encoders(who, quantity.table)
         # Models beside the pair have the metrics that all are compared by, in a table of its own.
-        name = "profile" if quantity.table == "metrics" and who not in PAIR else quantity.table
+        name = "profile" if quantity.table == "metrics" and who not in PAIR_LABELS else quantity.table
         rows = self._table(name, who, encoders)
         rows = whole_layers(rows[rows["metric"] == quantity.metric])
         where = quantity.where
@@ -315,8 +317,9 @@ class Evidence:
         rows = rows.query(where) if where and len(rows) else rows
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
-            masks = ", which needs the masks of objects" if quantity.metric == "miou" else ""
-            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}{masks}")
+            asked = f"{quantity.metric} {where}"
+            needs = next((f", which needs {what}" for word, what in NEEDS.items() if word in asked), "")
+            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}{needs}")
         return found
 
 

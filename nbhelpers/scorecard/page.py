@@ -61,6 +61,10 @@ def _small(text: str) -> str:
     return f"<small>{html.escape(text)}</small>" if text else ""
 
 
+def _remark(row: pd.Series) -> str:
+    return f"But {row['remark']}" if row["remark"] else ""
+
+
 def _cell(row: pd.Series) -> str:
     """What one study says of a claim: verdict, effect, interval, seeds."""
     sign, kind, *_ = MARKS[row["verdict"]]
@@ -96,7 +100,8 @@ def html_table(card: pd.DataFrame, links: bool) -> str:
         words = html.escape(first["claim"])
         if links:
             words = f'<a href="{first["chapter"]}.html">{words}</a>'
-        claim = f'<th scope="row">{number}. {words}<br>{_small(first["measure"])}</th>'
+        lines_of_head = f"{number}. {words}", _small(first["measure"]), _small(_remark(first))
+        claim = f'<th scope="row">{"<br>".join(filter(None, lines_of_head))}</th>'
         cells = "".join(_cell(row) for _, row in lines.iterrows())
         body.append(f"<tr>{claim}{cells}{_paper(first)}</tr>")
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
@@ -116,5 +121,7 @@ def sentences(card: pd.DataFrame) -> str:
                 effect = " ".join(filter(None, [value, _unit(row, value)]))
                 why = f"{effect} [{low}, {high}], {why}"
             said.append(f"On {TITLES.get(row['study'], row['study'])} it **{verb}**: {why or row['note']}.")
+        if first["remark"]:
+            said.append(f"{_remark(first)}.")
         paragraphs.append(" ".join(said))
     return "\n\n".join(paragraphs)

@@ -318,6 +318,7 @@ def test_what_is_no_tensor_is_named():
         ({"crop": 87.5}, r"crop 87\.5 is no share"),
         ({"crop": 0.0}, r"crop 0\.0 is no share"),
         ({"prefix": -1}, "prefix -1 is no number"),
+        ({"after_attention": "ln_2"}, "'ln_2' is no part of a block, which has norm1, attn, "),
         ({"mean": (123.675, 116.28, 103.53), "std": (58.4, 57.1, 57.4)}, r"123\.675.* 0\.\.1"),
     ],
 )
