@@ -27,7 +27,7 @@ from tqdm import tqdm
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.images.source import labels_of
-from nbhelpers.models import Encoder, without_decoder, wrap
+from nbhelpers.models import Encoder, MismatchedWeights, without_decoder, wrap
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.weights import load_strictly
 from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, share
@@ -140,7 +140,15 @@ class Trainer:
             size = train[0].shape[-1]
             encoder = mini_vit(**recipe.architecture, image_size=size)
             if start is not None:
-                load_strictly(encoder, without_decoder(start).module.state_dict())
+                start = without_decoder(start)
+                load_strictly(encoder, start.module.state_dict())
+                # What no weight shows: the number of heads, and what is done to the images.
+                theirs, ours = (
+                    f"{heads} heads behind a {type(module.patch_embed).__name__}"
+                    for heads, module in ((start.heads, start.module), (recipe.heads, encoder))
+                )
+                if theirs != ours:
+                    raise MismatchedWeights(f"{start.name} has {theirs}, the recipe {ours}")
             objective = build(recipe, encoder, train.mean, train.std)
         for module in objective.modules():
             if hasattr(module, "fused_attn"):

@@ -222,6 +222,9 @@ def test_a_run_can_begin_with_a_trained_encoder(tmp_path):
     assert all(torch.equal(value, kept[key]) for key, value in start.module.state_dict().items())
     with pytest.raises(MismatchedWeights, match=r"patch_embed\.proj\.weight"):
         Trainer(small("mim", width=48), source(), source(16), tmp_path / "third", start=start)
+    for change in ({"heads": 4}, {"standardised": False}):  # whose weights have the same names and shapes
+        with pytest.raises(MismatchedWeights, match=r"has 2 heads behind a Standardised.*, the recipe"):
+            Trainer(small("mim", **change), source(), source(16), tmp_path / "third", start=start)
 
 
 def test_a_run_knows_all_devices_it_was_trained_on(tmp_path):
