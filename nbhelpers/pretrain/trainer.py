@@ -98,8 +98,8 @@ class Trainer:
 
     Raises:
         MismatchedWeights: if `start` has another architecture.
-        ValueError: if the folder holds a run of another recipe or precision, the images lack the labels that
-            the objective reads, or a batch cannot be shared out evenly among the processes.
+        ValueError: if the folder holds a run of another recipe, precision or start, the images lack the
+            labels that the objective reads, or a batch cannot be shared out evenly among the processes.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Trainer:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
         self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}
-        self.settings["training images"] = train.identity
+        self.settings |= {"training images": train.identity, "start": start and start.fingerprint}
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)

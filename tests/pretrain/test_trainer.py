@@ -41,6 +41,7 @@ def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
+PIXELS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 OBJECTIVES = ["cl", "mim", "latent", "mae", "supervised", "dino", "hybrid-0.4"]
 
 
@@ -214,7 +215,7 @@ def test_a_run_can_begin_with_a_trained_encoder(tmp_path):
     first = trainer("mim", tmp_path / "first")
     list(first.steps(3))
     kept = {key: value.clone() for key, value in first.objective.encoder.state_dict().items()}
-    start = wrap(first.objective.encoder, mean=(0.5,) * 3, std=(0.5,) * 3)
+    start = wrap(first.objective.encoder, **PIXELS)
     run = Trainer(small("hybrid-0.4"), source(), source(16), tmp_path / "second", start=start)
     for encoder in (run.objective.encoder, run.objective.cl.momentum_encoder):
         assert all(torch.equal(value, kept[key]) for key, value in encoder.state_dict().items())
@@ -255,6 +256,15 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     trainer("mim", tmp_path).save()
     with pytest.raises(ValueError, match="training images"):
         Trainer(small("mim"), source(48), source(16), tmp_path, precision=torch.float32)
+
+
+def test_a_run_does_not_go_on_with_another_start(tmp_path):
+    one, other = (wrap(trainer("mim", tmp_path, seed=seed).objective.encoder, **PIXELS) for seed in (0, 1))
+    Trainer(small("cl"), source(), source(16), tmp_path, start=one).save()
+    assert Trainer(small("cl"), source(), source(16), tmp_path, start=one).step == 0
+    for start in (other, None):
+        with pytest.raises(ValueError, match="differs in start"):
+            Trainer(small("cl"), source(), source(16), tmp_path, start=start)
 
 
 @pytest.fixture
