@@ -299,7 +299,7 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
     "probes": ("probes/*.py", "images/filters.py", "metrics/cka.py", "metrics/base.py", "metrics/objects.py"),
-    "pretrain": ("pretrain/*.py", "models/mini.py"),
+    "pretrain": ("pretrain/*.py", "models/mini.py", "probes/layers.py"),
 }
 
 

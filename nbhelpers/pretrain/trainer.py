@@ -12,7 +12,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, ImageSource
-from nbhelpers.images.source import labels_of
 from nbhelpers.models import Encoder, MismatchedWeights, without_decoder, wrap
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.weights import load_strictly
@@ -35,6 +34,7 @@ from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.optimizer import Optimizer
 from nbhelpers.pretrain.recipes import Recipe, build
 from nbhelpers.pretrain.schedule import VALIDATION_STREAM, epoch_order, generator, learning_rate, stream_seed
+from nbhelpers.probes.layers import targets_of
 from nbhelpers.ranks import rank, world_size
 
 VALIDATION_IMAGES = 1024
@@ -120,9 +120,10 @@ class Trainer:
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
-        self.val = self._validation_batches(val)
+        ours, theirs = self._labels(train, val)
+        self.val = self._validation_batches(val, theirs)
         everything = train.images if isinstance(train, ArraySource) else train.batch(range(len(train)))
-        self.images = self._with_labels(train, everything, slice(None))
+        self.images = self._on_device(everything, ours)
         self.optimizer = Optimizer(self.objective.parameters(), recipe.weight_decay, self.precision)
         self.generator = torch.Generator(self.device)
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)  # of steps, for the step itself
@@ -170,24 +171,27 @@ class Trainer:
         who = {"name": self.folder.name, "objective": self.objective.group, "seed": self.recipe.seed}
         return wrap(copy.deepcopy(self.objective.encoder), mean=self.train.mean, std=self.train.std, **who)
 
-    def _with_labels(self, source: ImageSource, images: Tensor, which: Tensor | slice) -> tuple[Tensor, ...]:
-        """Images `B C H W` of a source on the device, with their labels `B` if the objective reads some."""
-        label, parts = self.objective.label, [images]
-        if label is not None:
-            parts.append(labels_of(source, label)[which])
-            named, learnt = source.classes[label], self.recipe.options["classes"]
-            if len(named) > learnt:
-                raise ValueError(
-                    f"{source.name} has {len(named)} classes of {label}, the recipe is of {learnt}: give it "
-                    f"options=recipe.options | {{'classes': {len(named)}}}"
-                )
-        return tuple(part.to(self.device) for part in parts)
+    def _labels(self, train: ImageSource, val: ImageSource) -> Sequence[Tensor | None]:
+        """The labels `N` of both sources that the objective reads, if any, numbered as in the first."""
+        if (label := self.objective.label) is None:
+            return None, None
+        labels, learnt = targets_of([train, val], label)[label], self.recipe.options["classes"]
+        if (named := len(train.classes[label])) > learnt:
+            raise ValueError(
+                f"{train.name} has {named} classes of {label}, the recipe is of {learnt}: give it "
+                f"options=recipe.options | {{'classes': {named}}}"
+            )
+        return labels
 
-    def _validation_batches(self, val: ImageSource) -> list[tuple[Tensor, ...]]:
+    def _on_device(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+        """Images `B C H W` and, if the objective reads some, their labels `B`."""
+        return tuple(part.to(self.device) for part in (images, labels) if part is not None)
+
+    def _validation_batches(self, val: ImageSource, labels: Tensor | None) -> list[tuple[Tensor, ...]]:
         count = min(len(val), VALIDATION_IMAGES)
         size = min(self.recipe.batch_size, count - count % world_size())
         shares = [share(chunk) for chunk in torch.arange(count // size * size).split(size)]
-        return [self._with_labels(val, val.batch(indices), indices) for indices in shares]
+        return [self._on_device(val.batch(rows), None if labels is None else labels[rows]) for rows in shares]
 
     def _order(self, epoch: int) -> Tensor:
         """This process's part of `epoch_order`, on the device."""

@@ -127,6 +127,16 @@ def test_labels_that_are_not_there_are_named(tmp_path):
         Trainer(small("supervised"), images, images, tmp_path)
 
 
+def test_labels_of_validation_images_are_compared_by_name(tmp_path):
+    images = source(16)
+    labels = {"shape": 1 - images.labels["shape"]}
+    renumbered = ArraySource("toy/val", images.images, labels, {"shape": ("b", "a")})
+    runs = [Trainer(small("supervised"), source(), val, tmp_path) for val in (images, renumbered)]
+    list(runs[0].steps(until=5))
+    runs[1].objective.load_state_dict(runs[0].objective.state_dict())
+    assert runs[0].validation_loss() == runs[1].validation_loss()
+
+
 def test_a_run_lowers_its_validation_loss_and_logs_it(tmp_path):
     run = trainer("mim", tmp_path, steps=30, learning_rate=2e-2)
     before = run.validation_loss()
