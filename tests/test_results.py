@@ -163,11 +163,17 @@ def test_names_files_and_encoders_can_be_mixed(toy, tmp_path):
     assert frame["mine"].tolist() == frame["toy.mim"].tolist() != frame["toy.cl"].tolist()
 
 
-def test_two_encoders_of_one_name_are_refused_by_name(toy):
+@pytest.mark.parametrize("kept", [False, True])  # whether what is stored is read, and the rest computed
+def test_two_encoders_of_one_name_are_refused_by_name(kept, toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], kept=kept))
+    results.store("toy", "small")
     other = replace(load("toy.mim"), name="toy.cl")
-    with pytest.raises(ValueError, match=r"two different encoders are named 'toy\.cl'"):
-        table("toy", "small", ["toy.cl", other])
-    assert len(table("toy", "small", ["toy.cl", "toy.cl"])) == len(table("toy", "small", ["toy.cl"]))
+    for read in (table, stored):
+        with pytest.raises(ValueError, match=r"two different encoders are named 'toy\.cl'"):
+            read("toy", "small", [other, "toy.cl"])
+        once = read("toy", "small", ["toy.cl"])
+        file = tmp_path / "encoders" / "toy.cl.safetensors"
+        assert_frame_equal(read("toy", "small", ["toy.cl", "toy.cl", file, load("toy.cl")]), once)
 
 
 def test_only_the_metrics_asked_for_are_computed(toy, monkeypatch):

@@ -74,7 +74,7 @@ def table(
     """
     chosen, made = _chosen(study_name, name)
     default = made.models(chosen) if made.runs else chosen.models
-    wanted, draw = list(models or default), n_images not in (None, IMAGES) or seed != 0
+    wanted, draw = [*_by_name(models or default).values()], n_images not in (None, IMAGES) or seed != 0
     if made.slow and draw:
         alone = f"not one of n_images={n_images}, seed={seed}"
         raise ValueError(f"{study_name}/{name} is too slow to be made here: it is stored, {alone}")
@@ -86,7 +86,7 @@ def table(
             images = made.images(chosen)
             images = redrawn(chosen, images, n_images, seed) if draw else images
             limit = [tuple(metrics)] if metrics and set(metrics) <= set(made.metrics) else []
-            computed = [made.measure(encoder, images, *limit) for encoder in _distinct(wanted)]
+            computed = [made.measure(load(model), images, *limit) for model in wanted]
             frames += [frame.assign(source=COMPUTED) for frame in computed]
         except MissingDataError as lack:
             if draw:
@@ -128,16 +128,18 @@ def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) 
     return pd.concat(frames, ignore_index=True)
 
 
-def _distinct(models: Iterable[str | Path | Encoder]) -> list[Encoder]:
-    """The encoders, each once; two of one name would be one line in every figure."""
-    first: dict[str, Encoder] = {}
+def _by_name(models: Iterable[str | Path | Encoder]) -> dict[str, str | Encoder]:
+    """The models, each once, by name; files are read. Two of one name would be one line in every figure."""
+    found: dict[str, str | Encoder] = {}
     for model in models:
-        encoder = model if isinstance(model, Encoder) else load(model)
-        other = first.setdefault(encoder.name, encoder)
-        if other is not encoder and other.fingerprint != encoder.fingerprint:
+        if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".safetensors")):
+            model = load(model)
+        name = model.name if isinstance(model, Encoder) else model
+        other = found.setdefault(name, model)
+        if other != model and load(other).fingerprint != load(model).fingerprint:
             use = "rename one, by dataclasses.replace(load(...), name='another name')"
-            raise ValueError(f"two different encoders are named {encoder.name!r}; {use}")
-    return list(first.values())
+            raise ValueError(f"two different encoders are named {name!r}; {use}")
+    return found
 
 
 def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
@@ -207,12 +209,7 @@ def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | 
         StaleTableError: if the weights of one of these encoders changed since.
     """
     frame, records = _read(study_name, name)
-    wanted = {}
-    for model in models or records:
-        if isinstance(model, Path) or str(model).endswith(".safetensors"):
-            model = load(model)
-        wanted[model.name if isinstance(model, Encoder) else model] = model
-    refresh = f"`make results STUDY={study_name}`"
+    wanted, refresh = _by_name(models or records), f"`make results STUDY={study_name}`"
     if lacking := [model for model in wanted if model not in records]:
         raise MissingDataError(f"stored {study_name}/{name} has no {', '.join(lacking)}; {refresh} makes it")
     made, chosen = TABLES[name], study(study_name)
