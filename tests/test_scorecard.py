@@ -172,6 +172,14 @@ def test_a_fall_from_the_maximum(toy):
     assert effect("3a") == [0.3, 0.3 - 0.02 * choice, 0.32]
     rising = curve("nmi", "cl", [0.1, 0.2, 0.5])
     assert highest_less_last(rising).value == pytest.approx(-0.3)
+    undefined = curve("nmi", "cl", [np.nan, 0.5, 0.2], 0.01)
+    assert highest_less_last(undefined).value == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("reading", ["early", "taken_by_late", "highest_less_last"])
+def test_depths_that_a_curve_does_not_have_have_no_value(reading):
+    last = curve("miou", "cl", [0.5], depth=8, objective="CL", seen=9)
+    assert scorecard.read_by(last, "seen", "miou", reading)[["value", "low", "high"]].isna().all(axis=None)
 
 
 def test_high_frequencies(toy):

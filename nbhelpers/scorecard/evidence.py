@@ -18,6 +18,7 @@ from nbhelpers.studies import NAMES, PAIR, VARIED, kind, label, nearness, study
 
 PAIR_LABELS = tuple(NAMES[key] for key in PAIR)  # of the encoders that every table has
 DRAWS = 2_000  # of a parametric bootstrap
+UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 REASONS = {
     MissingDataError: "no table {name} of {who}",
@@ -74,8 +75,8 @@ def _intervals(rows: pd.DataFrame) -> list[Interval]:
 
 
 def mean(rows: pd.DataFrame) -> Interval:
-    """Mean over all rows."""
-    return average(_intervals(rows))
+    """Mean over all rows, if there are some."""
+    return average(_intervals(rows)) if len(rows) else UNDEFINED
 
 
 def early(rows: pd.DataFrame) -> Interval:
@@ -110,13 +111,17 @@ def taken_by_late(rows: pd.DataFrame) -> Interval:
 
 
 def highest_less_last(rows: pd.DataFrame) -> Interval:
-    """The highest depth before the last less the last; negative where the last is the highest."""
+    """The highest depth before the last less the last; negative where the last is the highest.
+
+    Depths without a value stand aside.
+    """
     *before, end = _intervals(rows.sort_values("depth"))
+    before = [part for part in before if not np.isnan(part.value)]
 
     def falls(comparisons: int) -> list[Interval]:
         return [widened(difference(part, end, same_encoder=True), comparisons) for part in before]
 
-    return largest(falls)
+    return largest(falls) if before else UNDEFINED
 
 
 def _around(value: float, drawn: np.ndarray) -> Interval:
@@ -133,7 +138,7 @@ def peak(rows: pd.DataFrame) -> Interval:
     """
     rows = rows.dropna(subset="value").sort_values("depth")  # NumPy would take a NaN for the largest
     if rows.empty:
-        return Interval(np.nan, np.nan, np.nan)
+        return UNDEFINED
     depth, value = rows["depth"].to_numpy(), rows["value"].to_numpy()
     error = (rows["high"] - rows["low"]).to_numpy() / (2 * 1.96)
     drawn = np.random.default_rng(0).normal(value, error, (DRAWS, len(value)))
