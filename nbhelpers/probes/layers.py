@@ -113,7 +113,7 @@ class Probe(NamedTuple):
 
 
 class Undefined(ValueError):
-    """Features that no probe can be fitted to: not finite, or the same for every image."""
+    """Features that no probe can read: not finite, the same for every image, or none at all."""
 
 
 def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[Tensor]]:
@@ -226,10 +226,11 @@ def by_depth(
             where = f"{encoder.name}, depth {depth}, {name}"
             probes[name, depth] = _attempt(where, fit, *chain.from_iterable(pairs))
         for viewer in (encoder, *viewers):
-            layer = read(viewer, test, chosen)
+            layer = _attempt(f"{viewer.name}, {test.name}", read, viewer, test, chosen)
             for (name, depth), probe in probes.items():
                 where = f"{viewer.name}, depth {depth}, {name}, {test.name}"
-                predicted[name, depth].append(probe and _attempt(where, probe.predict, layer[depth]))
+                read_off = probe and layer and _attempt(where, probe.predict, layer[depth])
+                predicted[name, depth].append(read_off)
         for (name, depth), found in predicted.items():
             place = {"depth": depth, "label": name, "pool": pool, "norm": norm}
             rows[name] += [place | scored for scored in score(targets[name][-1], *found)]

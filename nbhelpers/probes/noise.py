@@ -13,7 +13,7 @@ from nbhelpers.images import filters
 from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.names import nearest
-from nbhelpers.probes.layers import Labels, Row, accuracy, by_depth, row
+from nbhelpers.probes.layers import Labels, Row, Undefined, accuracy, by_depth, row
 from nbhelpers.probes.linear import fit_linear
 
 Change = Callable[[Tensor], Tensor]
@@ -59,7 +59,14 @@ def make_change(name: str, parameter: float, epsilon: float, half_width: float, 
     if name == "high-pass":
         return lambda x: filters.high_pass(x, parameter * math.pi)
     if name == "patch-shuffle":
-        return lambda x: filters.patch_shuffle(x, int(parameter), generator)
+
+        def shuffled(x: Tensor) -> Tensor:
+            if any(side % parameter for side in x.shape[2:]):
+                size = "{} x {}".format(*x.shape[2:])
+                raise Undefined(f"patches of {parameter:g} px do not tile images of {size} px")
+            return filters.patch_shuffle(x, int(parameter), generator)
+
+        return shuffled
     raise ValueError(f"no change is named {name!r}; {nearest(name, CHANGES)}")
 
 
@@ -123,7 +130,8 @@ def robustness_by_depth(
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
     metric is "accuracy" (Wilson's interval; also for change "none", parameter NaN) or "drop" (paired
     interval), value a share in [-1, 1].
-    NaN where features are not finite or do not vary. Frequencies are those of the encoder's input pixels.
+    NaN where features are not finite or do not vary, and for patches that do not tile the encoder's input.
+    Frequencies are those of the encoder's input pixels.
     The definition of the noise: Park and Kim 2022.
     Raises the errors of `features`, `fit_linear`, `make_change` and `targets_of`.
     """

@@ -61,6 +61,17 @@ def test_robustness(encoder, colours):
     assert frame.equals(again)
 
 
+def test_patches_that_do_not_tile_the_images_leave_the_other_changes(encoder, colours):
+    splits = [colours(n, seed) for seed, n in enumerate((60, 30, 30))]
+    changes = {"low-pass": [2.0], "patch-shuffle": [16, 4.5, 4]}
+    with pytest.warns(UserWarning, match=r"patches of (16|4\.5) px do not tile images of 8 x 8 px") as noted:
+        frame = robustness_by_depth(encoder, *splits, "colour", changes)
+    assert len(noted) == 2
+    assert {*frame["parameter"][frame["value"].isna()]} == {16, 4.5}
+    fits = robustness_by_depth(encoder, *splits, "colour", {"low-pass": [2.0], "patch-shuffle": [4]})
+    assert frame.dropna(subset="value").reset_index(drop=True).equals(fits)
+
+
 def test_same_seed_same_noise():
     images = torch.rand(2, 3, 8, 8)
     first, again, other = (make_change("noise", 0.5, 0.1, 0.6, seed)(images) for seed in (0, 0, 1))
