@@ -5,6 +5,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -181,7 +182,8 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
 
     .. math:: \bar m = \frac{1}{|Q|} \sum_{q \in Q} \sum_{k \in \mathrm{object}} A_{qk}
 
-    The softmax is over all tokens, prefix tokens included.
+    The softmax is over all tokens, prefix tokens included. Under `torchrun` ranks share the images, as in
+    `analyse`.
 
     Args:
         encoder: any that `capture` takes.
@@ -213,11 +215,12 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
         sums["uniform attention"].update(record.depth, on.float().mean(1))
 
     encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
+    share = torch.arange(rank(), len(images), world_size())
     with (
-        tqdm(total=len(images), desc=encoder.name, unit="image", disable=None) as bar,
-        capture(encoder, on_attention=add),
+        tqdm(total=len(share), desc=encoder.name, unit="image", disable=None) as bar,
+        capture(encoder, on_attention=add) if len(share) else nullcontext(),
     ):
-        for rows in torch.arange(len(images)).split(images_per_pass(encoder, batch_size)):
+        for rows in filter(len, share.split(images_per_pass(encoder, batch_size))):
             on = object_tokens(encoder, images.masks[rows])
             encoder.forward(encoder.batch(images, rows))
             bar.update(len(rows))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nbhelpers.files import ROOT
 from nbhelpers.images import ArraySource, folder
-from nbhelpers.measure import IDENTITY, analyse, attention_maps
+from nbhelpers.measure import IDENTITY, analyse, attention_maps, object_attention_by_depth
 from nbhelpers.metrics import METRICS, attention_distance, nmi
 from nbhelpers.metrics.streams import Streams
 from nbhelpers.models import UnsupportedArchitecture, load, mini_vit, wrap
@@ -347,21 +347,28 @@ def test_nothing_to_measure_is_an_error():
         analyse(tiny(), toy(), [])
 
 
+def _frames():
+    """Of seven images, and of one with its mask, which leaves nothing to a second process."""
+    yield analyse(tiny(), toy(), ["nmi", "image_spectrum"], batch_size=2, cache=False)
+    for number in (7, 1):
+        masks = torch.arange(256).view(16, 16).expand(number, -1, -1) < 128
+        yield object_attention_by_depth(tiny(), replace(toy(number), masks=masks))
+
+
 def _share(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    frame = analyse(tiny(), toy(), ["nmi", "image_spectrum"], batch_size=2, cache=False)
-    frame.to_csv(f"{folder}/{rank}.csv", index=False)
+    for number, frame in enumerate(_frames()):
+        frame.to_csv(f"{folder}/{rank}.{number}.csv", index=False)
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_frame_of_one(tmp_path):
     mp.spawn(_share, args=(str(tmp_path),), nprocs=2)
-    whole = analyse(tiny(), toy(), ["nmi", "image_spectrum"], cache=False)
-    for rank in range(2):
-        assert_frame_equal(
-            pd.read_csv(tmp_path / f"{rank}.csv"), whole, rtol=1e-6, atol=1e-8, check_dtype=False
-        )
+    for number, whole in enumerate(_frames()):
+        for rank in range(2):
+            found = pd.read_csv(tmp_path / f"{rank}.{number}.csv")
+            assert_frame_equal(found, whole, rtol=1e-6, atol=1e-8, check_dtype=False)
 
 
 def test_images_of_mixed_sizes_are_resized_one_by_one(tmp_path):
