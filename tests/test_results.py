@@ -401,7 +401,8 @@ def test_photographs_need_the_stimuli(tiny, monkeypatch):
 
 
 def test_a_folder_is_cut_into_three(tiny):
-    images = results.TABLES["probes"].images(Study("folder:/photographs", "photographs", ()))
+    chosen = Study("folder:/photographs", "photographs", ())
+    images = results.TABLES["probes"].images(chosen)
     rows = [row.numpy().tobytes() for source in images.values() for row in source.images]
     assert {role: len(source) for role, source in images.items()} == {
         "train": 59,
@@ -409,6 +410,9 @@ def test_a_folder_is_cut_into_three(tiny):
         "test": 48,
     }
     assert len(set(rows)) == 120
+    drawn = {n: tables.redrawn(chosen, images, n, seed=0) for n in (500, 60)}  # more than there are, and half
+    sizes = {n: [len(source) for source in parts.values()] for n, parts in drawn.items()}
+    assert sizes == {500: [59, 13, 48], 60: [30, 6, 48]}
 
 
 def test_copies_of_a_photograph_are_in_one_part(tmp_path):

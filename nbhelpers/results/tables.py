@@ -18,7 +18,7 @@ from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
 from nbhelpers.pretrain import Recipe
 from nbhelpers.probes.noise import CHANGES
-from nbhelpers.studies import IMAGES, OWN, PAIR, VARIED, Study, study
+from nbhelpers.studies import OWN, PAIR, VARIED, Study, study
 
 # Images that probes learn from, choose the penalty on, and are tested on under noise (some thirty times).
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -105,15 +105,16 @@ def _sample(study: Study) -> Images:
 
 
 def redrawn(study: Study, images: Images, number: int | None, seed: int) -> Images:
-    """The images of a table drawn anew: `number` in place of each `IMAGES`, or all where there are fewer."""
+    """The images of a table drawn anew: `number` in place of the study's sample, or all if it has fewer."""
 
     def anew(role: str, part: ImageSource) -> ImageSource:
         whole = study.images("test") if role == "test" and not held_out else part
         label = None if study.splits else next(iter(whole.classes))
-        few = len(part) if number is None else max(1, round(len(part) * number / IMAGES))
+        few = max(1, round(len(part) * share))
         return whole.at_most(few if role != "test" or number is None else number, seed, label)
 
     held_out = "train" in images and not study.splits
+    share = 1 if number is None else min(1, number / len(study.sample))
     return {role: anew(role, part) for role, part in images.items()}
 
 
