@@ -163,6 +163,13 @@ def test_what_all_encoders_of_a_legend_share_is_its_title():
     assert plots.legend_below([ax]).get_texts()[0].get_text() == "CL, width 64"
 
 
+def test_a_legend_does_not_say_of_a_public_model_what_others_share(frame):
+    models = {"shapes.cl": "shapes.cl.w64", "shapes.mim": "deit_tiny_patch16_224"}
+    ax = plots.by_depth(frame.replace({"model": models}), "nmi", reference=(0.5, "chance"))
+    texts = [text.get_text() for text in plots.legend_below([ax]).get_texts()]
+    assert texts == ["CL, width 64", "deit_tiny_patch16_224", "chance"]
+
+
 def test_other_seeds_come_behind_the_encoders_of_all_panels():
     axes = plots.panels(["one", "two"])
     for ax, names in zip(axes, (("CL", "other seeds", "chance"), ("CL", "hybrid 0.5")), strict=True):

@@ -88,7 +88,9 @@ def legend_below(axes: Sequence[Axes]) -> Legend:
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in np.ravel(axes)]
     handles = {name: handle for pair in pairs for handle, name in pair}
     handles = dict(sorted(handles.items(), key=lambda each: each[0] in REMARKS))  # these behind all encoders
-    settings = {name.partition(", ")[2] for name in handles if ", " in name or name in STYLES}
+    marked = {name for name, it in handles.items() if getattr(it, "get_marker", str)() not in ("", "None")}
+    encoders = marked | {name for name in handles if ", " in name or name in STYLES}  # no references
+    settings = {name.partition(", ")[2] for name in encoders}
     shared = settings.pop() if len(settings) == 1 and len(handles) > 1 else ""
     entries = handles.values(), [name.removesuffix(f", {shared}") for name in handles]
     options = {"title": f"encoders of {shared}", "title_fontsize": 8.5} if shared else {}
