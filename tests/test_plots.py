@@ -346,6 +346,15 @@ def test_spectra_of_frequencies_are_drawn_over_frequency():
     assert ax.get_xlabel() == "frequency / Nyquist"
 
 
+def test_one_model_on_two_studies_has_a_panel_for_each():
+    rows = {"model": "a", "metric": "token_spectrum", "depth": 1, "rank": [1, 2], "value": [0.0, -1.0]}
+    frame = pd.concat([pd.DataFrame(rows | {"study": study}) for study in ("shapes", "cifar10")])
+    panels, titles = plots.per_model([frame])
+    assert [len(part) for part in panels] == [2, 2] and titles == ["shapes: a", "cifar10: a"]
+    with pytest.raises(ValueError, match="several values at one rank; choose one study"):
+        plots.spectra(frame, "token_spectrum")
+
+
 def test_an_empty_panel_says_why():
     ax = plots.note(plt.gca(), "the stimuli are not on this machine, and there is no stored table of them")
     assert "stored table" in " ".join(text.get_text() for text in ax.texts).replace("\n", " ")

@@ -152,7 +152,7 @@ def published_by_depth(
 
 
 def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
-    """Rows and title of a panel for each model of some frames, without further seeds; the frames take turns.
+    """Rows and title of a panel for each study and model, without further seeds; the frames take turns.
 
     Of two studies with the same models, two panels in a row are then of one kind of model.
 
@@ -164,7 +164,7 @@ def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[
     ['shapes: CL', 'cifar10: CL', 'shapes: MIM']
     """
     shown = [frame[frame["model"].isin(first_seeds(frame["model"].unique()))] for frame in frames]
-    each = [[rows for _, rows in frame.groupby("model", sort=False)] for frame in shown]
+    each = [[rows for _, rows in frame.groupby(["study", "model"], sort=False)] for frame in shown]
     rows = [rows for turn in zip_longest(*each) for rows in turn if rows is not None]
     whose = [rows[["study", "model"]].iloc[0] for rows in rows]
     names = {model: name for frame in shown for model, name in labels(frame["model"]).items()}
@@ -178,7 +178,8 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: in
     default the last depth of the rows.
 
     Raises:
-        ValueError: no such metric in the frame, or several models, whose lines would share colours.
+        ValueError: no such metric in the frame, several models, whose lines would share colours, or several
+            values of a depth at one rank or frequency.
     """
     ax = ax or plt.gca()
     if frame["model"].nunique() != 1:
@@ -189,6 +190,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: in
     x = "frequency" if metric.startswith("fourier") else "rank"
     colours, depths = sns.color_palette(DEPTHS, as_cmap=True), depths or rows["depth"].max()
     for depth, line in rows.groupby("depth"):
+        one_value_each(line, x)
         ax.plot(line[x], line["value"], lw=1, color=colours(depth / depths))
     ax.set(xlabel={"rank": "rank", "frequency": "frequency / Nyquist"}[x], ylabel=metric_label(metric))
     return ax
