@@ -230,8 +230,9 @@ def test_a_slow_table_is_never_computed_in_passing(toy, monkeypatch):
 
 
 def test_a_table_that_the_study_does_not_have(toy, monkeypatch):
-    monkeypatch.setitem(results.TABLES, "small", replace(results.TABLES["small"], why="a reason"))
-    with pytest.raises(KeyError, match=r"toy has no table 'small'.*shapes"):
+    limited = replace(results.TABLES["small"], why="a reason", studies=("shapes",))
+    monkeypatch.setitem(results.TABLES, "small", limited)
+    with pytest.raises(KeyError, match=r"toy has no table 'small': it is made of shapes, since a reason"):
         table("toy", "small")
 
 

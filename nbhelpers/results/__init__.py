@@ -23,7 +23,7 @@ from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
 from nbhelpers.results.tables import TABLES, Images, Table, redrawn
-from nbhelpers.studies import IMAGES, OWN, Study, study
+from nbhelpers.studies import IMAGES, Study, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -148,7 +148,7 @@ def _chosen(study_name: str, name: str) -> tuple[Study, Table]:
         raise NoTableError(f"no result table is named {name!r}; there are {', '.join(TABLES)}")
     chosen, made = study(study_name), TABLES[name]
     if not made.belongs_to(chosen):
-        why = f"it is made of {', '.join(OWN)}, since {made.why}"
+        why = f"it is made of {', '.join(made.studies)}, since {made.why}"
         raise NoTableError(f"the study {study_name} has no table {name!r}: {why}")
     return chosen, made
 
