@@ -292,6 +292,8 @@ def test_a_depth_without_a_value_is_no_peak():
     rows = pd.DataFrame({"depth": [0, 1, 2], "value": [np.nan, 0.5, 0.3]})
     assert peak(rows.assign(low=rows["value"] - 0.01, high=rows["value"] + 0.01)).value == 1
     assert np.isnan(peak(rows.assign(value=np.nan, low=np.nan, high=np.nan)).value)
+    of_one_image = peak(rows.assign(low=np.nan, high=np.nan))
+    assert of_one_image.value == 1 and np.isnan([of_one_image.low, of_one_image.high]).all()
 
 
 def test_the_decoder_has_its_own_blocks(toy):

@@ -141,8 +141,11 @@ def peak(rows: pd.DataFrame) -> Interval:
         return UNDEFINED
     depth, value = rows["depth"].to_numpy(), rows["value"].to_numpy()
     error = (rows["high"] - rows["low"]).to_numpy() / (2 * 1.96)
+    highest = float(depth[value.argmax()])
+    if np.isnan(error).any():  # of a single image
+        return Interval(highest, np.nan, np.nan)
     drawn = np.random.default_rng(0).normal(value, error, (DRAWS, len(value)))
-    return _around(float(depth[value.argmax()]), depth[drawn.argmax(1)])
+    return _around(highest, depth[drawn.argmax(1)])
 
 
 def late_effective_rank(rows: pd.DataFrame) -> Interval:
