@@ -52,11 +52,22 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """A timm ViT with class token, which sees the kept patches only, and a `Decoder` of the sizes given."""
+    """A timm ViT with class token, which sees the kept patches only, and a `Decoder` of the sizes given.
 
-    def __init__(self, encoder: VisionTransformer, width: int = 512, depth: int = 8, heads: int = 16) -> None:
+    Patches that are predicted have mean 0 and deviation 1 each if they are `normalised`.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+        *,
+        normalised: bool = True,
+    ) -> None:
         super().__init__()
-        embed = encoder.patch_embed
+        embed, self.normalised = encoder.patch_embed, normalised
         self.grid, self.patch_size = tuple(embed.grid_size), tuple(embed.patch_size)
         self.encoder = encoder
         patch_pixels = encoder.in_chans * self.patch_size[0] * self.patch_size[1]

@@ -74,7 +74,9 @@ class Checkpoint:
             if not self.timm.startswith(HUB):
                 raise
             raise DownloadError(f"{self.name} could not be fetched: {error}") from error
-        module, blocks = (MaskedAutoencoder(module), "encoder.blocks") if self.decoder else (module, "blocks")
+        blocks = "blocks"
+        if self.decoder:  # those published predict pixels as they are
+            module, blocks = MaskedAutoencoder(module, normalised=False), "encoder.blocks"
         seen = PREPROCESSING[self.preprocessing]
         return wrap(module, blocks=blocks, name=self.name, objective=self.objective, **seen)
 

@@ -82,7 +82,8 @@ def reconstruct(
     r"""Visible patches of uint8 images `B C H W`, and the images with the hidden patches predicted.
 
     The decoder predicts patches of mean 0 and deviation 1, :math:`\tilde x`; mean and deviation of a hidden
-    patch are borrowed from the image, as nothing predicts them: :math:`\hat x = \tilde x s + \bar x`.
+    patch are borrowed from the image, as nothing predicts them: :math:`\hat x = \tilde x s + \bar x`. One
+    whose patches are not `normalised`, as the public ones, predicts :math:`\hat x`.
 
     Args:
         encoder: one with a decoder, such as "shapes.mae".
@@ -114,8 +115,10 @@ def reconstruct(
     keep = kept_patches(*patches.shape[:2], mask_ratio, generator).to(encoder.device)
     hidden = torch.ones_like(patches[..., :1], dtype=torch.bool).scatter(1, keep[..., None], False)
     predicted = autoencoder(autoencoder.unpatchify(patches), keep)
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    filled = autoencoder.unpatchify(torch.where(hidden, predicted * variance.sqrt() + mean, patches))
+    if autoencoder.normalised:
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        predicted = predicted * variance.sqrt() + mean
+    filled = autoencoder.unpatchify(torch.where(hidden, predicted, patches))
     grey = autoencoder.unpatchify(hidden.expand_as(patches).float())
     shown = torch.where(grey.bool(), 0.5, pixels)
     return tuple(

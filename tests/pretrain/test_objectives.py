@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nbhelpers.models import MaskedAutoencoder, wrap
+from nbhelpers.models import CHECKPOINTS, MaskedAutoencoder, wrap
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation, View
 from nbhelpers.pretrain.dino import DINO, Head, self_distillation
@@ -339,6 +339,10 @@ def test_a_reconstruction_from_perfect_predictions_is_the_image(standardised, mo
     flat = reconstruct(encoder, images, mask_ratio=0.75)[1]
     assert torch.equal(flat.flatten(2)[:, 0][~grey], images.flatten(2)[:, 0][~grey])
     assert not torch.equal(flat, filled)
+    public = CHECKPOINTS["mae_visualize.vit_base_patch16_224"]  # which predict pixels as they are
+    encoder = public.build(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    monkeypatch.setattr(encoder.module, "forward", lambda pixels, _: encoder.module.patchify(pixels))
+    assert (reconstruct(encoder, images)[1].int() - images.int()).abs().max() <= 1
     with pytest.raises(TypeError, match="no decoder"):
         reconstruct(wrap(mini_vit(16, 1, 2, 16), mean=(0.5,) * 3, std=(0.5,) * 3), images)
 
