@@ -116,7 +116,9 @@ class Trainer:
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
         self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}
-        self.settings |= {"training images": train.identity, "start": start and start.fingerprint}
+        # Generated images are known by their labels alone; what else they were made by is in the name.
+        made = train.name.partition(", ")[2] if train.origin == "generated" else ""
+        self.settings |= {"training images": train.identity + made, "start": start and start.fingerprint}
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)

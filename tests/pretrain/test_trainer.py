@@ -268,6 +268,14 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
         Trainer(small("mim"), source(48), source(16), tmp_path, precision=torch.float32)
 
 
+def test_a_run_does_not_go_on_with_images_of_another_amplitude(tmp_path):
+    usual = replace(source(), origin="generated")
+    Trainer(small("mim"), usual, source(16), tmp_path).save()
+    loud = replace(usual, images=255 - usual.images, name="toy/train, nuisance 4")
+    with pytest.raises(ValueError, match="training images"):
+        Trainer(small("mim"), loud, source(16), tmp_path)
+
+
 def test_a_run_does_not_go_on_with_another_start(tmp_path):
     one, other = (wrap(trainer("mim", tmp_path, seed=seed).objective.encoder, **PIXELS) for seed in (0, 1))
     Trainer(small("cl"), source(), source(16), tmp_path, start=one).save()
