@@ -176,6 +176,15 @@ def test_two_encoders_of_one_name_are_refused_by_name(kept, toy, tmp_path, monke
         assert_frame_equal(read("toy", "small", ["toy.cl", "toy.cl", file, load("toy.cl")]), once)
 
 
+def test_a_name_in_place_of_a_list_and_an_empty_list_are_refused(toy):
+    for model in ("toy.cl", load("toy.cl")):
+        with pytest.raises(TypeError, match=r"models are a list .*, not a (str|Encoder)"):
+            table("toy", "small", model)
+    for metrics in ("nmi", []):
+        with pytest.raises(ValueError, match="metrics are a list of one at least"):
+            table("toy", "small", metrics=metrics)
+
+
 def test_only_the_metrics_asked_for_are_computed(toy, monkeypatch):
     asked = []
     profile = replace(results.TABLES["small"], measure=tables._profile, metrics=tables.PROFILE)

@@ -69,10 +69,13 @@ def table(
         NoTableError: for an unknown table, or one that the study does not have.
         MissingDataError: if images are lacking and there is no stored table of these models.
         StaleTableError: if the stored rows are of other weights than those that are there now.
-        ValueError: for a metric that the table does not have, two encoders of one name, or images to be drawn
-            for a table that is not computed here.
+        TypeError: for a name in place of a list of models.
+        ValueError: for a metric that the table does not have, or none, two encoders of one name, or images to
+            be drawn for a table that is not computed here.
     """
     chosen, made = _chosen(study_name, name)
+    if metrics is not None and (isinstance(metrics, str) or not metrics):
+        raise ValueError(f"metrics are a list of one at least, not {metrics!r}; None are all")
     default = made.models(chosen) if made.runs else chosen.models
     wanted, draw = [*_by_name(models or default).values()], n_images not in (None, IMAGES) or seed != 0
     if made.slow and draw:
@@ -130,6 +133,8 @@ def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) 
 
 def _by_name(models: Iterable[str | Path | Encoder]) -> dict[str, str | Encoder]:
     """The models, each once, by name; files are read. Two of one name would be one line in every figure."""
+    if isinstance(models, str | Path | Encoder):
+        raise TypeError(f"models are a list of encoders, names or files, not a {type(models).__name__}")
     found: dict[str, str | Encoder] = {}
     for model in models:
         if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".safetensors")):
