@@ -123,14 +123,14 @@ class Study:
         return [model if isinstance(model, Encoder) else load(model) for model in chosen]
 
 
-def listed(models: Sequence[object] | None) -> list:
+def listed(models: Iterable | None) -> list:
     """Models as a list, which is empty for None.
 
     Raises:
-        TypeError: a single name, whose letters would be taken for models.
+        TypeError: a single one, such as a name, whose letters would be taken for models.
     """
-    if isinstance(models, str):
-        raise TypeError(f"models are given as a list: [{models!r}], not {models!r}")
+    if isinstance(models, str | Path | Encoder):
+        raise TypeError(f"models are a list of encoders, names or files, not a {type(models).__name__}")
     return list(models or ())
 
 

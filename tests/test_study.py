@@ -65,6 +65,11 @@ def test_the_nearest_stands_in_where_no_usual_encoder_was_trained(monkeypatch):
     assert label(nearest[0]) == "DINO, width 64, 7 images"
 
 
+def test_a_name_in_place_of_a_list_of_encoders_is_refused():
+    with pytest.raises(TypeError, match=r"models are a list .*, not a str"):
+        study("shapes").encoders("shapes.cl")
+
+
 def test_encoders_that_are_alike_have_one_width_and_length(monkeypatch):
     names = ["mim", "mim.n9", "mim.w64.n9", "mim.w64.n9.s1", "mim.w32.n9", "latent.w64.n9", "latent.w32.n9"]
     rows = {f"shapes.{name}": {"study": "shapes"} for name in [*names, "dino.w64.n5"]}

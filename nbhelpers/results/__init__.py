@@ -23,7 +23,7 @@ from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
 from nbhelpers.results.tables import TABLES, Images, Table, redrawn
-from nbhelpers.studies import IMAGES, Study, study
+from nbhelpers.studies import IMAGES, Study, listed, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -133,10 +133,8 @@ def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) 
 
 def _by_name(models: Iterable[str | Path | Encoder]) -> dict[str, str | Encoder]:
     """The models, each once, by name; files are read. Two of one name would be one line in every figure."""
-    if isinstance(models, str | Path | Encoder):
-        raise TypeError(f"models are a list of encoders, names or files, not a {type(models).__name__}")
     found: dict[str, str | Encoder] = {}
-    for model in models:
+    for model in listed(models):
         if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".safetensors")):
             model = load(model)
         name = model.name if isinstance(model, Encoder) else model
