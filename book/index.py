@@ -34,8 +34,8 @@ def conclude(sentence, numbers):
     """A sentence, and in how many of the measured entries of its rows it shows."""
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
     shows = (rows["verdict"] == "shows").sum()
-    runs = ", one training run a side" if (rows["seeds"] == 1).all() else ""
-    said = f"So say {shows} of {len(rows)} entries of the scorecard{runs}."
+    runs = ", from one training run of each kind" if (rows["seeds"] == 1).all() else ""
+    said = f"This shows in {shows} of {len(rows)} entries of the scorecard{runs}."
     return Markdown(f"{sentence} {said}")
 
 
@@ -87,8 +87,8 @@ for ax in axes.flat:
 # %% tags=["remove-input", "answer"]
 conclude(
     "**What does it see?** Where shape and texture disagree, a contrastive encoder "
-    "follows the shape more than a masked one; noise of high frequency costs it less of "
-    "shape or class, and its late tokens hold fewer high frequencies.",
+    "follows the shape more than a masked one; noise of high frequency spoils less of "
+    "what it tells of shape or class, and its late tokens hold fewer high frequencies.",
     ["9c", "10", "11a"],
 )
 
@@ -137,8 +137,8 @@ Markdown(
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")
 listed = "; ".join(f"{row.claim} ({row.number})" for row in fails.itertuples())
 Markdown(
-    f"**Does not show in at least one study:** {listed or 'none'}. For some, the length of "
-    "training decides: see [When do the findings appear?](beyond/moments.py)."
+    f"**Does not show in at least one study:** {listed or 'none'}. For some, the "
+    "length of training decides: see [When do the findings appear?](beyond/moments.py)."
 )
 
 # %% [markdown]
