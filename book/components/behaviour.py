@@ -456,7 +456,8 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #   texture MIM tells more from the first blocks on, until CL overtakes it near the end.
 # - From a probe that chooses tokens, MIM gains more on generated images, where CL again has hardly any room left. On
 #   photographs it takes all labels to tell: with few it is undecided.
-# - From width, MIM gains more on photographs, where the lines cross as published; on generated images it is undecided.
+# - Whether MIM gains more from width is undecided: on photographs the lines of the first seeds cross as published, but
+#   the seeds of one width differ by as much.
 # - No single number describes a representation. k-NN, linear, attentive and fine-tuned accuracy allow ever more, and
 #   rank encoders differently.
 # - Compare numbers only where the labels, the width and the numbers of images for pre-training and for the probe are
