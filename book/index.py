@@ -136,12 +136,11 @@ Markdown(
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")
 listed = "; ".join(f"{row.claim} ({row.number})" for row in fails.itertuples())
-Markdown(
-    f"**Does not show in at least one study:** {listed or 'none'}. For some, the "
-    "length of training decides: see [When do the findings appear?](beyond/moments.py)."
-)
+Markdown(f"**Does not show in at least one study:** {listed or 'none'}.")
 
 # %% [markdown]
+# For some of them the length of training decides: [When do the findings appear?](beyond/moments.py)
+#
 # ### How do self-attentions behave?
 
 # %% tags=["remove-input"]
