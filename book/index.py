@@ -27,15 +27,16 @@ from nbhelpers.results import table
 
 plots.style()
 card = scorecard.scorecard(STUDIES)
+asked = set()  # rows behind the answers
 
 
 # %% tags=["remove-input"]
 def conclude(sentence, numbers):
     """A sentence, and in how many of the measured entries of its rows it shows."""
+    asked.update(numbers)
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
     shows = (rows["verdict"] == "shows").sum()
-    runs = ", from one training run of each kind" if (rows["seeds"] == 1).all() else ""
-    said = f"This shows in {shows} of {len(rows)} entries of the scorecard{runs}."
+    said = f"This shows in {shows} of {len(rows)} entries of the scorecard."
     return Markdown(f"{sentence} {said}")
 
 
@@ -107,13 +108,15 @@ frames = [table(study, "probes") for study in STUDIES]
 shown = [rows[rows["label"].isin(["shape", "class"])] for rows in frames]
 legend = panels(shown, "linear", reference=(0.1, "chance"))
 
-# %% tags=["remove-input"]
+# %% tags=["remove-input", "after_answers"]
 count = card["verdict"].value_counts()
 words = ("shows", "does not show", "undecided", "not measured")
+behind = card.loc[card["number"].isin(asked), "seeds"].dropna()
+runs = " Those behind these answers are of one training run a side."
 Markdown(
     f"**All {len(card)} entries**: "
     + ", ".join(f"{word} {count.get(word, 0)}" for word in words)
-    + "."
+    + f".{runs if (behind == 1).all() else ''}"
 )
 
 # %% [markdown]
