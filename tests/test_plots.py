@@ -288,7 +288,7 @@ def test_token_steps_show_where_each_token_was_and_is():
 
 
 def test_maps_lie_over_the_image_at_each_models_own_depth():
-    maps = {"small": torch.rand(2, 3, 4, 4), "large": torch.rand(12, 12, 16, 16)}
+    maps = {"small": torch.rand(2, 3, 4, 2, 2), "large": torch.rand(12, 12, 16, 4, 4)}
     image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
     figure = plots.query_maps(image, maps, [(0.1, 0.6), (0.9, 0.9)], (0.5, 1))
     assert len(figure.axes) == 4 * 3
@@ -297,12 +297,15 @@ def test_maps_lie_over_the_image_at_each_models_own_depth():
     assert [ax.get_title() for ax in figure.axes[3:6]] == [""] * 3
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["", "small", "", "large"]
     shown = figure.axes[8].get_images()[1].get_array()
-    assert torch.equal(torch.as_tensor(shown), maps["large"][11, :, 2].mean(0).view(4, 4))
+    assert torch.equal(torch.as_tensor(shown), maps["large"][11, :, 2].mean(0))
     heads = plots.head_maps(image, maps, (0.1, 0.6), 1)
     titles = [ax.get_title() for ax in heads.axes if ax.axison]
     assert titles[:2] == ["small, depth 2", "head 0"] and titles[-1] == "head 11"
-    with pytest.raises(ValueError, match="as the model sees it"):
-        plots.query_maps(image[..., :20], {"small": torch.rand(1, 1, 4, 4)}, [(0, 0)], [1])
+    wide = plots.query_maps(
+        image, {"wide": torch.rand(1, 1, 8, 4, 2)}, [(0.3, 0.9)], [1]
+    )  # 8 x 16 px patches
+    (frame,) = wide.axes[1].patches
+    assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((16, 8), 16, 8)
 
 
 def test_a_token_map_has_a_colour_per_group():

@@ -79,6 +79,7 @@ DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
 def maps(encoders, image):
     names = [label(e.name) for e in encoders]
     seen = [attention_maps(e, image)[:, 0] for e in encoders]  # L H N N
+    seen = [A.unflatten(-1, e.grid) for A, e in zip(seen, encoders, strict=True)]
     return dict(zip(names, seen, strict=True))
 
 
@@ -294,8 +295,8 @@ scorecard.rows("attention/maps", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Late maps are more alike in CL than in MIM, and not equal. On generated images the class token of CL finds the
-#   object; patches of the background look at it hardly more than its area explains, and more than those of MIM in the
-#   last blocks alone.
+#   object; its patches of the background look at it hardly more than its area explains. Those of MIM find it in the early
+#   blocks and lose it in the last.
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.

@@ -82,7 +82,7 @@ pd.DataFrame(rows).T
 # %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}, "figure": {"caption": "Attention maps of the model named at the left: the queries (left column) and their maps at four depths, means over heads, each on its own scale."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 maps = {
-    name: attention_maps(e, image)[:, 0]
+    name: attention_maps(e, image)[:, 0].unflatten(-1, e.grid)
     for name, e, image in zip(names, encoders, pictures, strict=True)
 }
 queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]

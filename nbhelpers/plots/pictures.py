@@ -35,21 +35,10 @@ def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: in
     return ax
 
 
-def _grid(tokens: int, image: Tensor) -> tuple[int, int]:
-    """Rows and columns of the patches of an image (`C H W`) as the model sees it."""
-    height, width = image.shape[-2:]
-    rows = round((tokens * height / width) ** 0.5)
-    if rows * (tokens // rows) != tokens:
-        raise ValueError(
-            f"{tokens} patches do not tile {height} x {width} px: give the image as the model sees it"
-        )
-    return rows, tokens // rows
-
-
-def _cell(ax: Axes, image: Tensor, grid: tuple[int, int], query: Place, values: Tensor | None = None) -> int:
+def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tensor | None = None) -> int:
     """Draw an image `C H W` and outline the patch at a place; returns the number of its token.
 
-    With values `N` of a map, these lie on their own scale over the image in grey.
+    With values of a map, rows and columns of the grid, these lie on their own scale over the image in grey.
     """
     (height, width), (rows, columns) = image.shape[-2:], grid
     row, column = (min(int(share * n), n - 1) for share, n in zip(query, grid, strict=True))
@@ -58,7 +47,7 @@ def _cell(ax: Axes, image: Tensor, grid: tuple[int, int], query: Place, values: 
         image = image.float().mean(0, keepdim=True).expand(3, -1, -1).to(torch.uint8)
     ax.imshow(image.permute(1, 2, 0).numpy(), **place)
     if values is not None:
-        ax.imshow(values.reshape(grid).numpy(), cmap="inferno", vmin=0, alpha=0.65, **place)
+        ax.imshow(values.numpy(), cmap="inferno", vmin=0, alpha=0.65, **place)
     corner, size = (column * width / columns, row * height / rows), (width / columns, height / rows)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6))
     ax.set(xticks=[], yticks=[])
@@ -76,7 +65,8 @@ def query_maps(
 
     Args:
         image: uint8 `1 C H W`, as the models see it.
-        maps: attention among the patches, `L H N N`, by what the model is called.
+        maps: attention of each patch to the rows R and columns C of patches, `L H N R C`, by what the model
+            is called.
         queries: places in the image, as shares of its height and width from the upper left corner.
         depths: shares of each model's depth, a column each; 1 is its last block.
     """
@@ -84,7 +74,7 @@ def query_maps(
     figure, axes = plt.subplots(*shape, figsize=(1.44 * shape[1], 1.44 * shape[0] + 0.3), squeeze=False)
     named: list[int] = []
     for part, (name, attention) in zip(np.split(axes, len(maps)), maps.items(), strict=True):
-        grid, blocks = _grid(attention.shape[-1], image[0]), _blocks(depths, len(attention))
+        grid, blocks = attention.shape[-2:], _blocks(depths, len(attention))
         part[len(queries) // 2, 0].set_ylabel(name)
         for line, query in zip(part, queries, strict=True):
             token = _cell(line[0], image[0], grid, query)
@@ -111,7 +101,7 @@ def head_maps(image: Tensor, maps: Mapping[str, Tensor], query: Place, depth: fl
     rows = [-(-(1 + attention.shape[1]) // columns) for attention in maps.values()]
     figure, axes = plt.subplots(sum(rows), columns, figsize=(7.2, 1.6 * sum(rows)), squeeze=False)
     for (name, attention), part in zip(maps.items(), np.split(axes, np.cumsum(rows)[:-1]), strict=True):
-        grid, (block,) = _grid(attention.shape[-1], image[0]), _blocks([depth], len(attention))
+        grid, (block,) = attention.shape[-2:], _blocks([depth], len(attention))
         plain, *cells = part.flat
         token = _cell(plain, image[0], grid, query)
         plain.set_title(f"{name}, depth {block}", fontsize=8)
