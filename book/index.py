@@ -68,7 +68,7 @@ conclude(
     ["1", "2"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches, last block but one."}}
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches, last block but one, each map on its own scale."}}
 figure, axes = plt.subplots(2, 4, figsize=(5.6, 2.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
@@ -89,7 +89,8 @@ for ax in axes.flat:
 conclude(
     "**What does it see?** Where shape and texture disagree, a contrastive encoder "
     "follows the shape more than a masked one; noise of high frequency spoils less of "
-    "what it tells of shape or class, and its late tokens hold fewer high frequencies.",
+    "what it tells of shape or class (of texture, more: row 11b), and its late tokens "
+    "hold fewer high frequencies.",
     ["9c", "10", "11a"],
 )
 
@@ -112,7 +113,7 @@ legend = panels(shown, "linear", reference=(0.1, "chance"))
 count = card["verdict"].value_counts()
 words = ("shows", "does not show", "undecided", "not measured")
 behind = card.loc[card["number"].isin(asked), "seeds"].dropna()
-runs = " Those behind these answers are of one training run a side."
+runs = " Those behind the answers rest on one training run of each encoder."
 Markdown(
     f"**All {len(card)} entries**: "
     + ", ".join(f"{word} {count.get(word, 0)}" for word in words)

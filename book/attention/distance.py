@@ -26,7 +26,7 @@
 #
 # with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
 # same everywhere has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px.
-# A curve can be read only beside that line.
+# A distance can be read only beside that value.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -221,8 +221,8 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL's late attention reaches further than MIM's. Its maps are also broader: by the test above, hardly a far head of
-#   it selects.
+# - CL's late attention reaches further than MIM's, and its late maps are flatter: their entropy is higher. By the test
+#   above no far head of CL, at any depth, selects.
 # - Attention distance is what a receptive field is for a convolution, but learnt.
 # - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
 # - To *look at* something far, a head must be far and selective. So count the heads in the upper left of the second

@@ -353,7 +353,7 @@ scorecard.rows("beyond/moments", STUDIES)
 # python -m nbhelpers.results --study shapes --table along_training
 # ```
 #
-# repeats it, which takes hours on a CPU; interrupted, it goes on where it was.
+# repeats the trainings on generated images, which takes hours on a CPU; interrupted, it goes on where it was.
 #
 # ## Takeaways
 #

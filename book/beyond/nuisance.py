@@ -282,10 +282,11 @@ scorecard.rows("beyond/nuisance", STUDIES, MODELS)
 # ## Exercises
 #
 # 1. **Another architecture.** Does a network that never learnt anything read the shape where nuisance is small? Set
-#    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or give a model of yours, or look at the MAE below.
+#    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or give a model of yours, or look at the book's
+#    untrained encoder below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-(other,) = study("shapes").encoders(["shapes.mae.n512000"])
+(other,) = study("shapes").encoders(["shapes.random"])
 found = {a: probed(other, a).iloc[0][["value", "low", "high"]] for a in AMPLITUDES}
 pd.DataFrame(found).astype(float).round(2)
 

@@ -67,6 +67,7 @@ def with_pair(name, frame):
         pair = {*study(name).alike("mim", "mae")} - {*frame["model"]}
         if pair and MODELS is None:
             more = table(name, "profile", sorted(pair), metrics=METRICS, **draw)
+            more = more[~more["model"].str.endswith(":decoder")]
             return pd.concat([frame, more], ignore_index=True)
     return frame
 
@@ -160,7 +161,7 @@ pd.DataFrame(rows).rename_axis(columns="mean NMI").round(3)
 # ## Does the encoder keep its high frequencies?
 #
 # The [Δ log amplitude](../representations/frequency.py) is 0 where a high frequency is as strong as the constant part.
-# A curve that bends down at the end is an encoder that smooths its tokens.
+# A curve that bends down at the end is an encoder whose last blocks lower high frequencies.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth for SimMIM, the encoder of MAE and, dotted behind it, the decoder of MAE; one panel per study and one for the published curves, in which SimMIM falls at its end."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist, by depth, also of a narrower pair that saw equally many images; lines, bands and last panel as above. The first dot of the decoder is its input, brought to the decoder's width."}}
 compared = {name: with_pair(name, frame) for name, frame in frames.items()}
@@ -213,7 +214,8 @@ rows.map("{:.2f}".format, na_action="ignore").fillna("")
 said = []
 for name in frames:
     taken = lost[name, "last third"]
-    lower = "; ".join(who for who in taken if taken[who].low > 0)
+    low = [who.split(", ", 1) for who in taken if taken[who].low > 0]
+    lower = " and ".join(" (".join(who) + ")" * (len(who) > 1) for who in low)
     said.append(f"- On {study(name).title}, late blocks lower high frequencies in")
     said.append(f"{lower or 'none of these encoders'}.")
     mim = taken.get("MIM")

@@ -8,7 +8,7 @@
 # # Layers
 #
 # **Claim.** What contrastive learning is good for is read best in its last blocks, what masked image modelling is good
-# for in the middle of the encoder {cite:p}`park2023what`.
+# for is read best in the middle of the encoder {cite:p}`park2023what`.
 #
 # An encoder is like a queue of clerks, each of whom adds a note to a file. Contrastive learning judges the file at the
 # very end, so every clerk works towards that. A masked model has to hand back pixels at the end, and the notes of its
@@ -178,7 +178,7 @@ legend = ends and plots.legend_below(axes)
 plots.download(pd.concat([pd.DataFrame(), *tuned.values()]), "new_blocks")
 
 # %% [markdown]
-# In points of accuracy that are lost by the most blocks made new:
+# How many points of accuracy are lost where the most blocks are made new:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -233,7 +233,7 @@ for name, frame in tuned.items():
         said.append(text)
 Markdown("\n\n".join(said) or "There is nothing stored to answer it with.")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 said = []
 for name, frame in tuned.items():
     cl = [who for who in frame["model"].unique() if label_of(who).startswith("CL")]

@@ -205,7 +205,8 @@ def where_it_lies(pair, kind):
     side = "between" if rest.min() < value < rest.max() else "below"
     side = "above" if value >= rest.max() else side
     each = " and ".join(f"{number:.3f} of {label(who)}" for who, number in rest.items())
-    within = ", but not by more than its interval" if low <= rest.max() else ""
+    within = ", but above the better by less than its interval"
+    within = within if low <= rest.max() else ""
     return f"{value:.3f}, {side} {each}{within if side == 'above' else ''}"
 
 
@@ -303,7 +304,8 @@ Markdown(
 # %% [markdown]
 # ## Frequencies
 #
-# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest.
+# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. In ours
+# CL falls furthest, and the hybrids stay near MIM to the last block.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist against depth, for hybrids and their two parents. Lines as above."}}
 legend = beside_published("delta_log_amplitude")
@@ -350,7 +352,7 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 #
 # - What shows: only that the NMI of some hybrid falls with depth (15c). That one beats both parents is undecided: on
 #   generated images the best lies above all seeds of both parents, and three seeds bound a mean only loosely; on
-#   photographs none leads clearly. That early blocks are like MIM's does not show.
+#   photographs none leads clearly. Early blocks are not like MIM's in NMI, and late ones not like CL's in frequencies.
 # - λ is no share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
 #   about that of another; [the next chapter](agreement.py) measures which loss pulls harder.
 # - A hybrid can cost as much as its parents together. Compare it with a parent that saw as many images, and, if time is

@@ -7,8 +7,9 @@
 # %% [markdown]
 # # Bring a model
 #
-# **Claim.** Any Vision Transformer whose heads each compute a softmax over one grid of patches can be read as it is,
-# without a change of its code. One whose attention is of another kind is refused, with the reason.
+# **Claim.** A Vision Transformer whose heads each compute a softmax over one grid of patches can be read as it is, without a
+# change of its code, unless it hides that softmax, as a compiled one does. One whose attention is of another kind is
+# refused, with the reason.
 #
 # A model that timm or a hub knows by name, or whose weights a file holds, is loaded by `load`, which is what a chapter
 # does with each entry of its `MODELS`. Of a module that you built yourself, `wrap` makes an encoder. It reads what the
@@ -187,7 +188,7 @@ legend = plots.legend_below([ax])
 #
 # ## What cannot be read
 #
-# A model of which attention cannot be seen (it uses `einsum`, say, or was compiled) ends in an error that shows the two
+# A model whose attention cannot be seen (it uses `einsum`, say, or was compiled) ends in an error that shows the two
 # lines to change.
 #
 # Architectures whose attention is confined to windows (Swin), pools its queries or keys (Hiera, MViT), or runs over

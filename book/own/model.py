@@ -70,7 +70,7 @@ for e in encoders:
     rows[e.name] = {"blocks": e.depth, "width": e.width, "heads": e.heads}
     rows[e.name] |= {"prefix tokens": e.prefix, "patch grid": "{} x {}".format(*e.grid)}
     uniform = METRICS["attention_distance"].reference(e)
-    rows[e.name]["uniform distance (px)"] = round(uniform, 2)
+    rows[e.name]["uniform distance (px)"] = round(uniform, 1)
 pd.DataFrame(rows).T
 
 # %% [markdown]

@@ -57,10 +57,11 @@ pd.DataFrame(rows).T.map("{:.2f}".format)
 # ## Look
 #
 # Take one of the six pictures or one of yours. Click a patch, or move the outlined one
-# with the arrow keys once it has the focus. There are three views: the attention map of
-# the query, each on its own scale; the cosine between the query's token and every other
-# after the chosen block; each token's first three principal components as red, green
-# and blue, where patches of one colour are alike to the encoder. A photograph of a whole
+# with the arrow keys once it has the focus. There are three views. The first is each
+# encoder's attention map of the query, on a scale of its own. The second is the cosine
+# between the query's token and every other after the chosen block. The third shows each
+# token's first three principal components as red, green and blue: patches of one colour
+# are alike to the encoder. A photograph of a whole
 # street is not what these encoders were trained on: CIFAR-10 shows one large object in
 # the middle.
 

@@ -71,9 +71,9 @@ from IPython.display import Markdown
 
 book = recipe(name, OBJECTIVE).images
 Markdown(
-    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here, so {SECONDS} s are "
-    f"good for **{chosen.steps} steps**, or {chosen.images:,} images. The book's "
-    f"recipe is of {book:,}; the legend below says how many the book's encoder saw."
+    f"A step of {BATCH_SIZE} images takes {cost:.2f} s here. In {SECONDS} s that makes "
+    f"**{chosen.steps} steps**, or {chosen.images:,} images. The book's recipe sees "
+    f"{book:,}; the legend below says how many its encoder saw."
 )
 
 # %% [markdown]

@@ -70,7 +70,8 @@ for ax, encoder in zip(axes, encoders, strict=True):
 #
 # The variance of an image's tokens around their mean, averaged over channels and images (asked in
 # [how-do-vits-work 6](https://github.com/xxxnell/how-do-vits-work/issues/6)). It grows where a block makes tokens differ, and
-# falls where it averages them.
+# falls where it averages them. It also grows with the length of the tokens, which rises with depth: divide by their mean
+# squared norm before you compare depths.
 
 # %%
 from nbhelpers.metrics import feature_variance
@@ -148,7 +149,7 @@ frame.rename_axis(index=None, columns="depth")
 
 # %% [markdown]
 # Where the whole interval lies below 0, the two losses pull that block against each other. A value near 0 says little:
-# a batch's gradient is mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` estimates
+# a batch's gradient can be mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` estimates
 # the cosine without this noise as `direction`, and says how far the first loss (`mim_cosine`) and the second
 # (`cl_cosine`) agree with themselves.
 #

@@ -227,7 +227,8 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 # ## Takeaways
 #
 # - That tokens and depths are more alike in CL does not show in the wide encoders, and its heads are more alike by less
-#   than untrained heads differ from 0. Alike maps do give alike outputs of attention.
+#   than untrained heads differ from 0. On average over the late blocks the outputs of attention are more alike in CL, as
+#   its maps are.
 # - Training decides: in smaller encoders that were trained more briefly, tokens and depths are more alike in CL
 #   ([When do the findings appear?](../beyond/moments.py)).
 # - Read a cosine beside that of an untrained encoder: here it is high for tokens and depths, and near 0 but not at 0 for

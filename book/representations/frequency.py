@@ -93,7 +93,7 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 # The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and
 # positions, before any block.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the error of reading is within the marks."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -118,8 +118,9 @@ gaps.round(3) if len(gaps) else None
 
 # %% [markdown]
 # Compare MIM with CL in the last blocks: that is the claim. Then look at the last steps of MIM's line: down means that
-# the last blocks smooth, as published; up means that they sharpen, and do not act as a decoder. Dotted: an untrained
-# encoder. Averaged over the first and the last third of the blocks:
+# the last blocks lower high frequencies, as published; up means that they raise them, and do not act as a decoder.
+# Whether they smooth is the next section's question. Dotted: an untrained encoder. Averaged over the first and the last
+# third of the blocks:
 
 # %% tags=["hide-input"]
 rows = {
@@ -135,8 +136,8 @@ for name, frame in frames.items():
     end = by_label(at_end(frame, "delta_log_amplitude"))
     if {"CL", "MIM"} <= end.keys():
         pair = f"{end['MIM']:.2f} in MIM and {end['CL']:.2f} in CL".replace("-", "−")
-        said.append(f"{pair} on {study(name).title}")
-Markdown(f"After the last block alone: {'; '.join(said)}.") if said else None
+        said.append(f"On {study(name).title} it is {pair}.")
+Markdown(f"After the last block alone: {' '.join(said)}") if said else None
 
 # %% [markdown]
 # ## Smooth, or merely alike?
@@ -203,7 +204,8 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 # ## Takeaways
 #
 # - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, on generated images not after the last
-#   block. That MIM's last blocks lower them shows on generated images alone.
+#   block. That MIM's last blocks lower them shows on generated images alone, and there the constant part grows: the tokens
+#   become more alike, not smoother.
 # - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
 # - Look at the whole spectrum before you say *smooth*: a large vector that all tokens share lowers every frequency.
 # - "More high frequencies late" and "the last blocks lower them" are two statements; an encoder may show the one

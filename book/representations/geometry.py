@@ -161,7 +161,8 @@ pd.DataFrame(rows).T.map("{:.2f}".format, na_action="ignore").fillna("")
 # If blocks move the tokens of an image together, the tokens of different images may come apart. The **silhouette**
 # says whether they do: with $a$ the mean distance of a token to the others of its image and $b$ that to the nearest
 # other image, it is the mean of $(b - a) / \max(a, b)$. It is 1 for tight clumps far apart, and 0 or below where a token
-# lies as near to those of other images. We take 18 images, in all dimensions of the stream.
+# lies as near to those of other images. We take 18 images, in all dimensions of the stream. Only where images are at hand can
+# this be computed, so a study without them has no panel.
 
 # %% tags=["hide-input"]
 from nbhelpers.probes import silhouette_by_depth
@@ -178,11 +179,11 @@ for name in STUDIES:
     groups[name] = pd.concat(scores).assign(source="computed")
 
 # %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, a line per model in one panel per study, with a dashed line at 0 where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups."}}
-titles = [study(name).title for name in [*groups, *absent]]
+titles = [study(name).title for name in groups or absent]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, groups.values(), strict=False):
     plots.by_depth(frame, "silhouette_image", ax, reference=(0, "no groups"))
-for ax, reason in zip(axes[len(groups) :], absent.values(), strict=True):
+for ax, reason in zip(axes[len(groups) :], absent.values(), strict=False):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
 

@@ -22,7 +22,7 @@
 # $$
 #
 # The bias is 1 for a reader that goes by shape alone, 0 for one that goes by texture alone. It rests on the covered trials:
-# a reader that guesses has a bias of ½ too, and covers two trials in $K$ of $K$ classes.
+# a reader that guesses among $K$ classes has a bias of ½, but covers only two trials in $K$.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -122,15 +122,19 @@ plots.download(pd.concat([*bias.values(), pd.DataFrame()]), "shape_bias")
 
 # %% tags=["hide-input"]
 rows = {}
-for frame in bias.values():
+for name, frame in bias.items():
     both = ("shape_bias", "covered")
     ends = [at_end(frame, metric).set_index("model") for metric in both]
     rows |= {
-        model: {"shape bias": row.value, "95 % from": row.low, "to": row.high}
+        (name, label(model)): {
+            "shape bias": row.value,
+            "95 % from": row.low,
+            "to": row.high,
+        }
         | {"covered": ends[1].loc[model, "value"], "trials": row.images}
         for model, row in ends[0].iterrows()
     }
-pd.DataFrame.from_dict(rows, orient="index").round(2)
+pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows)).round(2)
 
 # %% [markdown]
 # The claim is about the order of CL and MIM, not about the level. The level also depends on how loud each cue is in the
@@ -241,8 +245,8 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. On generated images it is the
 #   wide CL that follows shape: those of width 64, trained for less time (stored in the table `shape_bias`), do so no more
 #   than MIM of their size.
-# - Noise of high frequency costs CL less of what it tells of shape or class, and more of what it tells of texture: there is
-#   no such thing as the robustness of an encoder, whatever is read.
+# - Noise of high frequency costs CL less of what it tells of shape or class, and more of what it tells of texture: an encoder
+#   is not robust as such; it depends on what is read from it.
 # - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
 # - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
 # - Going by shape, resisting noise of high frequency and doing without high frequencies are three properties.

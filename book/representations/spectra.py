@@ -200,7 +200,7 @@ for name, right in read.items():
     text += f"({rank[most]:.1f}), and a linear probe of its last block is right in "
     text += f"{right[most]:.0%} of the images"
     if best != most:
-        text += f"; {best} has {rank[best]:.1f}, and it is right in {right[best]:.0%}. "
+        text += f". {best} has {rank[best]:.1f}, and its probe is right in {right[best]:.0%}. "
         text += "Many directions alone do not make a label readable"
     said.append(f"{text}.")
 Markdown(" ".join(said)) if said else None
@@ -208,8 +208,9 @@ Markdown(" ".join(said)) if said else None
 # %% [markdown]
 # ## The spectra themselves
 #
-# One number hides how the variance is divided. A flat curve uses many directions, a steep one few. After the last block,
-# over the tokens of an image:
+# One number hides how the variance is divided. It is decided by the first ranks, where nearly all of the variance lies: there
+# a flat curve uses many directions, a steep one few. What the logarithm shows far below counts little. After the last
+# block, over the tokens of an image:
 
 # %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank; mean over images. Tokens have one rank less than their number. What lies below −15 is not drawn."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
@@ -261,8 +262,8 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Late, CL spreads images and MIM spreads tokens over more directions. The first is clear on photographs and
-#   small on generated images; the second is reversed after one of the last two blocks in either study.
+# - Late, CL spreads images and MIM spreads tokens over more directions. The first is clear on photographs; on generated
+#   images it is half a direction. The second is reversed after one of the last two blocks in either study.
 # - Ask of a spectrum first *what* its points are: tokens of one image, or images.
 # - The covariance subtracts the mean. What all tokens share, which [raises a cosine](diversity.py), does not count here.
 # - An effective rank has a ceiling: the number of points less one, and the width of the encoder.

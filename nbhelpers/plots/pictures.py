@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -18,16 +19,18 @@ from nbhelpers.metrics import common_update_share, token_pca
 
 Place = tuple[float, float]  # shares of an image's height and width, from its upper left corner
 HEADS_A_ROW = 6
+RIM = withStroke(linewidth=3.2, foreground="black")  # a pale frame is seen on any image
 
 
 def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: int | None = None) -> Axes:
     """Images `B C H W` (uint8) in rows of `columns`, a margin between them; `patch_size` draws the grid."""
     ax = ax or plt.subplots(figsize=(7.2, 7.2))[1]
+    scale = 4 if patch_size else 1  # of the copy on which thin lines are drawn
     if patch_size:
-        images = images.clone()
-        images[:, :, ::patch_size] = images[:, :, ::patch_size] // 2
-        images[..., ::patch_size] = images[..., ::patch_size] // 2
-    sheet = make_grid(images, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0)
+        images = images.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+        images[:, :, :: scale * patch_size] //= 2
+        images[..., :: scale * patch_size] //= 2
+    sheet = make_grid(images, nrow=columns, padding=2 * scale, pad_value=255).permute(1, 2, 0)
     ax.imshow(sheet.to(torch.uint8), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -49,7 +52,7 @@ def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tenso
     if values is not None:
         ax.imshow(values.numpy(), cmap="inferno", vmin=0, alpha=0.65, **place)
     corner, size = (column * width / columns, row * height / rows), (width / columns, height / rows)
-    ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6))
+    ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6, path_effects=[RIM]))
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.grid(False)

@@ -326,8 +326,10 @@ class Evidence:
         found = [rows[rows["model"] == encoder] for encoder in encoders]
         if any(frame.empty for frame in found):
             asked = f"{quantity.metric} {where}"
-            needs = next((f", which needs {what}" for word, what in NEEDS.items() if word in asked), "")
-            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}{needs}")
+            needs = next((what for word, what in NEEDS.items() if word in asked), "")
+            if needs and self.study.name != "shapes":
+                raise NotMeasured(f"photographs come without {needs}")
+            raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}")
         return found
 
 
