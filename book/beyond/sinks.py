@@ -158,9 +158,10 @@ pd.DataFrame(means, index=["last block"]).round(3)
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "prefix_attention", ax, heads=True)
-    ax.set(yscale="log", ylim=(5e-4, 1))
     for share in {share for key, share in uniform.items() if key[0] == name}:
         ax.axhline(share, color="#555555", lw=1, ls="--", label="uniform attention")
+for ax in axes[: len(frames)]:
+    ax.set(yscale="log", ylim=(5e-4, 1))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)

@@ -31,6 +31,6 @@ def test_a_short_run(tmp_path: Path, run_chapter: Callable) -> None:
     figures = [output for output in outputs if {"image/svg+xml", "image/png"} & set(output.data)]
     assert len(figures) == 2  # the loss, one figure however often it was drawn, and attention
     texts = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.data]
-    assert "good for **2 steps**" in texts[0]
+    assert "makes **2 steps**" in texts[0]
     encoder = load(tmp_path / "yours.safetensors")
     assert (encoder.objective, encoder.depth) == ("hybrid", 8)
