@@ -23,9 +23,14 @@ _MAX_SEED = 1000
 def stream_seed(seed: int, stream: int, process: int = 0) -> int:
     """What a generator is seeded with for random stream number `stream` of a run, one for each process.
 
+    Raises:
+        ValueError: a seed whose streams are those of another one.
+
     >>> stream_seed(0, 5), stream_seed(1, 5)
     (5, 2654435774)
     """
+    if not 0 <= seed < _MAX_SEED:
+        raise ValueError(f"seed {seed} is not in 0..{_MAX_SEED - 1}")
     return (stream + _STRIDE * (seed + _MAX_SEED * process)) % 2**32
 
 

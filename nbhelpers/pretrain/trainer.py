@@ -98,8 +98,9 @@ class Trainer:
 
     Raises:
         MismatchedWeights: if `start` has another architecture.
-        ValueError: if the folder holds a run of another recipe, precision or start, the images lack the
-            labels that the objective reads, or a batch cannot be shared out evenly among the processes.
+        ValueError: if the folder holds a run of another recipe, precision or start, a colour channel is the
+            same in all images, they lack the labels that the objective reads, or a batch cannot be shared out
+            evenly among the processes.
     """
 
     def __init__(
@@ -113,6 +114,10 @@ class Trainer:
         start: Encoder | None = None,
         captured: bool = True,
     ) -> None:
+        if min(train.std) <= 0:
+            raise ValueError(
+                f"{train.name}: a colour channel is the same everywhere: repeat another in its place"
+            )
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
         self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}

@@ -477,3 +477,17 @@ def test_queue_file_is_checked(tmp_path):
     path.write_text("study,objective,images,seed\nshapes,cl,9,0\n")
     with pytest.raises(ValueError, match="width"):
         queue.waiting(path)
+
+
+@pytest.mark.parametrize("seed", [-1, 1000])
+def test_a_seed_whose_random_streams_are_those_of_another_is_refused(seed, tmp_path):
+    with pytest.raises(ValueError, match=rf"seed {seed} is not in 0\.\.999"):
+        trainer("mim", tmp_path, seed=seed)
+
+
+def test_a_colour_channel_without_variance_is_refused(tmp_path):
+    train = source()
+    train.images[:, 2] = 7
+    flat = ArraySource("toy/train", train.images, train.labels, train.classes)
+    with pytest.raises(ValueError, match="toy/train: a colour channel is the same everywhere"):
+        Trainer(small("mim"), flat, source(16), tmp_path)
