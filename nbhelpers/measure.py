@@ -5,7 +5,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 
-from nbhelpers.capture import Attention, capture
+from nbhelpers.capture import Attention, OnAttention, OnStream, capture
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
 from nbhelpers.metrics import (
@@ -100,16 +99,42 @@ def analyse(
 def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulator], batch_size: int) -> None:
     """Run the images through the encoder once and hand each accumulator the stream that its metric takes.
 
+    Raises the errors of `observe`.
+    """
+    streams = Streams(accumulators)
+    callbacks = {
+        "on_attention": streams.on_attention if streams.attention else None,
+        "on_stream": streams.on_stream if streams.places else None,
+    }
+    observe(encoder, images, batch_size, places=streams.places, **callbacks)
+
+
+def observe(
+    encoder: Encoder,
+    images: ImageSource,
+    batch_size: int,
+    before: Callable[[Tensor], None] = lambda indices: None,
+    *,
+    on_attention: OnAttention = None,
+    on_stream: OnStream = None,
+    places: Sequence[str] = (),
+) -> None:
+    """Run this rank's share of the images through the encoder once, under `capture` with these callbacks.
+
+    `before` is told of each pass which images it is of.
+
     Raises:
         UnsupportedArchitecture: the encoder gives the first image other features with capture than without.
     """
-    device, streams = encoder.device.type, Streams(accumulators)
+    device = encoder.device.type
     share = torch.arange(rank(), len(images), world_size())
     if not len(share):
         return
     half = torch.autocast(device, dtype=torch.bfloat16, enabled=device in HALF_PRECISION)
     tolerance = 5e-2 if device in HALF_PRECISION else 1e-3
-    size = images_per_pass(encoder, batch_size)
+    # Of an image: about 24 copies of its tokens, and 4 of one block's attention maps.
+    numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
+    size = min(batch_size, max(1, MEMORY // (4 * numbers)))
     with half:
         expected = encoder.forward(encoder.batch(images, share[: min(2, size)]))[:1]
     plainly = torch.autocast(device, enabled=False)  # the model alone computes in half precision
@@ -117,13 +142,14 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
         tqdm(total=len(share), desc=encoder.name, unit="image", disable=None) as bar,
         capture(
             encoder,
-            on_attention=plainly(streams.on_attention) if streams.attention else None,
-            on_stream=plainly(streams.on_stream) if streams.places else None,
-            places=streams.places,
+            on_attention=on_attention and plainly(on_attention),
+            on_stream=on_stream and plainly(on_stream),
+            places=places,
         ),
     ):
         # The first image comes alone, with a batch that no other axis is as long as.
         for indices in filter(len, (share[:1], *share[1:].split(size))):
+            before(indices)
             with half:
                 tokens = encoder.forward(encoder.batch(images, indices))
             first = indices[0] == share[0]
@@ -133,13 +159,6 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
                     "without (is it random, not in evaluation mode, looking at its hooks, or mixing images?)"
                 )
             bar.update(len(indices))
-
-
-def images_per_pass(encoder: Encoder, most: int) -> int:
-    """How many images fit into `MEMORY` with what is measured on them, at least 1 and no more than `most`."""
-    # Of an image: about 24 copies of its tokens, and 4 of one block's attention maps.
-    numbers = encoder.tokens * (24 * encoder.width + 4 * encoder.heads * encoder.tokens)
-    return min(most, max(1, MEMORY // (4 * numbers)))
 
 
 def require_one_pass(encoder: Encoder, seen: int, images: ImageSource) -> None:
@@ -198,6 +217,7 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
 
     Raises:
         ValueError: for a source without masks.
+        UnsupportedArchitecture: as of `analyse`.
     """
     if images.masks is None:
         raise ValueError(f"{images.name} has no object masks")
@@ -214,16 +234,11 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
             sums[kind].update(record.depth, mean)
         sums["uniform attention"].update(record.depth, on.float().mean(1))
 
-    encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
-    share = torch.arange(rank(), len(images), world_size())
-    with (
-        tqdm(total=len(share), desc=encoder.name, unit="image", disable=None) as bar,
-        capture(encoder, on_attention=add) if len(share) else nullcontext(),
-    ):
-        for rows in filter(len, share.split(images_per_pass(encoder, batch_size))):
-            on = object_tokens(encoder, images.masks[rows])
-            encoder.forward(encoder.batch(images, rows))
-            bar.update(len(rows))
+    def look_at(indices: Tensor) -> None:
+        nonlocal on
+        on = object_tokens(encoder, images.masks[indices])
+
+    observe(encoder, images, batch_size, look_at, on_attention=add)
     frames = [each.compute().assign(label=kind) for kind, each in sums.items()]
     frame = identified(pd.concat(frames, ignore_index=True), encoder, images)
     require_one_pass(encoder, frame["images"].max(), images)

@@ -175,8 +175,9 @@ for title in dict.fromkeys(title for title, _ in rows):
         flatter = (entropy["CL"] - entropy["MIM"]) / (values["MIM"] - values["CL"])
         part = sorted(flatter * used[who] for who in ("CL", "MIM"))
         said += [f"{part[0]:.0%} to {part[1]:.0%} of it on {title}"]
-text = "Flatter maps explain {}, depending on whether the last line is held at that of CL or of MIM."
-Markdown(text.format(" and ".join(said)) if said else "")
+text = f"Flatter maps explain {' and '.join(said)}, depending on whether the last line "
+text += "is held at that of CL or of MIM."
+Markdown(text if said else "")
 
 # %% [markdown]
 # ## One method, or a kind of method?

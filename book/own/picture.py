@@ -61,9 +61,8 @@ pd.DataFrame(rows).T.map("{:.2f}".format)
 # encoder's attention map of the query, on a scale of its own. The second is the cosine
 # between the query's token and every other after the chosen block. The third shows each
 # token's first three principal components as red, green and blue: patches of one colour
-# are alike to the encoder. A photograph of a whole
-# street is not what these encoders were trained on: CIFAR-10 shows one large object in
-# the middle.
+# are alike to the encoder. A photograph of a whole street is not what these encoders were
+# trained on: CIFAR-10 shows one large object in the middle.
 
 # %% tags=["hide-input"]
 from nbhelpers import load, own_picture

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nbhelpers.capture import Stream, capture
 from nbhelpers.images.source import ArraySource, ImageSource, labels_of
 from nbhelpers.intervals import wilson
-from nbhelpers.measure import identified, require_one_pass
-from nbhelpers.models import Encoder, without_decoder
+from nbhelpers.measure import identified
+from nbhelpers.models import Encoder, UnsupportedArchitecture, without_decoder
 
 Pool = Literal["mean", "class", "none"]
 Labels = str | Sequence[str]  # name of a label, or of several
@@ -102,7 +102,8 @@ def features(
     with capture(encoder, on_stream=keep, places=("block",)):
         for rows in torch.arange(len(images)).split(batch_size):
             encoder.forward(encoder.batch(images, rows))
-    require_one_pass(encoder, sum(map(len, kept[chosen[0]])), images)
+    if sum(map(len, kept[chosen[0]])) != len(images):
+        raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
     return torch.stack([torch.cat(kept.pop(depth)) for depth in chosen])
 
 
