@@ -1,20 +1,12 @@
 """A Vision Transformer ready to be looked at: module, token layout, preprocessing, provenance."""
 
-import functools
-import hashlib
 import inspect
 import json
 import math
-import sys
-import sysconfig
-import types
-import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import joblib
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -23,6 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from nbhelpers.files import DATA
 from nbhelpers.images import ArraySource, ImageSource
+from nbhelpers.models import identity
 from nbhelpers.models.errors import UnsupportedArchitecture
 
 # What has no N x N softmax attention over one patch grid: timm's file, or the class of a part -> the reason.
@@ -122,36 +115,12 @@ class Encoder:
         """
         layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads, self.block_path]
         preprocessing = [self.mean, self.std, self.interpolation, self.crop, self.crop_mode]
-        digest = hashlib.sha256(repr([layout, preprocessing, self.after_attention]).encode())
-        for name, part in self.module.named_modules(remove_duplicate=False):
-            code = [_code(kind) for kind in type(part).__mro__]
-            settings = {key: value for key, value in vars(part).items() if key not in _NO_SETTINGS}
-            try:
-                settings = joblib.hash(settings)
-            except Exception:  # objects raise almost any type where they cannot be pickled
-                settings = uuid.uuid4().hex
-            digest.update(repr((name, code, part.extra_repr(), settings)).encode())
-            own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
-            for key, value in sorted(own.items()):
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return identity.fingerprint(self.module, [layout, preprocessing, self.after_attention])
 
     @property
     def hooked(self) -> bool:
-        """Whether features may depend on what `fingerprint` cannot see.
-
-        That is on hooks, on replaced methods, or on code that is not installed, as of a notebook, be it a
-        part's or that of a setting: it may call other such code or read globals that change.
-        """
-        everywhere = vars(torch.nn.modules.module)
-        hooks = ("_forward_hooks", "_forward_pre_hooks")
-        return any(everywhere[f"_global{each}"] for each in hooks) or any(
-            any(getattr(part, each) for each in hooks)
-            or not all(map(_installed, [*type(part).__mro__, *_inside(vars(part))]))
-            or any(callable(getattr(type(part), key, None)) for key in vars(part))
-            for part in self.module.modules()
-        )
+        """Whether features may depend on what `fingerprint` cannot see, such as hooks."""
+        return identity.hooked(self.module)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize, crop and normalise uint8 images `B C H W` as the weights were trained to see them.
@@ -225,45 +194,6 @@ class Encoder:
                 "module whose forward or forward_features returns them"
             )
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # some of timm's give B H W D
-
-
-# Of a module's attributes: where its weights came from, and what torch keeps in every module.
-_NO_SETTINGS = {"pretrained_cfg", "default_cfg", *vars(nn.Module())} - {"training"}
-
-
-def _inside(value: Any, level: int = 0) -> Iterator[Any]:
-    """A setting of a module and what it is made of; other modules have their own turn."""
-    yield value
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif isinstance(value, functools.partial):
-        value = [value.func, value.args, value.keywords]
-    elif isinstance(value, types.FunctionType):
-        value = [cell.cell_contents for cell in value.__closure__ or ()]
-    elif not isinstance(value, Sequence | Set | type | nn.Module):
-        value = list(getattr(value, "__dict__", {}).values())
-    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes) and level < 5:
-        for part in value:
-            yield from _inside(part, level + 1)
-
-
-def _installed(thing: Any) -> bool:
-    """Whether a class, a function or the class of a value is of Python, an installed package or this one."""
-    name = getattr(thing, "__module__", None) or "builtins"
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    own = name.partition(".")[0] in ("builtins", "torch", "nbhelpers")
-    return own or "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
-
-
-@functools.cache
-def _code(kind: type) -> str:
-    """Name of a class, and a hash of the file that defines it, or of its source in a notebook."""
-    try:
-        file = Path(inspect.getsourcefile(kind))
-        source = file.read_text(encoding="utf-8") if file.exists() else inspect.getsource(kind)  # of a cell
-    except (OSError, TypeError):
-        source = ""  # built in
-    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()}"
 
 
 def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder:
