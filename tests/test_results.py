@@ -376,6 +376,8 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
 def test_fine_tuning_tables(tiny, monkeypatch):
     monkeypatch.setattr(tables, "SHARES", (0.1, 1.0))
     monkeypatch.setattr(tables, "FINE_TUNING", tables.probes.FineTuning(steps=2, batch_size=4))
+    half = tables.probes.FineTuning(steps=2, batch_size=4, half=True)
+    monkeypatch.setattr(tables, "FINE_TUNING_ON_ALL", half)
     monkeypatch.setattr(tables, "NEW_BLOCKS", (1,))
     frame = measured("fine_tuning", *tiny)
     assert frame[["label", "share", "first", "last"]].to_numpy().tolist() == [
@@ -384,7 +386,9 @@ def test_fine_tuning_tables(tiny, monkeypatch):
     ]
     again = measured("new_blocks", *tiny)
     assert again[["share", "first", "last"]].to_numpy().tolist() == [[1.0, 1, 0], [1.0, 0, 1]]
-    assert pd.concat([frame, again])["value"].between(0, 1).all()
+    every = measured("all_labels_tuned", *tiny)
+    assert every[["label", "share", "images"]].to_numpy().tolist() == [["shape", 1.0, 120]]
+    assert pd.concat([frame, again, every])["value"].between(0, 1).all()
 
 
 def test_the_profile_looks_into_a_decoder(tiny):

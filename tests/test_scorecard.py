@@ -530,6 +530,18 @@ def test_probes_that_read_more_and_probes_that_are_trained(toy):
     assert effect("14f") == [20.0] * 3
 
 
+def test_a_probe_with_all_labels_comes_before_one_with_few(toy):
+    toy["trained"] |= {f"cifar10.{name}": {"study": "cifar10"} for name in ("cl", "mim")}
+    few = probes(cl=0.7, mim=0.4).query("label == 'shape'")
+    photographs = few.assign(model=few["model"].str.replace("shapes", "cifar10"), label="class")
+    toy["probes"] = pd.concat([few, photographs])
+    toy["all_labels"] = photographs.query("depth == 2").assign(value=[0.9, 0.8])
+    claims = [claim for claim in CLAIMS if claim.number == "14a"]
+    card = scorecard.scorecard(["shapes", "cifar10"], claims)
+    assert card["effect"].tolist() == pytest.approx([30, 10])  # of generated images there is no such table
+    assert scorecard.along("cifar10", photographs.assign(seen=9), claims)["effect"].item() == pytest.approx(30)
+
+
 def test_a_row_says_when_encoders_saw_other_numbers_of_images(toy):
     del toy["trained"]["shapes.mae"]
     toy["trained"]["shapes.mae.n512000"] = {"study": "shapes"}

@@ -26,7 +26,7 @@ class FineTuning:
     """The recipe; `steps` are the same whatever the number of labels, so that few labels do not undertrain.
 
     `layer_decay` multiplies the learning rate from each layer to the one below it; `warmup` is a share of
-    the steps.
+    the steps. `half` has matrix products in bfloat16, by autocast, which suits long runs.
     """
 
     steps: int = 500
@@ -37,6 +37,7 @@ class FineTuning:
     warmup: float = 0.1
     label_smoothing: float = 0.1
     clip: float = 5.0
+    half: bool = False
 
 
 def shift_and_flip(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
@@ -111,6 +112,11 @@ def fine_tune(
     # The mean feature can be far larger than the differences between images; the head would then not learn.
     module.fc_norm = nn.Sequential(module.fc_norm, nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6))
     module.to(device).requires_grad_(True).train()
+    attention = [part for part in module.modules() if hasattr(part, "fused_attn")]
+    fused = [part.fused_attn for part in attention]
+    if recipe.half and device.type == "cpu":  # where torch's fused attention is slow in bfloat16
+        for part in attention:
+            part.fused_attn = False
     rates = {"lr": recipe.learning_rate, "layer_decay": recipe.layer_decay}
     optimizer = create_optimizer_v2(module, opt="adamw", weight_decay=recipe.weight_decay, **rates)
     steps = {"num_epochs": 1, "updates_per_epoch": recipe.steps, "step_on_epochs": False}
@@ -128,10 +134,11 @@ def fine_tune(
     for step, rows in enumerate(tqdm(order, desc=f"fine-tuning {encoder.name}", leave=False)):
         schedule.step_update(step)
         y = labels[rows].to(device)
-        with torch.random.fork_rng():  # drop path draws from the global generator
+        half = torch.autocast(device.type, torch.bfloat16, enabled=recipe.half)
+        with torch.random.fork_rng(), half:  # drop path draws from the global generator
             torch.manual_seed(seed * recipe.steps + step)
             logits = module(views(rows))
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
@@ -139,6 +146,8 @@ def fine_tune(
         if not loss.isfinite():
             raise FloatingPointError(f"{encoder.name}: loss not finite at step {step}; lower learning_rate")
     module.requires_grad_(False)
+    for part, was in zip(attention, fused, strict=True):
+        part.fused_attn = was
     # The running statistics lag behind the weights: take those of the final weights, over ten batches.
     update_bn(map(views, order[:10]), module)
     module.eval()

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     made = [table.name for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
     for name in options.table or made:
-        if TABLES[name].runs and not options.table and not torch.cuda.is_available():
+        if TABLES[name].hours and not options.table and not torch.cuda.is_available():
             print(f"left out {name}: it takes hours without a GPU; --table {name} makes it nevertheless")
             continue
         try:

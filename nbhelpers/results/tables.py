@@ -27,6 +27,11 @@ AGREEING = 20_000  # of `shapes`; the probe of shape bias learns from the tenth 
 PROFILE = ("nmi", "attention_distance", "attention_entropy", "token_cosine", "delta_log_amplitude")
 SHARES = (0.01, 0.1, 1.0)  # of the labels
 FINE_TUNING = probes.FineTuning(steps=200, batch_size=64)
+EPOCHS = 8  # of fine-tuning on all photographs for training, 45,000
+# The rate: of .0005, .0015 and .005 the best on validation images after one epoch, for CL as for MIM.
+FINE_TUNING_ON_ALL = probes.FineTuning(
+    steps=EPOCHS * 45_000 // 128, batch_size=128, learning_rate=1.5e-3, half=True
+)
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # of these, images whose tokens are learnt from one by one
@@ -53,8 +58,8 @@ class Table:
         measure: the tidy frame of one encoder and those images.
         code: which code makes its numbers, a key of `nbhelpers.measure.CODE`.
         models: encoders of a study whose rows are stored.
-        runs: in place of encoders, trainings by name that `measure` gets; their weights are not kept. Without
-            a GPU they take hours, and the table is made there only when it is asked for by name.
+        runs: in place of encoders, trainings by name that `measure` gets; their weights are not kept.
+        hours: without a GPU it takes hours, and is made there only when it is asked for by name.
         why: what keeps other studies than `studies` from having it; empty: all have it.
         studies: that have it, where there is a `why`.
         slow: too slow for a build of the book, so that it is always drawn as stored.
@@ -72,6 +77,7 @@ class Table:
     why: str = ""
     studies: tuple[str, ...] = OWN
     slow: bool = False
+    hours: bool = False
     kept: bool = False
     metrics: tuple[str, ...] = ()
 
@@ -83,7 +89,7 @@ class Table:
 def declare(name: str, images: Callable[[Study], Images], **options) -> Callable:
     """Decorator of the function that measures an encoder for a table, and says in a line what is in it."""
     if runs := options.get("runs"):
-        options["models"] = lambda study: tuple(runs(study))
+        options |= {"models": lambda study: tuple(runs(study)), "hours": True}
 
     def enter(measure: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
         TABLES[name] = Table(name, measure.__doc__.strip("."), images, measure, **options)
@@ -215,14 +221,14 @@ def _attentive(encoder: Encoder, images: Images) -> pd.DataFrame:
     return probed(probes.attentive_by_depth, encoder, *splits_of(images), **options)
 
 
-@declare(
-    "all_labels",
-    lambda study: dict(zip(ROLES, map(study.images, ("train", "val", "test")), strict=True)),
-    models=_everything,
-    slow=True,
-    why="of generated images there are as many labels as one asks for",
-    studies=("cifar10",),
-)
+def _all(study: Study) -> Images:
+    return dict(zip(ROLES, map(study.images, ("train", "val", "test")), strict=True))
+
+
+ENDLESS = "of generated images there are as many labels as one asks for"
+
+
+@declare("all_labels", _all, models=_everything, slow=True, why=ENDLESS, studies=("cifar10",))
 def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
     """All three probes of the last block, with every label of the training images."""
     parts = [_linear_and_knn(encoder, images, depths=[encoder.depth]), _attentive(encoder, images)]
@@ -285,7 +291,7 @@ def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 def _tuned(encoder: Encoder, images: Images, **options) -> pd.DataFrame:
     label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
-    options |= {"label": label, "recipe": FINE_TUNING}
+    options = {"recipe": FINE_TUNING, "label": label, **options}
     return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
@@ -297,6 +303,20 @@ def _labelled(study: Study) -> Images:
 def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
     return _tuned(encoder, images, shares=SHARES)
+
+
+@declare(
+    "all_labels_tuned",
+    _all,
+    models=lambda study: (*study.trained(*PAIR, "mae", "hybrid-0.2", "supervised"), f"{study.name}.random"),
+    slow=True,
+    hours=True,
+    why=ENDLESS,
+    studies=("cifar10",),
+)
+def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Accuracy after fine-tuning with every label of the training images."""
+    return _tuned(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
 @declare("new_blocks", _labelled, models=lambda study: study.trained(*PAIR), slow=True, why=SMALL)

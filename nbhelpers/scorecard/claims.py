@@ -1,9 +1,10 @@
 """Claims of paper and book, rows of `data/claims.csv`, each an effect that is above 0 when the claim shows.
 
 All of it was fixed before any effect was computed: which table, which metric, where in the encoder, which
-side is subtracted; only 3b, 11b and those numbered 21 were added when their curves had been seen. "Late" is
-the last third of the blocks; a claim that names no place is judged there. The columns, which are the
-attributes of a claim:
+side is subtracted; only 3b, 11b and those numbered 21 were added when their curves had been seen, and 14a,
+14c, 14e and 14f went over to all labels of the photographs when they had been seen with few. "Late" is the
+last third of the blocks; a claim that names no place is judged there. The columns, which are the attributes
+of a claim:
 
 - number: of the claim in the book's list, with a letter where it has parts
 - claim: what is claimed
@@ -14,7 +15,7 @@ attributes of a claim:
 - contrast: one of `CONTRASTS`; empty: `more` less `less`
 - more: label of the encoders that should have more of the quantity
 - less: label of those that should have less; empty: the quantity of `more` itself
-- quantity: as `Quantity.parse` reads it
+- quantity: as `Quantity.parse` reads it; of several tables, the first that the study has
 - minus: a second quantity, subtracted from the first of the same encoder; or empty
 - published: the paper's own value of the effect, from `data/published.csv`; or empty
 - published_unit: its unit, which may be another one
@@ -42,7 +43,7 @@ def measured(claim: Claim, evidence: Evidence) -> Interval:
     Raises:
         NotMeasured: an encoder, a table or a metric is not there.
     """
-    quantities = [Quantity.parse(text) for text in (claim.quantity, claim.minus) if text]
+    quantities = [evidence.quantity(text) for text in (claim.quantity, claim.minus) if text]
     effect = CONTRASTS[claim.contrast](evidence, claim, quantities)
     return 100 * effect if claim.unit == "points" else effect
 

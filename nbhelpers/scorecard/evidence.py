@@ -47,7 +47,7 @@ class Quantity:
     """One number of an encoder: rows of a result table, and what becomes of them.
 
     Attributes:
-        table: the result table.
+        table: the result table; of several, parted by "/", the first that the study has.
         metric: which of its rows.
         read: what becomes of them.
         where: which of them further columns choose, as `pandas.DataFrame.query` reads it; or empty.
@@ -229,6 +229,13 @@ class Evidence:
         self._labels = {name: label(name) for name in (*self.study.trained(vary=VARIED), *decoders)}
         self.seeds: dict[str, int] = {}
         self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
+
+    def quantity(self, text: str) -> Quantity:
+        """The quantity that `Quantity.parse` reads, of the first of its tables that the study has."""
+        quantity = Quantity.parse(text)
+        *better, table = quantity.table.split("/")
+        there = (name for name in better if TABLES[name].belongs_to(self.study))
+        return replace(quantity, table=next(there, table))
 
     def of(self, who: str, quantities: Sequence[Quantity], comparisons: int = 1) -> Interval:
         """The first quantity of the encoders of a label, less the second if there is one, over seeds.

@@ -31,6 +31,15 @@ def test_learns_repeats_and_leaves_the_encoder_alone(encoder, colours):
     assert not torch.equal(other.module.head.weight, tuned.module.head.weight)
 
 
+def test_half_precision_learns_the_same_and_leaves_the_attention_as_it_was(encoder, colours):
+    train, test = colours(200, 0), colours(100, 1)
+    whole, half = (fine_tune(encoder, train, "colour", replace(SHORT, half=half)) for half in (False, True))
+    assert (classify(half, test) == test.labels["colour"]).float().mean() > 0.97
+    ours, theirs = (torch.cat([v.flatten() for v in weights(each).values()]) for each in (half, whole))
+    assert 0 < (ours - theirs).abs().mean() < 0.2 * theirs.abs().mean()
+    assert all(block.attn.fused_attn for block in half.blocks)
+
+
 def test_an_autoencoder_is_tuned_and_normed_without_its_decoder(encoder, colours):
     train = colours(32, 0)
     module = MaskedAutoencoder(encoder.module, width=8, depth=1, heads=1).eval()
