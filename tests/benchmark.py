@@ -174,7 +174,8 @@ def until_knn(accuracy: float, device: torch.device, batch: int) -> None:
         for step in range(chosen.steps // 50, chosen.steps + 1, chosen.steps // 50):
             seconds += _seconds(device, lambda step=step: list(trainer.steps(step)))
             encoder = trainer.encoder()
-            reached = knn_by_depth(encoder, neighbours, asked, "class", [encoder.depth])["value"].item()
+            frame = knn_by_depth(encoder, neighbours, asked, "class", depths=[encoder.depth])
+            reached = frame["value"].item()
             print(
                 f"  {step * chosen.batch_size:9d} pairs {seconds:7.1f} s   k-NN {100 * reached:.1f} %",
                 flush=True,
