@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,13 +144,7 @@ def knn_predict(
 
 
 def knn_by_depth(
-    encoder: Encoder,
-    train: ImageSource,
-    test: ImageSource,
-    label: Labels,
-    k: int = 20,
-    temperature: float = 0.07,
-    **reading: Any,
+    encoder: Encoder, train: ImageSource, test: ImageSource, label: Labels, **reading: Any
 ) -> pd.DataFrame:
     """k-NN accuracy at every depth, for one label or several, with Wilson's 95 % interval over test images.
 
@@ -160,6 +155,6 @@ def knn_by_depth(
     """
 
     def fit(*learnt: Tensor) -> Probe:
-        return Probe(lambda x: knn_predict(*learnt, x, k, temperature))
+        return Probe(partial(knn_predict, *learnt))
 
     return by_depth(encoder, [train, test], label, fit, accuracies("knn"), **reading)
