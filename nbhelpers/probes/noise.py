@@ -23,6 +23,7 @@ CHANGES: Mapping[str, Sequence[float]] = {
     "high-pass": (0.1, 0.2, 0.3, 0.5, 0.7),
     "patch-shuffle": (16, 8, 4),
 }
+RING = 0.1 * math.pi  # half the width of the ring of noise, radians per pixel
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ChangedEncoder(Encoder):
         return (self.change(images * std + mean) - mean) / std
 
 
-def make_change(name: str, parameter: float, epsilon: float, half_width: float, seed: int) -> Change:
+def make_change(name: str, parameter: float, epsilon: float, seed: int = 0) -> Change:
     """A change of images `B C H W` on the scale 0..1; two with the same seed draw the same noise.
 
     `parameter` is the centre frequency ("noise") or cut-off ("low-pass", "high-pass") as a share of Nyquist,
@@ -47,27 +48,27 @@ def make_change(name: str, parameter: float, epsilon: float, half_width: float, 
     Raises:
         ValueError: for an unknown name, answered with the nearest ones.
 
-    >>> change = make_change("low-pass", 0.0, epsilon=0.1, half_width=0.3, seed=0)
+    >>> change = make_change("low-pass", 0.0, epsilon=0.1)
     >>> change(torch.tensor([[[[0.0, 1.0]]]]))
     tensor([[[[0.5000, 0.5000]]]])
     """
-    generator = torch.Generator().manual_seed(seed)
-    if name == "noise":
-        return lambda x: filters.frequency_noise(x, parameter * math.pi, epsilon, generator, half_width)
-    if name == "low-pass":
-        return lambda x: filters.low_pass(x, parameter * math.pi)
-    if name == "high-pass":
-        return lambda x: filters.high_pass(x, parameter * math.pi)
-    if name == "patch-shuffle":
+    generator, frequency = torch.Generator().manual_seed(seed), parameter * math.pi
 
-        def shuffled(x: Tensor) -> Tensor:
-            if any(side % parameter for side in x.shape[2:]):
-                size = "{} x {}".format(*x.shape[2:])
-                raise Undefined(f"patches of {parameter:g} px do not tile images of {size} px")
-            return filters.patch_shuffle(x, int(parameter), generator)
+    def shuffled(x: Tensor) -> Tensor:
+        if any(side % parameter for side in x.shape[2:]):
+            size = "{} x {}".format(*x.shape[2:])
+            raise Undefined(f"patches of {parameter:g} px do not tile images of {size} px")
+        return filters.patch_shuffle(x, int(parameter), generator)
 
-        return shuffled
-    raise ValueError(f"no change is named {name!r}; {nearest(name, CHANGES)}")
+    made: dict[str, Change] = {
+        "noise": lambda x: filters.frequency_noise(x, frequency, epsilon, generator, RING),
+        "low-pass": lambda x: filters.low_pass(x, frequency),
+        "high-pass": lambda x: filters.high_pass(x, frequency),
+        "patch-shuffle": shuffled,
+    }
+    if name not in made:
+        raise ValueError(f"no change is named {name!r}; {nearest(name, made)}")
+    return made[name]
 
 
 def paired_drop(before: Tensor | None, after: Tensor | None, labels: Tensor) -> Row:
@@ -105,9 +106,7 @@ def robustness_by_depth(
     label: Labels,
     changes: Mapping[str, Sequence[float]] = CHANGES,
     epsilon: float = 0.1,
-    half_width: float = 0.1 * math.pi,
     depths: Sequence[int] | None = None,
-    seed: int = 0,
     **reading: Any,
 ) -> pd.DataFrame:
     """Accuracy of linear probes, fitted on plain images, when the test images are changed, and its drop.
@@ -122,9 +121,7 @@ def robustness_by_depth(
             share of Nyquist (0..1), or patch side in px.
         epsilon: amplitude of the noise before the ring is cut out, images being 0..1. A ring has as much of
             it as it holds frequencies.
-        half_width: of the noise ring, radians per pixel.
         depths: depths to probe, the last alone by default.
-        seed: of noise and shuffling, the same for every model and depth.
         reading: `pool` and `norm`, as in `features`.
 
     Columns: `study model objective seed metric change parameter depth label pool norm value low high images`.
@@ -136,7 +133,7 @@ def robustness_by_depth(
     Raises the errors of `features`, `fit_linear`, `make_change` and `targets_of`.
     """
     whats = [(name, parameter) for name, parameters in changes.items() for parameter in parameters]
-    made = [make_change(*what, epsilon, half_width, seed) for what in whats]
+    made = [make_change(*what, epsilon) for what in whats]
 
     def score(truth: Tensor, before: Tensor | None, *others: Tensor | None) -> Iterator[Row]:
         for (name, parameter), after in zip([("none", math.nan), *whats], (before, *others), strict=True):
