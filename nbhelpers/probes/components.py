@@ -9,7 +9,7 @@ from torch import Tensor
 from nbhelpers.images.source import ImageSource
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder
-from nbhelpers.probes.layers import Labels, Pool, accuracy, features, row, targets_of
+from nbhelpers.probes.layers import Labels, accuracy, features, row, targets_of
 from nbhelpers.probes.linear import fit_linear, knn_predict
 
 # Of all components; 0 and 1 are the features as they are.
@@ -37,10 +37,8 @@ def components_by_share(
     validation: ImageSource,
     test: ImageSource,
     label: Labels,
-    depth: int | None = None,
-    pool: Pool = "mean",
 ) -> pd.DataFrame:
-    r"""Accuracy of probes that see only some of the principal components of the features of one depth.
+    r"""Accuracy of probes that see only some of the principal components of the features of the last block.
 
     With the components $U$ of the training images and a set $S$ of them, a probe sees $\bar x + U_S U_S^\top
     (x - \bar x)$: rotated back, so that a linear probe of all components is the linear probe of the book.
@@ -55,8 +53,6 @@ def components_by_share(
         validation: images that the linear probe's penalty is chosen on.
         test: images to predict.
         label: name of the label, or several.
-        depth: default the last.
-        pool: as in `features`.
 
     Returns:
         Tidy frame `study model objective seed metric depth parameter label value low high images`; the
@@ -68,9 +64,8 @@ def components_by_share(
 
     Source: Balestriero & LeCun 2024 (arXiv 2402.11337), who sort the components of pixels.
     """
-    depth = encoder.depth if depth is None else depth
     learnt, chosen, asked = (
-        features(encoder, source, [depth], pool)[0].double() for source in (train, validation, test)
+        features(encoder, source, [encoder.depth])[0].double() for source in (train, validation, test)
     )
     directions, variances = principal_components(learnt)
     mean = learnt.mean(0)
@@ -98,7 +93,7 @@ def components_by_share(
                     probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
                     reached = accuracy(probe.predict(seen(asked, part)), truth)
                 found[f"linear_{end}", share] = reached
-        place = {"depth": depth, "label": name}
+        place = {"depth": encoder.depth, "label": name}
         rows += [
             {"metric": metric, "parameter": share} | place | last for (metric, share), last in found.items()
         ]

@@ -68,7 +68,7 @@ def test_shares_by_a_loop_over_directions(encoder, splits):
 def test_a_label_that_hides_in_little_variance_is_found_when_much_is_removed(encoder, splits, monkeypatch):
     """Features of which two directions are loud and say nothing, and three others are the classes."""
 
-    def loud(_, source, depths, pool):
+    def loud(_, source, depths):
         noise = torch.randn(len(source), 8, generator=torch.Generator().manual_seed(len(source)))
         noise[:, :2] *= 100
         noise[:, 2:] *= 0.1
