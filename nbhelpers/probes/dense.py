@@ -16,6 +16,7 @@ from nbhelpers.probes.linear import fit_linear
 
 # There are P tokens per image to learn from, so the penalty matters less than for one feature per image.
 STRENGTHS = (1e-2, 1e-1, 1.0)
+DRAWS = 1000  # of a bootstrap
 
 
 def patch_targets(encoder: Encoder, source: ImageSource, label: str, numbers: Tensor | None = None) -> Tensor:
@@ -41,9 +42,7 @@ def patch_targets(encoder: Encoder, source: ImageSource, label: str, numbers: Te
     return masks * (1 + (labels_of(source, label) if numbers is None else numbers)[:, None])
 
 
-def mean_iou(
-    predicted: Tensor, target: Tensor, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
+def mean_iou(predicted: Tensor, target: Tensor) -> tuple[float, float, float]:
     r"""Mean intersection over union of the classes of all patches `N P`, and its 95 % interval.
 
     $\mathrm{mIoU} = \frac{1}{C} \sum_c TP_c / (TP_c + FP_c + FN_c)$, counts summed over all images, over the
@@ -66,7 +65,7 @@ def mean_iou(
     cell = (torch.arange(images)[:, None] * classes + target) * classes + predicted
     confusion = torch.bincount(cell.flatten(), minlength=images * classes**2).double().numpy()
     confusion = confusion.reshape(images, classes**2)
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    draws = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), DRAWS)
     value = _mean_iou(confusion.sum(0).reshape(1, classes, classes))[0]
     ends = np.quantile(_mean_iou((draws @ confusion).reshape(-1, classes, classes)), [0.025, 0.975])
     low, high = ends if images > 1 else (np.nan, np.nan)
