@@ -14,6 +14,8 @@ from nbhelpers.images.source import ImageSource
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.layers import Labels, accuracies, accuracy, by_depth, checked
 
+BATCH_SIZE = 256  # images of a training step
+
 
 class AttentiveProbe(nn.Module):
     r"""Learned queries pool the patch tokens `B P D`; a linear layer reads what they pooled.
@@ -62,9 +64,6 @@ def fit_attentive(
     validation_labels: Tensor,
     queries: int = 4,
     epochs: int = 50,
-    batch_size: int = 256,
-    learning_rate: float = 3e-2,
-    weight_decay: float = 0.1,
     seed: int = 0,
 ) -> AttentiveProbe:
     """Attentive probe on frozen patch tokens `N P D`, from its best epoch on validation tokens `M P D`.
@@ -85,13 +84,13 @@ def fit_attentive(
     probe.mean.copy_(flat.mean(0))
     probe.std.copy_(flat.std(0).clamp(min=1e-6))
     del flat  # as large as the tokens, and not needed for training
-    optimizer = torch.optim.AdamW(probe.parameters(), learning_rate, weight_decay=weight_decay)
-    steps = epochs * -(-len(train_tokens) // batch_size)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=3e-2, weight_decay=0.1)
+    steps = epochs * -(-len(train_tokens) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     best, best_accuracy = copy.deepcopy(probe), -1.0
     for _ in range(epochs):
-        for rows in torch.randperm(len(train_tokens), generator=generator).to(device).split(batch_size):
+        for rows in torch.randperm(len(train_tokens), generator=generator).to(device).split(BATCH_SIZE):
             loss = F.cross_entropy(probe(train_tokens[rows]), train_labels[rows])
             optimizer.zero_grad()
             loss.backward()

@@ -170,12 +170,10 @@ def fine_tuning_by_share(
     recipe: FineTuning = FineTuning(),
     first: int = 0,
     last: int = 0,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Test accuracy after fine-tuning on a share of the labels, with Wilson's 95 % interval over test images.
 
-    A share below 1 draws equally many images of every class, the same for every encoder. `seed` is that of
-    the fine-tuning; the column `seed` is the encoder's.
+    A share below 1 draws equally many images of every class, the same for every encoder.
 
     Columns: `study model objective seed metric label share first last value low high images`; metric is
     "fine_tuning".
@@ -185,8 +183,8 @@ def fine_tuning_by_share(
     rows = []
     for share in shares:
         per_class = round(share * len(train) / len(train.classes[label]))
-        part = train if share == 1 else train.balanced(per_class, label, seed)
-        predicted = classify(fine_tune(encoder, part, label, recipe, first, last, seed), test)
+        part = train if share == 1 else train.balanced(per_class, label)
+        predicted = classify(fine_tune(encoder, part, label, recipe, first, last), test)
         row = {"metric": "fine_tuning", "label": label, "share": share, "first": first, "last": last}
         rows.append(row | accuracy(predicted, labels))
     return identified(pd.DataFrame(rows), encoder, test)

@@ -15,14 +15,12 @@ from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
 from nbhelpers.metrics.cka import alignments, gram
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Pool, checked_depths, features, row
+from nbhelpers.probes.layers import Pool, features, row
 
 PARTS = 10  # of the images, each of which gives a value of its own
 
 
-def silhouette_by_depth(
-    encoder: Encoder, images: ImageSource, label: str, depths: Sequence[int] | None = None
-) -> pd.DataFrame:
+def silhouette_by_depth(encoder: Encoder, images: ImageSource, label: str) -> pd.DataFrame:
     r"""Silhouette of the patch tokens of a few images at every depth, grouped by image and by label.
 
     Mean over tokens of $(b - a) / \max(a, b)$: $a$ is the mean euclidean distance to the other tokens of the
@@ -33,7 +31,6 @@ def silhouette_by_depth(
         images: a few; all distances between their tokens are held in memory. With one image, or one
             class, the silhouette of that grouping is NaN.
         label: name of the label whose classes are the second grouping.
-        depths: default all of 0..L.
 
     Returns:
         Columns `study model objective seed metric depth value low high images`, metric "silhouette_image" or
@@ -44,15 +41,14 @@ def silhouette_by_depth(
         ValueError: an unknown label, or the errors of `features`.
     """
     classes = labels_of(images, label)
-    depths = checked_depths(encoder, depths)
-    layers = features(encoder, images, depths, "none")
+    layers = features(encoder, images, pool="none")
     count = layers.shape[2]
     groups = {"silhouette_image": torch.arange(len(images)), "silhouette_label": classes}
     for name, group in groups.items():
         if len(group.unique()) < 2:
             warnings.warn(f"{images.name} has one group only, so {name} is NaN", stacklevel=2)
     rows = []
-    for depth, layer in zip(depths, layers, strict=True):
+    for depth, layer in enumerate(layers):
         distances = pairwise_distances(layer.flatten(0, 1).double().numpy())
         np.fill_diagonal(distances, 0)
         for metric, group in groups.items():
