@@ -12,7 +12,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.distributed import mean_over_ranks
-from nbhelpers.pretrain.objective import masked_mean, options
+from nbhelpers.pretrain.objective import masked_error, options
 from nbhelpers.pretrain.simmim import SimMIM
 
 
@@ -37,8 +37,7 @@ def masked_smooth_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor
     >>> float(masked_smooth_l1(torch.zeros(1, 2, 2), target, mask))  # (1/2 + 3/2) / 2
     1.0
     """
-    pair = full_precision(prediction), full_precision(target.detach())
-    return masked_mean(smooth_l1_loss(*pair, reduction="none"), mask)
+    return masked_error(smooth_l1_loss, prediction, target.detach(), mask)
 
 
 def standardised_mean(outputs: Sequence[Tensor], eps: float = 1e-5) -> Tensor:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
-from nbhelpers.capture import full_precision
 from nbhelpers.models import Encoder, MaskedAutoencoder
 from nbhelpers.models.mini import StandardisedPatchEmbed
-from nbhelpers.pretrain.objective import Objective, masked_mean, options
+from nbhelpers.pretrain.objective import Objective, masked_error, options
 
 
 def kept_patches(batch: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
@@ -67,12 +67,10 @@ def hidden_mse(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     >>> float(hidden_mse(torch.zeros(1, 2, 2), target, keep=torch.tensor([[1]])))  # (1 + 9) / 2
     5.0
     """
-    if prediction.shape != target.shape or keep.ndim != 2 or len(keep) != len(target):
-        shapes = [tuple(t.shape) for t in (prediction, target, keep)]
-        raise ValueError(f"need prediction and target B N D and keep B K; got {shapes}")
-    errors = (full_precision(prediction) - full_precision(target)).square()
-    hidden = torch.ones_like(errors[..., 0], dtype=torch.bool).scatter(1, keep, False)
-    return masked_mean(errors, hidden)
+    if keep.ndim != 2 or len(keep) != len(target):
+        raise ValueError(f"need target B N D and keep B K; got {tuple(target.shape)}, {tuple(keep.shape)}")
+    hidden = torch.ones_like(target[..., 0], dtype=torch.bool).scatter(1, keep, False)
+    return masked_error(mse_loss, prediction, target, hidden)
 
 
 @torch.no_grad()

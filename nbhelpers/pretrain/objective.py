@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.augment import View
 
 
@@ -29,12 +30,22 @@ def without_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def masked_mean(errors: Tensor, mask: Tensor) -> Tensor:
-    """Mean (a scalar) of errors `B N D` over the patches in `mask` (bool `B N`); NaN if there are none.
+def masked_error(error: Callable[..., Tensor], prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean (a scalar) over the patches in `mask` (bool `B N`) of an error of `B N D`; NaN if there are none.
 
-    >>> float(masked_mean(torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.tensor([[True, False]])))
+    The error is one of `torch.nn.functional`, such as `l1_loss`.
+
+    Raises:
+        ValueError: if shapes differ.
+
+    >>> target, mask = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.tensor([[True, False]])
+    >>> float(masked_error(torch.nn.functional.l1_loss, torch.zeros(1, 2, 2), target, mask))
     2.0
     """
+    if prediction.shape != target.shape or mask.shape != target.shape[:2]:
+        shapes = [tuple(t.shape) for t in (prediction, target, mask)]
+        raise ValueError(f"need prediction and target B N D and mask B N; got {shapes}")
+    errors = error(full_precision(prediction), full_precision(target), reduction="none")
     weight = mask.to(errors.dtype)
     return (errors.mean(-1) * weight).sum() / weight.sum()
 

@@ -5,9 +5,9 @@ import math
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import l1_loss
 
-from nbhelpers.capture import full_precision
-from nbhelpers.pretrain.objective import Objective, masked_mean, options
+from nbhelpers.pretrain.objective import Objective, masked_error, options
 
 
 def block_mask(
@@ -59,10 +59,7 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     >>> float(masked_l1(torch.zeros(1, 2, 3), torch.tensor([[[1.0, 2.0, 3.0], [9.0, 9.0, 9.0]]]), mask))
     2.0
     """
-    if prediction.shape != target.shape or mask.shape != target.shape[:2]:
-        shapes = [tuple(t.shape) for t in (prediction, target, mask)]
-        raise ValueError(f"need prediction and target B N D and mask B N; got {shapes}")
-    return masked_mean((full_precision(prediction) - full_precision(target)).abs(), mask)
+    return masked_error(l1_loss, prediction, target, mask)
 
 
 def patches(images: Tensor, patch_size: int) -> Tensor:
