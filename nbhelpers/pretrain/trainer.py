@@ -9,6 +9,7 @@ nothing is captured, and rank 0 alone writes.
 """
 
 import copy
+import math
 import signal
 import threading
 import time
@@ -128,9 +129,9 @@ class Trainer:
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
         ours, theirs = self._labels(train, val)
-        self.val = self._validation_batches(val, theirs)
         everything = train.images if isinstance(train, ArraySource) else train.batch(range(len(train)))
-        self.images = self._on_device(everything, ours)
+        self.images = [part.to(self.device) for part in (everything, *ours)]  # and labels, if any are read
+        self.val = self._validation_batches(val, theirs)
         self.optimizer = Optimizer(self.objective.parameters(), recipe.weight_decay, self.precision)
         self.generator = torch.Generator(self.device)
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)  # of steps, for the step itself
@@ -178,39 +179,36 @@ class Trainer:
         who = {"name": self.folder.name, "objective": self.objective.group, "seed": self.recipe.seed}
         return wrap(copy.deepcopy(self.objective.encoder), mean=self.train.mean, std=self.train.std, **who)
 
-    def _labels(self, train: ImageSource, val: ImageSource) -> Sequence[Tensor | None]:
-        """The labels `N` of both sources that the objective reads, if any, numbered as in the first."""
+    def _labels(self, train: ImageSource, val: ImageSource) -> list[list[Tensor]]:
+        """The labels `N` that the objective reads, one or none, of each source, numbered as in the first."""
         if (label := self.objective.label) is None:
-            return None, None
+            return [[], []]
         labels, learnt = targets_of([train, val], label)[label], self.recipe.options["classes"]
         if (named := len(train.classes[label])) > learnt:
             raise ValueError(
                 f"{train.name} has {named} classes of {label}, the recipe is of {learnt}: give it "
                 f"options=recipe.options | {{'classes': {named}}}"
             )
-        return labels
+        return [[each] for each in labels]
 
-    def _on_device(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
-        """Images `B C H W` and, if the objective reads some, their labels `B`."""
-        return tuple(part.to(self.device) for part in (images, labels) if part is not None)
-
-    def _validation_batches(self, val: ImageSource, labels: Tensor | None) -> list[tuple[Tensor, ...]]:
+    def _validation_batches(self, val: ImageSource, labels: Sequence[Tensor]) -> list[list[Tensor]]:
         count = min(len(val), VALIDATION_IMAGES)
         size = min(self.recipe.batch_size, count - count % world_size())
         shares = [share(chunk) for chunk in torch.arange(count // size * size).split(size)]
-        return [self._on_device(val.batch(rows), None if labels is None else labels[rows]) for rows in shares]
+        batches = [(val.batch(rows), *(each[rows] for each in labels)) for rows in shares]
+        return [[part.to(self.device) for part in batch] for batch in batches]
 
     def _order(self, epoch: int) -> Tensor:
         """This process's part of `epoch_order`, on the device."""
         order = epoch_order(len(self.train), self.recipe.batch_size, epoch, self.recipe.seed)
         return share(order.T).T.contiguous().to(self.device)
 
-    def _loss(self, batch: list[Tensor] | tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        images, *labels = batch
+    def _loss(self, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """Loss of images and labels, in the run's precision."""
         half = self.precision == torch.bfloat16
         # Without a cache of converted weights: a graph would keep those of the step in which it was captured.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            return self.objective(images, generator, *labels)
+            return self.objective(batch[0], generator, *batch[1:])
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -256,13 +254,9 @@ class Trainer:
             self.body()
         return graph
 
-    def _last(self, until: int | None) -> int:
-        """The step at which to end: number `until`, or that of the recipe."""
-        return self.recipe.steps if until is None else min(until, self.recipe.steps)
-
-    def steps(self, until: int | None = None) -> Iterator[Tensor]:
+    def steps(self, until: float = math.inf) -> Iterator[Tensor]:
         """Take steps up to number `until` (default: all), giving each step's loss."""
-        while self.step < self._last(until):
+        while self.step < min(until, self.recipe.steps):
             epoch = self.step // len(self.order)
             if epoch != self._epoch:
                 self.order.copy_(self._order(epoch))
@@ -282,7 +276,7 @@ class Trainer:
         stop_after: float | None = None,
         save_every: float = 180.0,
         log_every: int = 100,
-        until: int | None = None,
+        until: float = math.inf,
     ) -> bool:
         """Train to the end, for `stop_after` seconds, or until a signal; the state is saved. True at the end.
 
@@ -297,8 +291,8 @@ class Trainer:
         """
         if self.devices[-1:] != [device_name(self.device)]:
             self.devices.append(device_name(self.device))
+        last = min(until, self.recipe.steps)
         shown = {"desc": self.folder.name, "unit": "step", "mininterval": 5, "disable": rank() > 0}
-        last = self._last(until)
         bar = tqdm(total=last, initial=self.step, **shown)
         with stop_signals() as signalled, bar:
             begun, before, logged, saved, losses = time.monotonic(), self.wall_time, 0.0, 0.0, []
