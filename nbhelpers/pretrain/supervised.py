@@ -7,29 +7,6 @@ from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.objective import Objective, options
 
 
-def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    r"""Cross-entropy against labels of which a share is spread evenly over all classes.
-
-    .. math:: L = -\frac{1}{B} \sum_{i, c} y_{ic} \log p_{ic}, \quad
-        y_{ic} = (1 - \epsilon) [c = l_i] + \epsilon / C
-
-    Args:
-        logits: `B C`; p is their softmax.
-        labels: int64 `B` in 0..C-1.
-        smoothing: the share epsilon in 0..1.
-
-    Returns:
-        A scalar in nats; log C for equal logits.
-
-    Source: Szegedy et al., CVPR 2016, section 7.
-
-    >>> import torch
-    >>> round(float(smoothed_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]), 0.1)), 4)  # log 4
-    1.3863
-    """
-    return cross_entropy(full_precision(logits), labels, label_smoothing=smoothing)
-
-
 @options
 class Supervised(Objective):
     """A linear classifier on the class token after the last norm; the classifier is not kept.
@@ -39,7 +16,7 @@ class Supervised(Objective):
         view: of every image.
         label: which labels to learn.
         classes: how many there are.
-        smoothing: see `smoothed_cross_entropy`.
+        smoothing: share of each label that is spread evenly over all classes (Szegedy et al., CVPR 2016).
     """
 
     group = "supervised"
@@ -53,5 +30,6 @@ class Supervised(Objective):
         nn.init.zeros_(self.classifier.bias)
 
     def loss(self, view: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of normalised images `B C H W` with labels `B`."""
-        return smoothed_cross_entropy(self.classifier(self.encoder(view)), labels, self.smoothing)
+        """Cross-entropy of normalised images `B C H W` with labels `B`, in nats."""
+        logits = full_precision(self.classifier(self.encoder(view)))
+        return cross_entropy(logits, labels, label_smoothing=self.smoothing)
