@@ -181,7 +181,7 @@ def _identity(made: Table, chosen: Study, model: str | Encoder) -> str | None:
     if not made.runs or isinstance(model, Encoder):
         return _weights(model, chosen.name)
     run = made.runs(chosen).get(model)
-    return "" if run is None else hashlib.sha256(json.dumps(asdict(run)).encode()).hexdigest()
+    return "" if run is None else _digest(asdict(run))
 
 
 def _weights(model: str | Encoder, study_name: str) -> str | None:
@@ -201,7 +201,12 @@ def _weights(model: str | Encoder, study_name: str) -> str | None:
     recipe = [model.fingerprint]
     if model.objective == "random":  # None, once a field, keeps the checksums that are stored
         recipe = [model.name, model.objective, model.provenance.get("architecture"), None]
-    return model.provenance.get("sha256") or hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
+    return model.provenance.get("sha256") or _digest(recipe)
+
+
+def _digest(thing: object) -> str:
+    """Hash of what JSON knows."""
+    return hashlib.sha256(json.dumps(thing).encode()).hexdigest()
 
 
 def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | None = None) -> pd.DataFrame:
@@ -220,19 +225,8 @@ def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | 
     if stale := [key for key, weights in now.items() if weights not in (None, records[key]["sha256"])]:
         whose = f"other weights of {', '.join(stale)} than are there now"
         raise StaleTableError(f"{study_name}/{name} was computed from {whose}; {refresh} refreshes it")
-    rows = frame[frame["model"].map(_encoder).isin(wanted)]
+    rows = frame[frame["model"].str.removesuffix(DECODER).isin(wanted)]
     return rows.assign(source=f"stored {max(records[key]['date'] for key in wanted)}").reset_index(drop=True)
-
-
-def _encoder(model: str) -> str:
-    """The encoder that the rows of a model belong to: its own, or the one before a decoder."""
-    return model.removesuffix(DECODER)
-
-
-def _fingerprint(images: Images) -> str:
-    """Identity of a table's images."""
-    parts = [(role, source.identity) for role, source in sorted(images.items())]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def outdated(study_name: str, name: str) -> list[str]:
@@ -256,7 +250,7 @@ def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
     images = made.images(chosen)
     try:
         frame, records = _read(study_name, name)
-        parts = dict(iter(frame.groupby(frame["model"].map(_encoder), sort=False)))
+        parts = dict(iter(frame.groupby(frame["model"].str.removesuffix(DECODER), sort=False)))
     except MissingDataError:
         parts, records = {}, {}
     for model in made.models(chosen):
@@ -273,7 +267,7 @@ def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str,
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     return {
         "sha256": _identity(made, chosen, model) or _weights(load(model), chosen.name),
-        "images": _fingerprint(images),
+        "images": _digest([(role, source.identity) for role, source in sorted(images.items())])[:16],
         "code": code_version(made.code),
         "date": date.today().isoformat(),
         "device": "GPU" if torch.cuda.is_available() else "CPU",
