@@ -14,11 +14,7 @@ from nbhelpers.pretrain.objective import Objective, options, without_autocast
 
 
 def self_distillation(
-    student: Tensor,
-    teacher: Tensor,
-    centre: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
+    student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float, teacher_temperature: float
 ) -> Tensor:
     r"""Cross-entropy from the teacher's sharpened and centred distribution to the student's.
 

@@ -32,11 +32,7 @@ def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def components_by_share(
-    encoder: Encoder,
-    train: ImageSource,
-    validation: ImageSource,
-    test: ImageSource,
-    label: Labels,
+    encoder: Encoder, train: ImageSource, validation: ImageSource, test: ImageSource, label: Labels
 ) -> pd.DataFrame:
     r"""Accuracy of probes that see only some of the principal components of the features of the last block.
 

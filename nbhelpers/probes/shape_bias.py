@@ -76,11 +76,7 @@ def agreeing(source: ImageSource, conflict: ImageSource) -> tuple[ImageSource, T
 
 
 def shape_bias_by_depth(
-    encoder: Encoder,
-    train: ImageSource,
-    validation: ImageSource,
-    conflict: ImageSource,
-    **reading: Any,
+    encoder: Encoder, train: ImageSource, validation: ImageSource, conflict: ImageSource, **reading: Any
 ) -> pd.DataFrame:
     """Shape bias of a linear probe at every depth; `reading` is `depths`, `pool`, `norm`, as in `features`.
 

@@ -44,6 +44,7 @@ SMALL = "only the book's own encoders are small enough for it"
 MASKS = "only generated images come with masks of their objects"
 
 Images = dict[str, ImageSource]
+Measure = Callable[..., pd.DataFrame]  # rows of an encoder, or of a training
 TABLES: dict[str, Table] = {}
 
 
@@ -70,7 +71,7 @@ class Table:
     name: str
     about: str
     images: Callable[[Study], Images]
-    measure: Callable[..., pd.DataFrame]
+    measure: Measure
     code: str = "probes"
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
     runs: Callable[[Study], dict[str, Recipe]] | None = None
@@ -86,12 +87,12 @@ class Table:
         return not self.why or study.name in self.studies
 
 
-def declare(name: str, images: Callable[[Study], Images], **options) -> Callable:
+def declare(name: str, images: Callable[[Study], Images], **options) -> Callable[[Measure], Measure]:
     """Decorator of the function that measures an encoder for a table, and says in a line what is in it."""
     if runs := options.get("runs"):
         options |= {"models": lambda study: tuple(runs(study)), "hours": True}
 
-    def enter(measure: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    def enter(measure: Measure) -> Measure:
         TABLES[name] = Table(name, measure.__doc__.strip("."), images, measure, **options)
         return measure
 
@@ -165,11 +166,7 @@ def _drawn(study: Study, train: int) -> Images:
 
 
 def probed(
-    probe: Callable[..., pd.DataFrame],
-    encoder: Encoder,
-    *images: ImageSource,
-    code: str = "probes",
-    **options: object,
+    probe: Measure, encoder: Encoder, *images: ImageSource, code: str = "probes", **options: object
 ) -> pd.DataFrame:
     """The frame of a function of encoder and images, kept in the cache folder."""
     keys = {"frame": [probe.__name__, options, code_version(code)]}

@@ -1,6 +1,6 @@
 """Result tables of trainings that are made for them, and measured on the way; their weights are not kept."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from nbhelpers.results.tables import (
     TRAIN,
     VALIDATION,
     Images,
+    Measure,
     declare,
     probed,
     splits_of,
@@ -74,11 +75,7 @@ def _pair(study: Study, **size: int) -> dict[str, Recipe]:
 
 
 def _followed(
-    run: Recipe,
-    parts: Images,
-    folder: Path,
-    steps: Collection[int],
-    measure: Callable[[Encoder], pd.DataFrame],
+    run: Recipe, parts: Images, folder: Path, steps: Collection[int], measure: Measure
 ) -> pd.DataFrame:
     """What is measured of an encoder at some steps of its training, with how many images it had seen.
 
