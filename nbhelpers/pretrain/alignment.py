@@ -174,10 +174,8 @@ def gradient_alignment(
     with TemporaryDirectory() as folder:  # nothing is written there: the run is taken step by step
         # The stored table is to be the same from every machine, with units for bfloat16 or without.
         trainer = Trainer(recipe, train, held_out, Path(folder), precision=torch.float32)
-        bar = tqdm(total=max(steps), desc=f"{recipe.objective}, gradients", unit="step", disable=None)
-        for step in sorted(set(steps)):
-            for _ in trainer.steps(until=step):
-                bar.update()
+        for step in tqdm(sorted(set(steps)), f"{recipe.objective}, gradients", unit="moment", disable=None):
+            list(trainer.steps(until=step))
             measured = []
             for k, rows in enumerate(torch.arange(batches * recipe.batch_size).split(recipe.batch_size)):
                 stream = generator(recipe.seed, _STREAM + k)
@@ -191,5 +189,4 @@ def gradient_alignment(
             frame.insert(0, "step", step)
             frame.insert(1, "images", step * recipe.batch_size)
             frames.append(frame)
-        bar.close()
     return pd.concat(frames, ignore_index=True)
