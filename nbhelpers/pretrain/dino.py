@@ -7,6 +7,7 @@ four patches.
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize, softmax
+from torchvision.ops import MLP
 
 from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.distributed import BatchNorm, mean_over_ranks
@@ -50,10 +51,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inner in (width, hidden):
-            layers += [nn.Linear(inner, hidden), BatchNorm(hidden), nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        self.mlp = MLP(width, [hidden, hidden, bottleneck], BatchNorm, nn.GELU)
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         for module in self.mlp:
             if isinstance(module, nn.Linear):

@@ -1,10 +1,9 @@
 """MoCo v3: contrastive learning of two views with a momentum encoder (Chen, Xie and He, ICCV 2021)."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
+from torchvision.ops import MLP
 
 from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.distributed import BatchNorm, gathered
@@ -43,10 +42,8 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> 
 
 def head(*sizes: int) -> nn.Sequential:
     """MLP with batch norm after every layer, ReLU between layers; the last norm has no parameters."""
-    layers: list[nn.Module] = []
-    for inner, outer in pairwise(sizes[:-1]):
-        layers += [nn.Linear(inner, outer, bias=False), BatchNorm(outer), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(*sizes[-2:], bias=False), BatchNorm(sizes[-1], affine=False))
+    layers = MLP(sizes[0], list(sizes[1:]), BatchNorm, nn.ReLU, bias=False)
+    return nn.Sequential(layers, BatchNorm(sizes[-1], affine=False))
 
 
 @options
