@@ -13,6 +13,7 @@ import torch
 from nbhelpers import probes
 from nbhelpers.images import ImageSource, MissingDataError, cue_conflict_cifar10
 from nbhelpers.images.folders import FileSource
+from nbhelpers.images.source import earlier
 from nbhelpers.measure import analyse, cached, code_version, identified, object_attention_by_depth
 from nbhelpers.metrics import METRICS
 from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
@@ -135,13 +136,11 @@ def _drawn(study: Study, train: int) -> Images:
         MissingDataError: if it holds too few images, or a single class.
     """
     if study.splits:
-        draw = {"train": train, "validation": VALIDATION}
-        splits = {"train": study.images("train"), "validation": study.images("val")}
-        return {role: splits[role].subset(n) for role, n in draw.items()} | _sample(study)
+        draw = {"train": ("train", train), "validation": ("val", VALIDATION)}
+        return {role: study.images(split).subset(n) for role, (split, n) in draw.items()} | _sample(study)
     whole = study.images()
     if isinstance(whole, FileSource):  # each content once, so that no test image was learnt from
-        copies = {digest: i for i, digest in reversed([*enumerate(whole.digests)])}
-        whole = whole.select(sorted(copies.values()))
+        whole = whole.select([*pd.Series(whole.digests).drop_duplicates().index])
     label = next(iter(whole.labels))
     numbers = whole.labels[label]
     sizes = torch.bincount(numbers, minlength=len(whole.classes[label]))
@@ -149,20 +148,19 @@ def _drawn(study: Study, train: int) -> Images:
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
     order = order[numbers[order].argsort(stable=True)]
     order = order[sizes[numbers[order]] >= len(ROLES)]
-    classes = numbers[order].unique(return_counts=True)[1]
     left_out = f"; too small to be cut, left out: {', '.join(small)}" if small else ""
-    if len(order) < FEWEST or len(classes) < 2:
+    classes = len(numbers[order].unique())
+    if len(order) < FEWEST or classes < 2:
         raise MissingDataError(
             f"probes need at least {FEWEST} photographs of two classes, laid out as CLASS/FILE, and "
-            f"{len(ROLES)} of each class; {whole.name} has {len(order)} of {len(classes)}{left_out}"
+            f"{len(ROLES)} of each class; {whole.name} has {len(order)} of {classes}{left_out}"
         )
     if small:
         warnings.warn(f"{whole.name} is cut in {len(ROLES)}{left_out}", stacklevel=2)
-    place = torch.cat([torch.arange(count) for count in classes.tolist()]) % 10
-    cut = {role: torch.isin(place, torch.tensor(places)) for role, places in ROLES.items()}
+    place = earlier(numbers[order]) % 10
+    parts = {role: whole.select(order[torch.isin(place, torch.tensor(at))]) for role, at in ROLES.items()}
     most = {"train": train, "validation": VALIDATION, "test": len(study.sample)}
-    parts = {role: whole.select(order[rows]) for role, rows in cut.items()}
-    return {role: part.subset(min(most[role], len(part)), label=label) for role, part in parts.items()}
+    return {role: part.at_most(most[role], label=label) for role, part in parts.items()}
 
 
 def probed(
@@ -325,7 +323,7 @@ def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 @declare(
     "cka",
-    lambda study: {"test": study.sample.subset(min(COMPARED, len(study.sample)))},
+    lambda study: {"test": study.sample.at_most(COMPARED)},
     models=_everything,
     why="an encoder is compared with those that learnt from the same images",
     kept=True,
