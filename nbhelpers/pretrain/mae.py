@@ -105,9 +105,7 @@ def reconstruct(
         centre = pixels.mean((2, 3), keepdim=True)
         scale = (pixels - centre).square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-3)
     else:
-        centre, scale = (
-            torch.tensor(x, device=encoder.device)[:, None, None] for x in (encoder.mean, encoder.std)
-        )
+        centre, scale = (pixels.new_tensor(x)[:, None, None] for x in (encoder.mean, encoder.std))
     patches = autoencoder.patchify((pixels - centre) / scale)
     generator = torch.Generator().manual_seed(seed)
     keep = kept_patches(*patches.shape[:2], mask_ratio, generator).to(encoder.device)
@@ -119,9 +117,8 @@ def reconstruct(
     filled = autoencoder.unpatchify(torch.where(hidden, predicted, patches))
     grey = autoencoder.unpatchify(hidden.expand_as(patches).float())
     shown = torch.where(grey.bool(), 0.5, pixels)
-    return tuple(
-        (x * 255).round().clamp(0, 255).to(torch.uint8).cpu() for x in (shown, filled * scale + centre)
-    )
+    both = shown, filled * scale + centre
+    return tuple((x * 255).round().clamp(0, 255).to(torch.uint8).cpu() for x in both)
 
 
 @options
