@@ -290,11 +290,7 @@ def _tuned(encoder: Encoder, images: Images, **options) -> pd.DataFrame:
     return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
-def _labelled(study: Study) -> Images:
-    return _drawn(study, LABELLED)
-
-
-@declare("fine_tuning", _labelled, models=_every_kind, slow=True, why=SMALL)
+@declare("fine_tuning", lambda study: _drawn(study, LABELLED), models=_every_kind, slow=True, why=SMALL)
 def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
     return _tuned(encoder, images, shares=SHARES)
@@ -314,7 +310,7 @@ def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     return _tuned(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
-@declare("new_blocks", _labelled, models=lambda study: study.trained(*PAIR), slow=True, why=SMALL)
+@declare("new_blocks", TABLES["fine_tuning"].images, models=lambda s: s.trained(*PAIR), slow=True, why=SMALL)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
