@@ -40,10 +40,6 @@ class LinearProbe:
         x = self.scaler.transform(checked("test", features, "N D").cpu().double().numpy())
         return torch.from_numpy(self.classes[(x @ self.weight.T + self.bias).argmax(1)])
 
-    def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share in [0, 1] of features `N D` whose predicted class is the label `N`."""
-        return accuracy(self.predict(features), labels)["value"]
-
 
 def fit_linear(
     train_features: Tensor,
@@ -73,7 +69,7 @@ def fit_linear(
     classes = np.unique(y)
     if (x == x[0]).all():
         raise Undefined(f"train features {x.shape} are the same for every image")
-    probes = []
+    probes, two = [], len(classes) == 2
     # From the strongest penalty to the weakest, each fit starting from the last.
     model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=1000, warm_start=True)
     with threadpool_limits(1):  # matrices this small cost more to share among threads than to multiply
@@ -81,13 +77,10 @@ def fit_linear(
         for strength in sorted(strengths):
             # For two classes scikit-learn fits one vector w. The rows of the softmax are -w / 2 and w / 2,
             # with half the squared norm of w, so that C counts twice.
-            two = len(classes) == 2
             model.set_params(C=2 * strength if two else strength).fit(scaler.transform(x), y)
-            weight, bias = (
-                np.concatenate([-w, w]) / 2 if two else w for w in (model.coef_, model.intercept_)
-            )
-            probes.append(LinearProbe(scaler, weight, bias, classes, strength))
-    return max(probes, key=lambda probe: probe.accuracy(validation_features, validation_labels))
+            fitted = [np.concatenate([-w, w]) / 2 if two else w for w in (model.coef_, model.intercept_)]
+            probes.append(LinearProbe(scaler, *fitted, classes, strength))
+    return max(probes, key=lambda p: accuracy(p.predict(validation_features), validation_labels)["value"])
 
 
 def linear_by_depth(

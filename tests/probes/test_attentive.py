@@ -5,6 +5,7 @@ import torch
 
 from nbhelpers.probes import attentive_by_depth, fit_attentive, fit_linear
 from nbhelpers.probes.attentive import AttentiveProbe
+from nbhelpers.probes.layers import accuracy
 
 
 def needle(n, seed, tokens=16):
@@ -41,7 +42,8 @@ def test_finds_the_telling_token_and_repeats_itself():
     torch.testing.assert_close(probe.mean, x.half().float().mean((0, 1)))
     torch.testing.assert_close(probe.std, x.half().float().flatten(0, 1).std(0))
     reached = (probe.predict(x_test) == y_test).double().mean()
-    pooled = fit_linear(x.mean(1), y, x_test.mean(1), y_test, [1.0]).accuracy(x_test.mean(1), y_test)
+    linear = fit_linear(x.mean(1), y, x_test.mean(1), y_test, [1.0])
+    pooled = accuracy(linear.predict(x_test.mean(1)), y_test)["value"]
     assert reached > 0.95 > 0.6 > pooled
     again, other = (fit_attentive(x.half(), y, x_test.half(), y_test, epochs=1, seed=s) for s in (3, 4))
     assert torch.equal(

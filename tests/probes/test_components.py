@@ -12,6 +12,7 @@ from nbhelpers.probes import (
     linear_by_depth,
     principal_components,
 )
+from nbhelpers.probes.layers import accuracy
 
 
 def test_components_are_those_of_numpy():
@@ -59,7 +60,7 @@ def test_shares_by_a_loop_over_directions(encoder, splits):
         parts = [only(x, wanted) for x in (learnt, chosen, asked)]
         probe = fit_linear(parts[0], labels[0], parts[1], labels[1])
         found = row(frame[frame["label"] == "colour"], f"linear_{metric}", 1 / 4)
-        assert found == probe.accuracy(parts[2], labels[2])
+        assert found == accuracy(probe.predict(parts[2]), labels[2])["value"]
     predicted = knn_predict(only(learnt, range(1, 8)), labels[0], only(asked, range(1, 8)))
     found = row(frame[frame["label"] == "colour"], "knn_without_leading", 1 / 8)
     assert found == (predicted == labels[2]).double().mean().item()

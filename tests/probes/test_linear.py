@@ -17,6 +17,10 @@ def blobs(n, seed, classes=3, width=5, spread=1.0):
     return x * 10.0 ** torch.arange(-2, 3) + 7, y
 
 
+def share_right(probe, x, y):
+    return accuracy(probe.predict(x), y)["value"]
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_gradient_of_the_loss_vanishes(classes):
     x, y = blobs(80, 0, classes)
@@ -36,9 +40,9 @@ def test_gradient_of_the_loss_vanishes(classes):
 def test_separable_and_noise():
     x, y = blobs(300, 0, spread=0.1)
     x_test, y_test = blobs(200, 1, spread=0.1)
-    assert fit_linear(x, y, x_test, y_test).accuracy(x_test, y_test) == 1
+    assert share_right(fit_linear(x, y, x_test, y_test), x_test, y_test) == 1
     coin = torch.randint(2, (500,), generator=torch.Generator().manual_seed(2))
-    value = fit_linear(x, coin[:300], x_test, coin[300:], [1e-4]).accuracy(x_test, coin[300:])
+    value = share_right(fit_linear(x, coin[:300], x_test, coin[300:], [1e-4]), x_test, coin[300:])
     assert 0.39 < value < 0.61
 
 
@@ -95,7 +99,7 @@ def test_penalty_is_chosen_on_validation():
     x_validation = torch.randn(500, 40, generator=generator)
     x_validation[:, 0] += 2 * (y_validation := torch.randint(2, (500,), generator=generator))
     probes = {c: fit_linear(x, y, x_validation, y_validation, [c]) for c in (1e-1, 100.0)}
-    strong, weak = (probe.accuracy(x_validation, y_validation) for probe in probes.values())
+    strong, weak = (share_right(probe, x_validation, y_validation) for probe in probes.values())
     assert strong > weak
     chosen = fit_linear(x, y, x_validation, y_validation, [100.0, 1e-1])
     assert chosen.strength == 1e-1
