@@ -19,6 +19,7 @@ from nbhelpers.studies import NAMES, PAIR, VARIED, kind, label, nearness, study
 PAIR_LABELS = tuple(NAMES[key] for key in PAIR)  # of the encoders that every table has
 DRAWS = 2_000  # of a parametric bootstrap
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
+ENDS = ["value", "low", "high"]
 
 REASONS = {
     MissingDataError: "no table {name} of {who}",
@@ -69,14 +70,9 @@ class Quantity:
         return cls(table, metric, READINGS[reading], *where)
 
 
-def _intervals(rows: pd.DataFrame) -> list[Interval]:
-    """The values of the rows of one encoder."""
-    return [Interval(*map(float, row)) for row in rows[["value", "low", "high"]].itertuples(index=False)]
-
-
 def mean(rows: pd.DataFrame) -> Interval:
-    """Mean over all rows, if there are some."""
-    return average(_intervals(rows)) if len(rows) else UNDEFINED
+    """Mean over all rows; margins add up within an encoder, so that of its ends are the ends."""
+    return Interval(*rows[ENDS].mean(skipna=False).tolist())
 
 
 def early(rows: pd.DataFrame) -> Interval:
@@ -115,7 +111,7 @@ def highest_less_last(rows: pd.DataFrame) -> Interval:
 
     Depths without a value stand aside.
     """
-    *before, end = _intervals(rows.sort_values("depth"))
+    *before, end = (Interval(*row) for row in rows.sort_values("depth")[ENDS].to_numpy().tolist())
     before = [part for part in before if not np.isnan(part.value)]
 
     def falls(comparisons: int) -> list[Interval]:
@@ -197,7 +193,7 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
             one_value_each(curve)
         found = READINGS[reading](curve)
         lines.append((*key, metric, found.value, found.low, found.high))
-    return pd.DataFrame(lines, columns=[*who, "metric", "value", "low", "high"])
+    return pd.DataFrame(lines, columns=[*who, "metric", *ENDS])
 
 
 def read_labels(rows: pd.DataFrame, reading: Reading) -> dict[str, Interval]:
