@@ -198,12 +198,8 @@ def _objects(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 
 @declare("probes", lambda study: _drawn(study, TRAIN), models=_every_kind, kept=True)
-def _probes(encoder: Encoder, images: Images) -> pd.DataFrame:
+def _probes(encoder: Encoder, images: Images, **reading: object) -> pd.DataFrame:
     """Linear and k-NN probes of every label."""
-    return _linear_and_knn(encoder, images)
-
-
-def _linear_and_knn(encoder: Encoder, images: Images, **reading: object) -> pd.DataFrame:
     train, validation, test = splits_of(images)
     options = {"label": sorted(test.labels), **reading}
     linear = probed(probes.linear_by_depth, encoder, train, validation, test, **options)
@@ -226,7 +222,7 @@ ENDLESS = "of generated images there are as many labels as one asks for"
 @declare("all_labels", _all, models=_everything, slow=True, why=ENDLESS, studies=("cifar10",))
 def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
     """All three probes of the last block, with every label of the training images."""
-    parts = [_linear_and_knn(encoder, images, depths=[encoder.depth]), _attentive(encoder, images)]
+    parts = [_probes(encoder, images, depths=[encoder.depth]), _attentive(encoder, images)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -284,16 +280,12 @@ def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _tuned(encoder: Encoder, images: Images, **options) -> pd.DataFrame:
-    label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
-    options = {"recipe": FINE_TUNING, "label": label, **options}
-    return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
-
-
 @declare("fine_tuning", lambda study: _drawn(study, LABELLED), models=_every_kind, slow=True, why=SMALL)
-def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
+def _fine_tuning(encoder: Encoder, images: Images, **options: object) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
-    return _tuned(encoder, images, shares=SHARES)
+    label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
+    options = {"shares": SHARES, "recipe": FINE_TUNING} | options | {"label": label}
+    return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
 @declare(
@@ -307,14 +299,14 @@ def _fine_tuning(encoder: Encoder, images: Images) -> pd.DataFrame:
 )
 def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy after fine-tuning with every label of the training images."""
-    return _tuned(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
+    return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
 @declare("new_blocks", TABLES["fine_tuning"].images, models=lambda s: s.trained(*PAIR), slow=True, why=SMALL)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
-    return pd.concat([_tuned(encoder, images, shares=[1.0], **run) for run in runs], ignore_index=True)
+    return pd.concat([_fine_tuning(encoder, images, shares=[1.0], **run) for run in runs], ignore_index=True)
 
 
 @declare(
