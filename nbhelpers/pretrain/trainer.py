@@ -338,10 +338,9 @@ class Trainer:
             "wall_time_s": self.wall_time,
         }
         self.rows.append(row)
-        if rank() > 0:
-            return
-        with atomic_path(self.folder / "log.csv") as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False)
+        if rank() == 0:
+            with atomic_path(self.folder / "log.csv") as temporary:
+                pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
     def save(self) -> None:
         """Write the whole state to the folder, atomically; rank 0 alone does."""
