@@ -104,8 +104,8 @@ def two_amplitudes(tmp_path, monkeypatch):
     """The table `nuisance` of two amplitudes and a few images."""
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     monkeypatch.setattr(trainings, "NUISANCES", (0.0, 4.0))
-    for number in ("TRAIN", "VALIDATION", "IMAGES"):
-        monkeypatch.setattr(trainings, number, 60)
+    for module, number in ((tables, "TRAIN"), (tables, "VALIDATION"), (trainings, "IMAGES")):
+        monkeypatch.setattr(module, number, 60)
     for split in ("train", "val", "test"):
         monkeypatch.setitem(SPLITS, split, BLOCK)
 
@@ -174,7 +174,7 @@ def test_rows_of_a_training_by_another_recipe_are_stale(monkeypatch):
 
 
 def test_all_that_is_measured_at_a_moment(toy, monkeypatch):
-    monkeypatch.setattr(trainings, "TOKENS_TRAIN", 40)
+    monkeypatch.setattr(tables, "TOKENS_TRAIN", 40)
     pixels, masks = toy.sample.images, toy.sample.images[:, 0] > 128
     names = torch.arange(40) % 2
     labels, classes = (dict.fromkeys(("shape", "texture"), each) for each in (names, ("a", "b")))

@@ -16,19 +16,8 @@ from nbhelpers.models import Encoder
 from nbhelpers.pretrain import Recipe, Trainer, moments, recipe, trained_name
 from nbhelpers.pretrain.alignment import gradient_alignment
 from nbhelpers.probes import dense_by_depth
-from nbhelpers.results.tables import (
-    ROLES,
-    SMALL,
-    TABLES,
-    TOKENS_TRAIN,
-    TRAIN,
-    VALIDATION,
-    Images,
-    Measure,
-    declare,
-    probed,
-    splits_of,
-)
+from nbhelpers.results import tables
+from nbhelpers.results.tables import TABLES, Images, Measure, declare, probed, splits_of
 from nbhelpers.studies import IMAGES, PAIR, Study, study
 
 # The hybrid whose two gradients are followed: a run of 400 steps, of which a core makes one in seconds.
@@ -48,7 +37,7 @@ RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
     code="pretrain",
     models=lambda study: (f"{study.name}.random",),
     slow=True,
-    why=SMALL,
+    why=tables.SMALL,
 )
 def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Whether the two losses of a hybrid agree in each block, along a short training."""
@@ -62,7 +51,7 @@ def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
     splits, test = splits_of(images), images["test"]
     frames = [TABLES[name].measure(encoder, images) for name in ("metrics", "probes")]
     if test.masks is not None:
-        few = [splits[0].subset(TOKENS_TRAIN), *splits[1:]]
+        few = [splits[0].subset(tables.TOKENS_TRAIN), *splits[1:]]
         what = {"label": ["mask", "texture"], "depths": [encoder.depth]}
         frames.append(probed(dense_by_depth, encoder, *few, **what))
     return pd.concat(frames, ignore_index=True)
@@ -103,7 +92,7 @@ def _followed(
     code="pretrain",
     runs=lambda study: _pair(study, **FOLLOWED),
     slow=True,
-    why=SMALL,
+    why=tables.SMALL,
 )
 def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
     """Metrics and probes along a training by today's recipe."""
@@ -115,11 +104,11 @@ def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
 
 def _amplitudes(study: Study) -> Images:
     """Images to learn from, to choose the penalty on and to test on, by amplitude and role."""
-    drawn = {"train": ("train", TRAIN), "validation": ("val", VALIDATION), "test": ("test", IMAGES)}
+    numbers = {"train": tables.TRAIN, "val": tables.VALIDATION, "test": IMAGES}
     return {
         f"{amplitude:g} {role}": shapes(split, amplitude).subset(number)
         for amplitude in NUISANCES
-        for role, (split, number) in drawn.items()
+        for role, (split, number) in zip(tables.ROLES, numbers.items(), strict=True)
     }
 
 
@@ -152,7 +141,7 @@ def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
         images_of = _renderings if run.objective == RENDERED else shapes
         parts = {split: images_of(split, amplitude) for split in ("train", "val")}
         folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
-        here = dict(zip(ROLES, splits_of(images, f"{amplitude:g} "), strict=True))
+        here = dict(zip(tables.ROLES, splits_of(images, f"{amplitude:g} "), strict=True))
         frame = _followed(run, parts, folder, [0, run.steps], partial(TABLES["probes"].measure, images=here))
         frame.insert(0, "nuisance", amplitude)
         frames.append(frame)
