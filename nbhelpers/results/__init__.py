@@ -27,6 +27,7 @@ from nbhelpers.studies import IMAGES, Study, listed, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
+Model = str | Path | Encoder  # a name, a file of weights, or what was loaded
 
 
 class StaleTableError(ValueError):
@@ -42,7 +43,7 @@ class NoTableError(KeyError):
 def table(
     study_name: str,
     name: str,
-    models: Sequence[str | Path | Encoder] | None = None,
+    models: Sequence[Model] | None = None,
     *,
     metrics: Sequence[str] | None = None,
     n_images: int | None = None,
@@ -105,9 +106,7 @@ def table(
     return frame[frame["metric"].isin(known if metrics is None else metrics)].reset_index(drop=True)
 
 
-def already(
-    study_name: str, name: str, models: Sequence[str | Path | Encoder]
-) -> tuple[list[pd.DataFrame], list[str | Path | Encoder]]:
+def already(study_name: str, name: str, models: Sequence[Model]) -> tuple[list[pd.DataFrame], list[Model]]:
     """Stored rows of those models that have some, and the other models."""
     frames, others = [], []
     for model in models:
@@ -118,7 +117,7 @@ def already(
     return frames, others
 
 
-def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) -> pd.DataFrame:
+def rows_of(study_name: str, name: str, models: Iterable[Model]) -> pd.DataFrame:
     """The rows of a table for those models that have some; without any, an empty frame.
 
     >>> set(rows_of("shapes", "fine_tuning", ["shapes.cl", "shapes.cl.w8"])["model"])
@@ -131,7 +130,7 @@ def rows_of(study_name: str, name: str, models: Iterable[str | Path | Encoder]) 
     return pd.concat(frames, ignore_index=True)
 
 
-def _by_name(models: Iterable[str | Path | Encoder]) -> dict[str, str | Encoder]:
+def _by_name(models: Iterable[Model]) -> dict[str, str | Encoder]:
     """The models, each once, by name; files are read. Two of one name would be one line in every figure."""
     found: dict[str, str | Encoder] = {}
     for model in listed(models):
@@ -209,7 +208,7 @@ def _digest(thing: object) -> str:
     return hashlib.sha256(json.dumps(thing).encode()).hexdigest()
 
 
-def stored(study_name: str, name: str, models: Sequence[str | Path | Encoder] | None = None) -> pd.DataFrame:
+def stored(study_name: str, name: str, models: Sequence[Model] | None = None) -> pd.DataFrame:
     """The rows of some encoders (default: all) in a stored table, if they are of the weights that are there.
 
     Raises:
@@ -305,7 +304,7 @@ def _write(
 def gather(
     studies: Sequence[str],
     metrics: Sequence[str],
-    models: Sequence[str | Path | Encoder] | None = None,
+    models: Sequence[Model] | None = None,
     n_images: int = IMAGES,
     seed: int = 0,
     objectives: Collection[str] = (),
