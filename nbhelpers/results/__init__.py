@@ -176,23 +176,18 @@ def _read(study_name: str, name: str) -> tuple[pd.DataFrame, dict[str, dict]]:
 
 
 def _identity(made: Table, chosen: Study, model: str | Encoder) -> str | None:
-    """What identifies the weights that rows are of: the recipe of a training, or what the encoder's are."""
-    if not made.runs or isinstance(model, Encoder):
-        return _weights(model, chosen.name)
-    run = made.runs(chosen).get(model)
-    return "" if run is None else _digest(asdict(run))
+    """What identifies the weights that rows are of: their file's checksum, or a training's recipe.
 
-
-def _weights(model: str | Encoder, study_name: str) -> str | None:
-    """What identifies an encoder's weights: the checksum of their file, or the recipe of random ones.
-
-    Empty for an encoder of the study that is gone; None where only a download could tell.
+    Empty for a training or an encoder of the study that is gone; None where only a download could tell.
     """
     if isinstance(model, str):
+        if made.runs:
+            run = made.runs(chosen).get(model)
+            return "" if run is None else _digest(asdict(run))
         if row := manifest().get(model):
             return row["sha256"]
         own, _, rest = model.partition(".")
-        if own != study_name:
+        if own != chosen.name:
             return None
         if rest.partition(".")[0] != "random":
             return ""
@@ -265,7 +260,7 @@ def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str,
     """What a table says of an encoder's rows that are measured here and now."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     return {
-        "sha256": _identity(made, chosen, model) or _weights(load(model), chosen.name),
+        "sha256": _identity(made, chosen, model) or _identity(made, chosen, load(model)),
         "images": _digest([(role, source.identity) for role, source in sorted(images.items())])[:16],
         "code": code_version(made.code),
         "date": date.today().isoformat(),
