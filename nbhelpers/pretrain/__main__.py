@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         torch.empty(1, device=device)
         if options.minutes is not None:
             options.stop_after = 60 * options.minutes
-        options.batch_size = options.batch_size or BATCH_SIZES[torch.device(device).type]
+        if (kind := torch.device(device).type) not in BATCH_SIZES:
+            raise ValueError(f"training runs on {' or '.join(BATCH_SIZES)}, not on {kind}")
+        options.batch_size = options.batch_size or BATCH_SIZES[kind]
         return _queue(options, device) if options.queue else _single(options, device)
     except KeyboardInterrupt:
         line.exit(130, "stopped; the same command goes on\n")

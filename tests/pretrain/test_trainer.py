@@ -451,6 +451,7 @@ if options["objective"] == "dino":
     [
         (["--queue", "missing.csv"], "missing.csv"),
         (["--objective", "cl", "--device", "tpu9"], "tpu9"),
+        (["--objective", "cl", "--device", "meta"], "training runs on cpu or cuda, not on meta"),
         (["--objective", "cl", "--images", "0"], "'0'"),
         (["--objective", "cl", "--minutes", "soon"], "'soon'"),
     ],
