@@ -104,9 +104,7 @@ def pretrain(
         "val_loss": round(trainer.rows[-1]["val_loss"], 5),
     }
     knn = knn_by_depth(trainer.encoder(), train.subset(KNN_TRAIN), val.subset(KNN_TEST), list(train.labels))
-    row["knn_by_depth"] = {
-        label: [round(value, 4) for value in rows["value"]] for label, rows in knn.groupby("label")
-    }
+    row["knn_by_depth"] = knn.round({"value": 4}).groupby("label")["value"].agg(list).to_dict()
     save_encoder(trainer.objective.saved, name, row, folder)
     return True
 
