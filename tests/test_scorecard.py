@@ -539,7 +539,9 @@ def test_a_probe_with_all_labels_comes_before_one_with_few(toy):
     claims = [claim for claim in CLAIMS if claim.number == "14a"]
     card = scorecard.scorecard(["shapes", "cifar10"], claims)
     assert card["effect"].tolist() == pytest.approx([30, 10])  # of generated images there is no such table
-    assert scorecard.along("cifar10", photographs.assign(seen=9), claims)["effect"].item() == pytest.approx(30)
+    assert scorecard.along("cifar10", photographs.assign(seen=9), claims)["effect"].item() == pytest.approx(
+        30
+    )
 
 
 def test_a_row_says_when_encoders_saw_other_numbers_of_images(toy):
