@@ -3,11 +3,10 @@
 import functools
 import hashlib
 import inspect
+import pickle
+import pickletools
 import sys
-import sysconfig
-import types
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,8 @@ def fingerprint(module: nn.Module, reading: Any) -> str:
     digest = hashlib.sha256(repr(reading).encode())
     for name, part in module.named_modules(remove_duplicate=False):
         code = [_code(kind) for kind in type(part).__mro__]
-        settings = {key: value for key, value in vars(part).items() if key not in _NO_SETTINGS}
         try:
-            settings = joblib.hash(settings)
+            settings = joblib.hash(_settings(part))
         except Exception:  # objects raise almost any type where they cannot be pickled
             settings = uuid.uuid4().hex
         digest.update(repr((name, code, part.extra_repr(), settings)).encode())
@@ -49,40 +47,37 @@ def hooked(module: nn.Module) -> bool:
     """Whether a module's features may depend on what `fingerprint` cannot see.
 
     That is on hooks, on replaced methods, or on code that is not installed, as of a notebook, be it a
-    part's or that of a setting: it may call other such code or read globals that change.
+    part's or that of a setting: it may call other such code or read globals that change. So may a setting
+    that cannot be pickled.
     """
     everywhere = vars(torch.nn.modules.module)
     hooks = ("_forward_hooks", "_forward_pre_hooks")
     return any(everywhere[f"_global{each}"] for each in hooks) or any(
         any(getattr(part, each) for each in hooks)
-        or not all(map(_installed, [*type(part).__mro__, *_inside(vars(part))]))
+        or not all(map(_installed, {kind.__module__ for kind in type(part).__mro__} | _mentioned(part)))
         or any(callable(getattr(type(part), key, None)) for key in vars(part))
         for part in module.modules()
     )
 
 
-def _inside(value: Any, level: int = 0) -> Iterator[Any]:
-    """A setting of a module and what it is made of; other modules have their own turn."""
-    yield value
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif isinstance(value, functools.partial):
-        value = [value.func, value.args, value.keywords]
-    elif isinstance(value, types.FunctionType):
-        value = [cell.cell_contents for cell in value.__closure__ or ()]
-    elif not isinstance(value, Sequence | Set | type | nn.Module):
-        value = list(getattr(value, "__dict__", {}).values())
-    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes) and level < 5:
-        for part in value:
-            yield from _inside(part, level + 1)
+def _settings(part: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are neither weights nor what torch keeps in every module."""
+    return {key: value for key, value in vars(part).items() if key not in _NO_SETTINGS}
 
 
-def _installed(thing: Any) -> bool:
-    """Whether a class, a function or the class of a value is of Python, an installed package or this one."""
-    name = getattr(thing, "__module__", None) or "builtins"
+def _mentioned(part: nn.Module) -> set[str]:
+    """Python modules that a part's settings refer to, by name; "" for settings that cannot be pickled."""
+    try:
+        content = pickle.dumps(_settings(part), protocol=2, fix_imports=False)  # with whole names of globals
+    except Exception:  # objects raise almost any type where they cannot be pickled
+        return {""}
+    return {name.split()[0] for code, name, _ in pickletools.genops(content) if code.name == "GLOBAL"}
+
+
+def _installed(name: str) -> bool:
+    """Whether a Python module is of the standard library, an installed package or this one."""
     file = getattr(sys.modules.get(name), "__file__", None) or ""
-    own = name.partition(".")[0] in ("builtins", "torch", "nbhelpers")
-    return own or "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
+    return name.partition(".")[0] in {*sys.stdlib_module_names, "torch", "nbhelpers"} or "-packages" in file
 
 
 @functools.cache
