@@ -91,11 +91,14 @@ class ImageSource(Dataset):
         for those that have too few. (`balanced` raises there.)
 
         Raises:
-            ValueError: `n` is not between 1 and the number of images.
+            ValueError: `n` is not between 1 and the number of images, or there is no such label.
         """
         if not 1 <= n <= len(self):
             raise ValueError(f"{self.name} holds {len(self)} images; cannot draw {n} of them")
-        return self.select(drawn(len(self), seed, None if label is None else self.labels[label])[:n])
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        if label is not None:
+            order = order[earlier(labels_of(self, label)[order]).argsort(stable=True)]
+        return self.select(order[:n])
 
     def at_most(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":
         """As `subset`, but all images where there are fewer than `n`."""
@@ -111,8 +114,8 @@ class ImageSource(Dataset):
         if not 1 <= n <= counts.min():
             title = self.classes[label][counts.argmin()]
             raise ValueError(f"{self.name}: {label} {title!r} has {counts.min()} images; cannot draw {n}")
-        order = drawn(len(self), seed)
-        return self.select(order[in_turns(self.labels[label][order])][: n * len(counts)])
+        part = self.subset(n * len(counts), seed, label)
+        return part.select(in_turns(part.labels[label]))
 
     def restrict(self, names: Sequence[str], label: str = "class") -> "ImageSource":
         """The images whose `label` is one of `names`; these become its classes, in that order.
@@ -236,17 +239,6 @@ def labels_of(source: ImageSource, label: str) -> Tensor:
     if label not in source.labels:
         raise ValueError(f"{source.name} has no label {label!r}; it has {sorted(source.labels) or 'none'}")
     return source.labels[label]
-
-
-def drawn(number: int, seed: int, labels: Tensor | None = None) -> Tensor:
-    """Indices from 0 on, `N`, in random order; with labels `N`, classes take turns while they have images.
-
-    >>> labels = torch.tensor([5, 5, 7, 5])
-    >>> sorted(labels[drawn(4, seed=0, labels=labels)][:2].tolist())  # one of each class first
-    [5, 7]
-    """
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-    return order if labels is None else order[earlier(labels[order]).argsort(stable=True)]
 
 
 def earlier(labels: Tensor) -> Tensor:

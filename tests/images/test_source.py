@@ -67,6 +67,8 @@ def test_balanced_takes_turns():
         make().balanced(5)
     with pytest.raises(ValueError, match=r"no label 'shape'; it has \['class'\]"):
         make().balanced(1, "shape")
+    with pytest.raises(ValueError, match=r"no label 'shape'; it has \['class'\]"):
+        make().subset(1, label="shape")
 
 
 def test_subset_by_label_takes_turns_while_classes_last():
