@@ -31,7 +31,22 @@ def decode(data: bytes, size: Size | None = None) -> Tensor:
     Raises:
         RefusedError: no image, damaged, too large for Pillow, or grey of more than 8 bits.
     """
-    return resize(_read(data), size)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            # Pillow compares a transparent colour, stored at the file's depth, with values of 8 bits.
+            by_colour = image.format == "PNG" and image.mode != "P" and "transparency" in image.info
+            if by_colour and (depth := data[24]) != 8:
+                raise RefusedError(f"a transparent colour in a PNG of {depth} bits")
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _rgb(image)
+    except (MemoryError, RefusedError):  # a lack of memory says nothing about the file
+        raise
+    except Image.DecompressionBombError as error:
+        raise RefusedError(str(error)) from error
+    except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
+        raise RefusedError(disguise(data) or "cannot be decoded") from error
+    return resize(upright, size)
 
 
 def resize(image: Image.Image, size: Size | None = None) -> Tensor:
@@ -53,25 +68,6 @@ def resize(image: Image.Image, size: Size | None = None) -> Tensor:
             raise ValueError(f"size must be positive, got {size}")
         image = ImageOps.fit(image, (columns, rows), method=Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _read(data: bytes) -> Image.Image:
-    """Decode a file to an upright RGB image."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            # Pillow compares a transparent colour, stored at the file's depth, with values of 8 bits.
-            by_colour = image.format == "PNG" and image.mode != "P" and "transparency" in image.info
-            if by_colour and (depth := data[24]) != 8:
-                raise RefusedError(f"a transparent colour in a PNG of {depth} bits")
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-    except (MemoryError, RefusedError):  # a lack of memory says nothing about the file
-        raise
-    except Image.DecompressionBombError as error:
-        raise RefusedError(str(error)) from error
-    except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
-        raise RefusedError(disguise(data) or "cannot be decoded") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
