@@ -186,16 +186,12 @@ def _write_cifar10(path: Path, cached: Path) -> None:
     read = _read_torchvision if path.name == CIFAR10.base_folder else _read_image_files
     origin, (images, labels), test = read(path)
     train, val = _hold_out(labels)
-    order = in_turns(test[1])
-    parts = {
-        "train": (images[train], labels[train]),
-        "val": (images[val], labels[val]),
-        "test": (test[0][order], test[1][order]),
-    }
-    mean, std = channel_statistics([parts["train"][0]])
+    chosen = {"train": (images, labels, train), "val": (images, labels, val)}
+    chosen["test"] = (*test, in_turns(test[1]))
+    tensors = {f"{split}.images": images[order] for split, (images, _, order) in chosen.items()}
+    tensors |= {f"{split}.labels": labels[order] for split, (_, labels, order) in chosen.items()}
+    mean, std = channel_statistics([tensors["train.images"]])
     about = {"mean": mean, "std": std, "origin": origin}
-    tensors = {f"{split}.images": part[0] for split, part in parts.items()}
-    tensors |= {f"{split}.labels": part[1] for split, part in parts.items()}
     with atomic_path(cached) as temporary:
         save_file(tensors, temporary, metadata={"about": json.dumps(about)})
 
