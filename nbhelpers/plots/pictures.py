@@ -33,7 +33,6 @@ def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: in
     sheet = make_grid(images, nrow=columns, padding=2 * scale, pad_value=255).permute(1, 2, 0)
     ax.imshow(sheet.to(torch.uint8), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
-    ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax
 
@@ -55,7 +54,6 @@ def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tenso
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6, path_effects=[RIM]))
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    ax.grid(False)
     return row * columns + column
 
 
@@ -158,5 +156,4 @@ def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: 
         frame, x="x", y="y", hue=frame[colour].astype(str), palette=palette, legend=legend, ax=ax, **points
     )
     ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
-    ax.grid(False)
     return ax
