@@ -102,11 +102,10 @@ def feed(encoder: Encoder, images: ImageSource, accumulators: Sequence[Accumulat
     Raises the errors of `observe`.
     """
     streams = Streams(accumulators)
-    callbacks = {
-        "on_attention": streams.on_attention if streams.attention else None,
-        "on_stream": streams.on_stream if streams.places else None,
-    }
-    observe(encoder, images, batch_size, places=streams.places, **callbacks)
+    attend = streams.on_attention if streams.attention else None
+    observe(
+        encoder, images, batch_size, on_attention=attend, on_stream=streams.on_stream, places=streams.places
+    )
 
 
 def observe(
