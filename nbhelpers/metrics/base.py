@@ -90,6 +90,8 @@ def remembering() -> Iterator[None]:
 def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator of a pure function that several metrics share; outside of `remembering` it does nothing.
 
+    Within, arguments have no names.
+
     >>> square = remembered(lambda x: x * x)
     >>> tokens = torch.ones(2)
     >>> with remembering():
@@ -98,17 +100,15 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     >>> square(tokens) is square(tokens)
     False
     """
-    signature = inspect.signature(function)
 
     @wraps(function)
-    def once(*given: Any, **named: Any) -> Tensor:
-        tensor, *args = signature.bind(*given, **named).args
-        args = [tuple(each) if isinstance(each, list) else each for each in args]
-        answers = {} if _answers is None else _answers
-        key = (function, id(tensor), *args)
-        if key not in answers:
-            answers[key] = (tensor, function(tensor, *args))  # holding the tensor keeps its id taken
-        return answers[key][1]
+    def once(*args: Any, **kwargs: Any) -> Tensor:
+        if _answers is None:
+            return function(*args, **kwargs)
+        key = (function, id(args[0]), *args[1:])
+        if key not in _answers:
+            _answers[key] = (args[0], function(*args))  # holding the tensor keeps its id taken
+        return _answers[key][1]
 
     return once
 
