@@ -70,8 +70,8 @@ def _defined_ranks(tokens: Tensor) -> Tensor:
     return relative_spectrum(token_spectrum(tokens))[:, : tokens.shape[1] - 1]
 
 
-def _diagonal(encoder: Encoder) -> list[float]:
-    return half_diagonal_frequencies(encoder.grid).tolist()
+def _diagonal(encoder: Encoder) -> Tensor:
+    return half_diagonal_frequencies(encoder.grid)
 
 
 def _papers_point(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -112,9 +112,7 @@ _TABLE = (
     ),
     _diagonal_fourier("delta_log_amplitude", _papers_point, cells=lambda e: _diagonal(e)[-1:]),
     _diagonal_fourier("fourier_diagonal", delta_log_amplitude, cells=_diagonal),
-    _fourier(
-        "fourier_radial", radial_delta_log_amplitude, cells=lambda e: radial_frequencies(e.grid).tolist()
-    ),
+    _fourier("fourier_radial", radial_delta_log_amplitude, cells=lambda e: radial_frequencies(e.grid)),
     _block("token_norm", lambda tokens: token_norms(tokens).mean(1)),
     _block("token_norm_peak", lambda tokens: norm_peak(token_norms(tokens)), range=FROM_1, reference=_one),
     _block("outlier_tokens", lambda tokens: outlier_share(token_norms(tokens)), range=(0.0, 0.5)),

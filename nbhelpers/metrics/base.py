@@ -196,10 +196,11 @@ class Accumulator(torchmetrics.Metric):
         super().__init__()
         self.metric = metric
         self.defined = metric.defined(encoder)
-        if self.defined:
-            self.cells = [-1, *range(encoder.heads)] if metric.per_head else list(metric.cells(encoder))
+        if not self.defined:
+            cells = [-1 if metric.column == "head" else math.nan]
         else:
-            self.cells = [-1 if metric.column == "head" else math.nan]
+            cells = [-1, *range(encoder.heads)] if metric.per_head else metric.cells(encoder)
+        self.cells = np.asarray(cells)
         taken = inspect.signature(metric.function).parameters.keys() & SIZES
         self.sizes = {size: getattr(encoder, size) for size in taken}
         sums = torch.zeros(4, encoder.depth + 1, len(self.cells), dtype=torch.float64)
@@ -254,7 +255,7 @@ class Accumulator(torchmetrics.Metric):
             raise ValueError(f"{self.metric.name}: no image was seen; call update() before compute()")
         depths, cells = (axis.cpu().numpy() for axis in rows.nonzero(as_tuple=True))
         columns = {"metric": self.metric.name, "depth": depths, "head": -1}
-        columns |= {self.metric.column: np.array(self.cells)[cells]}
+        columns |= {self.metric.column: self.cells[cells]}
         numbers = {"value": value, "low": low, "high": high, "images": images.long()}
         return pd.DataFrame(columns | {name: tensor[rows].cpu().numpy() for name, tensor in numbers.items()})
 
@@ -295,7 +296,7 @@ class Metric:
     reference: Callable[[Encoder], float] | None = None
     per_head: bool = False
     column: str = "head"
-    cells: Callable[[Encoder], Sequence[float]] = lambda encoder: [-1]
+    cells: Callable[[Encoder], Sequence[float] | Tensor] = lambda encoder: [-1]
     defined: Callable[[Encoder], bool] = lambda encoder: True
     accumulator: type[Accumulator] = Accumulator
 

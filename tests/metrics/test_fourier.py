@@ -136,7 +136,7 @@ def test_accumulators_average_images():
 
 
 def test_the_papers_point_is_six_sevenths_of_nyquist():
-    assert METRICS["delta_log_amplitude"].cells(SimpleNamespace(grid=(14, 14))) == [6 / 7]
+    assert METRICS["delta_log_amplitude"].cells(SimpleNamespace(grid=(14, 14))).tolist() == [6 / 7]
 
 
 def test_what_is_remembered_from_inference_serves_gradients_too():
