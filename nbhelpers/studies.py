@@ -12,7 +12,7 @@ import pandas as pd
 from nbhelpers import images as sources
 from nbhelpers.files import DATA
 from nbhelpers.images import ImageSource, MissingDataError
-from nbhelpers.images.source import earlier
+from nbhelpers.images.source import named_path
 from nbhelpers.models import Encoder, load, manifest
 from nbhelpers.models.mini import WIDTH
 
@@ -229,7 +229,7 @@ def _parts(model: str) -> tuple[str, dict[str, int]]:
 
 def _imagenet() -> ImageSource:
     """The folder or archive of validation images that the environment names."""
-    if not (path := os.environ.get(IMAGENET)):
+    if not (path := named_path(IMAGENET)):
         raise MissingDataError(
             f"the imagenet study needs photographs: set {IMAGENET} to a folder or tar archive laid out as "
             "CLASS/FILE, either (1) ImageNet-1k's validation images, (2) the folder imagenette2/val that "
@@ -239,11 +239,11 @@ def _imagenet() -> ImageSource:
     number = os.environ.get(PER_CLASS)
     if number and not number.isdecimal():
         raise ValueError(f"{PER_CLASS} is a number of images, got {number!r}")
-    images = sources.folder(Path(path))
+    images = sources.folder(path)
     images.name = "imagenet"  # in tables, rather than where it lies on this machine
-    if number:
-        images = images.at_most(int(number) * len(images.classes["class"]), label="class")
-        images = images.select(earlier(images.labels["class"]) < int(number))
+    if number:  # as classes take turns, each gives so many or all that it has
+        chosen = images.labels["class"].bincount().clamp(max=int(number)).sum()
+        images = images.subset(int(chosen), label="class")
     return images
 
 
