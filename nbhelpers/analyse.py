@@ -117,11 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = _say
         try:
             name = _study(options.images)
-            images = study(name).images("test")  # says what it leaves out of a folder
-            if options.n_images:
-                images = images.at_most(options.n_images, options.seed)
-            if len(images) < (options.n_images or 1):
-                _say(f"{options.n_images} images asked for, there are {len(images)}")
+            number = len(study(name).images("test"))  # says what is left out of a folder
+            if number < (options.n_images or 0):
+                _say(f"{options.n_images} images asked for, there are {number}")
             for model in options.models:  # what cannot be loaded is said before the chapter starts
                 load(model, device=options.device or "cpu", from_file=options.from_file)
             chapter = ("n_images", "seed", "batch_size", "device", "from_file")
