@@ -41,8 +41,8 @@ def t_quantile(n: ArrayLike) -> np.ndarray:
     return stdtrit(np.asarray(n) - 1, 1 - TAIL)
 
 
-def mean_interval(values: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""Mean of values along an axis and the ends of its interval; NaN ends for a single value.
+def mean_interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Mean of values along the first axis and the ends of its interval; NaN ends for a single value.
 
     $\bar x \pm t_{0.975, n - 1}\, s / \sqrt{n}$
 
@@ -50,8 +50,8 @@ def mean_interval(values: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndar
     [2.0, -10.71, 14.71]
     """
     values = np.asarray(values, dtype=float)
-    n, mean = values.shape[axis], values.mean(axis)
-    half = t_quantile(n) * values.std(axis, ddof=1) / n**0.5 if n > 1 else np.nan
+    n, mean = len(values), values.mean(0)
+    half = t_quantile(n) * values.std(0, ddof=1) / n**0.5 if n > 1 else np.nan
     return mean, mean - half, mean + half
 
 

@@ -249,7 +249,7 @@ def test_a_panel_says_whether_its_numbers_are_stored(frame):
 
 
 def test_panels_wrap_into_rows():
-    axes = plots.panels(["a", "b", "c"], columns=2)
+    axes = plots.panels(["a", "b", "c"])
     assert [ax.get_title() for ax in axes] == ["a", "b", "c"]
     rows = [ax.get_subplotspec().rowspan.start for ax in axes]
     assert rows == [0, 0, 1]

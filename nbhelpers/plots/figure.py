@@ -51,28 +51,26 @@ def style() -> None:
     plt.style.use(Path(__file__).with_name("book.mplstyle"))
 
 
-def panels(titles: Sequence[str], height: float = 2.9, columns: int | None = None, **options) -> np.ndarray:
-    """Axes under their titles, one or two in a row unless `columns` says otherwise.
+def panels(titles: Sequence[str], height: float = 2.9, **options) -> np.ndarray:
+    """Axes under their titles, one or two in a row.
 
     Of a study, the name is enough. `height` is that of a row, in inches; `options` go to `plt.subplots`. The
     axes come in a flat array, row by row. A cell that is left over has room for a legend, see `legend_below`.
     """
-    columns = columns or min(2, len(titles))
+    columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
-    size = (7.2 if columns < 3 else 9.6, rows * height)
     with plt.rc_context({"figure.constrained_layout.h_pad": 0.08}):  # a title is no part of the row above
-        axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)[1]
+        axes = plt.subplots(rows, columns, figsize=(7.2, rows * height), squeeze=False, **options)[1]
     # What panels share is named once, also by whoever sets a label later.
     for ax in axes[:, 1:].flat if options.get("sharey") else ():
         ax.yaxis.label.set_visible(False)
     for ax in axes[:-1].flat if options.get("sharex") else ():
         ax.xaxis.label.set_visible(False)
-    for column in range(len(titles) - (rows - 1) * columns, columns):
-        axes[-1, column].axis("off")
-        axes[-1, column].set_label(SPARE)
-        for above in axes[-2:-1, column]:
-            above.tick_params(labelbottom=True)
-            above.xaxis.label.set_visible(True)
+    if len(titles) < axes.size:
+        axes[-1, 1].axis("off")
+        axes[-1, 1].set_label(SPARE)
+        axes[-2, 1].tick_params(labelbottom=True)
+        axes[-2, 1].xaxis.label.set_visible(True)
     for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(TITLES.get(title, title))
     return axes.ravel()[: len(titles)]
