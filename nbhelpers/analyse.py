@@ -108,11 +108,12 @@ def _say(message: object, *_: object) -> None:
     print(f"note: {message}", file=sys.stderr)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line; prints the page's path, or on bad input one line that says what is wrong."""
-    options = parser().parse_args(arguments)
+    line = parser()
+    options = line.parse_args(arguments)
     if options.from_file and len(options.models) > 1:
-        parser().error(f"--from-file has the weights of one MODEL, got {len(options.models)}")
+        line.error(f"--from-file has the weights of one MODEL, got {len(options.models)}")
     with warnings.catch_warnings():
         warnings.showwarning = _say
         try:
@@ -126,13 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
             parameters = {key: getattr(options, key) for key in chapter}
             print(report(options.models, name, options.out, **parameters))
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-            print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-            return 1
+            line.exit(1, f"error: {error.args[0] if isinstance(error, KeyError) else error}\n")
         except KeyboardInterrupt:
-            print("stopped; models that were finished are kept and not measured again", file=sys.stderr)
-            return 130
-    return 0
+            line.exit(130, "stopped; models that were finished are kept and not measured again\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -394,9 +394,7 @@ def command(tmp_path, monkeypatch):
 
 
 def test_the_command_line_hands_everything_to_the_report(command, capsys):
-    assert (
-        command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"]) == 0
-    )
+    command.main(["toy.cl", "--images", "photos", "--out", "out", "--n-images", "2", "--seed", "1"])
     said = capsys.readouterr()
     assert "page of (['toy.cl'], 'folder:photos', 'out')" in said.out
     assert "'n_images': 2" in said.out and "'seed': 1" in said.out and "'from_file': None" in said.out
@@ -415,7 +413,8 @@ def test_the_command_line_hands_everything_to_the_report(command, capsys):
 def test_bad_images_are_one_line(images, named, tmp_path, command, capsys):
     (tmp_path / "shapes").mkdir()
     (tmp_path / "empty").mkdir()
-    assert command.main(["toy.cl", "--images", images, "--out", "out"]) == 1
+    with pytest.raises(SystemExit, match=r"^1$"):
+        command.main(["toy.cl", "--images", images, "--out", "out"])
     said = capsys.readouterr().err
     assert named in said and said.startswith("error: ") and "Traceback" not in said
 
@@ -425,7 +424,8 @@ def test_a_command_line_that_is_stopped_says_so(command, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "report", stopped)
-    assert command.main(["toy.cl", "--images", "photos", "--out", "out"]) == 130
+    with pytest.raises(SystemExit, match=r"^130$"):
+        command.main(["toy.cl", "--images", "photos", "--out", "out"])
     assert "stopped" in capsys.readouterr().err
 
 
@@ -433,7 +433,8 @@ def test_bad_options_and_models_are_one_line(tmp_path, command, capsys, monkeypa
     monkeypatch.setattr(command, "load", load)
     for extra in (["--from-file", "missing.pth"], ["--device", "toaster"]):
         arguments = ["random:vit_tiny_patch16_224", "--images", "photos", "--out", "out", *extra]
-        assert command.main(arguments) == 1
+        with pytest.raises(SystemExit, match=r"^1$"):
+            command.main(arguments)
         assert extra[1] in capsys.readouterr().err
     for extra in (["--n-images", "0"], ["--batch-size", "x"], ["toy.mim", "--from-file", "one.pth"]):
         with pytest.raises(SystemExit) as stop:
