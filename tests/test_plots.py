@@ -202,7 +202,7 @@ def test_shared_axes_are_named_once(frame):
 
 
 def test_a_missing_metric_is_answered_with_those_there(frame):
-    with pytest.raises(ValueError, match="it has nmi"):
+    with pytest.raises(ValueError, match="there are nmi"):
         plots.by_depth(frame, "nmj")
 
 

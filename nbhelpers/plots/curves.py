@@ -43,11 +43,7 @@ def by_depth(
         ValueError: the frame has no rows of the metric, or several at a depth of one model.
     """
     ax = ax or plt.gca()
-    rows = frame[frame["metric"] == metric]
-    if rows.empty:
-        raise ValueError(
-            f"the frame has no metric {metric!r}; it has {', '.join(sorted(set(frame['metric'])))}"
-        )
+    rows = _rows(frame, metric)
     whole = whole_layers(rows)
     one_value_each(whole, column)
     firsts, names = first_seeds(whole["model"].unique()), labels(whole["model"])
@@ -68,6 +64,14 @@ def by_depth(
         where = sorted({f"{row.model} at {getattr(row, column):g}" for row in gaps.itertuples()})
         ax.text(0.02, 0.02, f"undefined: {', '.join(where)}", transform=ax.transAxes, fontsize=7, color=GREY)
     return _axes(ax, metric, reference, column)
+
+
+def _rows(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric; a ValueError that names those of the frame where there are none."""
+    rows = frame[frame["metric"] == metric]
+    if rows.empty:
+        raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique()) or 'none'}")
+    return rows
 
 
 def by_parameter(
@@ -184,9 +188,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: in
     ax = ax or plt.gca()
     if frame["model"].nunique() != 1:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
-    rows = frame[frame["metric"] == metric]
-    if rows.empty:
-        raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique())}")
+    rows = _rows(frame, metric)
     x = "frequency" if metric.startswith("fourier") else "rank"
     colours, depths = sns.color_palette(DEPTHS, as_cmap=True), depths or rows["depth"].max()
     for depth, line in rows.groupby("depth"):
