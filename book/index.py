@@ -100,7 +100,8 @@ legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias")
 # %% tags=["remove-input", "answer"]
 conclude(
     "**What is it good for?** A linear layer reads shape or class better from a "
-    "contrastive encoder, and at a later depth; fine-tuned, a masked one catches up.",
+    "contrastive encoder, and at a later depth; fine-tuning gives a masked one more, "
+    "which then catches up, or nearly.",
     ["12", "14a", "14c"],
 )
 

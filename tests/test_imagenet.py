@@ -60,6 +60,7 @@ def test_every_table_is_made_or_left_out_with_the_reason(photographs, monkeypatc
     left_out = dict(line.removeprefix("left out ").split(": ", 1) for line in lines if "left out" in line)
     assert set(left_out) == set(TABLES) - MADE
     assert "stimuli" in left_out["shape_bias"] and "small enough" in left_out["fine_tuning"]
+    assert "fixed number of labels" in left_out["all_labels_tuned"]
     monkeypatch.delenv("NBHELPERS_IMAGENET")
     forget()
     for name in MADE:

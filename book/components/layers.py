@@ -260,7 +260,7 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 # - What shows: on generated images CL is read best near its end and MIM in the middle, after which its curve falls. On
 #   photographs both curves are nearly flat at the end, so that their best depths cannot be told apart.
 # - Making MIM's last blocks new costs it little, as it should if they are only a decoder: less than CL on photographs,
-#   where fine-tuning ends below CL's linear probe; on generated images both lose hardly anything.
+#   where this short fine-tuning ends below CL's linear probe; on generated images both lose hardly anything.
 # - A representation is not what comes out last. For a masked model, look for the depth that reads best.
 # - A probe that falls with depth does not mean that information is gone: blocks add to the residual stream, and what
 #   they add may cover up what was there.

@@ -20,12 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", choices=sorted(TABLES), action="append", help="default: all of them")
     parser.add_argument("--fresh", action="store_true", help="compute all rows, not what is missing alone")
     options = parser.parse_args(arguments)
-    if missing := study(options.study).missing:
+    chosen = study(options.study)
+    if missing := chosen.missing:
         print(missing, file=sys.stderr)
         return 1
     made = [table.name for table in TABLES.values() if table.slow or table.kept or options.study != "shapes"]
     for name in options.table or made:
-        if TABLES[name].hours and not options.table and not torch.cuda.is_available():
+        hours = TABLES[name].hours and TABLES[name].belongs_to(chosen)
+        if hours and not options.table and not torch.cuda.is_available():
             print(f"left out {name}: it takes hours without a GPU; --table {name} makes it nevertheless")
             continue
         try:

@@ -216,10 +216,10 @@ def _all(study: Study) -> Images:
     return dict(zip(ROLES, map(study.images, ("train", "val", "test")), strict=True))
 
 
-ENDLESS = "of generated images there are as many labels as one asks for"
+BOUNDED = "it alone has a fixed number of labels and encoders that are small enough"
 
 
-@declare("all_labels", _all, models=_everything, slow=True, why=ENDLESS, studies=("cifar10",))
+@declare("all_labels", _all, models=_everything, slow=True, why=BOUNDED, studies=("cifar10",))
 def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
     """All three probes of the last block, with every label of the training images."""
     parts = [_probes(encoder, images, depths=[encoder.depth]), _attentive(encoder, images)]
@@ -294,7 +294,7 @@ def _fine_tuning(encoder: Encoder, images: Images, **options: object) -> pd.Data
     models=lambda study: (*study.trained(*PAIR, "mae", "hybrid-0.2", "supervised"), f"{study.name}.random"),
     slow=True,
     hours=True,
-    why=ENDLESS,
+    why=BOUNDED,
     studies=("cifar10",),
 )
 def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
