@@ -160,7 +160,8 @@ from nbhelpers.results.tables import EPOCHS, FINE_TUNING, LABELLED, TRAIN
 
 few = f"""fine-tuning took {FINE_TUNING.steps} steps of {FINE_TUNING.batch_size} from
 {LABELLED:,} labelled images, and the linear probe learnt from {TRAIN:,}"""
-every = f"fine-tuning took {EPOCHS} epochs; it and the linear probe had every label"
+every = f"""fine-tuning took {EPOCHS} epochs, at a learning rate chosen on validation
+images, and it and the linear probe had every label"""
 how = {name: every if name in with_all else few for name in points}
 text = " ".join(f"On {study(name).title}, {how[name]}." for name in points)
 pairs = {}

@@ -187,11 +187,13 @@ for name in [] if MODELS else tuned:
     of = [
         who for who in study(name).trained("hybrid", "mim", "cl") if FAMILY not in who
     ]
-    probes = at_end(rows_of(name, "probes", of), "linear")
+    frame, frozen = rows_of(name, "all_labels_tuned", of), "all_labels"
+    if frame.empty:
+        frame, frozen = rows_of(name, "fine_tuning", of).query("share == 1"), "probes"
+    probes = at_end(rows_of(name, frozen, of), "linear")
     probes = probes[probes["label"] == tuned[name]["label"].iloc[0]]
-    frame = rows_of(name, "fine_tuning", of).query("share == 1")
     pair = probes.merge(frame, on="model", suffixes=("_linear", "_tuned"))
-    pair = pair.set_index("model")
+    pair = pair.set_index("model").assign(every_label=frozen == "all_labels")
     if (pair["objective_linear"] == "hybrid").any() and len(pair) > 2:
         large[name] = pair
 
@@ -216,10 +218,11 @@ for name, pair in large.items():
     seen = {who: f"{ABOUT[who]['images_seen'] / 1e6:.1f} million" for who in pair.index}
     mixed = next(who for who in seen if "hybrid" in who)
     parent = next(number for who, number in seen.items() if who != mixed)
+    its = "With every label, its" if pair["every_label"].all() else "Its"
     text += f"""Not drawn, since no parent is of its length: on {study(name).title}, a
 hybrid of width {ABOUT[mixed]["architecture"]["width"]} with λ = {weight(mixed):g} saw
-{seen[mixed]} images, its parents {parent}. Its linear probe has
-{where_it_lies(pair, "linear")}. Fine-tuned, it has {where_it_lies(pair, "tuned")}.
+{seen[mixed]} images, its parents {parent}. {its} linear probe has
+{where_it_lies(pair, "linear")}; fine-tuned, it has {where_it_lies(pair, "tuned")}.
 The scorecard takes the widest encoder of each λ, so its rows have this one for
 {weight(mixed):g} and can name another best λ than the table."""
 Markdown(text or "No encoders of another size were compared.")
