@@ -90,7 +90,7 @@ def remembering() -> Iterator[None]:
 def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator of a pure function that several metrics share; outside of `remembering` it does nothing.
 
-    Within, arguments have no names.
+    Calls that name arguments are not remembered.
 
     >>> square = remembered(lambda x: x * x)
     >>> tokens = torch.ones(2)
@@ -103,7 +103,7 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(function)
     def once(*args: Any, **kwargs: Any) -> Tensor:
-        if _answers is None:
+        if _answers is None or kwargs:
             return function(*args, **kwargs)
         key = (function, id(args[0]), *args[1:])
         if key not in _answers:
