@@ -85,8 +85,10 @@ def components_by_share(
             held = float(variances[:count].sum() / variances.sum())
             found["variance_leading", share] = row(held, math.nan, math.nan, len(learnt))
             for end, part in {"leading": slice(count), "trailing": slice(-count, None)}.items():
-                probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
-                found[f"linear_{end}", share] = accuracy(probe.predict(seen(asked, part)), truth)
+                if end == "leading" or count < len(variances):  # all components are both, and fitted once
+                    probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
+                    reached = accuracy(probe.predict(seen(asked, part)), truth)
+                found[f"linear_{end}", share] = reached
         place = {"depth": encoder.depth, "label": name}
         rows += [
             {"metric": metric, "parameter": share} | place | last for (metric, share), last in found.items()
