@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from nbhelpers.capture import full_precision
 from nbhelpers.images.source import ImageSource, labels_of
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder, without_decoder
@@ -112,11 +113,10 @@ def fine_tune(
     # The mean feature can be far larger than the differences between images; the head would then not learn.
     module.fc_norm = nn.Sequential(module.fc_norm, nn.BatchNorm1d(tuned.width, affine=False, eps=1e-6))
     module.to(device).requires_grad_(True).train()
-    attention = [part for part in module.modules() if hasattr(part, "fused_attn")]
-    fused = [part.fused_attn for part in attention]
-    if recipe.half and device.type == "cpu":  # where torch's fused attention is slow in bfloat16
-        for part in attention:
-            part.fused_attn = False
+    written_out = recipe.half and device.type == "cpu"  # where torch's fused attention is slow in bfloat16
+    fused = [part for part in module.modules() if written_out and getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = False
     rates = {"lr": recipe.learning_rate, "layer_decay": recipe.layer_decay}
     optimizer = create_optimizer_v2(module, opt="adamw", weight_decay=recipe.weight_decay, **rates)
     steps = {"num_epochs": 1, "updates_per_epoch": recipe.steps, "step_on_epochs": False}
@@ -138,7 +138,7 @@ def fine_tune(
         with torch.random.fork_rng(), half:  # drop path draws from the global generator
             torch.manual_seed(seed * recipe.steps + step)
             logits = module(views(rows))
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+        loss = F.cross_entropy(full_precision(logits), y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
@@ -146,8 +146,8 @@ def fine_tune(
         if not loss.isfinite():
             raise FloatingPointError(f"{encoder.name}: loss not finite at step {step}; lower learning_rate")
     module.requires_grad_(False)
-    for part, was in zip(attention, fused, strict=True):
-        part.fused_attn = was
+    for part in fused:
+        part.fused_attn = True
     # The running statistics lag behind the weights: take those of the final weights, over ten batches.
     update_bn(map(views, order[:10]), module)
     module.eval()
