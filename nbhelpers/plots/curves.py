@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from nbhelpers.models import DECODER
 from nbhelpers.plots.figure import AXES, OTHER_SEEDS, SINGLE_HEADS, STYLES, line_styles, metric_label
 from nbhelpers.results.published import PUBLISHED
-from nbhelpers.results.summary import one_value_each, whole_layers
+from nbhelpers.results.summary import one_value_each, rows_of_metric, whole_layers
 from nbhelpers.studies import first_seeds, labels
 
 GREY = "#555555"
@@ -43,7 +43,7 @@ def by_depth(
         ValueError: the frame has no rows of the metric, or several at a depth of one model.
     """
     ax = ax or plt.gca()
-    rows = _rows(frame, metric)
+    rows = rows_of_metric(frame, metric)
     whole = whole_layers(rows)
     one_value_each(whole, column)
     firsts, names = first_seeds(whole["model"].unique()), labels(whole["model"])
@@ -64,14 +64,6 @@ def by_depth(
         where = sorted({f"{row.model} at {getattr(row, column):g}" for row in gaps.itertuples()})
         ax.text(0.02, 0.02, f"undefined: {', '.join(where)}", transform=ax.transAxes, fontsize=7, color=GREY)
     return _axes(ax, metric, reference, column)
-
-
-def _rows(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of a metric; a ValueError that names those of the frame where there are none."""
-    rows = frame[frame["metric"] == metric]
-    if rows.empty:
-        raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique()) or 'none'}")
-    return rows
 
 
 def by_parameter(
@@ -188,7 +180,7 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: in
     ax = ax or plt.gca()
     if frame["model"].nunique() != 1:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
-    rows = _rows(frame, metric)
+    rows = rows_of_metric(frame, metric)
     x = "frequency" if metric.startswith("fourier") else "rank"
     colours, depths = sns.color_palette(DEPTHS, as_cmap=True), depths or rows["depth"].max()
     for depth, line in rows.groupby("depth"):

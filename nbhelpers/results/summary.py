@@ -29,11 +29,17 @@ def one_value_each(rows: pd.DataFrame, column: str = "depth") -> None:
     raise ValueError(f"{twice['model'].iloc[0]} has several values at one {column}; {why}")
 
 
-def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
-    rows = whole_layers(frame[frame["metric"] == metric])
+def rows_of_metric(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric; a ValueError that names those of the frame where there are none."""
+    rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise ValueError(f"no rows of {metric!r}; there are {', '.join(frame['metric'].unique()) or 'none'}")
+    return rows
+
+
+def _whole(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of a metric that stand for a whole layer, averaged over seeds: columns label, depth, value."""
+    rows = rows_of_metric(whole_layers(frame), metric)
     one_value_each(rows)
     rows = rows.assign(label=rows["model"].map(labels(rows["model"])))
     return rows.groupby(["label", "depth"], as_index=False, sort=False)["value"].mean()
