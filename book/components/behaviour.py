@@ -39,7 +39,7 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.models import manifest
-from nbhelpers.results import at_end, rows_of
+from nbhelpers.results import at_end, frozen_and_tuned, rows_of
 from nbhelpers.results.published import published, published_triples
 from nbhelpers.studies import OWN, first_seeds, label
 
@@ -110,15 +110,10 @@ round(float(mIoU), 3)
 # %% tags=["hide-input"]
 points, with_all = {}, []  # the second: studies whose every label was used
 for name in STUDIES:
-    tuned = rows_of(name, "all_labels_tuned", chosen[name])
+    probed, tuned, every = frozen_and_tuned(name, chosen[name])
     if len(tuned):
-        with_all.append(name)
-    else:
-        tuned = rows_of(name, "fine_tuning", chosen[name])
-    if len(tuned):
-        frozen = "all_labels" if name in with_all else "probes"
-        probed = own_label(rows_of(name, frozen, tuned["model"].unique()))
-        points[name] = at_end(probed, "linear"), tuned.query("share == 1")
+        points[name] = probed, tuned
+        with_all += [name] * every
 
 
 # %% tags=["hide-input"]
@@ -163,8 +158,10 @@ few = f"""fine-tuning took {FINE_TUNING.steps} steps of {FINE_TUNING.batch_size}
 every = f"""fine-tuning took {EPOCHS} epochs, at a learning rate chosen on validation
 images, and it and the linear probe had every label"""
 how = {name: every if name in with_all else few for name in points}
-text = " ".join(f"On {study(name).title}, {how[name]}." for name in points)
-pairs = {}
+Markdown(" ".join(f"On {study(name).title}, {how[name]}." for name in points))
+
+# %% tags=["hide-input"]
+text, pairs = "", {}
 for name, (probed, tuned) in points.items():
     pair = probed.merge(tuned, on=["model", "objective"])
     pairs[name] = pair.set_index(pair["model"].map(label))
@@ -176,22 +173,27 @@ the linear probe for {" and ".join(fell)}: this recipe lost more than it added t
         text += " Row 14c counts this loss of CL as a gain of MIM."
 Markdown(text)
 
+
+# %% tags=["hide-input"]
+def where_they_end(cl, mim):
+    """Which of the two is ahead once both are fine-tuned."""
+    before, after = (100 * (cl[end] - mim[end]) for end in ("value_x", "value_y"))
+    if cl["low_y"] <= mim["high_y"] and mim["low_y"] <= cl["high_y"]:
+        most = f"CL had {100 * (1 - cl['value_x']):.1f} to gain at most"
+        return f"Both end alike: {most}, so that 14c repeats 14a"
+    if after > 0:
+        return f"CL stays ahead, by {after:.1f} points in place of {before:.1f}"
+    return f"MIM ends ahead, by {-after:.1f} points"
+
+
 # %% tags=["hide-input"]
 said = []
 for name, pair in pairs.items():
     if {"CL", "MIM"} <= {*pair.index}:
-        cl, mim = pair.loc["CL"], pair.loc["MIM"]
         gain = 100 * (pair["value_y"] - pair["value_x"])
         does = "gains" if gain["CL"] >= 0 else "loses"
         text = f"MIM gains {gain['MIM']:.1f} points, CL {does} {abs(gain['CL']):.1f}"
-        before, after = (100 * (cl[end] - mim[end]) for end in ("value_x", "value_y"))
-        if cl["low_y"] <= mim["high_y"] and mim["low_y"] <= cl["high_y"]:
-            text += f". Both end alike: CL had {100 * (1 - cl['value_x']):.1f} to gain"
-            text += " at most, so that 14c repeats 14a"
-        elif after > 0:
-            text += f". CL stays ahead, by {after:.1f} points in place of {before:.1f}"
-        else:
-            text += f". MIM ends ahead, by {-after:.1f} points"
+        text = f"{text}. {where_they_end(pair.loc['CL'], pair.loc['MIM'])}"
         said.append(f"- {study(name).title}: {text.replace('-', '−')}.")
 Markdown(
     "\n".join(["Row 14c in parts:\n", *said]) if said else "Row 14c has no pair here."
@@ -205,11 +207,12 @@ Markdown(
 
 # %% tags=["hide-input"]
 STEPS = {"knn": "k-NN", "linear": "linear", "attentive": "attentive"}
-ours = {}
+ours, with_few = {}, []
 for name in STUDIES:
     rows = rows_of(name, "all_labels", chosen[name])
     if rows.empty and len(rows := rows_of(name, "tokens", chosen[name])):
         rows = pd.concat([rows, rows_of(name, "probes", rows["model"].unique())])
+        with_few.append(study(name).title)
     if len(rows):
         ours[name] = own_label(pd.concat([at_end(rows, metric) for metric in STEPS]))
 four = ["MoCo v3", "DINO", "SimMIM", "MAE"]
@@ -236,14 +239,14 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*ours.values(), public]), "triples")
 
 # %% tags=["hide-input"]
-few = [study(name).title for name in ours if name not in with_all]
-Markdown(f"On {' and '.join(few)}, each learnt from {TRAIN:,} images." if few else "")
+learnt = f"On {' and '.join(with_few)}, each learnt from {TRAIN:,} images."
+Markdown(learnt if with_few else "")
 
 # %% [markdown]
 # ### Few labels or all
 #
-# Numbers of other work rest on all labels of the data set, and so do rows 14a, 14c, 14e and 14f for the photographs: 45,000
-# to learn from, 10,000 others to test on. What the number of labels does to the last block's three probes:
+# Numbers of other work rest on all labels of the data set, and so do rows 14a, 14c, 14e and 14f for the photographs. What
+# the number of labels does to the last block's three probes:
 
 # %% tags=["hide-input"]
 every = rows_of("cifar10", "all_labels", chosen.get("cifar10", []))

@@ -39,7 +39,13 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import manifest
-from nbhelpers.results import NoTableError, StaleTableError, published, rows_of, table
+from nbhelpers.results import (
+    NoTableError,
+    StaleTableError,
+    frozen_and_tuned,
+    published,
+    table,
+)
 from nbhelpers.results.summary import at_end, by_label, early, late
 from nbhelpers.studies import first_seeds, label
 
@@ -187,13 +193,9 @@ for name in [] if MODELS else tuned:
     of = [
         who for who in study(name).trained("hybrid", "mim", "cl") if FAMILY not in who
     ]
-    frame, frozen = rows_of(name, "all_labels_tuned", of), "all_labels"
-    if frame.empty:
-        frame, frozen = rows_of(name, "fine_tuning", of).query("share == 1"), "probes"
-    probes = at_end(rows_of(name, frozen, of), "linear")
-    probes = probes[probes["label"] == tuned[name]["label"].iloc[0]]
-    pair = probes.merge(frame, on="model", suffixes=("_linear", "_tuned"))
-    pair = pair.set_index("model").assign(every_label=frozen == "all_labels")
+    *frames_of, every = frozen_and_tuned(name, of)
+    pair = pd.merge(*frames_of, on="model", suffixes=("_linear", "_tuned"))
+    pair = pair.set_index("model").assign(every_label=every)
     if (pair["objective_linear"] == "hybrid").any() and len(pair) > 2:
         large[name] = pair
 

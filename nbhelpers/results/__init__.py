@@ -130,6 +130,24 @@ def rows_of(study_name: str, name: str, models: Iterable[Model]) -> pd.DataFrame
     return pd.concat(frames, ignore_index=True)
 
 
+def frozen_and_tuned(study_name: str, models: Iterable[Model]) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
+    """Linear probes of the last block, and fine-tuning, of those models that have both: a row per model each.
+
+    With every label, if some were tuned so, else with few; which of the two is the last part of the answer.
+
+    >>> linear, tuned, every = frozen_and_tuned("shapes", ["shapes.cl"])
+    >>> linear["label"].item(), tuned["label"].item(), every
+    ('shape', 'shape', False)
+    """
+    tuned, frozen = rows_of(study_name, "all_labels_tuned", models), "all_labels"
+    if tuned.empty:
+        tuned, frozen = rows_of(study_name, "fine_tuning", models), "probes"
+    if tuned.empty:
+        return tuned, tuned, False
+    linear = at_end(rows_of(study_name, frozen, tuned["model"].unique()), "linear")
+    return linear[linear["label"].isin(tuned["label"])], tuned.query("share == 1"), frozen == "all_labels"
+
+
 def _by_name(models: Iterable[Model]) -> dict[str, str | Encoder]:
     """The models, each once, by name; files are read. Two of one name would be one line in every figure."""
     found: dict[str, str | Encoder] = {}
