@@ -14,27 +14,22 @@ from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
 HALF = (0.5, 0.5, 0.5)
 
 
-def _mini(**options):
-    torch.manual_seed(0)
-    return wrap(mini_vit(32, 2, 2), **({"mean": HALF, "std": HALF} | options))
-
-
-def test_wrap_takes_the_module_over():
-    encoder = _mini()
+def test_wrap_takes_the_module_over(mini):
+    encoder = mini()
     assert not encoder.module.training
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
     tokens = encoder.forward(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert tokens.shape == (2, encoder.tokens, encoder.width) == (2, 65, 32)
 
 
-def test_photographs_of_different_sizes_form_a_batch(tmp_path, monkeypatch):
+def test_photographs_of_different_sizes_form_a_batch(tmp_path, monkeypatch, mini):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cats").mkdir()
     for i, size in enumerate([(40, 50), (70, 36)]):
         Image.fromarray(np.random.default_rng(i).integers(256, size=(*size, 3), dtype=np.uint8)).save(
             tmp_path / "cats" / f"{i}.png"
         )
-    encoder, images = _mini(), folder(tmp_path / "cats")
+    encoder, images = mini(), folder(tmp_path / "cats")
     batch = encoder.batch(images, [1, 0])
     assert batch.shape == (2, 3, 32, 32) and batch.dtype == torch.uint8
     for row, index in enumerate([1, 0]):
@@ -123,23 +118,23 @@ def test_preprocessing_is_timms(size, interpolation, mode):
     assert (found - expected).abs().max() <= 2.01 / 255 / min(encoder.std)
 
 
-def test_images_of_the_right_size_are_only_normalised():
-    encoder = _mini(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), crop=0.5)
+def test_images_of_the_right_size_are_only_normalised(mini):
+    encoder = mini(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), crop=0.5)
     image = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
     expected = torch.tensor([0.2, 0.0, -0.1])[None, :, None, None].expand(1, 3, 32, 32)
     torch.testing.assert_close(encoder.preprocess(image), expected)
 
 
-def test_wrong_images_raise():
-    encoder = _mini()
+def test_wrong_images_raise(mini):
+    encoder = mini()
     with pytest.raises(TypeError, match=r"uint8.*float32"):
         encoder.preprocess(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"B 3 H W, got shape \(3, 32, 32\)"):
         encoder.preprocess(torch.zeros(3, 32, 32, dtype=torch.uint8))
 
 
-def test_what_is_no_tensor_is_named():
-    encoder = _mini()
+def test_what_is_no_tensor_is_named(mini):
+    encoder = mini()
     encoder.module.forward_features = lambda x: {"x_norm_patchtokens": x}
     with pytest.raises(UnsupportedArchitecture, match="gives a dict, not tokens B N D"):
         encoder.forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
@@ -159,9 +154,9 @@ def test_what_is_no_tensor_is_named():
         ({"mean": (123.675, 116.28, 103.53), "std": (58.4, 57.1, 57.4)}, r"123\.675.* 0\.\.1"),
     ],
 )
-def test_wrap_refuses_contradictions(fields, numbers):
+def test_wrap_refuses_contradictions(fields, numbers, mini):
     with pytest.raises(ValueError, match=numbers):
-        _mini(**fields)
+        mini(**fields)
 
 
 def test_wrap_refuses_grey_images_with_three_means_and_half_precision():
@@ -179,9 +174,9 @@ def test_wrap_refuses_a_single_patch():
         wrap(mini_vit(8, 1, 1, patch_size=16, image_size=16), mean=HALF, std=HALF)
 
 
-def test_wrap_names_an_unknown_field():
+def test_wrap_names_an_unknown_field(mini):
     with pytest.raises(TypeError, match="patch_sise"):
-        _mini(patch_sise=4)
+        mini(patch_sise=4)
 
 
 TINY_STAGES = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)}

@@ -18,15 +18,10 @@ from nbhelpers.models import mini_vit, wrap
 HALF = (0.5, 0.5, 0.5)
 
 
-def _mini(**options):
-    torch.manual_seed(0)
-    return wrap(mini_vit(32, 2, 2), **({"mean": HALF, "std": HALF} | options))
-
-
-def test_fingerprint_follows_weights_and_preprocessing():
-    encoder = _mini()
-    assert encoder.fingerprint == _mini(name="another name", objective="CL").fingerprint
-    assert encoder.fingerprint != _mini(std=(0.5, 0.5, 0.4)).fingerprint
+def test_fingerprint_follows_weights_and_preprocessing(mini):
+    encoder = mini()
+    assert encoder.fingerprint == mini(name="another name", objective="CL").fingerprint
+    assert encoder.fingerprint != mini(std=(0.5, 0.5, 0.4)).fingerprint
     changed = copy.deepcopy(encoder)
     changed.module.cls_token[0, 0, 0] += 1e-3
     assert encoder.fingerprint != changed.fingerprint
@@ -70,17 +65,17 @@ class Options:
 @pytest.mark.parametrize(
     "values", [(np.float32(1), np.float32(2)), (np.zeros(2), np.ones(2)), (Options(1), Options(2))]
 )
-def test_fingerprint_follows_numpy_values_and_slots(values):
+def test_fingerprint_follows_numpy_values_and_slots(values, mini):
     prints = set()
     for value in values:
-        encoder = _mini()
+        encoder = mini()
         encoder.module.blocks[0].anything = value
         prints.add(encoder.fingerprint)
     assert len(prints) == 2
 
 
-def test_fingerprint_follows_the_place_after_attention_and_the_number_of_uses_of_a_block():
-    assert _mini().fingerprint != _mini(after_attention="mlp").fingerprint
+def test_fingerprint_follows_the_place_after_attention_and_the_number_of_uses_of_a_block(mini):
+    assert mini().fingerprint != mini(after_attention="mlp").fingerprint
     prints = set()
     for uses in (2, 3):
         module = mini_vit(32, 1, 2)
@@ -94,16 +89,16 @@ def test_fingerprint_follows_the_place_after_attention_and_the_number_of_uses_of
 
 
 @pytest.mark.parametrize("change", [_eps, _scale, _buffer, _setting, _closure(2.0)])
-def test_fingerprint_follows_settings(change):
-    encoder = _mini()
+def test_fingerprint_follows_settings(change, mini):
+    encoder = mini()
     changed = copy.deepcopy(encoder)
     assert changed.fingerprint == encoder.fingerprint
     change(changed.module)
     assert changed.fingerprint != encoder.fingerprint
 
 
-def test_a_function_of_a_notebook_is_seen_and_one_that_cannot_be_pickled_equals_no_other():
-    encoder = _mini()
+def test_a_function_of_a_notebook_is_seen_and_one_that_cannot_be_pickled_equals_no_other(mini):
+    encoder = mini()
     for setting in (_scale, [_scale], {"of": (_scale,)}, partial(len, _scale), SimpleNamespace(of=_scale)):
         encoder.module.blocks[0].mlp.scale = setting
         assert encoder.hooked and encoder.fingerprint == encoder.fingerprint
@@ -113,7 +108,7 @@ def test_a_function_of_a_notebook_is_seen_and_one_that_cannot_be_pickled_equals_
     assert encoder.hooked and encoder.fingerprint != encoder.fingerprint
 
 
-def test_fingerprint_follows_rotary_positions_and_code():
+def test_fingerprint_follows_rotary_positions_and_code(mini):
     def eva(temperature):
         torch.manual_seed(0)
         sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "rope_temperature": temperature}
@@ -125,13 +120,13 @@ def test_fingerprint_follows_rotary_positions_and_code():
         def forward(self, x):
             return x
 
-    mine, other = _mini(), _mini()
+    mine, other = mini(), mini()
     mine.module.blocks[0].mlp.act = nn.GELU()
     other.module.blocks[0].mlp.act = Gelu()
     assert mine.fingerprint != other.fingerprint
 
 
-def test_fingerprint_tells_code_of_one_name_apart(tmp_path, monkeypatch):
+def test_fingerprint_tells_code_of_one_name_apart(tmp_path, monkeypatch, mini):
     def changed(factor):
         path = tmp_path / f"{factor}.py"
         path.write_text(
@@ -142,22 +137,22 @@ def test_fingerprint_tells_code_of_one_name_apart(tmp_path, monkeypatch):
         module = importlib.util.module_from_spec(found)
         monkeypatch.setitem(sys.modules, "mine", module)
         found.loader.exec_module(module)
-        encoder = _mini()
+        encoder = mini()
         encoder.module.blocks[0].mlp.act = module.Act()
         return encoder.fingerprint
 
     assert changed(1) == changed(1) != changed(2)
 
 
-def test_a_pass_leaves_the_fingerprint():
-    encoder = _mini()
+def test_a_pass_leaves_the_fingerprint(mini):
+    encoder = mini()
     before = encoder.fingerprint
     encoder.forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert encoder.fingerprint == before
 
 
-def test_hooks_and_replaced_methods_are_seen():
-    encoder = _mini()
+def test_hooks_and_replaced_methods_are_seen(mini):
+    encoder = mini()
     assert not encoder.hooked
     for attach in ("register_forward_hook", "register_forward_pre_hook"):
         handle = getattr(encoder.module.blocks[1].attn, attach)(lambda *args: None)
@@ -171,9 +166,9 @@ def test_hooks_and_replaced_methods_are_seen():
     assert encoder.hooked
 
 
-def test_code_that_is_not_installed_is_seen(tmp_path, monkeypatch):
+def test_code_that_is_not_installed_is_seen(tmp_path, monkeypatch, mini):
     (tmp_path / "mine.py").write_text("from torch import nn\n\n\nclass Act(nn.GELU):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    encoder = _mini()
+    encoder = mini()
     encoder.module.blocks[0].mlp.act = importlib.import_module("mine").Act()
     assert encoder.hooked  # it could call what it imports
