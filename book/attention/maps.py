@@ -282,8 +282,8 @@ Markdown(said)
 # ## What would refute it
 #
 # Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder: row 2 of
-# [Attention collapse](collapse.py), *does not show*. That they follow the object is refuted for a kind of query whose curve lies late at the dashed line or
-# under it: rows 21a and 21b, *does not show*.
+# [Attention collapse](collapse.py), *does not show*. That they follow the object is refuted for a kind of query whose curve
+# lies late at the dashed line or under it: rows 21a and 21b, *does not show*.
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/maps", STUDIES, MODELS)

@@ -109,9 +109,10 @@ lines = [f"{what}\n", *lines] if lines else ["No study has its images here."]
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# A gain or a loss counts if its 95 % interval leaves out zero (table below). The scorecard's rows are about SimMIM. MAE fills in pixels too, here in a shorter training: what it loses in this list
-# speaks against the claim for masked pixel models as such. On generated images both rows are about the label *shape*; of
-# the texture the leading eighth tells MIM's probe as much as CL's.
+# A gain or a loss counts if its 95 % interval leaves out zero (table below). The scorecard's rows are about SimMIM. MAE
+# fills in pixels too, here in a shorter training: what it loses in this list speaks against the claim for masked pixel
+# models as such. On generated images both rows are about the label *shape*; of the texture the leading eighth tells MIM's
+# probe as much as CL's.
 #
 # ## The quantity
 #
@@ -219,7 +220,8 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Without the leading sixteenth SimMIM's neighbours gain on generated images. On photographs they lead CL's mostly because
-#   CL's lose. MAE's lose on both. That a class lies outside the leading components of SimMIM shows on generated shapes alone.
+#   CL's lose. MAE's lose on both. That a class lies outside the leading components of SimMIM shows on generated shapes
+#   alone.
 # - Variance is not importance. The loss decides which directions are large, the label does not.
 # - k-NN asks whether a label is *loud*, a linear probe whether it is *there*. Report both.
 # - What SimMIM's neighbours gain without the leading components, those of another masked encoder may lose. Before you take

@@ -215,8 +215,9 @@ ways if lines else none
 # %% [markdown]
 # Target and error function are all that differs between the two MIMs. Each is the mean of three runs that differ among
 # themselves, so a small difference may be chance. Attention can become wide without the features becoming better: the
-# average over an image is easy to predict for a student that sees four tenths of it. Whether neighbours improve may depend on what the teacher has learnt, and ours had little time. The published encoders
-# {cite:p}`psomas2026attention` were trained on ImageNet for hundreds of epochs, and differ in much else too:
+# average over an image is easy to predict for a student that sees four tenths of it. Whether neighbours improve may depend
+# on what the teacher has learnt, and ours had little time. The published encoders {cite:p}`psomas2026attention` were
+# trained on ImageNet for hundreds of epochs, and differ in much else too:
 
 # %% tags=["hide-input"]
 names = {"SimMIM": "pixels", "MAE": "pixels", "MaskFeat": "gradient histograms"}
