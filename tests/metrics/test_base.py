@@ -82,9 +82,7 @@ def test_remembered_functions_run_once_and_only_within():
             assert torch.equal(double(tensor, (1, 2)), 2 * tensor)
         double(one, (2, 1))
         assert calls == [(1, 2), (1, 2), (2, 1)]
-        assert torch.equal(
-            double(one, grid=(3, 3)), 2 * one
-        )  # not remembered
+        assert torch.equal(double(one, grid=(3, 3)), 2 * one)  # not remembered
     assert calls.pop() == (3, 3)
     double(one, (2, 1))
     double(one, (2, 1))
