@@ -177,7 +177,7 @@ for title in dict.fromkeys(title for title, _ in rows):
         said += [f"{part[0]:.0%} to {part[1]:.0%} of it on {title}"]
 text = f"Flatter maps explain {' and '.join(said)}, depending on whether the last line "
 text += "is held at that of CL or of MIM."
-Markdown(text if said else "")
+Markdown(text) if said else None
 
 # %% [markdown]
 # ## One method, or a kind of method?

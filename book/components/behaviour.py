@@ -171,7 +171,7 @@ for name, (probed, tuned) in points.items():
 the linear probe for {" and ".join(fell)}: this recipe lost more than it added there."""
     if "CL" in fell:
         text += " Row 14c counts this loss of CL as a gain of MIM."
-Markdown(text)
+Markdown(text) if text else None
 
 
 # %% tags=["hide-input"]
@@ -240,7 +240,7 @@ plots.download(pd.concat([*ours.values(), public]), "triples")
 
 # %% tags=["hide-input"]
 learnt = f"On {' and '.join(with_few)}, each learnt from {TRAIN:,} images."
-Markdown(learnt if with_few else "")
+Markdown(learnt) if with_few else None
 
 # %% [markdown]
 # ### Few labels or all
