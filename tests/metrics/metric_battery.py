@@ -1,13 +1,11 @@
 """What every registered metric must hold, and the made-up forward passes that it is held to."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nbhelpers.capture import Attention, Stream
@@ -46,10 +44,8 @@ def forward_pass(images: int = IMAGES, dtype: torch.dtype = torch.float64) -> li
 
 def _tensors(record, change):
     """The record with every tensor changed."""
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return replace(
-        record, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-    )
+    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return replace(record, **{name: change(value) for name, value in tensors.items()})
 
 
 def batch(records: Sequence[Attention | Stream], indices: Sequence[int]) -> list[Attention | Stream]:
@@ -105,32 +101,16 @@ def patches(records: Sequence[Attention | Stream], place: str) -> dict[int, Tens
     }
 
 
+def by_layer(
+    records: Sequence[Attention | Stream], value: Callable[[Attention], Tensor]
+) -> dict[int, Tensor]:
+    """What a function says of the attention of each block."""
+    return {record.depth: value(record) for record in records if isinstance(record, Attention)}
+
+
 def assert_means(frame: pd.DataFrame, values: dict[int, Tensor]) -> None:
     """The frame holds the mean over images of these values, `B` or `B cells`, by depth."""
     assert set(frame["depth"]) == set(values)
     for depth, expected in values.items():
         rows = torch.tensor(frame.loc[frame["depth"] == depth, "value"].to_numpy())
         torch.testing.assert_close(rows, expected.double().mean(0).reshape(-1))
-
-
-def shares() -> Iterator[tuple[str, list[list[int]]]]:
-    """Ways in which two ranks share the images: unevenly, and one of them has none."""
-    yield "uneven", [[0, 3, 1, 5], [4, 2]]
-    yield "empty", [list(range(IMAGES)), []]
-
-
-SUMS, MOMENTS = "nmi", "image_spectrum"  # one metric for each way of merging: enough for the empty rank
-
-
-def run_rank(rank: int, folder: str) -> None:
-    """One of two processes: see this rank's images, merge, leave every metric's frame in the folder."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    records = forward_pass()
-    for share, indices in shares():
-        for name in METRICS if share == "uneven" else (SUMS, MOMENTS):
-            metric = METRICS[name].of(LAYOUT)
-            if indices[rank]:
-                feed(metric, batch(records, indices[rank]))
-            metric.compute().to_pickle(Path(folder) / f"{name}.{share}.{rank}.pkl")
-    dist.destroy_process_group()

@@ -18,24 +18,23 @@ def brightness(*batches, depth=1):
     return accumulator.compute()
 
 
-def test_mean_and_interval_are_students():
-    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
-    row = brightness([1.0], [2.0, 4.0, 9.0]).iloc[0]
-    half = 3.182446305284263 * values.std() / 2  # t quantile of 3 degrees of freedom, from a table
-    assert row["value"] == 4.0 and row["images"] == 4
-    assert math.isclose(row["low"], 4 - half) and math.isclose(row["high"], 4 + half)
+HALF = (
+    3.182446305284263 * math.sqrt(38 / 3) / 2
+)  # of 1, 2, 4, 9: t quantile of 3 degrees of freedom, from a table
 
 
-def test_single_image_has_no_interval():
-    row = brightness([3.0]).iloc[0]
-    assert row["value"] == 3.0 and math.isnan(row["low"]) and math.isnan(row["high"])
-
-
-def test_undefined_values_are_left_out_of_the_mean():
-    row = brightness([1.0, math.nan], [3.0]).iloc[0]
-    assert row["value"] == 2.0 and row["images"] == 2
-    row = brightness([math.nan]).iloc[0]
-    assert math.isnan(row["value"]) and row["images"] == 0
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        (([1.0], [2.0, 4.0, 9.0]), (4, 4 - HALF, 4 + HALF, 4)),
+        (([3.0],), (3, math.nan, math.nan, 1)),
+        (([1.0, math.nan], [3.0]), (2, 2 - 12.7062, 2 + 12.7062, 2)),  # an undefined value is left out
+        (([math.nan],), (math.nan, math.nan, math.nan, 0)),
+    ],
+)
+def test_mean_and_interval_are_students(batches, expected):
+    row = brightness(*batches)[["value", "low", "high", "images"]].iloc[0]
+    assert tuple(row) == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 
 def test_unseen_depths_are_left_out():
@@ -51,19 +50,12 @@ def test_mean_over_heads_has_its_own_interval():
     assert frame.loc[0, "low"] < 1 and frame.loc[0, "high"] > 3
 
 
-def test_another_number_of_cells_is_refused():
-    accumulator = METRICS["attention_distance"].of(LAYOUT)
-    with pytest.raises(ValueError, match=r"attention_distance: expected .* \(B cells\) = \(4, 4\)"):
-        accumulator.update(1, torch.ones(4, 3))
-
-
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_without_an_image_there_is_no_frame():
+def test_what_cannot_be_counted_is_named():
+    with pytest.raises(ValueError, match=r"attention_distance: .* \(4, 4\)"):
+        METRICS["attention_distance"].of(LAYOUT).update(1, torch.ones(4, 3))
     with pytest.raises(ValueError, match="brightness: no image"):
         brightness()
-
-
-def test_unknown_metric_is_answered_with_the_nearest():
     with pytest.raises(KeyError, match=r"attention_distanze.*nearest: attention_distance"):
         METRICS["attention_distanze"]
 
@@ -96,14 +88,9 @@ def test_equal_letters_are_equal_sizes_and_half_precision_is_widened():
 
     half = torch.ones(1, 3, dtype=torch.float16)
     assert product(half, tokens=half.T).dtype == torch.float32
-    for weights, tokens in (
-        ((1, 2), (1, 3)),
-        ((1, 3), (2, 3)),
-        ((3,), (3, 1)),
-        ((1, 1), (1, 1)),
-        ((0, 2), (2, 1)),
-    ):
-        with pytest.raises(ValueError, match=r"product: expected weights .*tokens"):
+    wrong = [((1, 2), (1, 3)), ((1, 3), (2, 3)), ((3,), (3, 1)), ((1, 1), (1, 1)), ((0, 2), (2, 1))]
+    for weights, tokens in wrong:
+        with pytest.raises(ValueError, match=r"product: .*weights .*tokens"):
             product(torch.ones(weights), torch.ones(tokens))
 
 
@@ -149,18 +136,19 @@ def test_bad_input_is_named(name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nmi", (MAPS * 0.9,), r"rows that do not sum to 1 \(off by 0\.1"),
-        ("nmi", (torch.tensor([[[[2.0, -1.0], [-1.0, 2.0]]]]),), r"negative entries \(least -1"),
-        ("patch_attention", (TOKENS[None], TOKENS[None], -2), r"4 tokens do not fit a prefix \(-2\)"),
+        ("nmi", (MAPS * 0.9,), r"sum to 1 \(off by 0\.1"),
+        ("nmi", (torch.tensor([[[[2.0, -1.0], [-1.0, 2.0]]]]),), r"negative .*-1"),
+        ("patch_attention", (TOKENS[None], TOKENS[None], -2), r"prefix \(-2\)"),
+        ("patch_attention", (TOKENS[None], TOKENS[None], 4), r"prefix \(4\)"),
         ("attention_distance", (MAPS, (2, 2), -16), "-16 x -16 px"),
         ("attention_entropy", (torch.ones(1, 1, 1, 1),), "N at least 2"),
-        ("attention_distance", (MAPS, (2, 3), 16), r"4 tokens do not fit a grid of \(2, 3\)"),
-        ("prefix_attention", (MAPS, 4), "4 tokens, of them 4 prefix tokens"),
-        ("class_patch_cosine", (TOKENS, 0), "0 of 4 tokens before the patch tokens"),
+        ("attention_distance", (MAPS, (2, 3), 16), r"grid of \(2, 3\)"),
+        ("prefix_attention", (MAPS, 4), "4 prefix tokens"),
+        ("class_patch_cosine", (TOKENS, 0), "0 of 4 tokens"),
         ("mean_pairwise_cosine", (torch.ones(1, 4),), "M at least 2"),
         ("token_spectrum", (torch.ones(2, 1, 4),), "N at least 2"),
-        ("delta_log_amplitude", (torch.ones(1, 15, 2), (4, 4)), r"15 tokens do not fit a grid of \(4, 4\)"),
-        ("delta_log_amplitude", (torch.ones(1, 16, 2), (2, 8)), r"half diagonal of a grid of \(2, 8\)"),
+        ("delta_log_amplitude", (torch.ones(1, 15, 2), (4, 4)), r"grid of \(4, 4\)"),
+        ("delta_log_amplitude", (torch.ones(1, 16, 2), (2, 8)), r"half diagonal .* \(2, 8\)"),
         ("token_pca", (torch.ones(3, 4), torch.ones(3, 4), 5), "n_components=5"),
         ("linear_cka", (torch.ones(3, 2), torch.ones(3, 2)), "B at least 4"),
     ],
@@ -173,19 +161,3 @@ def test_bad_sizes_are_named(name, arguments, message):
 def test_what_does_not_vary_has_no_value():
     assert metrics.norm_peak(torch.zeros(1, 3)).isnan()
     assert metrics.linear_cka(torch.ones(5, 2), torch.randn(5, 2)).isnan()
-
-
-def test_equal_tokens_have_no_spectrum_whatever_their_rounding():
-    tokens = torch.randn(1, 1, 8, dtype=torch.float64).expand(1, 49, 8)
-    assert metrics.token_spectrum(tokens).isnan().all()
-    encoder = SimpleNamespace(depth=0, width=8)
-    spectrum = metrics.METRICS["image_spectrum"].of(encoder)
-    for images in (3, 4):
-        spectrum.update(0, tokens[:, 0].expand(images, 8))
-    assert spectrum.compute()["value"].isna().all()
-
-
-def test_arguments_of_a_remembered_function_have_names():
-    assert torch.equal(
-        metrics.log_amplitude(TOKENS, grid=(2, 2)), metrics.log_amplitude(tokens=TOKENS, grid=(2, 2))
-    )

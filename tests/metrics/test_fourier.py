@@ -54,19 +54,11 @@ def test_square_grids_follow_the_official_recipe(side):
     torch.testing.assert_close(delta_log_amplitude(tokens, (side, side)), shifted_half_diagonal(tokens, side))
 
 
-def test_single_precision_is_enough():
-    tokens = torch.randn(2, 196, 64) + 3
-    exact = delta_log_amplitude(tokens.double(), (14, 14))
-    torch.testing.assert_close(delta_log_amplitude(tokens, (14, 14)).double(), exact, rtol=0, atol=1e-4)
-
-
 def test_frequencies_are_shares_of_nyquist():
-    torch.testing.assert_close(half_diagonal_frequencies((14, 14)), torch.arange(7).double() / 7)
-    assert len(half_diagonal_frequencies((37, 37))) == 19
-    assert half_diagonal_frequencies((37, 37))[-1].item() == pytest.approx(36 / 37)
+    torch.testing.assert_close(half_diagonal_frequencies((37, 37)), torch.arange(19).double() * 2 / 37)
     torch.testing.assert_close(half_diagonal_frequencies((6, 12)), torch.arange(3).double() / 3)
-    radial = radial_frequencies((14, 14))
-    assert radial[0] == 0 and radial[-1].item() == pytest.approx(math.sqrt(2)) and (radial.diff() > 0).all()
+    point = METRICS["delta_log_amplitude"].cells(SimpleNamespace(grid=(14, 14)))
+    assert point.tolist() == [6 / 7]  # which the paper plots by depth
 
 
 def test_longer_axis_is_read_at_the_same_frequency():
@@ -98,29 +90,6 @@ def test_rings_average_the_whole_plane(grid):
     torch.testing.assert_close(values, means[:, 1] - means[0, 1], rtol=0, atol=1e-5)
 
 
-def test_constant_map_has_no_frequency_but_dc():
-    tokens = torch.full((1, 64, 3), 2.0, dtype=torch.float64)
-    floor = math.log(1e-6) - math.log(2 * 64 + 1e-6)
-    for values in (delta_log_amplitude(tokens, (8, 8)), radial_delta_log_amplitude(tokens, (8, 8))):
-        assert values[0, 0] == 0
-        torch.testing.assert_close(values[0, 1:], torch.full_like(values[0, 1:], floor), rtol=1e-6, atol=0)
-
-
-def test_checkerboard_is_all_at_nyquist():
-    signs = (-1.0) ** torch.arange(8, dtype=torch.float64)
-    tokens = signs.outer(signs).reshape(1, 64, 1)
-    radial = radial_delta_log_amplitude(tokens, (8, 8))[0]
-    assert radial.argmax() == len(radial) - 1 and radial[-1] > 17
-    assert delta_log_amplitude(tokens, (8, 8)).abs().max() < 1e-6  # the half diagonal stops before it
-
-
-def test_diagonal_wave_is_found_at_its_frequency():
-    rows, columns = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
-    tokens = (2 * torch.pi * 3 * (rows + columns) / 14).cos().reshape(1, 196, 1).double()
-    values = delta_log_amplitude(tokens, (14, 14))[0]
-    assert half_diagonal_frequencies((14, 14))[values.argmax()].item() == pytest.approx(3 / 7)
-
-
 def test_accumulators_average_images():
     records = forward_pass(images=3)
     tokens = patches(records, "block")
@@ -135,23 +104,7 @@ def test_accumulators_average_images():
     assert_means(computed("fourier_radial", [records]), radial)
 
 
-def test_the_papers_point_is_six_sevenths_of_nyquist():
-    assert METRICS["delta_log_amplitude"].cells(SimpleNamespace(grid=(14, 14))).tolist() == [6 / 7]
-
-
-def test_what_is_remembered_from_inference_serves_gradients_too():
-    with torch.inference_mode():
-        delta_log_amplitude(torch.randn(1, 21, 2, dtype=torch.float64), (3, 7))
-    tokens = torch.randn(1, 21, 2, dtype=torch.float64, requires_grad=True)
-    delta_log_amplitude(tokens, (3, 7)).sum().backward()
-    assert tokens.grad.isfinite().all()
-
-
 def test_any_feature_map():
-    features = torch.randn(2, 5, 56, 56, dtype=torch.float64)  # the first stage of a CNN
-    images = features.flatten(2).mT
-    values = feature_map_log_amplitude(features)
-    torch.testing.assert_close(values, shifted_half_diagonal(images, 56)[:, :28])
-    assert feature_map_log_amplitude(features[..., :40, :33]).shape == (2, 17)
-    with pytest.raises(ValueError, match=r"expected features \(B C H W\)"):
-        feature_map_log_amplitude(features[0])
+    features = torch.randn(2, 5, 10, 7, dtype=torch.float64)  # a stage of a CNN
+    expected = delta_log_amplitude(features.flatten(2).mT, (10, 7))
+    torch.testing.assert_close(feature_map_log_amplitude(features), expected)

@@ -3,17 +3,9 @@ import statistics
 
 import pytest
 import torch
-from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
+from metric_battery import LAYOUT, assert_means, by_layer, computed, forward_pass, patches
 
-from nbhelpers.capture import Attention
 from nbhelpers.metrics import feature_variance, norm_peak, outlier_share, prefix_attention, token_norms
-from nbhelpers.metrics.attention import attention_pieces
-
-
-def full_attention(record: Attention) -> torch.Tensor:
-    """Probabilities over all tokens, `B H N N`."""
-    logits = record.query @ record.key.mT * record.scale
-    return (logits if record.bias is None else logits + record.bias).softmax(-1)
 
 
 def test_norms_equal_the_loop():
@@ -37,11 +29,9 @@ def test_outliers_stand_out_from_the_median(count):
 def test_accumulators_average_images():
     records = forward_pass(images=3)
     norms = {depth: token_norms(tokens) for depth, tokens in patches(records, "block").items()}
-    assert_means(computed("token_norm", [records]), {depth: x.mean(1) for depth, x in norms.items()})
-    assert_means(computed("token_norm_peak", [records]), {depth: norm_peak(x) for depth, x in norms.items()})
-    assert_means(
-        computed("outlier_tokens", [records]), {depth: outlier_share(x) for depth, x in norms.items()}
-    )
+    mean = {"token_norm": lambda x: x.mean(1), "token_norm_peak": norm_peak, "outlier_tokens": outlier_share}
+    for name, of in mean.items():
+        assert_means(computed(name, [records]), {depth: of(x) for depth, x in norms.items()})
 
 
 def test_feature_variance_equals_the_loop():
@@ -63,27 +53,14 @@ def test_outliers_are_found_among_patches_alone():
 
 def test_prefix_attention_is_what_patch_attention_leaves_out():
     records = forward_pass(images=3)
-    frame = computed("prefix_attention", [records]).query("head >= 0")
-    expected = {}
-    for record in records:
-        if isinstance(record, Attention):
-            attention = full_attention(record)
-            expected[record.depth] = prefix_attention(attention, LAYOUT.prefix)
-            by_hand = sum(attention[1, 0, q, k].item() for q in range(2, 17) for k in range(2)) / 15
-            assert expected[record.depth][1, 0].item() == pytest.approx(by_hand)
-    assert_means(frame, expected)
 
+    def of_patches(record):
+        logits = record.query @ record.key.mT * record.scale
+        attention = (logits if record.bias is None else logits + record.bias).softmax(-1)
+        found = prefix_attention(attention, LAYOUT.prefix)
+        by_hand = sum(attention[1, 0, q, k].item() for q in range(2, 17) for k in range(2)) / 15
+        assert found[1, 0].item() == pytest.approx(by_hand)
+        assert (prefix_attention(attention, 0) == 0).all()
+        return found
 
-@pytest.mark.parametrize("shape", [(17,), (3, 1, 1, 17), (2, 17, 17)])
-def test_prefix_attention_with_a_bias_of_any_shape(shape):
-    record = forward_pass(images=3)[1]
-    bias = torch.randn(shape, dtype=torch.float64)
-    record = Attention(**{**vars(record), "bias": bias})
-    maps = torch.cat([piece for (piece,) in attention_pieces(record, prefix=0)]).view(3, 2, 17, 17)
-    torch.testing.assert_close(maps, full_attention(record))
-
-
-def test_without_prefix_tokens_nothing_goes_to_them():
-    record = forward_pass(images=3)[1]
-    record = Attention(**{**vars(record), "prefix": 0, "grid": (1, 17)})
-    assert (prefix_attention(full_attention(record), 0) == 0).all()
+    assert_means(computed("prefix_attention", [records]).query("head >= 0"), by_layer(records, of_patches))
