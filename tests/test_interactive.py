@@ -40,47 +40,42 @@ def content(page):
     return json.loads(data)
 
 
-def array(text, dtype, *shape):
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy())
+def array(model, key, dtype="<f4", *shape):
+    """One of a model's arrays `L H N`, or of another shape."""
+    values = np.frombuffer(base64.b64decode(model[key]), dtype)
+    return torch.from_numpy(values.reshape(shape or (model["depth"], model["heads"], 64)).astype("f4"))
 
 
-def test_the_page_holds_the_maps_to_within_quantisation(encoder, image):
-    (model,) = content(explore(image, [encoder]))["models"]
+def test_the_page_holds_the_maps_to_within_quantisation_and_their_distances(encoder, image):
+    found = content(explore(image, [encoder]))
+    (model,) = found["models"]
     attention = attention_maps(encoder, image)[:, 0]  # L H N N
-    shape = (model["depth"], model["heads"], 64)
-    assert shape == attention.shape[:3] and model["grid"] == [8, 8] and model["label"] == "mine"
-    peaks = array(model["peaks"], "<f4", *shape)
+    assert (model["depth"], model["heads"]) == attention.shape[:2]
+    assert model["grid"] == [8, 8] and model["label"] == "mine" and found["note"] == ""
+    peaks = array(model, "peaks")
     assert torch.equal(peaks, attention.amax(-1))
     assert peaks.max() > 0.1  # one key of 64 stands out: not the flat maps that anything would match
-    stored = array(model["maps"], "u1", *shape, 64).float() / 255 * peaks[..., None]
+    stored = array(model, "maps", "u1", *attention.shape) / 255 * peaks[..., None]
     assert ((stored - attention).abs() <= peaks[..., None] / 510 + 1e-6).all()
-
-
-def test_distances_of_single_queries_have_the_metric_as_their_mean(encoder, image):
-    (model,) = content(explore(image, [encoder]))["models"]
-    distances = array(model["distances"], "<f4", model["depth"], model["heads"], 64)
-    expected = attention_distance(attention_maps(encoder, image)[:, 0], encoder.grid, encoder.patch_size)
-    torch.testing.assert_close(distances.mean(-1), expected)
-    uniform = array(model["uniform"], "<f4", 64)
-    apart = patch_distances((8, 8), 4)
-    assert uniform.tolist() == pytest.approx(apart.mean(-1).tolist())
+    expected = attention_distance(attention, encoder.grid, encoder.patch_size)
+    torch.testing.assert_close(array(model, "distances").mean(-1), expected)
+    assert array(model, "uniform", "<f4", 64).tolist() == pytest.approx(
+        patch_distances((8, 8), 4).mean(-1).tolist()
+    )
 
 
 def test_the_maps_are_of_the_whole_image_that_is_drawn(encoder, image):
     wide = image.repeat_interleave(4, 2).repeat_interleave(8, 3)  # 128 x 256 px
     (model,) = content(explore(wide, [replace(encoder, crop=0.5)]))["models"]
     small = transforms.resize(wide, [32, 32], antialias=True, interpolation=InterpolationMode.BICUBIC)
-    peaks = array(model["peaks"], "<f4", model["depth"], model["heads"], 64)
-    torch.testing.assert_close(peaks, attention_maps(encoder, small)[:, 0].amax(-1))
+    torch.testing.assert_close(array(model, "peaks"), attention_maps(encoder, small)[:, 0].amax(-1))
 
 
-def test_seeds_are_called_by_name(encoder, image):
-    seeds = [replace(encoder, name=name) for name in ("shapes.cl", "shapes.cl.s1")]
-    assert [model["label"] for model in content(explore(image, seeds))["models"]] == [e.name for e in seeds]
-
-
-def test_the_image_is_shown_as_it_is(encoder, image):
-    head, data = content(explore(image, [encoder]))["image"].split(",")
+def test_seeds_are_called_by_name_and_the_image_is_shown_as_it_is(encoder, image):
+    names = ["shapes.cl", "shapes.cl.s1"]
+    found = content(explore(image, [replace(encoder, name=name) for name in names]))
+    assert [model["label"] for model in found["models"]] == names
+    head, data = found["image"].split(",")
     assert head == "data:image/png;base64"
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert np.array_equal(shown, image[0].permute(1, 2, 0).numpy())
@@ -95,10 +90,8 @@ def test_without_scripts_a_sentence_is_left_and_a_name_ends_nothing(encoder, ima
 
 
 def test_single_heads_that_are_too_large_for_a_page_are_left_out_and_named(encoder, image, monkeypatch):
-    assert content(explore(image, [encoder]))["note"] == ""
     monkeypatch.setattr(interactive, "LIMIT", 2 * 2 * 64**2 - 1)
     shown = content(explore(image, [encoder]))
-    assert "Means over heads only" in shown["note"]
-    assert shown["models"][0]["heads"] == 1
-    mean = attention_maps(encoder, image)[:, 0].mean(1)
-    torch.testing.assert_close(array(shown["models"][0]["peaks"], "<f4", 2, 64), mean.amax(-1))
+    assert "Means over heads" in shown["note"] and shown["models"][0]["heads"] == 1
+    mean = attention_maps(encoder, image)[:, 0].mean(1, keepdim=True)
+    torch.testing.assert_close(array(shown["models"][0], "peaks"), mean.amax(-1))
