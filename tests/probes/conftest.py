@@ -30,3 +30,9 @@ def colours():
         return ArraySource("toy/test", images, {"colour": colour, "coin": coin}, classes)
 
     return make
+
+
+@pytest.fixture
+def splits(colours):
+    """Numbers of images -> as many sources: to learn from, to choose on and to test on."""
+    return lambda *numbers: [colours(n, seed) for seed, n in enumerate(numbers)]

@@ -24,27 +24,20 @@ def test_components_are_those_of_numpy():
     assert np.abs((directions.T.numpy() * vectors).sum(1)) == pytest.approx(np.ones(5), abs=1e-10)
 
 
-@pytest.fixture
-def splits(colours):
-    return [colours(count, seed) for seed, count in enumerate((120, 40, 60))]
-
-
 def row(frame, metric, share):
     (value,) = frame[(frame["metric"] == metric) & np.isclose(frame["parameter"], share)]["value"]
     return value
 
 
-def test_all_components_are_the_plain_probe(encoder, splits):
-    frame = components_by_share(encoder, *splits, "colour")
-    plain = linear_by_depth(encoder, *splits, "colour", depths=[2])["value"].item()
+def test_shares_by_a_loop_over_directions_and_all_of_them_are_the_plain_probe(encoder, splits):
+    images = splits(120, 40, 60)
+    frame = components_by_share(encoder, *images, ["colour", "coin"])
+    assert set(frame["depth"]) == {2} and set(frame["label"]) == {"colour", "coin"}
+    frame = frame[frame["label"] == "colour"]
+    plain = linear_by_depth(encoder, *images, "colour", depths=[2])["value"].item()
     assert row(frame, "linear_leading", 1) == row(frame, "linear_trailing", 1) == plain
     assert row(frame, "variance_leading", 1) == pytest.approx(1)
-    assert set(frame["depth"]) == {2} and set(frame["label"]) == {"colour"}
-
-
-def test_shares_by_a_loop_over_directions(encoder, splits):
-    frame = components_by_share(encoder, *splits, ["colour", "coin"])
-    learnt, chosen, asked = (features(encoder, source, [2])[0].double() for source in splits)
+    learnt, chosen, asked = (features(encoder, source, [2])[0].double() for source in images)
     covariance = np.cov(learnt.T.numpy(), bias=True)
     _, columns = np.linalg.eigh(covariance)  # ascending
     directions = torch.from_numpy(columns[:, ::-1].copy())
@@ -55,15 +48,13 @@ def test_shares_by_a_loop_over_directions(encoder, splits):
             seen += (centred @ directions[:, d])[:, None] * directions[:, d]
         return seen
 
-    labels = [source.labels["colour"] for source in splits]
+    labels = [source.labels["colour"] for source in images]
     for metric, wanted in {"leading": range(2), "trailing": range(6, 8)}.items():  # a quarter of eight
         parts = [only(x, wanted) for x in (learnt, chosen, asked)]
         probe = fit_linear(parts[0], labels[0], parts[1], labels[1])
-        found = row(frame[frame["label"] == "colour"], f"linear_{metric}", 1 / 4)
-        assert found == accuracy(probe.predict(parts[2]), labels[2])["value"]
+        assert row(frame, f"linear_{metric}", 1 / 4) == accuracy(probe.predict(parts[2]), labels[2])["value"]
     predicted = knn_predict(only(learnt, range(1, 8)), labels[0], only(asked, range(1, 8)))
-    found = row(frame[frame["label"] == "colour"], "knn_without_leading", 1 / 8)
-    assert found == (predicted == labels[2]).double().mean().item()
+    assert row(frame, "knn_without_leading", 1 / 8) == accuracy(predicted, labels[2])["value"]
 
 
 def test_a_label_that_hides_in_little_variance_is_found_when_much_is_removed(encoder, splits, monkeypatch):
@@ -77,6 +68,6 @@ def test_a_label_that_hides_in_little_variance_is_found_when_much_is_removed(enc
         return noise[None]
 
     monkeypatch.setattr("nbhelpers.probes.components.features", loud)
-    frame = components_by_share(encoder, *splits, "colour")
+    frame = components_by_share(encoder, *splits(120, 40, 60), "colour")
     assert row(frame, "knn_without_leading", 0) < 0.6 < 0.95 < row(frame, "knn_without_leading", 1 / 4)
     assert row(frame, "linear_leading", 1 / 4) < 0.6 < 0.95 < row(frame, "linear_leading", 1 / 2)

@@ -6,7 +6,6 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from nbhelpers.images.source import ArraySource
-from nbhelpers.metrics.objects import patch_masks
 from nbhelpers.models import mini_vit, wrap
 from nbhelpers.probes import dense_by_depth, mean_iou
 from nbhelpers.probes.dense import patch_targets
@@ -21,16 +20,6 @@ def scenes(n, seed):
     images = torch.randint(0, 60, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
     images[torch.arange(n), texture] += 150 * masks.to(torch.uint8)
     return ArraySource("toy/test", images, {"texture": texture}, {"texture": ("r", "g", "b")}, masks)
-
-
-def test_patches_of_a_non_square_grid_by_loops():
-    masks = torch.rand(5, 6, 8, generator=torch.Generator().manual_seed(0)) < 0.5
-    result = patch_masks(masks, (3, 2))
-    for n in range(5):
-        for row in range(3):
-            for column in range(2):
-                patch = masks[n, 2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
-                assert result[n, 2 * row + column] == (patch.sum() >= 4)
 
 
 @pytest.mark.parametrize(("image", "patch", "pixels"), [(10, 4, 10), (10, 3, 10), (12, 4, 8), (12, 5, 36)])
@@ -67,39 +56,35 @@ def test_mean_iou_against_scikit_learn():
     assert high - low > 0.1
 
 
-def test_targets(encoder):
-    source = scenes(20, 0)
-    texture = patch_targets(encoder, source, "texture")
-    assert torch.equal(texture > 0, patch_targets(encoder, source, "mask").bool())
-    assert (texture.amax(1)[(texture > 0).any(1)] == source.labels["texture"][(texture > 0).any(1)] + 1).all()
-
-
-def test_by_depth(encoder):
-    splits = [scenes(n, seed) for seed, n in enumerate((150, 50, 80))]
-    frame = dense_by_depth(encoder, *splits, depths=[0, 1])
+def test_objects_and_textures_are_read(encoder):
+    train, validation, test = images = [scenes(n, seed) for seed, n in enumerate((150, 50, 80))]
+    texture = patch_targets(encoder, test, "texture")
+    assert torch.equal(texture > 0, patch_targets(encoder, test, "mask").bool())
+    assert torch.equal(texture, (texture > 0) * (1 + test.labels["texture"][:, None]))
+    frame = dense_by_depth(encoder, *images, depths=[0, 1])
     assert frame[["label", "depth"]].values.tolist() == [[k, d] for k in ("mask", "texture") for d in (0, 1)]
     assert (frame.value > 0.98).all() and (frame.images == 80).all()
-    blind = [ArraySource("b", s.images.roll(1, 0), s.labels, s.classes, s.masks) for s in splits]
+    # Numbered 0, 1 and 2, where training has 2, 1 and 0: classes are compared by name.
+    turned = test.restrict(("b", "g", "r"), "texture")
+    assert dense_by_depth(encoder, train, validation, turned, "texture", depths=[0])["value"][0] > 0.98
+    blind = [ArraySource("b", s.images.roll(1, 0), s.labels, s.classes, s.masks) for s in images]
     frame = dense_by_depth(encoder, *blind, "mask", depths=[0])
     assert frame.value[0] < 0.45  # half of the patches are object; one constant guess has an mIoU of 1/4
 
 
-def test_classes_are_compared_by_name(encoder):
-    train, validation, test = (scenes(n, seed) for seed, n in enumerate((150, 50, 80)))
-    test = test.restrict(("b", "g", "r"), "texture")  # numbered 0, 1 and 2, where training has 2, 1 and 0
-    frame = dense_by_depth(encoder, train, validation, test, "texture", depths=[0])
-    assert frame.value[0] > 0.98
-
-
 def test_errors(encoder, colours):
-    with pytest.raises(ValueError, match="no object masks"):
-        patch_targets(encoder, colours(3, 0), "mask")
-    with pytest.raises(ValueError, match=r"no label 'shape'; it has \['texture'\]"):
-        patch_targets(encoder, scenes(3, 0), "shape")
-    with pytest.raises(ValueError, match=r"predicted \(2, 3\) and target \(3, 2\)"):
-        mean_iou(torch.zeros(2, 3).long(), torch.zeros(3, 2).long())
+    for source, label, told in (
+        (colours(3, 0), "mask", "no object masks"),
+        (scenes(3, 0), "shape", r"no label 'shape'; it has \['texture'\]"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            patch_targets(encoder, source, label)
+    for predicted, target, told in (
+        (torch.zeros(2, 3), torch.zeros(3, 2), r"predicted \(2, 3\) and target \(3, 2\)"),
+        (torch.tensor([[0, 1]]), torch.tensor([[0, -1]]), "numbered from 0"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mean_iou(predicted, target)
     encoder.crop, encoder.image_size = 0.875, (16, 16)
-    with pytest.raises(ValueError, match="numbered from 0"):
-        mean_iou(torch.tensor([[0, 1]]), torch.tensor([[0, -1]]))
     with pytest.raises(ValueError, match="crops images"):
         patch_targets(encoder, scenes(3, 0), "mask")

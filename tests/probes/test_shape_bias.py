@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nbhelpers.images.source import ArraySource
+from nbhelpers.intervals import wilson
 from nbhelpers.probes import shape_bias, shape_bias_by_depth
 from nbhelpers.probes.layers import Probe
 from nbhelpers.probes.shape_bias import agreeing
@@ -22,22 +23,23 @@ def cue_source(n, seed, cue):
     return ArraySource("toy/test", images, labels, {"shape": NAMES, "texture": NAMES})
 
 
-def test_counts_by_hand():
-    shape = torch.tensor([0, 0, 0, 1, 1, 2, 2])
-    texture = torch.tensor([1, 1, 0, 2, 0, 2, 0])  # trials 2 and 5 do not conflict
-    predicted = torch.tensor([0, 1, 0, 1, 1, 2, 1])  # shape, texture, -, shape, shape, -, neither
-    bias, low, high, covered = shape_bias(predicted, shape, texture)
-    assert (bias, covered) == (0.75, 0.8)
-    assert 0 <= low < bias < high <= 1
-
-
-def test_interval_is_over_the_decisions_for_either_cue():
-    shape, texture = torch.zeros(10, dtype=torch.long), torch.ones(10, dtype=torch.long)
-    predicted = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2, 2])  # five for the shape, five for neither
-    bias, low, high, covered = shape_bias(predicted, shape, texture)
-    assert (bias, covered) == (1.0, 0.5)
-    z = 1.959964  # Wilson's, of 5 out of 5: 1 / (1 + z^2 / 5) and 1
-    assert (low, high) == pytest.approx((1 / (1 + z**2 / 5), 1.0), abs=1e-6)
+@pytest.mark.parametrize(
+    ("predicted", "shape", "texture", "expected"),
+    [
+        # Trials 2 and 5 do not conflict: shape, texture, -, shape, shape, -, neither.
+        ("0101121", "0001122", "1102020", (0.75, *wilson(3, 4), 0.8)),
+        (
+            "0000022222",
+            "0" * 10,
+            "1" * 10,
+            (1.0, 1 / (1 + 1.959964**2 / 5), 1.0, 0.5),
+        ),  # Wilson's, of 5 out of 5
+        ("777", "111", "222", (math.nan, math.nan, math.nan, 0)),
+    ],
+)
+def test_counts_and_interval_by_hand(predicted, shape, texture, expected):
+    cues = (torch.tensor([int(digit) for digit in each]) for each in (predicted, shape, texture))
+    assert shape_bias(*cues) == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize(("cue", "bias"), [("shape", 1.0), ("texture", 0.0)])
@@ -50,12 +52,6 @@ def test_probe_follows_the_cue_it_can_see(encoder, cue, bias):
         assert value[depth, "shape_bias"] == bias and value[depth, "covered"] == 1
         assert value[depth, "shape_decisions"] == bias and value[depth, "texture_decisions"] == 1 - bias
     assert (frame.images == trials).all() and (frame.study == "toy").all()
-
-
-def test_cues_that_are_numbered_otherwise_are_refused(encoder):
-    train, validation, conflict = (cue_source(n, seed, "shape") for seed, n in enumerate((60, 30, 30)))
-    with pytest.raises(ValueError, match=r"number shapes or textures differently: choose by select"):
-        shape_bias_by_depth(encoder, train, validation, conflict.restrict(NAMES[::-1], "shape"))
 
 
 def test_photographs_teach_by_name(encoder):
@@ -84,18 +80,18 @@ def test_a_probe_that_follows_neither_cue_has_no_bias_but_the_other_rows(encoder
 
 
 def test_errors(encoder, colours):
-    ones = torch.ones(3, dtype=torch.long)
+    ones, source = torch.ones(3, dtype=torch.long), cue_source(30, 0, "shape")
+    agree = source.labels["shape"] == source.labels["texture"]
+    alike, apart = (source.select(torch.nonzero(chosen).flatten()) for chosen in (agree, ~agree))
     with pytest.raises(ValueError, match=r"must all be N; got \[\(3,\), \(2,\), \(3,\)\]"):
         shape_bias(ones, ones[:2], ones)
     with pytest.raises(ValueError, match="none of 3 trials"):
         shape_bias(ones, ones, ones)
-    assert math.isnan(shape_bias(ones * 7, ones, ones * 2).bias)
-    source = cue_source(9, 0, "shape")
-    with pytest.raises(ValueError, match=r"no label 'class'; it has \['coin', 'colour'\]"):
-        shape_bias_by_depth(encoder, colours(9, 0), source, source)
-    same = source.select(torch.nonzero(source.labels["shape"] != source.labels["texture"]).flatten())
-    with pytest.raises(ValueError, match="no image whose shape and texture"):
-        shape_bias_by_depth(encoder, same, same, source)
-    alike = source.select(torch.nonzero(source.labels["shape"] == source.labels["texture"]).flatten())
-    with pytest.raises(ValueError, match="no trial whose shape differs"):
-        shape_bias_by_depth(encoder, source, source, alike)
+    for train, conflict, told in (
+        (colours(9, 0), source, r"no label 'class'; it has \['coin', 'colour'\]"),
+        (apart, source, "no image whose shape and texture"),
+        (source, alike, "no trial whose shape differs"),
+        (source, source.restrict(NAMES[::-1], "shape"), "number shapes or textures differently: .*select"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            shape_bias_by_depth(encoder, train, train, conflict)
