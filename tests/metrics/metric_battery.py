@@ -1,6 +1,6 @@
 """What every registered metric must hold, and the made-up forward passes that it is held to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -90,22 +90,6 @@ def spoilt(records: Sequence[Attention | Stream], value: float) -> list[Attentio
 def assert_same(frame: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-9, atol: float = 1e-9) -> None:
     """Two frames that hold the same numbers."""
     pd.testing.assert_frame_equal(frame, expected, check_exact=False, rtol=rtol, atol=atol)
-
-
-def patches(records: Sequence[Attention | Stream], place: str) -> dict[int, Tensor]:
-    """Patch tokens `B N D` by depth, at one place of the residual stream."""
-    return {
-        record.depth: record.tokens[:, LAYOUT.prefix :]
-        for record in records
-        if isinstance(record, Stream) and record.place == place
-    }
-
-
-def by_layer(
-    records: Sequence[Attention | Stream], value: Callable[[Attention], Tensor]
-) -> dict[int, Tensor]:
-    """What a function says of the attention of each block."""
-    return {record.depth: value(record) for record in records if isinstance(record, Attention)}
 
 
 def assert_means(frame: pd.DataFrame, values: dict[int, Tensor]) -> None:

@@ -18,9 +18,7 @@ def brightness(*batches, depth=1):
     return accumulator.compute()
 
 
-HALF = (
-    3.182446305284263 * math.sqrt(38 / 3) / 2
-)  # of 1, 2, 4, 9: t quantile of 3 degrees of freedom, from a table
+HALF = 3.182446305284263 * math.sqrt(38 / 3) / 2  # of 1, 2, 4 and 9; the t quantile is from a table
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
 
 from nbhelpers.metrics import (
     METRICS,
@@ -88,20 +87,6 @@ def test_rings_average_the_whole_plane(grid):
     torch.testing.assert_close(radial_frequencies(grid).float(), means[:, 0])
     values = radial_delta_log_amplitude(tokens, grid)[0].float()
     torch.testing.assert_close(values, means[:, 1] - means[0, 1], rtol=0, atol=1e-5)
-
-
-def test_accumulators_average_images():
-    records = forward_pass(images=3)
-    tokens = patches(records, "block")
-    expected = {depth: delta_log_amplitude(z, LAYOUT.grid) for depth, z in tokens.items()}
-    diagonal = computed("fourier_diagonal", [records])
-    assert_means(diagonal, expected)
-    assert diagonal["frequency"].unique().tolist() == half_diagonal_frequencies(LAYOUT.grid).tolist()
-    point = computed("delta_log_amplitude", [records])
-    assert_means(point, {depth: values[:, -1:] for depth, values in expected.items()})
-    assert point["frequency"].unique().tolist() == [2 / 3]
-    radial = {depth: radial_delta_log_amplitude(z, LAYOUT.grid) for depth, z in tokens.items()}
-    assert_means(computed("fourier_radial", [records]), radial)
 
 
 def test_any_feature_map():

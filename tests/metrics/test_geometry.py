@@ -1,6 +1,5 @@
 import pytest
 import torch
-from metric_battery import assert_means, computed, forward_pass, patches
 from sklearn.decomposition import PCA
 
 from nbhelpers.metrics import common_update_share, token_pca
@@ -31,13 +30,6 @@ def test_unison_cancellation_and_chance():
     assert common_update_share(tokens, tokens).item() == 0
     alone = common_update_share(tokens, tokens + torch.randn(1, 100, 64))
     assert alone.item() == pytest.approx(1 / 100, rel=0.5)
-
-
-def test_accumulator_takes_the_step_of_self_attention():
-    records = forward_pass(images=3)
-    block, middle = patches(records, "block"), patches(records, "+sa")
-    expected = {depth: common_update_share(block[depth - 1], middle[depth]) for depth in middle}
-    assert_means(computed("common_update_share", [records]), expected)
 
 
 def test_pca_is_that_of_both_sets_together_and_its_axes_do_not_flip():

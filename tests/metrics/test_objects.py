@@ -47,12 +47,10 @@ def test_the_share_of_every_kind_of_query_by_loops(encoder, scenes):
             for image, inside in enumerate(quarters):
                 keys = [1 + patch for patch in range(4) if inside[patch]]
                 on = maps[image, head][:, keys].sum(-1).tolist()
-                outside = [1 + patch for patch in range(4) if not inside[patch]]
-                shares["class token"].append(on[0])
-                if keys:
-                    shares["object patches"].append(np.mean([on[key] for key in keys]))
-                if outside:
-                    shares["background patches"].append(np.mean([on[key] for key in outside]))
+                queries = ([0], keys, {1, 2, 3, 4} - {*keys})
+                for kind, chosen in zip(KINDS, queries, strict=False):
+                    if chosen:
+                        shares[kind].append(np.mean([on[query] for query in chosen]))
             for kind in KINDS[:3]:
                 row = frame.loc[(kind, block.depth, head)]
                 assert row["value"] == pytest.approx(np.mean(shares[kind]), abs=1e-5)

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from metric_battery import LAYOUT, assert_means, computed, forward_pass, patches
 
 from nbhelpers.metrics import METRICS, ImageSpectrum, effective_rank, token_spectrum
 from nbhelpers.metrics.spectrum import merge_moments
@@ -44,17 +43,6 @@ def test_effective_rank_is_the_exponential_of_the_entropy():
     shares = [0.5, 0.3, 0.2]
     expected = math.exp(-sum(p * math.log(p) for p in shares))
     assert effective_rank(torch.tensor([*shares, math.nan]).log() + 3).item() == pytest.approx(expected)
-
-
-def test_accumulators_average_images():
-    records = forward_pass(images=3)
-    spectra = {depth: token_spectrum(tokens) for depth, tokens in patches(records, "block").items()}
-    relative = {depth: spectrum - spectrum[:, :1] for depth, spectrum in spectra.items()}
-    frame = computed("token_spectrum", [records])
-    assert_means(frame, relative)
-    assert frame["rank"].tolist() == [1, 2, 3, 4, 5, 6] * (LAYOUT.depth + 1)
-    ranks = {depth: effective_rank(spectrum) for depth, spectrum in spectra.items()}
-    assert_means(computed("token_effective_rank", [records]), ranks)
 
 
 def image_spectrum(*batches: torch.Tensor) -> ImageSpectrum:
