@@ -135,14 +135,6 @@ def test_pieces_of_any_size_are_the_maps_in_order(monkeypatch, chunk, shape):
         torch.testing.assert_close(pieces.view(expected.shape), expected)
 
 
-def test_masked_keys_leave_the_entropy_finite():
-    bias = torch.zeros(1, 1, 1, 21)
-    bias[..., -5:] = -torch.inf
-    record = record_of(bias=bias)
-    maps = patch_attention(record.query, record.key, 1, bias, record.scale)
-    torch.testing.assert_close(module.entropy(maps), torch.special.entr(maps).sum(-1))
-
-
 @pytest.mark.parametrize("scale", [1e-8, 1e3])
 def test_values_stay_in_range_at_the_extremes(scale):
     single, double = (record_of(scale=scale, dtype=dtype) for dtype in (torch.float32, torch.float64))

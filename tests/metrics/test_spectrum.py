@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from nbhelpers.metrics import METRICS, ImageSpectrum, effective_rank, token_spectrum
-from nbhelpers.metrics.spectrum import merge_moments
 
 
 def by_definition(tokens: torch.Tensor) -> torch.Tensor:
@@ -62,22 +61,6 @@ def test_image_spectrum_is_that_of_all_images_together(offset):
     torch.testing.assert_close(values, expected - expected[0], rtol=0, atol=1e-6)
     covariance = accumulator.moments[0, 1:, 1:] / 39
     torch.testing.assert_close(covariance, torch.cov(tokens.mean(1).T), rtol=1e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_moments_of_any_number_of_samples_merge(offset):
-    samples = torch.randn(30, 4, dtype=torch.float64) + offset + torch.linspace(0, 5, 30)[:, None]
-
-    def moments(part: torch.Tensor) -> torch.Tensor:
-        packed = torch.zeros(5, 5, dtype=torch.float64)
-        if len(part):
-            packed[0, 0], packed[0, 1:] = len(part), part.mean(0)
-            packed[1:, 1:] = (part - part.mean(0)).T @ (part - part.mean(0))
-        return packed
-
-    parts = torch.stack([moments(part) for part in samples.split([3, 1, 0, 20, 6])])
-    torch.testing.assert_close(merge_moments(parts), moments(samples), rtol=1e-9, atol=1e-7)
-    assert (merge_moments(parts[2:3]) == 0).all()  # a rank without images
 
 
 def test_image_ranks_beyond_the_images_are_left_out():
