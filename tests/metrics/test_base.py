@@ -58,7 +58,7 @@ def test_what_cannot_be_counted_is_named():
         METRICS["attention_distanze"]
 
 
-def test_remembered_functions_run_once_and_only_within():
+def test_remembered_functions_run_once_for_equal_arguments():
     calls = []
 
     @base.remembered
@@ -68,15 +68,10 @@ def test_remembered_functions_run_once_and_only_within():
 
     one, other = torch.ones(2), torch.zeros(2)
     with base.remembering():
-        for tensor in (one, one, other, other):
-            assert torch.equal(double(tensor, (1, 2)), 2 * tensor)
-        double(one, (2, 1))
+        for tensor, grid in ((one, (1, 2)), (one, (1, 2)), (other, (1, 2)), (other, (1, 2)), (one, (2, 1))):
+            assert torch.equal(double(tensor, grid), 2 * tensor)
         assert calls == [(1, 2), (1, 2), (2, 1)]
-        assert torch.equal(double(one, grid=(3, 3)), 2 * one)  # not remembered
-    assert calls.pop() == (3, 3)
-    double(one, (2, 1))
-    double(one, (2, 1))
-    assert len(calls) == 5
+        assert torch.equal(double(one, grid=(3, 3)), 2 * one) and calls.pop() == (3, 3)  # not remembered
 
 
 def test_equal_letters_are_equal_sizes_and_half_precision_is_widened():

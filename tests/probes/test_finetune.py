@@ -30,13 +30,12 @@ def test_learns_repeats_and_leaves_the_encoder_alone_also_in_half_precision(enco
     train, test = colours(200, 0), colours(100, 1)
     before = weights(encoder)
     tuned, again = (fine_tune(encoder, train, "colour", SHORT) for _ in range(2))
-    other = fine_tune(encoder, train, "colour", replace(SHORT, steps=1), seed=1)
     half = fine_tune(encoder, train, "colour", replace(SHORT, half=True))
     assert share_right(tuned, test) > 0.97 and share_right(half, test) > 0.97
     assert same(before, weights(encoder)) and same(weights(tuned), weights(again))
     assert not encoder.module.training and not any(p.requires_grad for p in tuned.module.parameters())
-    once = fine_tune(encoder, train, "colour", replace(SHORT, steps=1))
-    assert not torch.equal(other.module.head.weight, once.module.head.weight)
+    one, other = (fine_tune(encoder, train, "colour", replace(SHORT, steps=1), seed=n) for n in (0, 1))
+    assert not torch.equal(one.module.head.weight, other.module.head.weight)
     ours, theirs = (torch.cat([v.flatten() for v in weights(each).values()]) for each in (half, tuned))
     assert 0 < (ours - theirs).abs().mean() < 0.2 * theirs.abs().mean()
     assert all(block.attn.fused_attn for block in half.blocks)  # the attention is as it was
@@ -58,8 +57,7 @@ def test_learns_although_all_images_look_alike_to_the_encoder(encoder, colours):
     encoder.blocks[-1].mlp.fc2.bias.copy_(10 * direction)
     seen = features(encoder, test, [2], norm=True)[0]
     assert seen.std(0).norm() < 0.02 * seen.mean(0).norm()
-    tuned = fine_tune(encoder, train, "colour", SHORT)
-    assert share_right(tuned, test) > 0.9
+    assert share_right(fine_tune(encoder, train, "colour", SHORT), test) > 0.9
 
 
 def test_layer_decay_slows_the_lower_layers(encoder, colours):
@@ -140,7 +138,5 @@ def test_errors(encoder, colours):
         fine_tune(encoder, source, "colour", FineTuning(steps=30, batch_size=8, learning_rate=1e30, warmup=0))
     two_heads = timm.create_model("deit_tiny_distilled_patch16_224", img_size=8, patch_size=4, depth=1)
     for other in (wrap(two_heads), replace(encoder, module=torch.nn.Identity())):
-        with pytest.raises(
-            ValueError, match=f"one head can be fine-tuned, not {type(other.module).__name__}"
-        ):
+        with pytest.raises(ValueError, match=f"one head .*, not {type(other.module).__name__}"):
             fine_tune(other, source, "colour")

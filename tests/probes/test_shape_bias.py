@@ -23,17 +23,17 @@ def cue_source(n, seed, cue):
     return ArraySource("toy/test", images, labels, {"shape": NAMES, "texture": NAMES})
 
 
+def splits(cue):
+    return [cue_source(n, seed, cue) for seed, n in enumerate((400, 100, 150))]
+
+
 @pytest.mark.parametrize(
     ("predicted", "shape", "texture", "expected"),
     [
         # Trials 2 and 5 do not conflict: shape, texture, -, shape, shape, -, neither.
         ("0101121", "0001122", "1102020", (0.75, *wilson(3, 4), 0.8)),
-        (
-            "0000022222",
-            "0" * 10,
-            "1" * 10,
-            (1.0, 1 / (1 + 1.959964**2 / 5), 1.0, 0.5),
-        ),  # Wilson's, of 5 out of 5
+        # Wilson's interval of five out of five, the decisions for either cue.
+        ("0000022222", "0" * 10, "1" * 10, (1.0, 1 / (1 + 1.959964**2 / 5), 1.0, 0.5)),
         ("777", "111", "222", (math.nan, math.nan, math.nan, 0)),
     ],
 )
@@ -44,8 +44,8 @@ def test_counts_and_interval_by_hand(predicted, shape, texture, expected):
 
 @pytest.mark.parametrize(("cue", "bias"), [("shape", 1.0), ("texture", 0.0)])
 def test_probe_follows_the_cue_it_can_see(encoder, cue, bias):
-    train, validation, conflict = (cue_source(n, seed, cue) for seed, n in enumerate((400, 100, 150)))
-    frame = shape_bias_by_depth(encoder, train, validation, conflict, depths=[0, 2])
+    *learn, conflict = splits(cue)
+    frame = shape_bias_by_depth(encoder, *learn, conflict, depths=[0, 2])
     trials = int((conflict.labels["shape"] != conflict.labels["texture"]).sum())
     value = frame.set_index(["depth", "metric"]).value
     for depth in (0, 2):
@@ -72,10 +72,9 @@ def test_photographs_teach_by_name(encoder):
 
 
 def test_a_probe_that_follows_neither_cue_has_no_bias_but_the_other_rows(encoder, monkeypatch):
-    sources = [cue_source(n, seed, "shape") for seed, n in enumerate((400, 100, 150))]
     neither = Probe(lambda x: torch.full((len(x),), 9))
     monkeypatch.setitem(shape_bias_by_depth.__globals__, "fit_linear", lambda *data: neither)
-    value = shape_bias_by_depth(encoder, *sources, depths=[0]).set_index("metric")["value"]
+    value = shape_bias_by_depth(encoder, *splits("shape"), depths=[0]).set_index("metric")["value"]
     assert math.isnan(value["shape_bias"]) and (value.drop("shape_bias") == 0).all()
 
 
