@@ -38,9 +38,9 @@ def test_frame_is_tidy(name, records):
         assert low <= metric.reference(LAYOUT) <= high
 
 
-@pytest.mark.parametrize("split", [[[0], [1], [2], [3], [4], [5]], [[3, 0, 4, 1, 5], [2]]])
-def test_split_and_order_change_nothing(name, records, split):
-    assert_same(computed(name, [batch(records, indices) for indices in split]), computed(name, [records]))
+def test_split_and_order_change_nothing(name, records):
+    batches = [batch(records, indices) for indices in ([3, 0, 4], [1], [5, 2])]
+    assert_same(computed(name, batches), computed(name, [records]))
 
 
 @pytest.mark.parametrize("shares", [[[0, 3, 1, 5], [4, 2]], [range(IMAGES), []]])

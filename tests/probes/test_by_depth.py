@@ -12,7 +12,7 @@ from nbhelpers.probes import (
     linear_by_depth,
 )
 
-OPTIONS = {"linear": {"norm": True}, "knn": {}, "attentive": {"epochs": 20}}
+OPTIONS = {"linear": {"norm": True}, "knn": {}, "attentive": {"epochs": 10}}
 
 
 def probe(metric, encoder, images, label, **options):
