@@ -69,6 +69,9 @@ def test_a_model_without_class_token_or_norm_of_tokens_is_named(name, pool, norm
     with pytest.raises(ValueError, match=told):
         features(encoder, colours(2, 0), pool=pool, norm=norm)
     assert features(encoder, colours(2, 0), norm=norm).isfinite().all()
+    encoder.module.norm = encoder.module.fc_norm = nn.Identity()
+    with pytest.raises(ValueError, match="no final norm"):
+        features(encoder, colours(2, 0), norm=True)
 
 
 class Odd(nn.Module):

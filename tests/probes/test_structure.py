@@ -22,9 +22,9 @@ def silhouettes(points, groups):
 
 def test_silhouettes_equal_their_definition(encoder, colours):
     images = colours(6, seed=0)
-    frame = silhouette_by_depth(encoder, images, "colour").set_index(["metric", "depth"])
+    frame = silhouette_by_depth(encoder, images, "coin").set_index(["metric", "depth"])
     layers = features(encoder, images, pool="none")
-    groups = {"silhouette_image": torch.arange(6), "silhouette_label": images.labels["colour"]}
+    groups = {"silhouette_image": torch.arange(6), "silhouette_label": images.labels["coin"]}
     for metric, group in groups.items():
         for depth, layer in enumerate(layers):
             values = silhouettes(layer.flatten(0, 1), group.repeat_interleave(4)).view(6, 4).mean(1)
