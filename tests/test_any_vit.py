@@ -14,32 +14,29 @@ from nbhelpers.models import wrap
 
 COMMON = {"depth": 2, "num_heads": 2, "num_classes": 0, "embed_dim": 32}
 SIZES = st.tuples(st.sampled_from([48, 64]), st.sampled_from([48, 80]))  # at least 3 x 3 patches
-VIT = st.fixed_dictionaries(
-    {
-        "img_size": SIZES,
-        "class_token": st.booleans(),
-        "reg_tokens": st.sampled_from([0, 4]),
-        "no_embed_class": st.booleans(),
-        "qk_norm": st.booleans(),
-        "init_values": st.sampled_from([None, 0.1]),
-        "pre_norm": st.booleans(),
-        "qkv_bias": st.booleans(),
-    }
-).map(lambda options: ("vit_tiny_patch16_224", options | {"global_pool": "avg"}))
-EVA = st.fixed_dictionaries(
-    {
-        "img_size": SIZES,
-        "class_token": st.booleans(),
-        "num_reg_tokens": st.sampled_from([0, 2]),
-        "qk_norm": st.booleans(),
-        "scale_attn_inner": st.booleans(),
-        "use_abs_pos_emb": st.booleans(),
-        "use_rot_pos_emb": st.booleans(),
-    }
-).map(lambda options: ("eva02_tiny_patch14_224", options | {"patch_size": 16, "global_pool": "avg"}))
-BEIT = st.fixed_dictionaries(
-    {"img_size": SIZES, "use_rel_pos_bias": st.booleans(), "init_values": st.sampled_from([None, 0.1])}
-).map(lambda options: ("beit_base_patch16_224", options))
+SCALE = {"init_values": st.sampled_from([None, 0.1])}
+
+
+def models(name, switches, numbers, **fixed):
+    """Pairs of a timm name and options: each switch on or off, each number as its strategy draws it."""
+    options = {switch: st.booleans() for switch in switches.split()} | numbers | {"img_size": SIZES}
+    return st.fixed_dictionaries(options).map(lambda drawn: (name, drawn | fixed))
+
+
+VIT = models(
+    "vit_tiny_patch16_224",
+    "class_token no_embed_class qk_norm pre_norm qkv_bias",
+    SCALE | {"reg_tokens": st.sampled_from([0, 4])},
+    global_pool="avg",
+)
+EVA = models(
+    "eva02_tiny_patch14_224",
+    "class_token qk_norm scale_attn_inner use_abs_pos_emb use_rot_pos_emb",
+    {"num_reg_tokens": st.sampled_from([0, 2])},
+    patch_size=16,
+    global_pool="avg",
+)
+BEIT = models("beit_base_patch16_224", "use_rel_pos_bias", SCALE)
 MODELS = st.one_of(VIT, EVA, BEIT)
 some = settings(max_examples=12, deadline=None, derandomize=True)
 
