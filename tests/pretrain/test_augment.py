@@ -4,12 +4,9 @@ import colorsys
 
 import pytest
 import torch
+from toy_runs import seeded
 
 from nbhelpers.pretrain.augment import Augmentation, colour_jitter, orthogonal_colour, random_resized_crop
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_crop_of_a_ramp_shows_the_share_of_the_area_it_was_asked_for():

@@ -4,32 +4,38 @@ import math
 
 import pytest
 import torch
+from toy_runs import PIXELS, seeded, source
 
 from nbhelpers.models import CHECKPOINTS, MaskedAutoencoder, wrap
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.pretrain.augment import Augmentation, View
 from nbhelpers.pretrain.dino import DINO, Head, self_distillation
-from nbhelpers.pretrain.hybrid import Hybrid, combine
+from nbhelpers.pretrain.hybrid import Hybrid
 from nbhelpers.pretrain.latent import Latent, masked_smooth_l1, standardised_mean
 from nbhelpers.pretrain.mae import MAE, hidden_mse, kept_patches, normalised_patches, reconstruct
 from nbhelpers.pretrain.moco import MoCo, info_nce
 from nbhelpers.pretrain.simmim import SimMIM, block_mask, masked_l1, patches
 from nbhelpers.pretrain.supervised import Supervised
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-
 
 def tiny(objective=MoCo, **options):
     torch.manual_seed(0)
     colour = "jitter" if objective in (MoCo, DINO) else "none"
-    view = View(Augmentation(colour=colour), MEAN, STD)
+    view = View(Augmentation(colour=colour), **PIXELS)
     return objective(mini_vit(32, 2, 2, 16), view, **options)
 
 
-def images(batch=6, size=16):
-    return torch.randint(256, (batch, 3, size, size), generator=torch.Generator().manual_seed(1)).to(
-        torch.uint8
-    )
+def images(count=6):
+    return source(count).images
+
+
+def untrained(model):
+    """Names of the parameters that no gradient reached."""
+    return {name for name, p in model.named_parameters() if p.grad is None}
+
+
+def frozen(model):
+    return {name for name, p in model.named_parameters() if not p.requires_grad}
 
 
 def info_nce_by_loops(query, key, temperature):
@@ -46,32 +52,15 @@ def info_nce_by_loops(query, key, temperature):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 1.0])
 def test_info_nce_equals_its_definition(temperature):
-    query, key = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    query, key = torch.randn(2, 5, 4, generator=seeded())
     expected = info_nce_by_loops(query, key, temperature)
     assert float(info_nce(query, key, temperature)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_info_nce_falls_when_positives_agree():
-    key = torch.eye(4)
-    assert info_nce(key, key, 0.2) < info_nce(key.roll(1, 0), key, 0.2)
-
-
-def test_info_nce_of_a_part_of_the_queries_is_their_part_of_the_whole():
-    query, key = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
-    parts = [info_nce(query[i : i + 2], key, 0.2, first=i) for i in (0, 2, 4)]
-    assert float(sum(parts) / 3) == pytest.approx(float(info_nce(query, key, 0.2)), rel=1e-6)
-
-
-def test_info_nce_needs_a_key_for_every_query():
-    with pytest.raises(IndexError):
-        info_nce(torch.ones(3, 4), torch.ones(2, 4), 0.2)
-
-
 def test_moco_loss_is_symmetric_info_nce_of_its_parts():
     model, batch = tiny().train(), images()
-    loss = model(batch, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
-    one, two = model.views(batch, generator)
+    loss = model(batch, seeded(3))
+    one, two = model.views(batch, seeded(3))
 
     def query(view):
         return model.predictor(model.projector(model.encoder(view)))
@@ -81,71 +70,62 @@ def test_moco_loss_is_symmetric_info_nce_of_its_parts():
 
     expected = info_nce_by_loops(query(one), key(two), 0.2) + info_nce_by_loops(query(two), key(one), 0.2)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert untrained(model) == frozen(model)
+    assert {"encoder.patch_embed.proj.weight", "encoder.pos_embed"} <= frozen(model)
+    assert all(name.startswith(("momentum_", "encoder.p")) for name in frozen(model))
 
 
 @pytest.mark.parametrize("objective", [MoCo, DINO])
 def test_views_take_turns_in_the_renderings_of_a_thing(objective):
     model, first = tiny(objective), images()
     second = 255 - first
-    views = model.views(torch.cat([first, second], 1), torch.Generator().manual_seed(3))
+    views = model.views(torch.cat([first, second], 1), seeded(3))
     for place, rendering in enumerate((first, second)):
-        alone = model.views(rendering, torch.Generator().manual_seed(3))
+        alone = model.views(rendering, seeded(3))
         assert [torch.equal(*pair) for pair in zip(views, alone, strict=True)] == [not place, bool(place)]
 
 
-def test_moco_trains_queries_only_and_freezes_the_patch_embedding():
-    model = tiny()
-    model(images(), torch.Generator().manual_seed(0)).backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None}
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert without == frozen
-    assert {"encoder.patch_embed.proj.weight", "encoder.pos_embed"} <= frozen
-    assert all(name.startswith(("momentum_", "encoder.p")) for name in frozen)
+@pytest.mark.parametrize(
+    ("loss", "error"),
+    [
+        (masked_l1, abs),
+        (masked_smooth_l1, lambda e: e**2 / 2 if abs(e) < 1 else abs(e) - 0.5),
+        (hidden_mse, lambda e: e**2),
+    ],
+)
+def test_losses_of_hidden_patches_equal_their_definitions(loss, error):
+    prediction, target = 2 * torch.randn(2, 3, 5, 4, generator=seeded())
+    where = mask = torch.rand(3, 5, generator=seeded(1)) < 0.6
+    if loss is hidden_mse:  # which is told what is visible
+        where = torch.tensor([[0, 4], [1, 2], [3, 0]])
+        mask = torch.ones(3, 5, dtype=torch.bool).scatter(1, where, False)
+    pairs = zip(prediction[mask].flatten().tolist(), target[mask].flatten().tolist(), strict=True)
+    errors = [error(one - other) for one, other in pairs]
+    assert float(loss(prediction, target, where)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
-def test_momentum_encoder_moves_by_the_cosine_schedule():
-    model = tiny(momentum=0.9)
-    before = model.momentum_encoder.blocks[0].mlp.fc1.weight.clone()
-    with torch.no_grad():
-        model.encoder.blocks[0].mlp.fc1.weight.add_(1.0)
-    model.after_step(torch.tensor(0.5))
-    moved = model.momentum_encoder.blocks[0].mlp.fc1.weight - before
-    assert torch.allclose(moved, torch.full_like(moved, 0.05), atol=1e-6)
-    model.after_step(torch.tensor(1.0))
-    assert torch.allclose(model.momentum_encoder.blocks[0].mlp.fc1.weight - before, moved)
-
-
-def test_masked_l1_equals_its_definition():
-    generator = torch.Generator().manual_seed(0)
-    prediction, target = torch.randn(2, 3, 5, 4, generator=generator)
-    mask = torch.rand(3, 5, generator=generator) < 0.6
-    errors = [
-        abs(float(prediction[b, n, d]) - float(target[b, n, d]))
-        for b in range(3)
-        for n in range(5)
-        for d in range(4)
-        if mask[b, n]
-    ]
-    assert float(masked_l1(prediction, target, mask)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
-
-
-def test_masked_l1_names_what_is_wrong():
-    nothing = torch.zeros(1, 2, dtype=torch.bool)
-    assert masked_l1(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), nothing).isnan()
-    with pytest.raises(ValueError, match=r"\(1, 3\)"):
-        masked_l1(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.ones(1, 3, dtype=torch.bool))
+def test_losses_of_nothing_are_undefined_and_shapes_are_checked():
+    zeros = torch.zeros(1, 2, 3)
+    for loss, nothing in ((masked_l1, torch.zeros(1, 2).bool()), (hidden_mse, torch.tensor([[0, 1]]))):
+        assert loss(zeros, zeros, nothing).isnan()
+    for loss, wrong, named in (
+        (masked_l1, torch.ones(1, 3).bool(), r"\(1, 3\)"),
+        (hidden_mse, torch.tensor([[0], [1]]), r"\(2, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            loss(zeros, zeros, wrong)
 
 
 def test_masks_are_squares_of_the_right_share():
-    mask = block_mask(50, (8, 12), 2, 0.6, torch.Generator().manual_seed(0))
+    mask = block_mask(50, (8, 12), 2, 0.6, seeded())
     squares = mask.view(50, 4, 2, 6, 2)
     assert torch.equal(squares.any(4).any(2), squares.all(4).all(2))
     assert bool((mask.sum((1, 2)) == 4 * math.ceil(0.6 * 24)).all())
     assert 0.4 < mask.float().mean(0).min()
-    with pytest.raises(ValueError, match="7 x 8"):
-        block_mask(1, (7, 8), 2, 0.6, torch.Generator())
-    with pytest.raises(ValueError, match="not 0"):
-        block_mask(1, (8, 8), 2, 0.0, torch.Generator())
+    for grid, ratio, named in (((7, 8), 0.6, "7 x 8"), ((8, 8), 0.0, "not 0")):
+        with pytest.raises(ValueError, match=named):
+            block_mask(1, grid, 2, ratio, seeded())
 
 
 def test_patches_are_in_token_order():
@@ -154,43 +134,20 @@ def test_patches_are_in_token_order():
     assert torch.equal(cut[1, 6].view(4, 4, 3), batch[1, :, 4:8, 8:12].permute(1, 2, 0))
 
 
-def test_simmim_does_not_see_masked_pixels():
-    model = tiny(SimMIM)
-    view = model.view.normalise(images().float() / 255)
-    mask = block_mask(len(view), (4, 4), 2, 0.5, torch.Generator().manual_seed(0))
-    hidden = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
-    changed = torch.where(hidden, torch.randn_like(view), view)
-    same = model.predict(changed, mask.flatten(1)), model.predict(view, mask.flatten(1))
-    assert torch.allclose(*same, atol=1e-6)
-    seen = torch.where(hidden, view, torch.randn_like(view))
-    assert not torch.allclose(model.predict(seen, mask.flatten(1)), same[1], atol=1e-3)
-
-
-def test_simmim_loss_is_masked_l1_of_its_reconstruction():
-    model, batch = tiny(SimMIM), images()
-    loss = model(batch, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
+def test_simmim_does_not_see_masked_pixels_and_is_judged_on_them():
+    model, batch, generator = tiny(SimMIM), images(), seeded(3)
     view = model.view(batch, generator)
     mask = block_mask(len(batch), (4, 4), 2, 0.6, generator).flatten(1)
-    expected = masked_l1(model.predict(view, mask), patches(view, 4), mask)
-    assert torch.equal(loss, expected)
+    hidden = mask.view(-1, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+    changed = torch.where(hidden, torch.randn_like(view), view)
+    same = model.predict(changed, mask), model.predict(view, mask)
+    assert torch.allclose(*same, atol=1e-6)
+    seen = torch.where(hidden, view, torch.randn_like(view))
+    assert not torch.allclose(model.predict(seen, mask), same[1], atol=1e-3)
+    loss = model(batch, seeded(3))
+    assert torch.equal(loss, masked_l1(same[1], patches(view, 4), mask))
     loss.backward()
-    assert {n for n, p in model.named_parameters() if p.grad is None} == {"encoder.pos_embed"}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def test_masked_smooth_l1_equals_its_definition():
-    prediction, target = 2 * torch.randn(2, 3, 5, 4, generator=seeded())
-    mask = torch.rand(3, 5, generator=seeded(1)) < 0.6
-    errors = [
-        abs(float(a - b)) for a, b in zip(prediction[mask].flatten(), target[mask].flatten(), strict=True)
-    ]
-    assert min(errors) < 1 < max(errors)
-    expected = sum(e**2 / 2 if e < 1 else e - 0.5 for e in errors) / len(errors)
-    assert float(masked_smooth_l1(prediction, target, mask)) == pytest.approx(expected, rel=1e-5)
+    assert untrained(model) == {"encoder.pos_embed"}
 
 
 def test_targets_are_standardised_over_images_and_patches_in_every_channel():
@@ -217,22 +174,11 @@ def test_latent_loss_compares_hidden_patches_with_the_teacher_of_the_whole_view(
     target = standardised_mean([features])
     torch.testing.assert_close(loss, masked_smooth_l1(model.predict(view, mask), target, mask))
     loss.backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None}
-    assert without == {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert all(name.startswith("teacher.") or name == "encoder.pos_embed" for name in without)
+    assert untrained(model) == frozen(model)
+    assert all(name.startswith("teacher.") or name == "encoder.pos_embed" for name in untrained(model))
 
 
 HYBRID = {"mim": {"mask_ratio": 0.5}, "cl": {"augmentation": Augmentation(colour="jitter"), "hidden": 32}}
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
-def test_hybrid_loss_is_the_weighted_sum_of_its_terms(weight):
-    model, batch = tiny(Hybrid, weight=weight, **HYBRID), images()
-    loss, generator = model(batch, seeded(3)), seeded(3)
-    terms = {name: getattr(model, name)(batch, generator) for name in ("mim", "cl") if getattr(model, name)}
-    expected = (1 - weight) * float(terms.get("mim", 0)) + weight * float(terms.get("cl", 0))
-    assert float(loss) == pytest.approx(expected, rel=1e-6)
-    assert set(terms) == {name for name, factor in (("mim", 1 - weight), ("cl", weight)) if factor}
 
 
 def test_hybrid_gradient_is_the_weighted_sum_of_its_terms():
@@ -254,11 +200,9 @@ def test_hybrid_gradient_is_the_weighted_sum_of_its_terms():
         assert error < 1e-2, name
 
 
-def test_hybrid_names_what_is_wrong():
+def test_a_hybrid_of_more_than_all_is_refused():
     with pytest.raises(ValueError, match=r"1\.5"):
         tiny(Hybrid, weight=1.5, **HYBRID)
-    with pytest.raises(TypeError):  # a loss is missing
-        combine(torch.tensor(1.0), None, 0.2)
 
 
 def test_normalised_patches_equal_their_definition():
@@ -269,26 +213,6 @@ def test_normalised_patches_equal_their_definition():
         deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 4 + 1e-6)
         assert result.tolist() == pytest.approx([(v - mean) / deviation for v in values], abs=1e-6)
     assert float(normalised_patches(torch.ones(1, 1, 5)).abs().max()) == 0
-
-
-def test_hidden_mse_equals_its_definition():
-    prediction, target = torch.randn(2, 3, 5, 4, generator=seeded())
-    keep = torch.tensor([[0, 4], [1, 2], [3, 0]])
-    errors = [
-        (float(prediction[b, n, d]) - float(target[b, n, d])) ** 2
-        for b in range(3)
-        for n in range(5)
-        for d in range(4)
-        if n not in keep[b].tolist()
-    ]
-    assert float(hidden_mse(prediction, target, keep)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
-
-
-def test_hidden_mse_names_what_is_wrong():
-    zeros = torch.zeros(1, 2, 3)
-    assert hidden_mse(zeros, zeros, torch.tensor([[0, 1]])).isnan()
-    with pytest.raises(ValueError, match=r"\(2, 1\)"):
-        hidden_mse(zeros, zeros, torch.tensor([[0], [1]]))
 
 
 def test_kept_patches_are_distinct_and_everywhere():
@@ -318,33 +242,32 @@ def test_mae_sees_visible_patches_alone_and_is_judged_on_hidden_ones():
     expected = hidden_mse(model.autoencoder(view, keep), target, keep)
     assert torch.equal(model.loss(view, keep), expected)
     expected.backward()
-    without = {n for n, p in model.named_parameters() if p.grad is None}
-    assert without == {"encoder.pos_embed", "autoencoder.decoder.pos_embed"}
+    assert untrained(model) == {"encoder.pos_embed", "autoencoder.decoder.pos_embed"}
     assert model.saved is model.autoencoder
 
 
 @pytest.mark.parametrize("standardised", [False, True])
 def test_a_reconstruction_from_perfect_predictions_is_the_image(standardised, monkeypatch):
-    images = torch.randint(256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pictures = images(3)
     module = MaskedAutoencoder(mini_vit(16, 1, 2, 16, standardised=standardised), width=8, depth=1, heads=1)
     encoder = wrap(module, blocks="encoder.blocks", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     perfect = lambda pixels, keep: normalised_patches(module.patchify(pixels))  # noqa: E731
     monkeypatch.setattr(module, "forward", perfect)
-    shown, filled = reconstruct(encoder, images, mask_ratio=0.75)
-    assert (filled.int() - images.int()).abs().max() <= 1
+    shown, filled = reconstruct(encoder, pictures, mask_ratio=0.75)
+    assert (filled.int() - pictures.int()).abs().max() <= 1
     grey = (shown == 128).flatten(2).all(1)
     assert grey.float().mean() == pytest.approx(0.75)
-    assert torch.equal(shown.flatten(2)[:, 0][~grey], images.flatten(2)[:, 0][~grey])
+    assert torch.equal(shown.flatten(2)[:, 0][~grey], pictures.flatten(2)[:, 0][~grey])
     monkeypatch.setattr(module, "forward", lambda pixels, keep: torch.zeros_like(perfect(pixels, keep)))
-    flat = reconstruct(encoder, images, mask_ratio=0.75)[1]
-    assert torch.equal(flat.flatten(2)[:, 0][~grey], images.flatten(2)[:, 0][~grey])
+    flat = reconstruct(encoder, pictures, mask_ratio=0.75)[1]
+    assert torch.equal(flat.flatten(2)[:, 0][~grey], pictures.flatten(2)[:, 0][~grey])
     assert not torch.equal(flat, filled)
     public = CHECKPOINTS["mae_visualize.vit_base_patch16_224"]  # which predict pixels as they are
     encoder = public.build(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
     monkeypatch.setattr(encoder.module, "forward", lambda pixels, _: encoder.module.patchify(pixels))
-    assert (reconstruct(encoder, images)[1].int() - images.int()).abs().max() <= 1
+    assert (reconstruct(encoder, pictures)[1].int() - pictures.int()).abs().max() <= 1
     with pytest.raises(TypeError, match="no decoder"):
-        reconstruct(wrap(mini_vit(16, 1, 2, 16), mean=(0.5,) * 3, std=(0.5,) * 3), images)
+        reconstruct(wrap(mini_vit(16, 1, 2, 16), **PIXELS), pictures)
 
 
 def test_supervised_learns_the_labels_it_is_given():
@@ -359,7 +282,7 @@ def test_supervised_learns_the_labels_it_is_given():
     assert float(model(batch, seeded(3), labels)) == pytest.approx(total / 6, rel=1e-5)
     assert model(batch, seeded(3), labels) != model(batch, seeded(3), labels.roll(1))
     model.loss(view, labels).backward()
-    assert {n for n, p in model.named_parameters() if p.grad is None} == {"encoder.pos_embed"}
+    assert untrained(model) == {"encoder.pos_embed"}
 
 
 def self_distillation_by_loops(student, teacher, centre, warm, cold):
@@ -376,9 +299,6 @@ def test_self_distillation_equals_its_definition():
     centre = torch.tensor([0.5, 0.2, 0.0, 0.1])
     expected = self_distillation_by_loops(student, teacher, centre, 0.1, 0.04)
     assert float(self_distillation(student, teacher, centre, 0.1, 0.04)) == pytest.approx(expected, rel=1e-5)
-    for shapes in ((student, teacher, centre[:3]), (student[:1], teacher, centre)):
-        with pytest.raises((RuntimeError, ValueError)):
-            self_distillation(*shapes, 0.1, 0.04)
 
 
 def test_dino_asks_one_view_what_the_teacher_says_of_the_other():
@@ -401,9 +321,7 @@ def test_dino_asks_one_view_what_the_teacher_says_of_the_other():
     mean = torch.cat(teachers).mean(0)
     assert torch.allclose(model.centre, 0.9 * centre + 0.1 * mean, atol=1e-6)
     loss.backward()
-    assert all(p.grad is None for name, p in model.named_parameters() if name.startswith("teacher_"))
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+    assert untrained(model) == frozen(model) >= {"teacher_head.prototypes"}
 
 
 def test_cosines_under_a_temperature_are_not_rounded_by_autocast():

@@ -11,56 +11,44 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import torch
+from toy_runs import OBJECTIVES, PIXELS, fresh, seeded, small, source, trainer
 
 from nbhelpers.files import DATA
-from nbhelpers.images import ArraySource
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, mini_vit, save_encoder, wrap
 from nbhelpers.pretrain import SOURCES, Trainer, moments, pretrain, queue, recipe, trained_name
-from nbhelpers.pretrain.__main__ import duration, main
+from nbhelpers.pretrain.__main__ import main
 from nbhelpers.pretrain.recipes import STUDIES
 from nbhelpers.pretrain.schedule import epoch_order, generator
 from nbhelpers.pretrain.trainer import fast_precision
-
-
-def source(images=40):
-    pixels = torch.randint(256, (images, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    labels = {"shape": torch.arange(images) % 2}
-    return ArraySource("toy/train", pixels.to(torch.uint8), labels, {"shape": ("a", "b")})
-
-
-def small(objective, steps=10, **changes):
-    sizes = {"width": 32, "depth": 2, "heads": 2, "batch_size": 8, "images": 8 * steps}
-    return replace(recipe("shapes", objective), **sizes | changes)
-
-
-def trainer(objective, folder, precision=torch.float32, **changes):
-    return Trainer(small(objective, **changes), source(), source(16), folder, precision=precision)
 
 
 def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
-PIXELS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-OBJECTIVES = ["cl", "mim", "latent", "mae", "supervised", "dino", "hybrid-0.4"]
+GENERATED = replace(source(), origin="generated")
 
 
 @pytest.mark.parametrize(
     ("objective", "precision"),
     [*((objective, torch.float32) for objective in OBJECTIVES), ("hybrid-0.4", torch.bfloat16)],
 )
-def test_ten_steps_equal_five_a_kill_and_five(objective, precision, tmp_path):
-    whole = trainer(objective, tmp_path / "whole", precision)
+def test_a_run_that_was_killed_in_its_second_epoch_ends_as_if_it_had_not_been(objective, precision, tmp_path):
+    def part():
+        images = source(24)  # three steps an epoch
+        return Trainer(small(objective, steps=7), images, source(16), tmp_path, precision=precision)
+
+    whole = part()
     losses = torch.stack(list(whole.steps()))
-    first = trainer(objective, tmp_path / "part", precision)
-    part = list(first.steps(until=5))
+    first = part()
+    found = list(first.steps(until=4))
     first.save()
-    list(first.steps(until=7))  # steps after the last save are lost with the process
-    second = trainer(objective, tmp_path / "part", precision)
-    assert second.step == 5
-    part += list(second.steps())
-    assert torch.equal(losses, torch.stack(part))
-    assert torch.equal(weights(whole), weights(second))
+    assert first.validation_loss() == first.validation_loss()  # and leaves the run as it was
+    found.extend(first.steps(until=5))  # lost with the process
+    second = part()
+    assert second.step == 4
+    assert torch.equal(losses, torch.stack([*found[:4], *second.steps()]))
+    assert found[4] == losses[4] and torch.equal(weights(whole), weights(second))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -77,11 +65,10 @@ def test_bfloat16_trains_as_float32_does_but_for_rounding(objective, tmp_path):
     torch.testing.assert_close(*losses, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_views_are_the_same_in_either_precision(objective, tmp_path, monkeypatch):
+def test_views_are_the_same_in_either_precision(tmp_path, monkeypatch):
     seen = []
     for precision in (torch.float32, torch.bfloat16):
-        run = trainer(objective, tmp_path / str(precision), precision)
+        run = trainer("hybrid-0.4", tmp_path / str(precision), precision)
         monkeypatch.setattr(run.objective, "loss", lambda *views: seen.append(views) or torch.zeros(()))
         run.validation_loss()
     first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
@@ -107,30 +94,9 @@ def test_hybrid_at_either_end_is_the_pure_run_bit_for_bit(weight, pure, tmp_path
     assert hybrid.validation_loss() == alone.validation_loss()
 
 
-def test_hybrid_trains_the_patch_embedding_as_its_terms_do(tmp_path):
-    def moved(objective):
-        run = trainer(objective, tmp_path / objective)
-        before = run.objective.encoder.patch_embed.proj.weight.clone()
-        list(run.steps(2))
-        return not torch.equal(before, run.objective.encoder.patch_embed.proj.weight)
-
-    assert {name: moved(name) for name in ("mim", "hybrid-0.8", "cl")} == {
-        "mim": True,
-        "hybrid-0.8": True,
-        "cl": False,
-    }
-
-
-def test_labels_that_are_not_there_are_named(tmp_path):
-    images = ArraySource("toy/train", source().images, {}, {})
-    with pytest.raises(ValueError, match=r"toy/train .*'shape'"):
-        Trainer(small("supervised"), images, images, tmp_path)
-
-
 def test_labels_of_validation_images_are_compared_by_name(tmp_path):
     images = source(16)
-    labels = {"shape": 1 - images.labels["shape"]}
-    renumbered = ArraySource("toy/val", images.images, labels, {"shape": ("b", "a")})
+    renumbered = replace(images, labels={"shape": 1 - images.labels["shape"]}, classes={"shape": ("b", "a")})
     runs = [Trainer(small("supervised"), source(), val, tmp_path) for val in (images, renumbered)]
     list(runs[0].steps(until=5))
     runs[1].objective.load_state_dict(runs[0].objective.state_dict())
@@ -142,27 +108,11 @@ def test_a_run_lowers_its_validation_loss_and_logs_it(tmp_path):
     before = run.validation_loss()
     assert run.run(log_every=10)
     log = pd.read_csv(tmp_path / "log.csv")
-    columns = ["step", "images", "loss", "val_loss", "learning_rate", "images_per_second", "wall_time_s"]
-    assert list(log) == columns
+    assert {"loss", "learning_rate", "wall_time_s"} <= set(log)
     assert log["step"].tolist() == [10, 20, 30]
     assert log["val_loss"].iloc[-1] < before
     assert log["images"].iloc[-1] == 240
     assert (log["images_per_second"] > 0).all()
-
-
-def test_validation_leaves_the_run_unchanged(tmp_path):
-    run = trainer("cl", tmp_path)
-    before = weights(run)
-    assert run.validation_loss() == run.validation_loss()
-    assert torch.equal(before, weights(run))
-
-
-def test_stop_after_saves_and_the_next_run_finishes(tmp_path):
-    assert not trainer("mim", tmp_path).run(stop_after=0.0)
-    again = trainer("mim", tmp_path)
-    assert again.step == 1
-    assert again.run()
-    assert trainer("mim", tmp_path).done
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -179,24 +129,10 @@ def test_a_signal_ends_the_step_saves_and_the_next_run_goes_on(number, tmp_path,
     assert torch.equal(torch.stack(list(again.steps())), whole[4:])
 
 
-def test_a_run_in_parts_is_the_run_as_a_whole(tmp_path):
-    fresh = trainer("mim", tmp_path / "whole")
-    for step in (4, 10):
-        run = trainer("mim", tmp_path / "parts")  # resumed from the second on
-        assert run.run(until=step)
-        assert run.step == step
-        list(fresh.steps(until=step))
-        now, kept = (each.encoder().module.state_dict() for each in (fresh, run))
-        assert all(torch.equal(value, kept[name]) for name, value in now.items())
-    assert run.done
-
-
-def test_moments_are_log_spaced_from_16000_images_to_the_end():
+def test_moments_are_log_spaced_up_to_the_end():
     chosen = recipe("cifar10", "cl")
     steps = moments(chosen)
-    assert len(steps) == 10
-    assert (steps[0] - 1) * chosen.batch_size < 16_000 <= steps[0] * chosen.batch_size
-    assert steps[-1] == chosen.steps
+    assert len(steps) == 10 and steps[-1] == chosen.steps
     ratios = [later / earlier for earlier, later in pairwise(steps)]
     assert ratios == pytest.approx([ratios[0]] * 9, rel=0.02)
     assert moments(replace(chosen, images=2048, batch_size=256)) == [8]  # shorter than the first moment
@@ -238,92 +174,77 @@ def test_a_run_can_begin_with_a_trained_encoder(tmp_path):
             Trainer(small("mim", **change), source(), source(16), tmp_path / "third", start=start)
 
 
-def test_a_run_knows_all_devices_it_was_trained_on(tmp_path):
+def test_a_run_is_stopped_goes_on_and_knows_all_devices_it_was_trained_on(tmp_path):
     first = trainer("mim", tmp_path)
-    first.run(stop_after=0.0)
+    assert not first.run(stop_after=0.0)
     assert first.devices == ["one CPU core"]
     first.devices = ["a GPU"]
     first.save()
     second = trainer("mim", tmp_path)
-    for _ in range(2):
-        second.run(stop_after=0.0)
-    assert second.devices == ["a GPU", "one CPU core"]
+    assert second.step == 1
+    assert second.run(until=4) and second.step == 4 and not second.done
+    ours, measured = second.objective.encoder.state_dict(), second.encoder().module.state_dict()
+    assert all(torch.equal(value, measured[name]) for name, value in ours.items())
+    third = trainer("mim", tmp_path)
+    assert third.step == 4 and third.run() and third.done
+    assert third.devices == ["a GPU", "one CPU core"]
 
 
-def test_a_run_in_another_precision_is_refused(tmp_path):
-    trainer("mim", tmp_path, torch.bfloat16).save()
-    with pytest.raises(ValueError, match="precision"):
-        trainer("mim", tmp_path)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"precision": torch.bfloat16}, "precision"),
+        ({"recipe": small("cl", learning_rate=1e-3)}, "learning_rate"),
+        ({"train": source(48)}, "training images"),
+        ({"train": replace(GENERATED, name="toy/train, nuisance 4")}, "training images"),
+        ({"start": None}, "start"),
+        ({"start": fresh(1)}, "start"),
+    ],
+)
+def test_a_run_goes_on_with_nothing_but_what_it_began_with(change, named, tmp_path):
+    usual = {"recipe": small("cl"), "train": GENERATED, "val": source(16), "folder": tmp_path}
+    usual |= {"precision": torch.float32, "start": fresh()}
+    Trainer(**usual).save()
+    Trainer(**usual)
+    with pytest.raises(ValueError, match=f"differs in .*{named}"):
+        Trainer(**usual | change)
 
 
-def test_the_folder_of_another_recipe_is_refused(tmp_path):
-    trainer("mim", tmp_path).save()
-    with pytest.raises(ValueError, match="learning_rate"):
-        trainer("mim", tmp_path, learning_rate=1e-3)
-
-
-def test_a_run_does_not_go_on_with_other_images(tmp_path):
-    trainer("mim", tmp_path).save()
-    with pytest.raises(ValueError, match="training images"):
-        Trainer(small("mim"), source(48), source(16), tmp_path, precision=torch.float32)
-
-
-def test_a_run_does_not_go_on_with_images_of_another_amplitude(tmp_path):
-    usual = replace(source(), origin="generated")
-    Trainer(small("mim"), usual, source(16), tmp_path).save()
-    loud = replace(usual, images=255 - usual.images, name="toy/train, nuisance 4")
-    with pytest.raises(ValueError, match="training images"):
-        Trainer(small("mim"), loud, source(16), tmp_path)
-
-
-def test_a_run_does_not_go_on_with_another_start(tmp_path):
-    one, other = (wrap(trainer("mim", tmp_path, seed=seed).objective.encoder, **PIXELS) for seed in (0, 1))
-    Trainer(small("cl"), source(), source(16), tmp_path, start=one).save()
-    assert Trainer(small("cl"), source(), source(16), tmp_path, start=one).step == 0
-    for start in (other, None):
-        with pytest.raises(ValueError, match="differs in start"):
-            Trainer(small("cl"), source(), source(16), tmp_path, start=start)
-
-
-@pytest.fixture
-def put_away(tmp_path, monkeypatch):
-    """(recipe, changes of its architecture) -> the file of an encoder of that name, in `tmp_path`."""
+def test_a_trained_encoder_is_not_replaced_and_has_no_seed_of_another_architecture(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
     monkeypatch.setitem(SOURCES, "shapes", lambda split: source())
-
-    def put(chosen, **changes):
-        row = {"study": "shapes", "objective": "MIM", "seed": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        row["architecture"] = chosen.architecture | {"image_size": 16} | changes
-        return save_encoder(mini_vit(**row["architecture"]), trained_name(chosen, "shapes"), row, tmp_path)
-
-    return put
-
-
-def test_a_trained_encoder_is_not_replaced(tmp_path, put_away):
     chosen = small("mim")
-    path = put_away(chosen)
+    name, architecture = trained_name(chosen, "shapes"), chosen.architecture | {"image_size": 16, "heads": 4}
+    row = {"study": "shapes", "objective": "MIM", "seed": 0, "architecture": architecture, **PIXELS}
+    path = save_encoder(mini_vit(**architecture), name, row, tmp_path)
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match=rf"{trained_name(chosen, 'shapes')}, which would be replaced"):
+    with pytest.raises(FileExistsError, match=f"{name}, which would be replaced"):
         pretrain(replace(chosen, learning_rate=1e-4), "shapes", folder=tmp_path)
+    with pytest.raises(ValueError, match="has heads 4, not 2"):
+        pretrain(replace(chosen, seed=1), "shapes", folder=tmp_path)
     assert path.read_bytes() == before
 
 
-def test_a_seed_of_another_architecture_is_refused(tmp_path, put_away):
-    other = small("mim")
-    put_away(other, heads=4)
-    with pytest.raises(ValueError, match="has heads 4, not 2: a seed of it"):
-        pretrain(replace(other, seed=1), "shapes", folder=tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "images", "named"),
+    [
+        ({}, replace(source(), labels={}, classes={}), r"toy/train .*'shape'"),
+        ({}, source(classes=12), r"12 classes of shape, the recipe is of 10.*'classes': 12"),
+        ({}, source(blue=0), "toy/train: a colour channel"),
+        ({"batch_size": 48}, source(), "batch of 48"),
+        ({"seed": -1}, source(), r"seed -1 is not in 0\.\.999"),
+        ({"seed": 1000}, source(), "seed 1000"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(changes, images, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        Trainer(small("supervised", **changes), images, images, tmp_path)
 
 
-def test_more_classes_than_the_recipe_has_are_named(tmp_path):
-    images = source()
-    images.labels["shape"] %= 12
-    images.classes["shape"] = tuple("abcdefghijkl")
-    with pytest.raises(ValueError, match=r"12 classes of shape, the recipe is of 10.*'classes': 12"):
-        Trainer(small("supervised"), images, images, tmp_path)
-    chosen = small("supervised")
+def test_a_recipe_may_ask_for_more_classes(tmp_path):
+    chosen, images = small("supervised"), source(classes=12)
     chosen = replace(chosen, options=chosen.options | {"classes": 12})
-    assert Trainer(chosen, images, images, tmp_path).objective.classifier.out_features == 12
+    assert Trainer(chosen, images, source(16, 12), tmp_path).objective.classifier.out_features == 12
 
 
 @pytest.mark.parametrize("when", [{"log_every": 1}, {"save_every": 0.0}, {"stop_after": 0.0}])
@@ -340,8 +261,6 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
     epochs = [epoch_order(13, 4, epoch, seed=1) for epoch in range(2)]
     assert all(e.shape == (3, 4) and len(e.unique()) == 12 for e in epochs)
     assert not torch.equal(*epochs)
-    with pytest.raises(ValueError, match="batch of 4"):
-        epoch_order(3, 4, 0, seed=0)
 
 
 def test_seeds_give_different_runs(tmp_path):
@@ -355,9 +274,7 @@ def test_streams_of_seeds_steps_and_processes_differ():
 
     keys = [(seed, step, "cpu", rank) for seed in range(3) for step in range(3) for rank in range(3)]
     assert len({draw(*key) for key in keys}) == len(keys)
-    assert draw(0, 5) == float(
-        torch.rand((), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    )
+    assert draw(0, 5) == float(torch.rand((), generator=seeded(5), dtype=torch.float64))
 
 
 def test_unknown_recipe_names_the_nearest():
@@ -373,28 +290,18 @@ def test_recipes_of_a_study_differ_in_objective_and_views_alone():
         assert len({str(replace(row, **changed)) for row in rows.values()}) == 1
 
 
-def test_command_line_explains_itself_and_checks_durations(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "--minutes" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["--objective", "cl", "--stop-after", "soon"])
-    assert "soon" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--nice", "0", "--objective", "hybrid"])
-    assert "shapes.hybrid" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--nice", "0", "--objective", "cl", "--width", "20"])
-    assert "20" in capsys.readouterr().err
-    assert duration("90s") == 90
-
-
-@pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
-def test_command_line_passes_the_precision_on(asked, monkeypatch):
-    seen = []
-    monkeypatch.setitem(main.__globals__, "pretrain", lambda *_, precision, **__: seen.append(precision))
-    assert main(["--nice", "0", "--objective", "cl", *(["--precision", asked] if asked else [])]) == 0
-    assert seen == [getattr(torch, asked) if asked else None]
+def test_command_line_passes_everything_on(monkeypatch):
+    asked = []
+    monkeypatch.setitem(main.__globals__, "pretrain", lambda *given, **named: asked.append((given, named)))
+    sizes = ["--width", "64", "--images", "512", "--batch-size", "32", "--seed", "3"]
+    limits = ["--stop-after", "1.5h", "--device", "cpu", "--precision", "float32"]
+    assert main(["--nice", "0", "--objective", "cl", *sizes, *limits, "--study", "cifar10"]) == 0
+    assert main(["--nice", "0", "--objective", "mim", "--minutes", "2", "--device", "cpu"]) == 0
+    chosen = replace(recipe("cifar10", "cl"), width=64, heads=2, images=512, batch_size=32, seed=3)
+    assert asked == [
+        ((chosen, "cifar10", "cpu", 5400), {"precision": torch.float32}),
+        ((recipe("shapes", "mim"), "shapes", "cpu", 120), {"precision": None}),
+    ]
 
 
 def test_the_queue_begins_with_the_pairs_and_leaves_out_what_is_there(monkeypatch):
@@ -437,26 +344,38 @@ if options["objective"] == "dino":
     output = tmp_path / "cache" / "pretrain" / "mim" / "output.txt"
     assert str(output) in capfd.readouterr().out
     assert "not finite at step 3" in output.read_text()
-    threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt():
+        while not (tmp_path / "dino").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     second = {name: models[name] for name in ("dino", "latent")}
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         queue.train(second, 1, None, "--device=cpu")
     assert time.monotonic() - started < 60
-    assert (tmp_path / "dino").exists() and not (tmp_path / "latent").exists()
+    assert not (tmp_path / "latent").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--queue", "missing.csv"], "missing.csv"),
+        (["--queue", "queue.csv"], "width"),
+        (["--objective", "hybrid"], "shapes.hybrid"),
+        (["--objective", "cl", "--width", "20"], "width 20"),
         (["--objective", "cl", "--device", "tpu9"], "tpu9"),
-        (["--objective", "cl", "--device", "meta"], "training runs on cpu or cuda, not on meta"),
+        (["--objective", "cl", "--device", "meta"], "not on meta"),
         (["--objective", "cl", "--images", "0"], "'0'"),
         (["--objective", "cl", "--minutes", "soon"], "'soon'"),
+        (["--objective", "cl", "--stop-after", "soon"], "'soon'"),
     ],
 )
-def test_command_line_names_bad_input_without_a_traceback(arguments, named, capsys):
+def test_command_line_names_bad_input_without_a_traceback(arguments, named, capsys, tmp_path, monkeypatch):
+    (tmp_path / "queue.csv").write_text("study,objective,images,seed\nshapes,cl,9,0\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["--nice", "0", *arguments])
     assert stopped.value.code in (1, 2)
@@ -471,24 +390,3 @@ def test_a_command_line_that_is_stopped_says_that_the_same_command_goes_on(capsy
     with pytest.raises(SystemExit) as stop:
         main(["--nice", "0", "--objective", "cl"])
     assert stop.value.code == 130 and "same command goes on" in capsys.readouterr().err
-
-
-def test_queue_file_is_checked(tmp_path):
-    path = tmp_path / "queue.csv"
-    path.write_text("study,objective,images,seed\nshapes,cl,9,0\n")
-    with pytest.raises(ValueError, match="width"):
-        queue.waiting(path)
-
-
-@pytest.mark.parametrize("seed", [-1, 1000])
-def test_a_seed_whose_random_streams_are_those_of_another_is_refused(seed, tmp_path):
-    with pytest.raises(ValueError, match=rf"seed {seed} is not in 0\.\.999"):
-        trainer("mim", tmp_path, seed=seed)
-
-
-def test_a_colour_channel_without_variance_is_refused(tmp_path):
-    train = source()
-    train.images[:, 2] = 7
-    flat = ArraySource("toy/train", train.images, train.labels, train.classes)
-    with pytest.raises(ValueError, match="toy/train: a colour channel is the same everywhere"):
-        Trainer(small("mim"), flat, source(16), tmp_path)
