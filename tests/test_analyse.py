@@ -53,9 +53,8 @@ def test_figures_are_what_the_documented_functions_give():
         distances = attention_distance(layer, encoder.grid, encoder.patch_size)
         for name, values in (("nmi", nmi(layer)), ("attention_distance", distances)):
             chosen = (frame["metric"] == name) & (frame["depth"] == depth) & (frame["head"] >= 0)
-            assert frame[chosen]["value"].tolist() == pytest.approx(
-                values.double().mean(0).tolist(), rel=1e-5
-            )
+            expected = values.double().mean(0).tolist()
+            assert frame[chosen]["value"].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_only_the_model_computes_in_half_precision(monkeypatch):
@@ -283,7 +282,6 @@ def _frames():
 
 
 def _share(rank, folder):
-    torch.set_num_threads(1)  # a forked process has none of the threads that this one knows of
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for number, frame in enumerate(_frames()):
         frame.to_csv(f"{folder}/{rank}.{number}.csv", index=False)
@@ -291,7 +289,9 @@ def _share(rank, folder):
 
 
 def test_two_processes_give_the_frame_of_one(tmp_path):
-    mp.start_processes(_share, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    # A forked process need not import torch again, but has none of the threads of its parent.
+    how = "fork" if torch.get_num_threads() == 1 else "spawn"
+    mp.start_processes(_share, args=(str(tmp_path),), nprocs=2, start_method=how)
     for number, whole in enumerate(_frames()):
         for rank in range(2):
             found = pd.read_csv(tmp_path / f"{rank}.{number}.csv")

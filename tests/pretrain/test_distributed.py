@@ -36,7 +36,6 @@ def parts(one, loss):
 
 def process(rank, folder):
     """What each of the two processes does; the parent looks at what it leaves."""
-    torch.set_num_threads(1)  # a forked process has none of the threads that its parent knows of
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES
     )
@@ -62,10 +61,9 @@ def process(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    # Forked ones need not import torch again; where there is a GPU, autograd works in no child of a process
-    # that has trained.
-    how = "spawn" if torch.cuda.is_available() else "fork"
-    start_processes(process, (folder,), PROCESSES, start_method=how)
+    # A forked process need not import torch again, but has neither the threads nor the GPU of its parent.
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    start_processes(process, (folder,), PROCESSES, start_method="fork" if alone else "spawn")
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
