@@ -97,6 +97,8 @@ def block_alignment(gradients: Tensor) -> pd.DataFrame:
         >>> frame = block_alignment(torch.stack([mim, cl]).expand(3, 2, 2, 2))
         >>> frame[frame["metric"] == "cosine"]["value"].tolist()
         [-1.0, 0.0]
+        >>> frame[frame["metric"] == "conflict"]["value"].tolist()
+        [1.0, 0.0]
     """
     if gradients.ndim != 4 or gradients.shape[1] != len(LOSSES) or len(gradients) < 3:
         wanted = f"gradients K S L P of at least 3 batches and {len(LOSSES)} losses"
