@@ -1,14 +1,16 @@
 """Two gloo processes with half a batch each against one process with all of it."""
 
+import os
+import socket
+
 import pytest
 import torch
-from torch import distributed
 from torch.multiprocessing import start_processes
 from toy_runs import PIXELS, source, trainer
 
 from nbhelpers.models import mini_vit
 from nbhelpers.pretrain import recipe
-from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, share
+from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, process_group, share
 from nbhelpers.pretrain.recipes import build
 from nbhelpers.pretrain.schedule import generator
 
@@ -34,11 +36,15 @@ def parts(one, loss):
     return {"loss": loss.detach(), "gradients": gradients, "buffers": dict(one.named_buffers())}
 
 
-def process(rank, folder):
-    """What each of the two processes does; the parent looks at what it leaves."""
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES
-    )
+def process(rank, folder, port):
+    """What each of the two processes does, started as by torchrun; the parent looks at what it leaves."""
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(PROCESSES))
+    with process_group("cpu") as device:
+        torch.save(one_of_two(rank, folder, device), folder / f"{rank}.pt")
+
+
+def one_of_two(rank, folder, device):
     result = {}
     for objective in OBJECTIVES:
         one = model(objective)
@@ -49,13 +55,12 @@ def process(rank, folder):
         average_gradients(one.parameters())
         result[objective] = parts(one, loss)
         result[objective]["loss"] = mean_over_ranks(loss.detach())
-    run = trainer("cl", folder / f"rank{rank}", steps=4)
+    run = trainer("cl", folder / f"rank{rank}", device=device, steps=4)
     run.run(stop_after=0.0)
     result["stopped"] = run.step
     run.run(log_every=2)
-    result["run"] = {"step": run.step, "weights": run.objective.state_dict(), "rows": run.rows[-1]["loss"]}
-    torch.save(result, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    rows = [row["loss"] for row in run.rows]
+    return result | {"run": {"step": run.step, "weights": run.objective.state_dict(), "rows": rows}}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,10 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     # A forked process need not import torch again, but has neither the threads nor the GPU of its parent.
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    start_processes(process, (folder,), PROCESSES, start_method="fork" if alone else "spawn")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    start_processes(process, (folder, port), PROCESSES, start_method="fork" if alone else "spawn")
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
