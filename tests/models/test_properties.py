@@ -69,20 +69,17 @@ def test_a_damaged_file_is_read_or_refused_by_one_type(kind, share, bytes_, data
         assert isinstance(read, dict)
 
 
+CHECKPOINT = CHECKPOINTS["ibot.vit_base_patch16_224"]
 WRAPPERS = ["module.", "backbone.", "_orig_mod.", "encoder."]
 JUNK = st.dictionaries(
     st.sampled_from(["epoch", "best", "optimizer", "config", "args"]),
-    st.one_of(
-        st.none(), st.integers(), st.floats(), st.text(), st.builds(argparse.Namespace, a=st.integers())
-    ),
+    st.one_of(st.none(), st.floats(), st.text(), st.builds(argparse.Namespace, a=st.integers())),
 )
 
 
-@quick
+@settings(quick, max_examples=25)
 @given(
-    prefix=st.lists(st.sampled_from(["module.", "backbone.", "_orig_mod.", "encoder."]), max_size=3).map(
-        "".join
-    ),
+    prefix=st.lists(st.sampled_from(WRAPPERS), max_size=3).map("".join),
     entry=st.sampled_from([None, "state_dict", "model", "teacher", "student"]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     container=st.sampled_from([dict, OrderedDict]),
@@ -90,13 +87,12 @@ JUNK = st.dictionaries(
     junk=JUNK,
 )
 def test_checkpoints_as_people_save_them(prefix, entry, dtype, container, zipped, junk):
-    checkpoint = CHECKPOINTS["ibot.vit_base_patch16_224"]
-    module = checkpoint.build(**SMALL).module
-    table = container((prefix + key, value.to(dtype)) for key, value in module.state_dict().items())
+    weights = CHECKPOINT.build(**SMALL).module.state_dict()
+    table = container((prefix + key, value.to(dtype)) for key, value in weights.items())
     content = {**junk, entry: table} if entry else container({**table, **junk})
     with tempfile.TemporaryDirectory() as folder:
         torch.save(content, Path(folder) / "file", _use_new_zipfile_serialization=zipped)
-        encoder = checkpoint.load(Path(folder) / "file", **SMALL)
+        encoder = CHECKPOINT.load(Path(folder) / "file", **SMALL)
     for key, value in encoder.module.state_dict().items():
         assert torch.equal(value, table[prefix + key].float()), key
     about = encoder.provenance
@@ -104,23 +100,10 @@ def test_checkpoints_as_people_save_them(prefix, entry, dtype, container, zipped
     assert about["left out"] == ([] if entry else sorted(junk))
 
 
-MODELS = (
-    "vit_tiny_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "beit_base_patch16_224",
-    "eva02_tiny_patch14_224",
-    "vit_small_patch16_dinov3",
-    "vit_base_patch16_siglip_224",
-    "vit_small_patch14_reg4_dinov2",
-    "vit_relpos_small_patch16_224",
-    "aimv2_large_patch14_224",
-)
-
-
 @cache
 def _model(name: str):
     torch.manual_seed(0)
-    return timm.create_model(name, num_classes=0, embed_dim=32, depth=2, num_heads=2)
+    return wrap(timm.create_model(name, num_classes=0, embed_dim=32, depth=1, num_heads=2))
 
 
 def _scalars(module):
@@ -133,14 +116,15 @@ def _scalars(module):
     ]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "vit_small_patch16_dinov3", "vit_relpos_small_patch16_224"]
+)
+@settings(quick, max_examples=12)
 @given(data=st.data())
 def test_every_scalar_of_a_model_is_in_its_fingerprint(name, data):
-    encoder = wrap(_model(name))
+    encoder = _model(name)
     other = copy.deepcopy(encoder)
     assert not encoder.hooked
-    assert other.fingerprint == encoder.fingerprint
     path, key = data.draw(st.sampled_from(_scalars(other.module)))
     part = other.module.get_submodule(path)
     value = getattr(part, key)
