@@ -29,6 +29,10 @@ def over_white(colour, alpha):
     return colour * share + 255 * (1 - share)
 
 
+def grey(plane):
+    return np.repeat(plane[..., None].astype(float), 3, axis=2)
+
+
 def upright(pixels, orientation):
     """What EXIF says of a stored array: which side is the top, and which the left."""
     if orientation >= 5:
@@ -46,23 +50,20 @@ def pictures(draw):
     mode = draw(st.sampled_from(["1", "L", "LA", "RGB", "RGBA", "P", "P+alpha", "CMYK"]))
     depth = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}.get(mode)
     values = draw(arrays(np.uint8, (*shape, depth) if depth else shape))
-    grey = lambda plane: np.repeat(plane[..., None].astype(float), 3, axis=2)  # noqa: E731
+    planes = values.astype(float)
     if mode == "1":
         return Image.fromarray(values > 127), grey(255 * (values > 127)), ("PNG", "TIFF", "BMP")
     if mode == "L":
-        return Image.fromarray(values), grey(values), ("PNG", "TIFF", "BMP")
+        return Image.fromarray(values), grey(planes), ("PNG", "TIFF", "BMP")
     if mode == "LA":
-        return (
-            Image.fromarray(values, "LA"),
-            over_white(grey(values[..., 0]), values[..., 1]),
-            ("PNG", "TIFF"),
-        )
+        right = over_white(grey(planes[..., 0]), planes[..., 1])
+        return Image.fromarray(values, "LA"), right, ("PNG", "TIFF")
     if mode == "RGB":
-        return Image.fromarray(values), values.astype(float), tuple(LOSSLESS)
+        return Image.fromarray(values), planes, tuple(LOSSLESS)
     if mode == "RGBA":
-        return Image.fromarray(values), over_white(values[..., :3], values[..., 3]), ("PNG", "TIFF", "WEBP")
+        return Image.fromarray(values), over_white(planes[..., :3], planes[..., 3]), ("PNG", "TIFF", "WEBP")
     if mode == "CMYK":
-        ink = 255 - values.astype(float)
+        ink = 255 - planes
         return Image.fromarray(values, "CMYK"), ink[..., :3] * ink[..., 3:] / 255, ("TIFF",)
     palette = draw(arrays(np.uint8, (256, 3)))
     image = Image.fromarray(values, "P")
@@ -112,16 +113,7 @@ def test_any_cut_is_a_reason_and_never_another_error(picture, data):
         assert pixels.shape[0] == 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NBHELPERS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 NAMES = st.lists(st.text("abcXYZ019 _é", min_size=1, max_size=6), min_size=4, max_size=4, unique=True)
-
-
 PIXELS = arrays(np.uint8, (4, 2, 3, 3))
 
 

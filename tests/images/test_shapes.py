@@ -1,5 +1,7 @@
 """Generated images: the same whatever the batch, independent labels, masks that fit."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -23,61 +25,51 @@ def made():
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def test_a_split_is_made_of_its_blocks_once(made, tmp_path, monkeypatch):
-    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
-    monkeypatch.setitem(SPLITS, "val", 4 * BLOCK)
+def test_a_split_is_made_of_its_blocks_once(made, monkeypatch):
+    monkeypatch.setitem(SPLITS, "val", 2 * BLOCK)
     source = shapes("val")
-    assert torch.equal(source.images, made["image"]) and torch.equal(source.masks, made["mask"])
-    assert all(torch.equal(source.labels[name], made[name]) for name in ("shape", "texture"))
+    two = {name: values[: 2 * BLOCK] for name, values in made.items()}
+    assert torch.equal(source.images, two["image"]) and torch.equal(source.masks, two["mask"])
+    assert all(torch.equal(source.labels[name], two[name]) for name in ("shape", "texture"))
     monkeypatch.setitem(shapes.__globals__, "save_file", None)
     assert shapes("val").fingerprint == source.fingerprint
     assert not torch.equal(generate_block("test", 0)["image"], made["image"][:BLOCK])
 
 
-def test_nuisance_scales_background_and_noise_and_nothing_else(made):
-    usual, clean, loud = (generate_block("val", 0, nuisance) for nuisance in (1.0, 0.0, 3.0))
-    assert torch.equal(usual["image"], made["image"][:BLOCK])
+def test_nuisance_and_rendering_change_background_and_noise_and_nothing_else(made):
+    settings = [(0.0, 0), (3.0, 0), (2.0, 0), (2.0, 1), (2.0, 2), (0.0, 1)]
+    blocks = [generate_block("val", 0, *setting) for setting in settings]
     for name in ("shape", "texture", "mask"):
-        assert torch.equal(clean[name], usual[name]) and torch.equal(loud[name], usual[name])
-    x_0, x_1, x_3 = (block["image"].float() for block in (clean, usual, loud))
+        assert all(torch.equal(block[name], made[name][:BLOCK]) for block in blocks)
+    assert torch.equal(blocks[0]["image"], blocks[-1]["image"])
+    x_0, x_3, *rendered = (block["image"].float() for block in blocks[:-1])
+    x_1 = made["image"][:BLOCK].float()
     inside = torch.stack([(x > 0) & (x < 255) for x in (x_0, x_1, x_3)]).all(0)  # else it is clipped
     assert inside.float().mean() > 0.9
     assert_close(((x_3 - x_0) - 3 * (x_1 - x_0))[inside], torch.zeros(int(inside.sum())), atol=2.5, rtol=0)
-    ground = ~usual["mask"][:, None].expand_as(x_0)
+    ground = ~made["mask"][:BLOCK, None].expand_as(x_0)
     assert (x_3 - x_0)[ground].std() > 2 * (x_3 - x_0)[~ground].std()
-
-
-def test_a_rendering_draws_background_and_noise_anew_and_nothing_else(made):
-    first, second, third = (generate_block("val", 0, 2.0, rendering) for rendering in (0, 1, 2))
-    clean, other = (generate_block("val", 0, 0.0, rendering)["image"] for rendering in (0, 1))
-    assert torch.equal(clean, other)
-    for name in ("shape", "texture", "mask"):
-        assert torch.equal(first[name], second[name]) and torch.equal(first[name], third[name])
-    ground = ~first["mask"][:, None].expand_as(clean)
-    nuisances = [(block["image"].float() - clean.float())[ground] for block in (first, second, third)]
-    correlation = torch.corrcoef(torch.stack(nuisances))
+    nuisances = torch.stack([(x - x_0)[ground] for x in rendered])
+    correlation = torch.corrcoef(nuisances)
     assert correlation.fill_diagonal_(0).abs().max() < 0.02  # 0.5 million pixels, in fields of some dozen
-    deviations = torch.stack([values.std() for values in nuisances])
+    deviations = nuisances.std(1)
     assert deviations.max() < 1.05 * deviations.min()
 
 
-def test_images_of_another_nuisance_are_others_under_another_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path))
+def test_images_of_another_nuisance_or_rendering_are_others_under_another_name(monkeypatch):
     monkeypatch.setitem(SPLITS, "val", BLOCK)
-    usual, loud = shapes("val"), shapes("val", nuisance=3)
-    assert torch.equal(loud.images, generate_block("val", 0, 3)["image"])
-    assert usual.fingerprint != loud.fingerprint
-    assert (usual.name, loud.name) == ("shapes/val", "shapes/val, nuisance 3")
-    assert (usual.mean, usual.std) == (loud.mean, loud.std)
-    second = shapes("val", nuisance=3, rendering=1)
-    assert torch.equal(second.images, generate_block("val", 0, 3, 1)["image"])
-    assert (second.name, second.fingerprint == loud.fingerprint) == (f"{loud.name}, rendering 1", False)
+    usual, other = shapes("val"), shapes("val", nuisance=3, rendering=1)
+    assert torch.equal(other.images, generate_block("val", 0, 3, 1)["image"])
+    assert (usual.name, other.name) == ("shapes/val", "shapes/val, nuisance 3, rendering 1")
+    assert (usual.mean, usual.std) == (other.mean, other.std)
 
 
-@pytest.mark.parametrize("nuisance", [-1, float("nan"), float("inf")])
-def test_a_nuisance_that_is_no_amplitude_is_refused(nuisance):
-    with pytest.raises(ValueError, match="amplitude"):
-        shapes("val", nuisance)
+@pytest.mark.parametrize(
+    ("split", "nuisance"), [("val", -1), ("val", math.nan), ("val", math.inf), ("valid", 1)]
+)
+def test_other_splits_and_what_is_no_amplitude_are_refused(split, nuisance):
+    with pytest.raises(ValueError, match="'valid'" if split == "valid" else "amplitude"):
+        shapes(split, nuisance)
 
 
 def test_shape_and_texture_are_independent_labels(made):
@@ -90,11 +82,9 @@ def test_shape_and_texture_are_independent_labels(made):
 
 
 def test_images_are_bytes_with_an_object_of_fair_size(made):
-    assert made["image"].dtype == torch.uint8
-    assert made["image"].shape == (4 * BLOCK, 3, 32, 32)
+    assert made["image"].dtype == torch.uint8 and made["image"].shape == (4 * BLOCK, 3, 32, 32)
     share = made["mask"].float().mean((1, 2))
-    assert share.min() > 0.05
-    assert share.max() < 0.6
+    assert share.min() > 0.05 and share.max() < 0.6
 
 
 def test_the_object_stands_out_from_its_ground(made):
