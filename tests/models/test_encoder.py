@@ -12,6 +12,7 @@ from nbhelpers.images import ArraySource, folder
 from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
 
 HALF = (0.5, 0.5, 0.5)
+REGISTERS = {"class_token": False, "reg_tokens": 2, "global_pool": "avg", "img_size": (32, 48)}
 
 
 def tiny(name="vit_tiny_patch16_224", **options):
@@ -48,11 +49,14 @@ def test_photographs_of_different_sizes_form_a_batch(tmp_path, mini):
         ("vit_base_patch16_clip_224", {"embed_dim": 32, "num_heads": 2}, (1, (14, 14), (16, 16), 2)),
         ("vit_tiny_r_s16_p8_224", {}, (1, (7, 7), (32, 32), 3)),  # a stem of convolutions
         ("vit_tiny_patch16_224", {"img_size": (40, 72)}, (1, (2, 4), (16, 16), 3)),  # no multiple of a patch
+        ("vit_tiny_patch16_224", REGISTERS, (2, (2, 3), (16, 16), 3)),
+        ("vit_tiny_patch16_224", REGISTERS | {"reg_tokens": 0}, (0, (2, 3), (16, 16), 3)),
     ],
 )
 def test_layout_is_read_from_the_module(name, options, layout):
     encoder = wrap(tiny(name, **options))
     assert (encoder.prefix, encoder.grid, encoder.patch_size, encoder.heads) == layout
+    assert encoder.has_class_token == options.get("class_token", True)
     images = torch.zeros(1, 3, *encoder.image_size, dtype=torch.uint8)
     assert encoder.forward(images).shape == (1, encoder.tokens, encoder.width)
 
@@ -119,6 +123,7 @@ def test_feature_maps_become_tokens_and_what_is_no_tensor_is_named(mini):
         ({"grid": (4, 4)}, "4 x 4 .*32 x 32 .*4 x 4"),
         ({"image_size": (48, 32)}, "8 x 8 .*48 x 32 .*4 x 4"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 channels .* 1 and 1"),
+        ({"std": (0.5, 0.5, 1.5)}, "std"),
         ({"std": (0.5,)}, "3 channels .* 3 and 1"),
         ({"crop": 87.5}, r"crop 87\.5"),
         ({"crop": 0.0}, r"crop 0\.0"),
