@@ -13,13 +13,21 @@ def test_random_weights_of_any_timm_name():
     assert encoder.fingerprint != other.fingerprint
 
 
-def test_weights_that_a_hub_does_not_give_name_the_ways_out(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("test_vit", r"timm/test_vit[^$]*no route[^$]*from_file=[^$]*random:test_vit"),
+        ("vit_relpos_small_patch16_rpn_224", r"timm has no weights[^$]*from_file="),
+        ("hf-hub:nobody/absent", "nobody/absent could not be fetched"),
+    ],
+)
+def test_weights_that_cannot_be_had_name_the_reason_and_the_ways_out(name, words, monkeypatch):
     def no_route(*args, **kwargs):
         raise OSError("no route to host")
 
     monkeypatch.setattr(registry, "hf_hub_download", no_route)
-    with pytest.raises(DownloadError, match=r"timm/test_vit[^$]*no route[^$]*from_file=[^$]*random:test_vit"):
-        load("test_vit")
+    with pytest.raises(DownloadError, match=words):
+        load(name)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +46,8 @@ def test_unknown_names(name, message):
 
 def test_refused_before_anything_is_fetched(monkeypatch):
     monkeypatch.setattr(registry, "hf_hub_download", lambda *a, **k: pytest.fail("was fetched"))
-    with pytest.raises(UnsupportedArchitecture, match="swin_transformer"):
-        load("swin_tiny_patch4_window7_224")
+    with pytest.raises(UnsupportedArchitecture, match="maxxvit"):
+        load("test_maxvit")
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "folder/absent"])
