@@ -80,14 +80,14 @@ class Checkpoint:
         seen = PREPROCESSING[self.preprocessing]
         return wrap(module, blocks=blocks, name=self.name, objective=self.objective, **seen)
 
-    def load(self, path: Path | None = None, **changes: Any) -> Encoder:
+    def load(self, path: Path | None = None) -> Encoder:
         """The encoder, from a local file or downloaded once into the cache.
 
         Raises:
             UnsupportedArchitecture: as `build`.
             WeightsError: the file cannot be fetched or read, or does not fit.
         """
-        encoder = self.build(**changes)
+        encoder = self.build()
         config = {} if self.addresses else encoder.module.pretrained_cfg
         path = path or self._fetch(config)
         content = read_weights(path)

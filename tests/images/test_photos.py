@@ -29,15 +29,6 @@ def isolated(tmp_path, monkeypatch, cache):
     monkeypatch.setattr("nbhelpers.images.photos.CIFAR10_PER_CLASS", PER_CLASS)
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was touched")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
 def pixels(part, number, index):
     """The picture number `index` of a class: constant colour that says which one it is."""
     colour = (number * 20 + 7, index * 9 + 3, 200 if part == "train" else 50)
@@ -155,7 +146,8 @@ def test_decoded_once_and_again_when_the_content_changes(tmp_path, monkeypatch, 
     assert cifar10("test").fingerprint != before.fingerprint
 
 
-def test_missing_names_the_three_ways_and_touches_no_network(no_network, monkeypatch):
+def test_missing_names_the_three_ways_and_touches_no_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("the network was touched"))
     with pytest.raises(MissingDataError, match=r"NBHELPERS_CIFAR10.*cifar-10-batches-py.*download=True"):
         cifar10("train")
     monkeypatch.setenv("NBHELPERS_CIFAR10", "nowhere")
@@ -197,7 +189,7 @@ def test_incomplete_or_wrong_copies_are_named(tmp_path, monkeypatch, tiny):
         cifar10("test")
 
 
-def test_photographs_at_any_size_without_network(no_network):
+def test_photographs_at_any_size():
     source = photographs((64, 96))
     assert source.batch(range(5)).shape == (5, 3, 64, 96) and source.classes == {"class": PHOTOGRAPHS}
     deviation = source.images.double().std((1, 2, 3))
