@@ -1,6 +1,5 @@
 """Frequency filters and noise against explicit float64 sums, and analytic cases."""
 
-import cmath
 import math
 
 import pytest
@@ -9,35 +8,16 @@ import torch
 from nbhelpers.images.filters import frequency_noise, high_pass, low_pass, patch_shuffle, ring_mask
 
 
-def naive_dft(image, inverse=False):
-    """The two-dimensional discrete Fourier transform of a list of lists as four nested sums."""
-    rows, columns = len(image), len(image[0])
-    sign = 1 if inverse else -1
-    result = [[0j] * columns for _ in range(rows)]
-    for v in range(rows):
-        for u in range(columns):
-            for y in range(rows):
-                for x in range(columns):
-                    turn = sign * 2j * math.pi * (v * y / rows + u * x / columns)
-                    result[v][u] += image[y][x] * cmath.exp(turn)
-            if inverse:
-                result[v][u] /= rows * columns
-    return result
-
-
-def signed(index, n):
-    """The frequency number -n/2..n/2-1 of an unshifted index."""
-    return index if index < (n + 1) // 2 else index - n
-
-
 def naive_filter(image, keep):
-    """Keep what `keep(v, u)` says of signed frequency numbers; the real part of the inverse transform."""
+    """The waves of an image, each times what `keep(v, u)` says of its signed frequency numbers, added up."""
     rows, columns = image.shape
-    spectrum = naive_dft(image.tolist())
-    for v in range(rows):
-        for u in range(columns):
-            spectrum[v][u] *= keep(signed(v, rows), signed(u, columns))
-    return torch.tensor([[value.real for value in row] for row in naive_dft(spectrum, inverse=True)]).double()
+    y, x = torch.meshgrid(torch.arange(rows).double(), torch.arange(columns).double(), indexing="ij")
+    result = torch.zeros_like(image)
+    for v in range(-(rows // 2), (rows + 1) // 2):
+        for u in range(-(columns // 2), (columns + 1) // 2):
+            wave = torch.polar(torch.ones_like(y), 2 * math.pi * (v * y / rows + u * x / columns))
+            result += keep(v, u) * ((image * wave.conj()).mean() * wave).real
+    return result
 
 
 def wave(size, cycles, phase=0.3):

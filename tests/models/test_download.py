@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -41,30 +42,17 @@ class Page:
     """What the server says at one address."""
 
     body: bytes = CONTENT
-    kind: str = "application/octet-stream"
     resumable: bool = True
     break_at: list[int] = field(default_factory=list)  # bytes after which successive connections are cut
     pause: float = 0.0
 
 
-@dataclass
-class Server:
-    """A server of pages, and what it was asked."""
-
-    url: str
-    pages: dict[str, Page]
-    asked: list[tuple[str, str | None]]
-
-    def address(self, page: str) -> str:
-        return f"{self.url}/{page}"
-
-
 @pytest.fixture
 def server(monkeypatch):
+    """A server of pages, and what it was asked: page and range."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is on this machine
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))  # before another attempt
     pages, asked = {}, []
@@ -86,7 +74,6 @@ def server(monkeypatch):
                     return
             body = page.body[start:]
             self.send_response(206 if start else 200)
-            self.send_header("Content-Type", page.kind)
             self.send_header("Content-Length", str(len(body)))
             if start:
                 total = len(page.body)
@@ -104,7 +91,8 @@ def server(monkeypatch):
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield Server(f"http://127.0.0.1:{http.server_port}", pages, asked)
+    url = f"http://127.0.0.1:{http.server_port}/"
+    yield SimpleNamespace(pages=pages, asked=asked, address=lambda page: url + page)
     http.shutdown()
     thread.join()
     http.server_close()

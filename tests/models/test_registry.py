@@ -140,20 +140,15 @@ def _softmax_attention(q, k, v, heads, bias):
 
 def _relative_bias(table):
     """Bias `H N N` of BEiT's table, looked up pair by pair."""
-    bias = torch.zeros(table.shape[1], TOKENS, TOKENS)
-    for i in range(TOKENS):
-        for j in range(TOKENS):
-            if i == 0 and j == 0:
-                index = len(table) - 1
-            elif i == 0:
-                index = len(table) - 3
-            elif j == 0:
-                index = len(table) - 2
-            else:
-                (ri, ci), (rj, cj) = divmod(i - 1, GRID), divmod(j - 1, GRID)
-                index = (ri - rj + GRID - 1) * (2 * GRID - 1) + ci - cj + GRID - 1
-            bias[:, i, j] = table[index]
-    return bias
+
+    def place(i, j):
+        if 0 in (i, j):
+            return len(table) - (1 if i == j else 3 if i == 0 else 2)
+        (ri, ci), (rj, cj) = divmod(i - 1, GRID), divmod(j - 1, GRID)
+        return (ri - rj + GRID - 1) * (2 * GRID - 1) + ci - cj + GRID - 1
+
+    pairs = [[place(i, j) for j in range(TOKENS)] for i in range(TOKENS)]
+    return table[torch.tensor(pairs)].permute(2, 0, 1)
 
 
 def _patches(w, pixels):
