@@ -222,12 +222,22 @@ def test_broken_archives_are_named_and_leave_nothing(tmp_path, mode, cache):
             archive.addfile(record, io.BytesIO(noise[i * 10_000 :]))
     whole = path.read_bytes()
     middle = len(whole) // 2
-    damaged = whole[:middle] + bytes(200) + whole[middle + 200 :]
-    for content in (whole[:middle], *([damaged] if mode != "w" else [])):
+    at = 10_752 if mode == "w" else middle  # the second record's name, at which tarfile stops without a word
+    for content in (whole[:middle], whole[:at] + b"x" * 100 + whole[at + 100 :]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"cut\.tar"):
+        with pytest.raises(ValueError, match=r"cut\.tar is not a complete"):
             folder(path)
         assert left(cache) == []
+
+
+def test_a_full_disk_is_no_broken_archive(pets, tmp_path, as_tar, cache, monkeypatch):
+    def full(archive, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nbhelpers.images.folders._unpack", full)
+    with pytest.raises(OSError, match="No space"):
+        folder(as_tar(pets, tmp_path / "pets.tar"))
+    assert left(cache) == []
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from nbhelpers.models import (
     DamagedWeights,
     DownloadError,
     UnsafeWeights,
+    WeightsError,
     load,
     registry,
 )
@@ -250,15 +251,26 @@ def test_files_that_are_no_weights(tmp_path, write, what):
         read_weights(tmp_path / "file")
 
 
-def test_a_shortage_of_memory_is_no_damage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "kind", "what"),
+    [
+        (
+            RuntimeError("can't allocate memory: you tried to allocate 20000 bytes."),
+            MemoryError,
+            "fit into memory",
+        ),
+        (OSError(5, "Input/output error"), OSError, "Input/output"),
+    ],
+)
+def test_a_lack_of_memory_or_a_failing_disk_is_no_damage(tmp_path, monkeypatch, error, kind, what):
+    def fail(*args, **kwargs):
+        raise error
+
     torch.save({"a": torch.zeros(5_000)}, tmp_path / "file")
-
-    def no_room(*args, **kwargs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20000 bytes.")
-
-    monkeypatch.setattr(torch, "load", no_room)
-    with pytest.raises(MemoryError, match="does not fit into memory"):
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(kind, match=what) as caught:
         read_weights(tmp_path / "file")
+    assert not isinstance(caught.value, WeightsError)
 
 
 # --- the whole way -----------------------------------------------------------------------------------------
