@@ -34,6 +34,8 @@ def test_statistics_equal_numpy_in_float64():
     values = source.images.numpy().astype(np.float64) / 255
     assert np.allclose(source.mean, values.mean((0, 2, 3)), atol=1e-12)
     assert np.allclose(source.std, values.std((0, 2, 3)), atol=1e-12)
+    given = make(mean=(0.1, 0.2, 0.3))
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), source.std)
 
 
 def test_selection_carries_labels_masks_and_statistics():
