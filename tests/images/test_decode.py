@@ -99,7 +99,7 @@ def test_resize_covers_and_crops_at_the_centre():
     wide = resize(image, (2, 6))
     assert wide.shape == (3, 2, 6) and wide[0, 0].tolist()[0] < 64 < 192 < wide[0, 0].tolist()[3]
     assert torch.equal(resize(image, (4, 12)), resize(image))
-    assert resize(image, 9).shape == (3, 9, 9)
+    assert resize(image, 9).shape == (3, 9, 9) and resize(image, 1).shape == (3, 1, 1)
     with pytest.raises(ValueError, match="0"):
         resize(image, 0)
 
