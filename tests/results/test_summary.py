@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from nbhelpers.results import by_label, difference_by_depth, early, highest, late
+from nbhelpers.scorecard import read_by
 
 LABELS = {"shape": 0.9, "texture": 0.1}
 
@@ -36,11 +37,10 @@ def test_models_of_different_depth_meet_at_the_same_share():
     assert found["depth"].tolist() == [2, 3, 4] and found["value"].tolist() == pytest.approx([0, 0, 0])
 
 
-def test_a_shallow_model_has_an_early_and_a_late_block():
-    assert early(curve("a", [0.1, 0.5]), "nmi") == {"a": 0.1} and late(curve("a", [0.1, 0.5]), "nmi") == {
-        "a": 0.5
-    }
-    assert early(curve("a", [0.1]), "nmi") == late(curve("a", [0.1]), "nmi") == {"a": 0.1}
+@pytest.mark.parametrize(("values", "first", "last"), [([0.1, 0.5], 0.1, 0.5), ([0.1], 0.1, 0.1)])
+def test_a_shallow_model_has_an_early_and_a_late_block(values, first, last):
+    frame = curve("a", values)
+    assert (early(frame, "nmi"), late(frame, "nmi")) == ({"a": first}, {"a": last})
 
 
 def test_encoders_of_two_studies_are_not_averaged_as_seeds():
@@ -52,23 +52,24 @@ def test_encoders_of_two_studies_are_not_averaged_as_seeds():
 
 def test_values_of_two_labels_are_not_mixed():
     both = [curve(model, [v], metric="linear").assign(label=of) for model in "ab" for of, v in LABELS.items()]
-    for summary in (late, highest, lambda frame, _: difference_by_depth(frame, "a", "b")):
+    frame = pd.concat(both).assign(objective="CL", seen=0)
+    for summary in (
+        lambda: late(frame, "linear"),
+        lambda: highest(frame, "linear"),
+        lambda: difference_by_depth(frame, "a", "b"),
+        lambda: read_by(frame, "seen", "linear", "last"),
+    ):
         with pytest.raises(ValueError, match="several values at one depth; choose one label"):
-            summary(pd.concat(both), "linear")
-
-
-def test_a_metric_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="no rows of 'entropy'; there are nmi"):
-        late(curve("a", [0.5]), "entropy")
+            summary()
 
 
 def test_values_that_differ_in_more_than_the_label_are_told_apart():
     for column in ("study", "pool", "seen", "nuisance"):
-        with pytest.raises(ValueError, match=f"several values at one depth; choose one {column}"):
+        with pytest.raises(ValueError, match=f"choose one {column}"):
             late(pd.concat(curve("a", [0.5]).assign(**{column: value}) for value in (0, 1)), "nmi")
 
 
-def test_heads_and_foreign_metrics_stand_aside_and_unknown_models_are_named():
+def test_heads_and_foreign_metrics_stand_aside_and_what_is_not_there_is_named():
     frame = pd.concat([curve("a", [0.5]), curve("b", [0.5]), curve("a", [9.0]).assign(head=0)])
     frame = pd.concat([frame, curve("b", [1.0], metric="entropy")])
     assert difference_by_depth(frame, "a", "b")[["metric", "value"]].to_numpy().tolist() == [["nmi", 0.0]]
@@ -76,3 +77,5 @@ def test_heads_and_foreign_metrics_stand_aside_and_unknown_models_are_named():
         difference_by_depth(frame, "a", "c")
     with pytest.raises(ValueError, match="in common"):
         difference_by_depth(frame[frame["metric"].eq("entropy") | frame["model"].eq("a")], "a", "b")
+    with pytest.raises(ValueError, match="no rows of 'rank'; there are nmi"):
+        late(frame, "rank")
