@@ -11,7 +11,7 @@ from PIL import Image
 from nbhelpers import results
 from nbhelpers.images import MissingDataError
 from nbhelpers.models import mini_vit, store
-from nbhelpers.results import TABLES, NoTableError, table, tables
+from nbhelpers.results import TABLES, table, tables
 from nbhelpers.results.__main__ import main
 from nbhelpers.studies import study
 
@@ -43,13 +43,8 @@ def photographs(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         store.save_encoder(mini_vit(**architecture), name, row | {"mean": (0.5,) * 3, "std": (0.25,) * 3})
     monkeypatch.setattr(module, "IMAGENET_MODELS", ENCODERS)
-    forget()
+    study.cache_clear()  # as in a new process
     yield tmp_path
-    forget()
-
-
-def forget():
-    """As in a new process."""
     study.cache_clear()
 
 
@@ -62,7 +57,6 @@ def test_every_table_is_made_or_left_out_with_the_reason(photographs, monkeypatc
     assert "stimuli" in left_out["shape_bias"] and "small enough" in left_out["fine_tuning"]
     assert "fixed number of labels" in left_out["all_labels_tuned"]
     monkeypatch.delenv("NBHELPERS_IMAGENET")
-    forget()
     for name in MADE:
         frame = table("imagenet", name)
         assert frame["source"].str.startswith("stored").all()
@@ -72,13 +66,6 @@ def test_every_table_is_made_or_left_out_with_the_reason(photographs, monkeypatc
         about = json.loads((photographs / "results" / "imagenet" / f"{name}.json").read_text())
         assert {source["name"] for source in about["images"].values()} == {"imagenet"}
         assert str(photographs) not in json.dumps(about)
-
-
-def test_the_reason_is_told_to_chapters_too(photographs):
-    with pytest.raises(
-        NoTableError, match=r"^the study imagenet has no table 'shape_bias': it is made of shapes"
-    ):
-        table("imagenet", "shape_bias")
 
 
 def test_without_photographs_nothing_is_made(photographs, monkeypatch, capsys):
@@ -91,28 +78,17 @@ def test_without_photographs_nothing_is_made(photographs, monkeypatch, capsys):
 def test_classes_take_turns_in_the_sample(photographs, monkeypatch):
     monkeypatch.setattr(module, "IMAGES", 12)
     assert study("imagenet").sample.labels["class"].bincount().tolist() == [4, 4, 4]
-    forget()
     monkeypatch.setattr(module, "IMAGES", 30)
     assert study("imagenet").sample.labels["class"].bincount().tolist() == [11, 11, 8]
 
 
-def test_photographs_are_cut_in_three_class_by_class(photographs, monkeypatch):
-    images = tables._drawn(study("imagenet"), 14)
-    shares = {role: part.labels["class"].bincount().tolist() for role, part in images.items()}
-    assert shares == {"train": [5, 5, 4], "validation": [2, 2, 1], "test": [8, 8, 3]}
-    files = [path for part in images.values() for path in part.files]
-    assert len(set(files)) == len(files)
-
-
-@pytest.mark.parametrize("name", ["imagenet", "folder"])
-def test_the_sample_follows_files_that_come_and_go(photographs, name):
-    root = photographs / "val"
-    chosen = study(f"folder:{root}" if name == "folder" else name)
+def test_the_sample_follows_files_that_come_and_go(photographs):
+    chosen = study("imagenet")
     before, identity = chosen.sample, chosen.sample.fingerprint
-    kept = (root / "n03000684" / "00.JPEG").rename(photographs / "00.JPEG")
+    kept = (photographs / "val" / "n03000684" / "00.JPEG").rename(photographs / "00.JPEG")
     assert len(chosen.sample) == len(before) - 1
     assert chosen.sample.fingerprint != identity
-    kept.rename(root / "n03000684" / "00.JPEG")
+    kept.rename(photographs / "val" / "n03000684" / "00.JPEG")
     assert chosen.sample.fingerprint == identity
 
 
