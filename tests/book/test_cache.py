@@ -1,5 +1,6 @@
 """The execution cache of the book: what is executed again, and when."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,15 @@ class ScratchBook:
     def write(self, path: str, text: str) -> None:
         (self.root / path).write_text(text)
 
+    def status(self) -> int:
+        """Build, and return how it ended."""
+        folders = self.root / "book", self.root / "_build" / "html"
+        return build_main(["-q", "-W", "-b", "html", *map(str, folders)])
+
     def build(self) -> str:
         """Build, and return the chapter's text as a reader sees it."""
-        site = self.root / "_build" / "html"
-        assert build_main(["-q", "-W", "-b", "html", str(self.root / "book"), str(site)]) == 0
-        return (site / "chapter.html").read_text()
+        assert self.status() == 0
+        return (self.root / "_build" / "html" / "chapter.html").read_text()
 
     @property
     def runs(self) -> int:
@@ -104,42 +109,31 @@ LISTS = """
 """
 
 
-@pytest.fixture
-def meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScratchBook:
-    """A book of two chapters, each of which waits for the other one to have begun."""
+def test_chapters_are_executed_side_by_side_and_once_and_a_failure_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Each of two chapters waits for the other one to have begun."""
     book = ScratchBook(tmp_path)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     book.write("book/conf.py", CONF + "nb_execution_timeout = 60\n")
     book.write("book/chapter.py", MEETS.format(one="chapter", other="second") + LISTS)
-    book.write("book/second.py", MEETS.format(one="second", other="chapter"))
-    return book
-
-
-def test_chapters_are_executed_side_by_side_and_once(meeting: ScratchBook) -> None:
-    assert "met" in meeting.build()
-    meeting.build()
-    assert meeting.runs == 2
-
-
-def test_a_chapter_that_fails_side_by_side_is_reported(meeting: ScratchBook, capfd) -> None:
-    meeting.write("book/second.py", MEETS.format(one="second", other="chapter") + "raise OSError('broken')\n")
-    site = meeting.root / "_build" / "html"
-    assert build_main(["-q", "-W", "-b", "html", str(meeting.root / "book"), str(site)]) != 0
+    second = MEETS.format(one="second", other="chapter")
+    book.write("book/second.py", second)
+    assert "met" in book.build()
+    book.build()
+    assert book.runs == 2
+    book.write("book/second.py", second + "raise OSError('broken')\n")
+    assert book.status() != 0
     problems = capfd.readouterr().err
     assert "second.py" in problems and "broken" in problems
 
 
-@pytest.fixture
-def percent(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(BOOK / "_ext")
-    import percent
-
-    return percent
-
-
 def test_digest_sees_content_names_and_the_image_archive(
-    percent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    percent = importlib.import_module("percent")
+
     def digest() -> str:
         return percent.digest(tmp_path / "book", ["../data/**/*"])
 
@@ -164,7 +158,6 @@ def test_digest_sees_content_names_and_the_image_archive(
 
 def test_the_book_watches_the_library_and_the_data() -> None:
     sphinx = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]
-    assert "percent" in sphinx["local_extensions"]
     root = BOOK.parent
     watched = {(BOOK / pattern.split("/**")[0]).resolve() for pattern in sphinx["config"]["percent_watch"]}
     assert watched == {root / "nbhelpers", root / "data"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 from torch import Tensor
 
 from nbhelpers import load
@@ -265,15 +265,6 @@ def test_with_results_it_is_accessible_in_both_schemes_and_fits_a_phone(own: Loc
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert own.evaluate("host => host.scrollWidth <= host.clientWidth")
-
-
-@pytest.mark.site
-def test_without_scripts_a_sentence_stands_in(browser: Browser, site: str) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(site + ADDRESS)
-    assert "needs a browser with scripts enabled" in page.locator(".own-picture").text_content()
-    context.close()
 
 
 @pytest.mark.site

@@ -6,6 +6,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jupytext
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from sphinx.cmd.build import build_main
 
 BOOK = Path(__file__).parents[2] / "book"
+FORK = "https://github.com/someone/a-fork"
 
 CHAPTER = """\
 # ---
@@ -43,14 +45,6 @@ html_theme_options = {{}}
 """
 
 
-def build(root: Path, chapter: str) -> tuple[int, Path]:
-    """Build a book of one chapter; return Sphinx's status and the folder of the site."""
-    (root / "book").mkdir()
-    (root / "book" / "chapter.py").write_text(chapter)
-    (root / "book" / "conf.py").write_text(CONF)
-    return build_main(["-q", "-W", "-b", "html", str(root / "book"), str(root / "site")]), root / "site"
-
-
 class Attributes(HTMLParser):
     """Collects the values of one attribute of one kind of element."""
 
@@ -66,11 +60,21 @@ class Attributes(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of a book of one chapter."""
+    book, site = tmp_path_factory.mktemp("book"), tmp_path_factory.mktemp("site")
+    (book / "chapter.py").write_text(CHAPTER)
+    (book / "conf.py").write_text(CONF)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BOOK_REPOSITORY", "https://github.com/someone/a-fork")
-        status, site = build(tmp_path_factory.mktemp("scratch"), CHAPTER)
-    assert status == 0
+        patch.setenv("BOOK_REPOSITORY", FORK)
+        assert build_main(["-q", "-W", "-b", "html", str(book), str(site)]) == 0
     return site
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """The module of the extension."""
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    return importlib.import_module("pages")
 
 
 def test_formulas_need_no_other_host(site: Path) -> None:
@@ -80,30 +84,24 @@ def test_formulas_need_no_other_host(site: Path) -> None:
     assert len(mathjax) == 1 and (site / mathjax[0]).stat().st_size > 1e6
 
 
-def test_punctuation_stays_with_the_formula_before_it(site: Path) -> None:
+def test_punctuation_stays_with_its_formula_and_negative_numbers_have_a_minus_sign(site: Path) -> None:
     text = (site / "chapter.html").read_text()
     assert re.search(r'<span class="unbroken"><span class="math[^<]*</span>\.</span>', text)
-
-
-def test_negative_numbers_of_a_table_have_a_minus_sign(site: Path) -> None:
-    text = (site / "chapter.html").read_text()
     assert "<td>−0.5</td>" in text and "<td>-0.5" not in text
 
 
-def test_notebook_and_script_can_be_downloaded(site: Path) -> None:
-    links = Attributes(site / "chapter.html", "a", "href").values
-    assert {"_sources/chapter.py", "_sources/chapter.ipynb"} <= set(links)
+def test_notebook_and_script_can_be_downloaded_and_a_fork_links_to_itself(site: Path) -> None:
+    links = set(Attributes(site / "chapter.html", "a", "href").values)
+    assert {"_sources/chapter.py", "_sources/chapter.ipynb", f"{FORK}/edit/main/book/chapter.py"} <= links
+    assert any(link.startswith("https://mybinder.org/v2/gh/someone/a-fork/main") for link in links)
     first, *others = jupytext.read(site / "_sources" / "chapter.ipynb").cells
-    assert [cell.source for cell in others] == [
-        cell.source for cell in jupytext.reads(CHAPTER, fmt="py:percent").cells
-    ]
-    assert "https://github.com/someone/a-fork" in first.source
+    cells = jupytext.reads(CHAPTER, fmt="py:percent").cells
+    assert [cell.source for cell in others] == [cell.source for cell in cells]
+    assert FORK in first.source
 
 
-@pytest.mark.parametrize("address", ["https://github.com/someone/a-fork", ""])
-def test_a_downloaded_notebook_fetches_the_package_where_it_is_missing(monkeypatch, address: str) -> None:
-    monkeypatch.syspath_prepend(BOOK / "_ext")
-    pages = importlib.import_module("pages")
+@pytest.mark.parametrize("address", [FORK, ""])
+def test_a_downloaded_notebook_fetches_the_package_where_it_is_missing(pages, monkeypatch, address) -> None:
     cell, ran = pages.ANYWHERE.format(address=address), []
     monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command))
     exec(cell, {})
@@ -120,35 +118,25 @@ def test_a_downloaded_notebook_fetches_the_package_where_it_is_missing(monkeypat
     assert install[0] == sys.executable and install[-1] == clone[-1] == sys.path[0]
 
 
-def test_a_fork_links_to_itself(site: Path) -> None:
-    links = Attributes(site / "chapter.html", "a", "href").values
-    assert "https://github.com/someone/a-fork/edit/main/book/chapter.py" in links
-    assert any(link.startswith("https://mybinder.org/v2/gh/someone/a-fork/main") for link in links)
-
-
-def test_without_an_address_nothing_links_to_a_repository(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(BOOK / "_ext")
+def test_without_an_address_nothing_links_to_a_repository(pages, monkeypatch) -> None:
     for name in ("BOOK_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
         monkeypatch.delenv(name, raising=False)
     config = SimpleNamespace(html_theme_options={})
-    importlib.import_module("pages").link_repository(None, config)
+    pages.link_repository(None, config)
     assert config.html_theme_options == {} and config.repository_address == ""
 
 
-def test_a_changed_style_makes_all_pages_be_written_anew(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(BOOK / "_ext")
-    pages, seen, declared = importlib.import_module("pages"), set(), {}
+def test_a_changed_style_makes_all_pages_be_written_anew(pages, tmp_path: Path) -> None:
     (tmp_path / "_static").mkdir()
+    config, seen = SimpleNamespace(), []
     for text in ("a {}", "b {}", "b {}"):
         (tmp_path / "_static" / "book.css").write_text(text)
-        config = SimpleNamespace()
         pages.watch_static(SimpleNamespace(srcdir=tmp_path), config)
-        seen.add(config.static_files)
-    assert len(seen) == 2
-    register = {"connect": lambda *_: None, "setup_extension": lambda _: None}
-    register["add_config_value"] = lambda name, default, rebuild: declared.update({name: rebuild})
-    pages.setup(SimpleNamespace(**register))
-    assert declared["static_files"] == "html"
+        seen.append(config.static_files)
+    assert seen[0] != seen[1] == seen[2]
+    app = MagicMock()
+    pages.setup(app)
+    app.add_config_value.assert_any_call("static_files", "", "html")  # a change of which renews every page
 
 
 def test_reference_page_lists_every_module_of_metrics() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Locator, expect
 
 pytestmark = pytest.mark.site
 ADDRESS = "own/model.html"
@@ -94,11 +94,3 @@ def test_depth_and_head_are_chosen(maps: Locator) -> None:
         assert value == pytest.approx(sum(head[model] for head in heads) / len(heads), abs=0.11)  # rounded
 
     assert len({tuple(picture) for picture in seen}) == len(seen)
-
-
-def test_without_scripts_a_sentence_stands_in(browser: Browser, site: str) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(site + ADDRESS)
-    assert "needs a browser with scripts enabled" in page.locator(".attention-maps").text_content()
-    context.close()

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urldefrag
 import jupytext
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.site
 SITE = Path(__file__).parents[2] / "book" / "_build" / "html"
@@ -111,3 +112,14 @@ def test_chapter_can_be_downloaded_as_script_and_as_notebook(
     cells = [cell.source for cell in jupytext.read(script).cells]
     offered = [cell.source for cell in jupytext.read(notebook).cells]
     assert offered[-len(cells) :] == cells  # behind a cell that fetches the package
+
+
+@pytest.mark.parametrize(
+    ("address", "part"), [("own/model.html", ".attention-maps"), ("own/picture.html", ".own-picture")]
+)
+def test_without_scripts_a_sentence_stands_in(browser: Browser, site: str, address: str, part: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(site + address)
+    assert "needs a browser with scripts enabled" in page.locator(part).text_content()
+    context.close()
