@@ -148,15 +148,12 @@ def test_the_views_of_two_renderings_share_the_object_and_not_the_nuisance(two_a
 
 
 def test_a_training_is_followed_on_a_gpu_where_there_is_one(toy, monkeypatch):
-    class Used(Exception):
-        pass
-
     def trainer(run, train, val, folder, device="cpu"):
-        raise Used(device)
+        raise RuntimeError(device)
 
     monkeypatch.setattr(trainings, "Trainer", trainer)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(Used, match="cuda"):
+    with pytest.raises(RuntimeError, match="cuda"):
         results.TABLES["along_training"].measure(recipe("shapes", "mim"), {"test": toy.sample})
 
 

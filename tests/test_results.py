@@ -340,12 +340,6 @@ def test_the_profile_looks_into_a_decoder(tiny):
     assert depths == {"shapes.mae": 2, "shapes.mae:decoder": 3}
 
 
-def test_photographs_need_the_stimuli(tiny, monkeypatch):
-    monkeypatch.delenv("NBHELPERS_CUE_CONFLICT", raising=False)
-    with pytest.raises(MissingDataError, match="NBHELPERS_CUE_CONFLICT"):
-        results.TABLES["shape_bias"].images(Study("cifar10", "photographs", ()))
-
-
 def test_a_folder_is_cut_into_three_class_by_class(tiny, monkeypatch):
     monkeypatch.setattr(tables, "TRAIN", 40)
     images = results.TABLES["probes"].images(FOLDER)

@@ -32,13 +32,8 @@ def curve(
     metric: str, model: str, values: list[float], margin: float = 0.0, **columns: object
 ) -> pd.DataFrame:
     """Rows of one model: depths 0, 1, ... unless said otherwise."""
-    rows = {
-        "model": f"shapes.{model}",
-        "metric": metric,
-        "head": -1,
-        "images": 2000,
-        "depth": range(len(values)),
-    }
+    rows = {"model": f"shapes.{model}", "metric": metric, "head": -1, "images": 2000}
+    rows |= {"depth": range(len(values))}
     ends = {"low": np.array(values) - margin, "high": np.array(values) + margin}
     return pd.DataFrame(rows | {"value": values} | ends | columns)
 
@@ -167,10 +162,7 @@ TOKENS = [
     curve("miou", "cl", [0.9, 0.9], label="texture"),
     curves("attentive", {"cl": [0.9, 0.75], "mim": [0.9, 0.8]}, label="shape"),
 ]
-PROBES = [
-    probes(cl=0.7, mim=0.4),
-    curves("knn", {"cl": [0.9, 0.6], "mim": [0.9, 0.1]}, label="shape"),
-]
+PROBES = [probes(cl=0.7, mim=0.4), curves("knn", {"cl": [0.9, 0.6], "mim": [0.9, 0.1]}, label="shape")]
 TUNED = [tuned(cl=0.75, mim=0.8)]
 LEFT = {"depth": 0, "label": "shape", "parameter": [0, 1 / 64, 1 / 16]}
 READ = LEFT | {"parameter": [1 / 16, 1 / 8, 1]}
@@ -274,15 +266,6 @@ def test_encoders_are_compared_with_those_of_their_own_width_and_length(toy):
     del toy["trained"]["shapes.mim.w64.n256000"]  # none is alike: the usual one, and the row says so
     assert line("17e")["effect"] == pytest.approx(-40)
     assert line("17e")["note"] == "latent MIM: width 64, 256,000 images; MIM: usual width and images"
-
-
-def test_a_matched_pair_comes_before_the_nearest_of_each(toy):
-    of = {"mim": 9.0, "mim.w64.n9": 2.0, "mae.n5": 4.0, "mae.w64.n9": 1.0}
-    toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in of}
-    del toy["trained"]["shapes.mae"]
-    toy["profile"] = curves("delta_log_amplitude", {name: [0.0, 0.0, -fall] for name, fall in of.items()})
-    assert line("13a")["effect"] == pytest.approx(1)
-    assert line("13a")["note"] == "width 64, 9 images"
 
 
 def test_a_probe_with_all_labels_comes_before_one_with_few(toy):

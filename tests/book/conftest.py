@@ -31,14 +31,8 @@ CHAPTERS = [p for p in PAGES if (SITE / "_sources" / p).with_suffix(".py").exist
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Without the last four, Chromium talks to its maker's hosts at every start.
-FLAGS = [
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--disable-gpu", "--no-first-run", "--disable-quic"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 AXE = {"resultTypes": ["violations"], "preload": False}  # preloading asks for style sheets at wrong addresses
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
