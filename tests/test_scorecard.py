@@ -88,6 +88,10 @@ def effect(number: str) -> list[float]:
     return pytest.approx(line(number)[["effect", "low", "high"]].tolist(), abs=1e-9)
 
 
+def test_an_interval_that_begins_at_zero_is_undecided():
+    assert scorecard.verdict(Interval(1.0, 0.0, 2.0)) == "undecided"
+
+
 def test_the_list_is_whole():
     numbers = [claim.number for claim in CLAIMS]
     assert len(set(numbers)) == len(numbers)

@@ -39,6 +39,12 @@ def test_chapters_draw_the_pair_and_others_by_their_objective(shapes_with):
     assert "shapes.cl.w16.n600000" in chosen.trained("cl", vary=VARIED)
 
 
+def test_encoders_are_those_named_or_one_of_each_objective():
+    chosen = study("shapes")
+    assert [encoder.name for encoder in chosen.encoders(["shapes.mim"])] == ["shapes.mim"]
+    assert tuple(encoder.name for encoder in chosen.encoders()) == first_seeds(chosen.models)
+
+
 def test_the_nearest_stands_in_where_no_usual_encoder_was_trained(shapes_with):
     chosen = shapes_with(
         "dino.w32.n9", "dino.w64.n5", "dino.w64.n7", "dino.w64.n7.s1", "mae.n5", "mim", "mim.n9"
