@@ -319,6 +319,12 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
         measured(name, *tiny)
 
 
+def test_with_every_label_the_last_block_is_probed(tiny):
+    frame = measured("all_labels", *tiny)
+    assert set(frame["metric"]) == {"linear", "knn", "attentive"}
+    assert set(frame["depth"]) == {2} and set(frame["images"]) == {120}
+
+
 def test_fine_tuning_tables(tiny, monkeypatch):
     short = tables.probes.FineTuning(steps=2, batch_size=4)
     values = {"SHARES": (0.1, 1.0), "FINE_TUNING": short, "NEW_BLOCKS": (1,)}
