@@ -328,8 +328,10 @@ Markdown(" ".join(said)) if said else None
 # %% [markdown]
 # ## Takeaways
 #
-# - CL's late maps depend less on the query than MIM's in both studies. They are also flatter, which explains more than half
-#   of it; the rest is collapse. Whether DINO and supervision collapse is not settled here.
+# - CL's late maps depend less on the query than MIM's in both studies. They are also flatter; the numbers above say how
+#   much of it that can explain, and the rest is collapse. Whether DINO and supervision collapse is not settled here.
+# - Some narrow encoders of CL have collapsed further than the wide one: an NMI near 0, with an entropy that is clearly
+#   below 1.
 # - That NMI falls towards the last block is no mark of CL alone: on photographs CL's falls further than MIM's, on generated
 #   images it is the other way round.
 # - NMI asks whether *where I am* matters for *where I look*. At 0 the answer is no.

@@ -292,8 +292,8 @@ scorecard.rows("attention/maps", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Late maps are more alike in CL than in MIM, and not equal. On generated images the class token of CL finds the
-#   object; its patches of the background look at it hardly more than its area explains. Those of MIM find it in the early
-#   blocks and lose it in the last.
+#   object; its patches of the background look at it hardly more than its area explains. Those of MIM look at it most in the
+#   middle blocks, and lose it in the last.
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.

@@ -219,8 +219,8 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Without the leading sixteenth SimMIM's neighbours gain on generated images. On photographs they lead CL's mostly because
-#   CL's lose. MAE's lose on both. That a class lies outside the leading components of SimMIM shows on generated shapes
+# - Without the leading sixteenth SimMIM's neighbours gain on generated images. On photographs they gain little, and the
+#   difference to CL's comes mostly from what CL's lose. MAE's lose on both. That a class lies outside the leading components of SimMIM shows on generated shapes
 #   alone.
 # - Variance is not importance. The loss decides which directions are large, the label does not.
 # - k-NN asks whether a label is *loud*, a linear probe whether it is *there*. Report both.

@@ -73,8 +73,8 @@ scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 # %% [markdown]
 # The encoders of a study are of one width and saw equally many images, as many as the latent one did; the legends say so
 # where that is less than elsewhere in the book. After so few images CL has not yet got all of its traits
-# ([When do the findings appear?](moments.py)), and on generated images MIM's late attention reaches nearly as far as CL's,
-# so that row 17a can hardly show there.
+# ([When do the findings appear?](moments.py)), and on generated images MIM's late attention reaches nearly as far
+# as uniform attention would, so that row 17a has little room there.
 #
 # ## The quantity
 #
@@ -221,7 +221,11 @@ ways if lines else none
 
 # %% tags=["hide-input"]
 names = {"SimMIM": "pixels", "MAE": "pixels", "MaskFeat": "gradient histograms"}
-names |= {"BEiTv2": "tokens of CLIP", "MoCo v3": "contrastive", "DINO": "contrastive"}
+names |= {
+    "BEiTv2": "tokens of CLIP",
+    "MoCo v3": "the other view",
+    "DINO": "the other view",
+}
 known = published_triples().query("size == 'ViT-B/16' and model in @names.keys()")
 wide = known.pivot(index="model", columns="metric", values="value").reindex(names)
 wide.insert(0, "target", wide.index.map(names))
@@ -245,13 +249,13 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Here the target moved attention and frequencies towards CL on photographs, and only frequencies on generated images.
-#   Whether shape bias and neighbours follow is undecided.
+# - Here the target moved attention and frequencies towards CL on photographs. On generated images it moved frequencies;
+#   of attention that is undecided. Whether shape bias and neighbours follow is undecided in both.
 # - "Masked image modelling" names what is hidden from a model. Ask, too, what it has to say about the hidden part.
 # - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
 #   again.
-# - A teacher that is an average of its student can teach nothing that the student has not found. Its target is easy to
-#   predict while it is poor, so a low loss does not say that training goes well.
+# - A teacher that is an average of its student has seen nothing else than the student. It can be better than it, as DINO
+#   reports; while it is poor, its target is easy to predict. So a low loss does not say that training goes well.
 #
 # ## Exercises
 #

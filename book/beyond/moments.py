@@ -215,10 +215,10 @@ axes = draw("token_cosine", "last")
 legend = below(axes)
 
 # %% [markdown]
-# An untrained encoder has alike tokens already, since all of them pass through the same random maps. Both objectives pass
-# through a time when they are more alike: the mean of all patches is the first thing worth knowing, about a hidden patch as
-# about an image. A masked encoder must go on to tell patches apart, or it paints every hidden one alike. A contrastive one
-# is asked about the image as a whole, and stays there for as long as the shared part of the tokens can be made better.
+# An untrained encoder has alike tokens already; they are as alike at its embedding, before any block. Both objectives pass
+# through a time when they are more alike. Perhaps the mean of all patches is the first thing worth knowing, about a hidden
+# patch as about an image. A masked encoder must go on to tell patches apart, or it paints every hidden one alike. A
+# contrastive one is asked about the image as a whole, and may stay there for as long as that helps.
 #
 # ## Does attention differ from query to query?
 
@@ -336,7 +336,7 @@ for name, grid in grids.items():
 # %% [markdown]
 # Columns are images seen, about every second moment. Where a row changes its sign, two papers with trainings of different
 # length would contradict each other and both be right. Some traits that the paper names are those of a *middle* age: they
-# come, and they go again in the encoders that are trained longest. A "✓" at the untrained encoder (0k) is no effect of
+# come, and they are gone in the encoders that were trained longest, which are also twice as wide. A "✓" at the untrained encoder (0k) is no effect of
 # training.
 #
 # ## What would refute it

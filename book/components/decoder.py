@@ -236,7 +236,8 @@ scorecard.rows("components/decoder", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: MAE's decoder has a higher mean NMI than its encoder. Undecided: whether a decoder relieves the encoder. On
+# - What shows: the wide MAE's decoder has a higher mean NMI than its encoder. On photographs every narrow MAE repeats it,
+#   on generated images not every one does. Undecided: whether a decoder relieves the encoder. On
 #   generated images the wide MIM lowers high frequencies late and the wide MAE hardly does, but the narrow pair, which saw
 #   equally many images, does not repeat it.
 # - MAE is judged on hidden patches alone; what it says about the visible ones was never trained.

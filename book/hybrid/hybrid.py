@@ -21,7 +21,8 @@
 # $$
 #
 # so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study and seed start
-# from the same weights and see the images in the same order.
+# from the same weights and see the images in the same order. As in MoCo v3, pure CL leaves the patch embedding as it was
+# drawn, while every hybrid trains it: the step to $\lambda = 1$ is not one of weight alone.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -310,7 +311,8 @@ Markdown(
 # ## Frequencies
 #
 # The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. In ours
-# CL falls furthest, and the hybrids stay near MIM to the last block.
+# CL falls furthest, and the hybrids lie between the parents, nearer to MIM. At depth 0 CL is the untrained encoder, since
+# its patch embedding is not trained.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist against depth, for hybrids and their two parents. Lines as above."}}
 legend = beside_published("delta_log_amplitude")

@@ -100,7 +100,8 @@ pd.DataFrame(rows, index=["mean cosine, last block"]).round(3)
 # %% [markdown]
 # ## Tokens in the residual stream
 #
-# The same over all images, for the tokens of one image at every depth, from the embedding (depth 0) on.
+# The same over all images, for the tokens of one image at every depth, from the embedding (depth 0) on. As in
+# MoCo v3, CL does not train its patch embedding, so at depth 0 it is like an untrained encoder.
 
 # %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image against depth, a line per model in one panel per study; a dashed line at 1 is where all tokens point one way, and the dotted line is an untrained encoder."}, "figure": {"caption": "Mean cosine between the tokens of an image against depth, in the residual stream; bands: 95 % interval over images. Dashed: all tokens point one way. Dotted: an untrained encoder, which is where training starts."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
@@ -229,7 +230,8 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 # - That tokens and depths are more alike in CL does not show in the wide encoders, and its heads are more alike by less
 #   than untrained heads differ from 0. On average over the late blocks the outputs of attention are more alike in CL, as
 #   its maps are.
-# - Training decides: in smaller encoders that were trained more briefly, tokens and depths are more alike in CL
+# - Width or training decides, which of the two is not told apart here: in smaller encoders that were trained more briefly,
+#   tokens and depths are more alike in CL
 #   ([When do the findings appear?](../beyond/moments.py)).
 # - Read a cosine beside that of an untrained encoder: here it is high for tokens and depths, and near 0 but not at 0 for
 #   heads.

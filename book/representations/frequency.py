@@ -91,7 +91,7 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 # ## High frequencies by depth
 #
 # The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and
-# positions, before any block.
+# positions, before any block. As in MoCo v3, CL does not train its patch embedding, so there it is like an untrained encoder.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]

@@ -263,7 +263,7 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Late, CL spreads images and MIM spreads tokens over more directions. The first is clear on photographs; on generated
-#   images it is half a direction. The second is reversed after one of the last two blocks in either study.
+#   images it is small. The second is reversed after some late block in either study.
 # - Ask of a spectrum first *what* its points are: tokens of one image, or images.
 # - The covariance subtracts the mean. What all tokens share, which [raises a cosine](diversity.py), does not count here.
 # - An effective rank has a ceiling: the number of points less one, and the width of the encoder.
