@@ -137,8 +137,9 @@ pd.DataFrame(rows).round(2)
 # %% [markdown]
 # Read the best depth together with the curve. Where CL is best late but its curve has been flat for some blocks, these
 # blocks do no harm, and not much good either. Where MIM is best in the middle *and* its curve falls clearly after that, its
-# last blocks cover up what a probe could read. A label that the training target needs, such as the texture for
-# predicting pixels, is covered up less.
+# last blocks cover up what a probe could read. Whether a label that the training target needs, such as the texture for
+# predicting pixels, is covered up less, this probe cannot tell where it is near its ceiling. Read from
+# [single tokens](behaviour.py), MIM's texture falls too.
 #
 # The row of the untrained encoder is what a mean over random features gives away. MAE has a [decoder](decoder.py) behind
 # it: if the last blocks of a masked model fall because they have to decode, MAE's curve should not fall, and the published
@@ -160,7 +161,7 @@ for name in filter(lambda name: study(name).splits, STUDIES):
     whole = rows_of(name, "fine_tuning", new["model"].unique())
     tuned[name] = pd.concat([whole, new], ignore_index=True).query("share == 1")
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning on all labels, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
 titles = [f"{end} blocks: {plots.title(tuned[name])}" for name, end in ends]
 axes = plots.panels(titles or ["fine-tuning"], sharey="row")
@@ -259,13 +260,13 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 #
 # - What shows: on generated images CL is read best near its end and MIM in the middle, after which its curve falls. On
 #   photographs both curves are nearly flat at the end, so that their best depths cannot be told apart.
-# - Making MIM's last blocks new costs it little, as it should if they are only a decoder: less than CL on photographs,
-#   where this short fine-tuning ends below CL's linear probe; on generated images both lose hardly anything.
+# - Making MIM's last blocks new costs it little, as it should if they are only a decoder, and on photographs less than it
+#   costs CL. On generated images both lose hardly anything.
 # - A representation is not what comes out last. For a masked model, look for the depth that reads best.
 # - A probe that falls with depth does not mean that information is gone: blocks add to the residual stream, and what
 #   they add may cover up what was there.
-# - How much the last blocks cover up depends on the label: for MIM the probe of the shape falls after the middle, that of
-#   the texture hardly.
+# - How much the last blocks cover up depends on the label and on how it is read: for MIM the probe of the shape falls
+#   after the middle. That of the texture hardly does, near its ceiling, but that of single tokens does.
 #
 # ## Exercises
 #
