@@ -21,6 +21,7 @@ from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
 from nbhelpers.metrics import (
     METRICS,
+    SHIPPED,
     Accumulator,
     Metric,
     object_attention,
@@ -61,7 +62,8 @@ def analyse(
             not depend on it.
         cache: look each metric up in the cache folder and keep it there. The key covers weights,
             preprocessing, images and the code that computes it. Of a model with hooks, or of a class that a
-            notebook defines, nothing is kept: no key can cover what these depend on.
+            notebook defines, or with a metric of one's own, nothing is kept: no key can cover what these
+            depend on.
 
     Returns:
         A tidy frame with the columns `study model objective seed metric depth head value low high images`,
@@ -90,7 +92,8 @@ def analyse(
         return computed
 
     keys = {name: [name, code_version("metrics")] for name in rows}
-    frames = cached(encoder, [images], keys, compute) if cache else compute(list(rows))
+    keep = cache and all(row in SHIPPED for row in rows.values())
+    frames = cached(encoder, [images], keys, compute) if keep else compute(list(rows))
     frame = pd.concat([frames[name] for name in rows], ignore_index=True)
     _note_undefined(frame, len(images))
     return identified(frame, encoder, images)

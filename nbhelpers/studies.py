@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -128,10 +127,14 @@ def listed(models: Iterable | None) -> list:
 
     Raises:
         TypeError: a single one, such as a name, whose letters would be taken for models.
+        ValueError: an empty list, which is not the default but a choice that found nothing.
     """
     if isinstance(models, str | Path | Encoder):
         raise TypeError(f"models are a list of encoders, names or files, not a {type(models).__name__}")
-    return list(models or ())
+    chosen = list(() if models is None else models)
+    if models is not None and not chosen:
+        raise ValueError("an empty list of models; None stands for the study's own")
+    return chosen
 
 
 TITLES = {
@@ -247,7 +250,6 @@ def _imagenet() -> ImageSource:
     return images
 
 
-@lru_cache
 def study(name: str) -> Study:
     """The study of that name: "shapes", "cifar10", "imagenet", or "folder:PATH" for any folder of images.
 

@@ -16,7 +16,7 @@ from PIL import Image
 from nbhelpers.files import ROOT
 from nbhelpers.images import ArraySource
 from nbhelpers.measure import IDENTITY, analyse, attention_maps, object_attention_by_depth
-from nbhelpers.metrics import METRICS, attention_distance, nmi
+from nbhelpers.metrics import METRICS, attention_distance, feature_variance, nmi
 from nbhelpers.metrics.streams import Streams
 from nbhelpers.models import UnsupportedArchitecture, load, mini_vit, wrap
 
@@ -92,6 +92,14 @@ def test_the_cache_is_used_and_knows_weights_images_and_code(monkeypatch):
     monkeypatch.setattr(module, "code_version", lambda kind: "other code")
     with pytest.raises(Again):
         analyse(tiny(), toy(), NAMES)
+
+
+def test_a_metric_of_ones_own_is_not_answered_from_the_cache(monkeypatch):
+    name = "feature_variance"
+    before = analyse(tiny(), toy(), [name])["value"]
+    ours = replace(METRICS[name], function=lambda tokens: 2 * feature_variance(tokens))
+    monkeypatch.setitem(METRICS, name, ours)
+    assert analyse(tiny(), toy(), [name])["value"].tolist() == pytest.approx([*(2 * before)])
 
 
 def test_a_metric_in_the_cache_is_not_computed_again_beside_others(monkeypatch):

@@ -43,9 +43,7 @@ def photographs(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         store.save_encoder(mini_vit(**architecture), name, row | {"mean": (0.5,) * 3, "std": (0.25,) * 3})
     monkeypatch.setattr(module, "IMAGENET_MODELS", ENCODERS)
-    study.cache_clear()  # as in a new process
-    yield tmp_path
-    study.cache_clear()
+    return tmp_path
 
 
 def test_every_table_is_made_or_left_out_with_the_reason(photographs, monkeypatch, capsys):

@@ -129,6 +129,7 @@ def doubled(frame, **columns):
         (lambda frame: plots.by_depth(doubled(frame, value=0.5), "nmi"), "two encoders"),
         (lambda frame: plots.by_depth(doubled(frame.assign(label="a"), label="b"), "nmi"), "one label"),
         (lambda frame: plots.spectra(frame, "nmi"), "one model per panel"),
+        (lambda frame: plots.spectra(frame[:1], "nmi"), "no spectrum"),
         (
             lambda frame: plots.spectra(doubled(frame[:1].assign(rank=1), study="b"), "nmi"),
             "choose one study",
@@ -270,6 +271,8 @@ def test_maps_lie_over_the_image_at_each_models_own_depth():
     wide = plots.query_maps(
         image, {"wide": torch.rand(1, 1, 8, 4, 2)}, [(0.3, 0.9)], [1]
     )  # 8 x 16 px patches
+    with pytest.raises(ValueError, match="place in the image"):
+        plots.query_maps(image, maps, [(-0.5, 0.5)], [1])
     (frame,) = wide.axes[1].patches
     assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((16, 8), 16, 8)
 

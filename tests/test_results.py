@@ -182,6 +182,7 @@ def test_other_images_are_drawn_here(toy):
     [
         (["toy", "tiny"], {}, KeyError, "small"),
         (["toy", "small", "toy.cl"], {}, TypeError, "models are a list"),
+        (["toy", "small", []], {}, ValueError, "an empty list of models"),
         (["toy", "small"], {"metrics": "nmi"}, ValueError, "a list of one at least"),
         (["toy", "small"], {"metrics": []}, ValueError, "a list of one at least"),
         (["toy", "small"], {"metrics": ["effective_rank"]}, ValueError, "no effective_rank; it has nmi"),

@@ -62,15 +62,14 @@ def tuned(**accuracy: float) -> pd.DataFrame:
 def toy(monkeypatch) -> dict[str, pd.DataFrame | Exception]:
     """A study with encoders of every kind; the answer is its tables, to be filled by the test."""
     trained = {f"shapes.{name}": {"study": "shapes"} for name in MODELS}
-    monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: trained)
-    monkeypatch.setattr(evidence, "study", study.__wrapped__)
+    monkeypatch.setitem(study.__globals__, "manifest", lambda: trained)
     tables: dict[str, pd.DataFrame | Exception] = {}
 
     def table(name: str, kind: str, models: tuple[str, ...] | None = None) -> pd.DataFrame:
         there = tables.get(kind, MissingDataError(f"there is no {name}/{kind}"))
         if isinstance(there, Exception):
             raise there
-        wanted = models or study.__wrapped__(name).models
+        wanted = models or study(name).models
         return there[there["model"].str.partition(":")[0].isin(wanted)]
 
     monkeypatch.setattr(evidence, "table", table)

@@ -12,8 +12,8 @@ def shapes_with(monkeypatch):
 
     def made(*names):
         rows = {f"{s}.{name}": {"study": s} for s in ("shapes", "cifar10") for name in names}
-        monkeypatch.setitem(study.__wrapped__.__globals__, "manifest", lambda: rows)
-        return study.__wrapped__("shapes")
+        monkeypatch.setitem(study.__globals__, "manifest", lambda: rows)
+        return study("shapes")
 
     return made
 

@@ -15,8 +15,8 @@
 # does with each entry of its `MODELS`. Of a module that you built yourself, `wrap` makes an encoder. It reads what the
 # module says of itself, and you tell it the rest: how many tokens stand before the patches (`prefix`), how the patches
 # are arranged (`grid`, `patch_size`), where the blocks are (`blocks`), which part of a block first sees the tokens after
-# attention (`after_attention`), `heads` and `width`, and the `mean` and `std` of your preprocessing, which nothing can
-# check.
+# attention (`after_attention`), `heads` and `width`, and the `mean` and `std` of your preprocessing. Nothing can check
+# these two, nor `after_attention`: of PyTorch's `nn.TransformerEncoderLayer` it is `norm2` with `norm_first`, else `norm1`.
 #
 # This page brings one model in each of four ways. They are small and untrained, and look at a few images: enough to see that
 # they are read. What trained ones look like is on [Your own model](model.py).

@@ -173,7 +173,7 @@ for name in STUDIES:
         absent[name] = "needs the photographs, which are not on this machine"
         continue
     source = study(name).images("test")
-    few, kind = source.subset(18, SEED), next(iter(source.labels))
+    few, kind = source.at_most(18, SEED), next(iter(source.labels))
     encoders = study(name).encoders(MODELS)
     scores = [silhouette_by_depth(encoder, few, kind) for encoder in encoders]
     groups[name] = pd.concat(scores).assign(source="computed")

@@ -31,6 +31,7 @@ class ImageSource(Dataset):
         mean: mean of each colour channel, images scaled to 0..1.
         std: standard deviation of each colour channel over all pixels, images scaled to 0..1.
         fingerprint: hexadecimal, changes when images, labels or their order change.
+        digests: hexadecimal, of each image; equal for equal ones of a source's kind.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ImageSource(Dataset):
     mean: Triple
     std: Triple
     fingerprint: str
+    digests: list[str]
 
     @property
     def identity(self) -> str:
@@ -194,6 +196,11 @@ class ArraySource(ImageSource):
         """Identity of pixels, labels and masks as they are now."""
         masks = [] if self.masks is None else [self.masks]
         return content_fingerprint(self.images, *self.labels.values(), *masks)
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of the pixels of each image."""
+        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.images]
 
     def _check(self) -> None:
         """Raise a ValueError that names the part that does not fit."""

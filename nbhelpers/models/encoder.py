@@ -51,7 +51,8 @@ class Encoder:
         crop_mode: "center" keeps the aspect ratio when resizing, "squash" does not.
         block_path: name of the submodule that holds the blocks.
         after_attention: name of the block's submodule whose input is the stream after the attention
-            residual; None where the block has no such place.
+            residual; None where the block has no such place. Another part gives other numbers without an
+            error: of `nn.TransformerEncoderLayer` it is "norm2" with `norm_first`, else "norm1".
         provenance: source, licence, sha256, images seen, ...
     """
 
@@ -113,9 +114,10 @@ class Encoder:
         hooks do is not in it (see `hooked`). A setting that cannot be pickled, such as a lambda, equals no
         other.
         """
-        layout = [self.prefix, self.grid, self.patch_size, self.image_size, self.heads, self.block_path]
+        layout = [self.prefix, self.class_token, self.grid, self.patch_size, self.image_size, self.heads]
+        parts = [self.block_path, self.after_attention]
         preprocessing = [self.mean, self.std, self.interpolation, self.crop, self.crop_mode]
-        return identity.fingerprint(self.module, [layout, preprocessing, self.after_attention])
+        return identity.fingerprint(self.module, [layout, parts, preprocessing])
 
     @property
     def hooked(self) -> bool:
@@ -164,8 +166,10 @@ class Encoder:
     def forward(self, images: Tensor) -> Tensor:
         """Last-layer tokens `B N D`, after the final norm where there is one, of uint8 images `B C H W`.
 
+        A module that has no `forward_features`, and whose `forward` ends in a head, gives what the head does.
+
         Raises:
-            UnsupportedArchitecture: the module gives something else.
+            UnsupportedArchitecture: the module gives no tensor.
         """
         return self._tokens(self.preprocess(images))
 

@@ -46,7 +46,8 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
 
     Raises:
         KeyError: a part of the description is missing.
-        ValueError: a weight is not finite in half precision.
+        ValueError: a weight is not finite in half precision, or the module is not what the row describes.
+        MismatchedWeights: weights do not fit what the row describes.
     """
     header = {"name": name, **{key: row[key] for key in DESCRIPTION}}
     folder = folder or ENCODERS
@@ -57,6 +58,9 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
     }
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{name}: not finite in half precision: {', '.join(broken)}")
+    described = build(header, weights).module
+    if _settings(module) != _settings(described):  # which no weight shows
+        raise ValueError(f"{name}: the module has other heads or parts than the row describes")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata={"encoder": json.dumps(header)})
@@ -65,6 +69,11 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
         _write_row(folder, name, None)
     _write_row(folder, name, {"file": path.name, "sha256": found, **row})
     return path
+
+
+def _settings(module: nn.Module) -> list[tuple[type, int | None]]:
+    """The kind of each part, and of attention the number of heads."""
+    return [(type(part), getattr(part, "num_heads", None)) for part in module.modules()]
 
 
 def _write_row(folder: Path, name: str, row: Mapping[str, Any] | None) -> None:

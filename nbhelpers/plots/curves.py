@@ -174,14 +174,16 @@ def spectra(frame: pd.DataFrame, metric: str, ax: Axes | None = None, depths: in
     default the last depth of the rows.
 
     Raises:
-        ValueError: no such metric in the frame, several models, whose lines would share colours, or several
-            values of a depth at one rank or frequency.
+        ValueError: no such metric in the frame, or one that is no spectrum; several models, whose lines would
+            share colours; or several values of a depth at one rank or frequency.
     """
     ax = ax or plt.gca()
     if frame["model"].nunique() != 1:
         raise ValueError(f"one model per panel, got {', '.join(frame['model'].unique())}")
     rows = rows_of_metric(frame, metric)
-    x = "frequency" if metric.startswith("fourier") else "rank"
+    x = next((name for name in ("rank", "frequency") if name in rows and rows[name].notna().all()), None)
+    if x is None:
+        raise ValueError(f"{metric!r} is no spectrum: it has neither rank nor frequency")
     colours, depths = sns.color_palette(DEPTHS, as_cmap=True), depths or rows["depth"].max()
     for depth, line in rows.groupby("depth"):
         one_value_each(line, x)

@@ -356,7 +356,7 @@ class Trainer:
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         ours, theirs = self.settings, state.get("settings", {})
         if differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
-            ways = "ask for the same, train in another folder, or delete it to start again"
+            ways = "ask for the same, train in another (cache) folder, or delete it to start again"
             raise ValueError(f"{self._checkpoint} is of a run that differs in {', '.join(differ)}: {ways}")
         for name in _PROGRESS:
             setattr(self, name, state[name])

@@ -94,10 +94,12 @@ def fine_tune(
     gives the same weights on the same CPU.
 
     Raises:
-        ValueError: for a module that is not a timm ViT, an unknown label, or as `reinitialise`.
+        ValueError: for a module that is not a timm ViT, an unknown label, one class, or as `reinitialise`.
         FloatingPointError: where the loss is not finite.
     """
     labels = labels_of(images, label)
+    if len(labels.unique()) < 2:  # any guess would be right
+        raise ValueError(f"{images.name}: fine-tuning needs at least two classes of {label}")
     encoder = without_decoder(encoder)
     needed, kind = ("reset_classifier", "fc_norm", "group_matcher"), type(encoder.module).__name__
     if not all(hasattr(encoder.module, name) for name in needed) or hasattr(encoder.module, "head_dist"):

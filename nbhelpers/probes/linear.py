@@ -124,6 +124,8 @@ def knn_predict(
     """
     checked("train", train_features, "N D", train_labels)
     checked("test", test_features, "M D")
+    if k > len(train_features):
+        raise ValueError(f"k-NN of k={k} needs as many images to learn from; there are {len(train_features)}")
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
 
     # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks

@@ -78,7 +78,8 @@ def table(
     if metrics is not None and (isinstance(metrics, str) or not metrics):
         raise ValueError(f"metrics are a list of one at least, not {metrics!r}; None are all")
     default = made.models(chosen) if made.runs else chosen.models
-    wanted, draw = [*_by_name(models or default).values()], n_images not in (None, IMAGES) or seed != 0
+    wanted = [*_by_name(listed(models) or default).values()]
+    draw = n_images not in (None, IMAGES) or seed != 0
     if made.slow and draw:
         alone = f"not one of n_images={n_images}, seed={seed}"
         raise ValueError(f"{study_name}/{name} is too slow to be made here: it is stored, {alone}")
@@ -151,7 +152,7 @@ def frozen_and_tuned(study_name: str, models: Iterable[Model]) -> tuple[pd.DataF
 def _by_name(models: Iterable[Model]) -> dict[str, str | Encoder]:
     """The models, each once, by name; files are read. Two of one name would be one line in every figure."""
     found: dict[str, str | Encoder] = {}
-    for model in listed(models):
+    for model in models:
         if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".safetensors")):
             model = load(model)
         name = model.name if isinstance(model, Encoder) else model
@@ -229,7 +230,7 @@ def stored(study_name: str, name: str, models: Sequence[Model] | None = None) ->
         StaleTableError: if the weights of one of these encoders changed since.
     """
     frame, records = _read(study_name, name)
-    wanted, refresh = _by_name(models or records), f"`make results STUDY={study_name}`"
+    wanted, refresh = _by_name(listed(models) or records), f"`make results STUDY={study_name}`"
     if lacking := [model for model in wanted if model not in records]:
         raise MissingDataError(f"stored {study_name}/{name} has no {', '.join(lacking)}; {refresh} makes it")
     made, chosen = TABLES[name], study(study_name)
@@ -345,7 +346,7 @@ def gather(
         METRICS[metric]  # a KeyError for one that is not there
     frames, missing = {}, {}
     for name in studies:
-        wanted = models or (study(name).trained(*objectives) if objectives else None)
+        wanted = listed(models) or (study(name).trained(*objectives) if objectives else None)
         if not models and objectives and not wanted and study(name).trained():
             missing[name] = f"no encoder of {name} was trained by {' or '.join(objectives)}"
             continue  # rather than the study's own models, which are others

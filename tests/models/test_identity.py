@@ -73,7 +73,8 @@ def test_fingerprint_follows_reading_and_neither_names_nor_passes(mini):
     before = encoder.fingerprint
     encoder.forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert encoder.fingerprint == before == mini(name="another name", objective="CL").fingerprint
-    for fields in ({"std": (0.5, 0.5, 0.4)}, {"heads": 1}, {"after_attention": "mlp"}):
+    reading = [{"std": (0.5, 0.5, 0.4)}, {"heads": 1}, {"after_attention": "mlp"}, {"class_token": False}]
+    for fields in reading:
         assert mini(**fields).fingerprint != before, fields
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from nbhelpers.models import (
     ChecksumError,
     MaskedAutoencoder,
+    MismatchedWeights,
     available,
     decoder_of,
     load,
@@ -140,11 +141,17 @@ def test_incomplete_or_broken_encoders_are_not_saved(tmp_path):
     module.norm.weight.data[0] = 1e6
     with pytest.raises(ValueError, match=r"norm\.weight"):
         save_encoder(module, "shapes.cl", _row(), folder=tmp_path)
+    sizes = {"width": 8, "depth": 1, "heads": 2}
+    for other in (sizes | {"heads": 1}, sizes | {"standardised": True}):  # of which no weight depends
+        with pytest.raises(ValueError, match="than the row describes"):
+            save_encoder(mini_vit(**sizes), "shapes.cl", _row(architecture=other), folder=tmp_path)
+    with pytest.raises(MismatchedWeights):
+        save_encoder(mini_vit(**sizes), "shapes.cl", _row(architecture=sizes | {"depth": 2}), folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_several_processes_may_save_at_once(tmp_path):
-    module = mini_vit(8, 1, 1)
+    module = mini_vit(**ARCHITECTURE)
 
     def save(seed):
         save_encoder(module, f"shapes.cl.s{seed}", _row(seed=seed), folder=tmp_path)

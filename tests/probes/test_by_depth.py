@@ -62,8 +62,10 @@ def test_images_that_do_not_vary_have_no_value(encoder, splits):
 
 def test_what_can_be_no_test_is_noted_or_refused(encoder, colours):
     images, test = colours(60, 0), colours(30, 1)
-    with pytest.warns(UserWarning, match="the same images are learnt from"):
-        knn_by_depth(encoder, images, images, "colour")
+    for many in (30, 10):
+        both = images.select([*range(many), *range(50, 60)])
+        with pytest.warns(UserWarning, match=f"{many} of {many + 10} test images are learnt from"):
+            knn_by_depth(encoder, images.select(range(50)), both, "colour")
     with pytest.raises(ValueError, match=r"no label 'class'.*'coin', 'colour'"):
         knn_by_depth(encoder, images, test, "class")
     with pytest.raises(ValueError, match="green"):
@@ -85,7 +87,7 @@ X, Y, TOKENS = torch.randn(30, 5), torch.arange(30) % 2, torch.randn(30, 4, 5)
         (knn_predict, (X, Y[:9], X), "9 train_labels"),
         (knn_predict, (X, Y * 0, X), "at least two classes"),
         (knn_predict, (X, Y, X / 0), "non-finite test"),
-        (knn_predict, (X, Y, X, 31), "n_neighbors = 31"),
+        (knn_predict, (X, Y, X, 31), "k=31"),
     ],
 )
 def test_what_cannot_be_fitted_is_named(fit, arguments, told):

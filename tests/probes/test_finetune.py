@@ -134,6 +134,8 @@ def test_errors(encoder, colours):
     source = colours(30, 0)
     with pytest.raises(ValueError, match="no label 'class'"):
         fine_tune(encoder, source, "class", SHORT)
+    with pytest.raises(ValueError, match="two classes"):
+        fine_tune(encoder, source.restrict(["red"], "colour"), "colour", SHORT)
     with pytest.raises(FloatingPointError, match="not finite at step"):
         fine_tune(encoder, source, "colour", FineTuning(steps=30, batch_size=8, learning_rate=1e30, warmup=0))
     two_heads = timm.create_model("deit_tiny_distilled_patch16_224", img_size=8, patch_size=4, depth=1)
