@@ -103,8 +103,7 @@ legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias",
 conclude(
     "**What is it good for?** A linear layer reads shape or class better from a "
     "contrastive encoder, and on generated images at a later depth; fine-tuning gives a "
-    "masked one more, "
-    "which then catches up, or nearly.",
+    "masked one more, which then nearly catches up.",
     ["12", "14a", "14c"],
 )
 
