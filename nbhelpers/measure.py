@@ -300,7 +300,7 @@ def _note_undefined(frame: pd.DataFrame, images: int) -> None:
         lost = images if rows["value"].isna().any() else images - rows["images"].min()
         warnings.warn(
             f"{metric} has no value for {lost} of {images} images at depth {depths}: too few images, heads "
-            "or patches, or images or tokens that are all equal; without any value it is NaN",
+            "or patches, no class token, or images or tokens that are all equal; without any value it is NaN",
             stacklevel=3,
         )
 

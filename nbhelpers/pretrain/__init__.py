@@ -80,8 +80,12 @@ def pretrain(
 
     Raises:
         FileExistsError: the folder has an encoder of that name, which a new training would replace.
-        ValueError: the folder has encoders of that name but for the seed, and of another architecture.
+        ValueError: another study, or the folder has encoders of that name but for the seed, and of another
+            architecture.
     """
+    if study not in SOURCES:
+        own = "for images of your own take nbhelpers.pretrain.Trainer"
+        raise ValueError(f"recipes are for {' and '.join(SOURCES)}, not for {study!r}; {own}")
     name = trained_name(recipe, study)
     train, val = SOURCES[study]("train"), SOURCES[study]("val")
     trainer = Trainer(recipe, train, val, cache_dir() / "pretrain" / name, device, precision)

@@ -89,8 +89,9 @@ class Trainer:
 
     Args:
         recipe: what to train and how.
-        train: images to train on; all of them are held on the device, as uint8.
-        val: images for the validation loss; the first `VALIDATION_IMAGES`, always with the same views.
+        train: images to train on, square and of one size; all of them are held on the device, as uint8.
+        val: images for the validation loss; whole batches of the first `VALIDATION_IMAGES`, always with the
+            same views.
         folder: where `log.csv` and `checkpoint.pt` live; a run found there is resumed.
         device: a CPU trains with explicit attention, whose backward is faster there; a GPU with fused one.
         precision: bfloat16, by autocast, or float32; default `fast_precision` of the device.

@@ -223,6 +223,8 @@ def test_a_trained_encoder_is_not_replaced_and_has_no_seed_of_another_architectu
     with pytest.raises(ValueError, match="has heads 4, not 2"):
         pretrain(replace(chosen, seed=1), "shapes", folder=tmp_path)
     assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="shapes and cifar10"):
+        pretrain(chosen, "folder:photographs")
 
 
 @pytest.mark.parametrize(
