@@ -134,7 +134,8 @@ for name, frame in bias.items():
         | {"covered": ends[1].loc[model, "value"], "trials": row.images}
         for model, row in ends[0].iterrows()
     }
-pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows)).round(2)
+ends = pd.DataFrame.from_dict(rows, orient="index").round(2)
+ends if rows else "no table"
 
 # %% [markdown]
 # The claim is about the order of CL and MIM, not about the level. The level also depends on how loud each cue is in the
