@@ -131,8 +131,9 @@ def listed(models: Iterable | None) -> list:
     """
     if isinstance(models, str | Path | Encoder):
         raise TypeError(f"models are a list of encoders, names or files, not a {type(models).__name__}")
-    chosen = list(() if models is None else models)
-    if models is not None and not chosen:
+    if models is None:
+        return []
+    if not (chosen := list(models)):
         raise ValueError("an empty list of models; None stands for the study's own")
     return chosen
 

@@ -344,10 +344,10 @@ def gather(
     draw = {"n_images": n_images, "seed": seed}
     for metric in metrics:
         METRICS[metric]  # a KeyError for one that is not there
-    frames, missing = {}, {}
+    frames, missing, given = {}, {}, listed(models) or None
     for name in studies:
-        wanted = listed(models) or (study(name).trained(*objectives) if objectives else None)
-        if not models and objectives and not wanted and study(name).trained():
+        wanted = given or (objectives and study(name).trained(*objectives)) or None
+        if objectives and not wanted and study(name).trained():
             missing[name] = f"no encoder of {name} was trained by {' or '.join(objectives)}"
             continue  # rather than the study's own models, which are others
         # Stored, "metrics" is of the study's own models alone, "profile" of all, with fewer metrics.

@@ -40,6 +40,11 @@ def test_decoders_of_stored_rows_are_left_out(no_photographs: None) -> None:
     assert [name for name in frames["cifar10"]["model"].unique() if name.endswith(":decoder")] == []
 
 
+def test_of_imagenet_all_models_come_whatever_the_objectives(no_photographs: None) -> None:
+    frames, missing = gather(["imagenet"], ["nmi"], objectives=["mae"])
+    assert frames == {} and missing["imagenet"].startswith("no photographs here")
+
+
 def test_an_unknown_metric_and_an_unknown_objective_are_named() -> None:
     with pytest.raises(KeyError, match="nearest: nmi"):
         gather(["shapes"], ["nmii"], ["shapes.cl"])
