@@ -13,6 +13,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(scope="session")
+def start_method() -> str:
+    """How to start processes: forked ones import nothing anew, but lack their parent's threads and GPU."""
+    import torch
+
+    return "fork" if torch.get_num_threads() == 1 and not torch.cuda.is_available() else "spawn"
+
+
 @pytest.fixture
 def add_in_place():
     """Makes the blocks of an encoder add to their input."""

@@ -296,10 +296,8 @@ def _share(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_frame_of_one(tmp_path):
-    # A forked process need not import torch again, but has none of the threads of its parent.
-    how = "fork" if torch.get_num_threads() == 1 else "spawn"
-    mp.start_processes(_share, args=(str(tmp_path),), nprocs=2, start_method=how)
+def test_two_processes_give_the_frame_of_one(tmp_path, start_method):
+    mp.start_processes(_share, args=(str(tmp_path),), nprocs=2, start_method=start_method)
     for number, whole in enumerate(_frames()):
         for rank in range(2):
             found = pd.read_csv(tmp_path / f"{rank}.{number}.csv")

@@ -220,8 +220,8 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Without the leading sixteenth SimMIM's neighbours gain on generated images. On photographs they gain little, and the
-#   difference to CL's comes mostly from what CL's lose. MAE's lose on both. That a class lies outside the leading components of SimMIM shows on generated shapes
-#   alone.
+#   difference to CL's comes mostly from what CL's lose. MAE's lose on both. That a class lies outside the leading
+#   components of SimMIM shows on generated shapes alone.
 # - Variance is not importance. The loss decides which directions are large, the label does not.
 # - k-NN asks whether a label is *loud*, a linear probe whether it is *there*. Report both.
 # - What SimMIM's neighbours gain without the leading components, those of another masked encoder may lose. Before you take

@@ -336,8 +336,8 @@ for name, grid in grids.items():
 # %% [markdown]
 # Columns are images seen, about every second moment. Where a row changes its sign, two papers with trainings of different
 # length would contradict each other and both be right. Some traits that the paper names are those of a *middle* age: they
-# come, and they are gone in the encoders that were trained longest, which are also twice as wide. A "✓" at the untrained encoder (0k) is no effect of
-# training.
+# come, and they are gone in the encoders that were trained longest, which are also twice as wide. A "✓" at the
+# untrained encoder (0k) is no effect of training.
 #
 # ## What would refute it
 #

@@ -42,9 +42,10 @@ from nbhelpers.models import manifest
 from nbhelpers.results import at_end, frozen_and_tuned, rows_of
 from nbhelpers.results.published import published, published_triples
 from nbhelpers.results.tables import EPOCHS, FINE_TUNING, LABELLED, TRAIN
-from nbhelpers.studies import OWN, PAIR, first_seeds, label
+from nbhelpers.studies import OWN, first_seeds, label
 
 plots.style()
+CHANCE = 0.1, "chance"  # of ten classes
 
 # %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised", "hybrid-0.2"]
@@ -209,15 +210,14 @@ Markdown(
 # %% tags=["hide-input"]
 fewer = []
 for name in STUDIES:
-    pair = MODELS or [*study(name).trained(*PAIR), f"{name}.random"]
-    rows = rows_of(name, "fine_tuning", pair)
+    rows = rows_of(name, "fine_tuning", MODELS or study(name).models)
     if len(rows):
         fewer.append(rows.assign(parameter=rows["share"] * LABELLED))
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of labelled images, a line each for CL, MIM and the untrained encoder, a panel per study."}, "figure": {"caption": "Accuracy after fine-tuning against the number of labelled images, with 95 % intervals over test images; dashed: chance."}}
 axes = plots.panels([*map(plots.title, fewer)] or ["fine-tuning"], sharey=True)
 for ax, rows in zip(axes, fewer, strict=False):
-    plots.by_parameter(rows, "fine_tuning", "labelled images", ax, (0.1, "chance"))
+    plots.by_parameter(rows, "fine_tuning", "labelled images", ax, CHANCE)
     ax.set(xscale="log", xticks=sorted(set(rows["parameter"])))
 if not fewer:
     plots.note(axes[0], "stored for the book's own studies only")
@@ -461,10 +461,8 @@ parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
 for ax, rows in zip(axes, parts, strict=True):
     rows = rows.assign(model=rows["study"] + "." + rows["objective"].str.lower())
-    chance = 0.1, "chance"
-    plots.by_parameter(
-        rows, "linear", "million images seen in pre-training", ax, chance
-    )
+    images = "million images seen in pre-training"
+    plots.by_parameter(rows, "linear", images, ax, CHANCE)
     seen = sorted(set(rows["parameter"]))
     ax.set(xscale="log", xticks=seen, xticklabels=[f"{n / 1e6:.1f}" for n in seen])
     ax.minorticks_off()

@@ -53,7 +53,7 @@ METRICS = ["nmi", "delta_log_amplitude"]
 draw = {"n_images": None if N_IMAGES == IMAGES else N_IMAGES, "seed": SEED}
 frames, missing = {}, {}
 for name in STUDIES:
-    wanted = MODELS or study(name).trained("mim", "mae")
+    wanted = MODELS or study(name).trained("mim", "mae") or None
     try:  # of all tables, "profile" alone looks at decoders too
         frames[name] = table(name, "profile", wanted, metrics=METRICS, **draw)
     except MissingDataError as reason:
@@ -163,8 +163,9 @@ def ahead(frame):
     """By MAE: the mean NMI of its decoder less that of its encoder."""
     rows = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
     means = rows.groupby("model")["value"].mean()
-    with_one = [who for who in means.index if f"{who}:decoder" in means.index]
-    return pd.Series({who: means[f"{who}:decoder"] - means[who] for who in with_one})
+    decoders = means[means.index.str.endswith(":decoder")]
+    decoders.index = decoders.index.str.removesuffix(":decoder")
+    return (decoders - means).dropna()  # of encoders without a decoder there is none
 
 
 # %% tags=["hide-input"]
@@ -258,9 +259,9 @@ scorecard.rows("components/decoder", STUDIES, MODELS)
 # ## Takeaways
 #
 # - What shows: the wide MAE's decoder has a higher mean NMI than its encoder. On photographs every narrow MAE repeats it,
-#   on generated images not every one does. Undecided: whether a decoder relieves the encoder. On
-#   generated images the wide MIM lowers high frequencies late and the wide MAE hardly does, but the narrow pair, which saw
-#   equally many images, does not repeat it.
+#   on generated images not every one does. Undecided: whether a decoder relieves the encoder. On generated images the wide
+#   MIM lowers high frequencies late and the wide MAE hardly does, but the narrow pair, which saw equally many images, does
+#   not repeat it.
 # - MAE is judged on hidden patches alone; what it says about the visible ones was never trained.
 # - "The last blocks act as a decoder" is testable: they should lower high frequencies, and a real decoder should relieve
 #   them of it.

@@ -35,11 +35,9 @@ MODELS = None  # encoders by name, hybrids among them; None: hybrids and their p
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.models import manifest
 from nbhelpers.results import (
     NoTableError,
     StaleTableError,
@@ -51,11 +49,14 @@ from nbhelpers.results.summary import at_end, by_label, early, late
 from nbhelpers.studies import first_seeds, label
 
 plots.style()
+
+# %% tags=["hide-input"]
+from nbhelpers.models import manifest
+
 ABOUT = manifest()
 FAMILY = ".w64.n256000"  # the largest set of one width, all of which saw as many images
 
 
-# %% tags=["hide-input"]
 def weight(model):
     """Lambda of an encoder's recipe; NaN, which is not drawn, where it has none."""
     recipe = ABOUT.get(model, {}).get("recipe", {"objective": "", "options": {}})
@@ -93,6 +94,8 @@ scorecard.result(["15a", "15b", "15c"], STUDIES, MODELS)
 # SimMIM's error is counted on masked patches only, $m = 1$; the hybrid's loss is their weighted sum.
 
 # %%
+from torch.testing import assert_close
+
 from nbhelpers.pretrain.hybrid import combine
 from nbhelpers.pretrain.moco import info_nce
 from nbhelpers.pretrain.simmim import masked_l1

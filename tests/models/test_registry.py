@@ -34,7 +34,7 @@ TOKENS = 1 + GRID * GRID
 OBJECTIVES = {"CL", "MIM", "latent MIM", "hybrid", "supervised", "language"}
 MOCO, SIMMIM = "mocov3.vit_base_patch16_224", "simmim.vit_base_patch16_224"
 DINO, DINOV2 = "dino.vit_small_patch16_224", "dinov2.vit_base_patch14_dinov2"
-close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+assert_close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
 
 
 # --- files as the authors wrote them, with random tensors -------------------------------------------------
@@ -260,7 +260,7 @@ def test_features_are_those_of_the_published_architecture(name, read, pixels):
     new = Tensors()
     weights = make(new)
     encoder = read(name, wrapped(new, weights))
-    close(_features(encoder, pixels), _run(weights, pixels))
+    assert_close(_features(encoder, pixels), _run(weights, pixels))
     assert (encoder.name, encoder.prefix, encoder.grid) == (name, 1, (GRID, GRID))
     assert encoder.objective == CHECKPOINTS[name].objective
     depths = []
@@ -288,11 +288,11 @@ def test_dinos_own_training_files_give_the_teacher(read, pixels):
         "epoch": 100,
     }
     encoder = read(DINO, content)
-    close(_features(encoder, pixels), _run(teacher, pixels))
+    assert_close(_features(encoder, pixels), _run(teacher, pixels))
     assert encoder.provenance["entry"] == "teacher"
     assert encoder.provenance["left out"] == ["head.mlp.bias", "head.mlp.weight"]
     del content["teacher"]
-    close(_features(read(DINO, content), pixels), _run(student, pixels))
+    assert_close(_features(read(DINO, content), pixels), _run(student, pixels))
 
 
 # --- MAE with its decoder ---------------------------------------------------------------------------------
@@ -331,14 +331,14 @@ def mae(read):
 
 def test_mae_with_decoder(mae, pixels):
     weights, encoder = mae
-    close(_features(encoder, pixels), _run(weights, pixels))
+    assert_close(_features(encoder, pixels), _run(weights, pixels))
     tokens, prediction = _run_mae(weights, pixels, [range(GRID * GRID)] * 2, heads=4)
     decoder = decoder_of(encoder)
-    close(_features(decoder, pixels), tokens)
+    assert_close(_features(decoder, pixels), tokens)
     keep = [(3, 0, 7), (8, 2, 1)]
     with torch.no_grad():
-        close(encoder.module(pixels), prediction)
-        close(encoder.module(pixels, torch.tensor(keep)), _run_mae(weights, pixels, keep, heads=4)[1])
+        assert_close(encoder.module(pixels), prediction)
+        assert_close(encoder.module(pixels, torch.tensor(keep)), _run_mae(weights, pixels, keep, heads=4)[1])
 
     records, streams = [], []
     with capture(decoder, on_attention=records.append, on_stream=streams.append):
@@ -412,7 +412,7 @@ def test_simmims_own_file_with_its_configuration(small, tmp_path, pixels, monkey
         patch.setitem(sys.modules, "yacs.config", package)
         torch.save(_simmim(new, weights) | {"config": config}, tmp_path / "file.pth")
     encoder = load(SIMMIM, from_file=tmp_path / "file.pth", device="cpu")
-    close(_features(encoder, pixels), _run(weights, pixels))
+    assert_close(_features(encoder, pixels), _run(weights, pixels))
 
 
 def test_numbers_and_paths_beside_weights_are_no_code(read, tmp_path):

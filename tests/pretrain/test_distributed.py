@@ -64,14 +64,12 @@ def one_of_two(rank, folder, device):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, start_method):
     folder = tmp_path_factory.mktemp("ranks")
-    # A forked process need not import torch again, but has neither the threads nor the GPU of its parent.
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    start_processes(process, (folder, port), PROCESSES, start_method="fork" if alone else "spawn")
+    start_processes(process, (folder, port), PROCESSES, start_method=start_method)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
