@@ -64,8 +64,8 @@ def outline(ax, row, column):
 # %% tags=["remove-input", "answer"]
 conclude(
     "**Where does it look?** Late in a contrastive encoder, attention reaches further "
-    "than in a masked one and depends less on the query; it is also flatter, which "
-    "explains a part of both.",
+    "than in a masked one and depends less on the query, the latter in part "
+    "since it is flatter.",
     ["1", "2"],
 )
 
@@ -91,7 +91,7 @@ conclude(
     "**What does it see?** Where shape and texture disagree, a contrastive encoder "
     "follows the shape more than a masked one; noise of high frequency spoils less of "
     "what it tells of shape or class (of texture, more: row 11b), and its late tokens "
-    "hold fewer high frequencies.",
+    "hold fewer high frequencies (on generated images, after one late block of three).",
     ["9c", "10", "11a"],
 )
 
@@ -124,6 +124,8 @@ Markdown(
 )
 
 # %% [markdown]
+# On generated images, reach (row 1) and shape (row 10) set only the wide pair apart; narrower encoders disagree.
+#
 # Click through the [attention maps of your own picture](own/picture.py), or read how each answer was found: where it looks
 # ([distance](attention/distance.py), [collapse](attention/collapse.py)), what it sees
 # ([shape or texture](representations/shape_texture.py), [frequencies](representations/frequency.py)), what it is good for
@@ -132,15 +134,16 @@ Markdown(
 # %% [markdown]
 # ## The scorecard
 #
-# Each finding of the paper, and each claim that the book adds, is a row: what is claimed, what is measured, and how large
-# the effect is in each study, with its 95 % interval. An effect is written so that it is above 0 when the claim shows:
-# **shows** if the whole interval lies above 0, **does not show** if no part of it does, **undecided** if neither, **not
-# measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. Accuracies on
-# generated images are of the shape, unless a row says otherwise. What is measured and this rule were fixed before the table
-# was first computed, with three exceptions: 3b, 11b and the rows numbered 21 were added when their curves had been seen;
-# 14a, 14c, 14e and 14f first read few labels of the photographs, and now read all of them; and wide encoders are
-# fine-tuned at the rate that is best on validation images since a higher one had been seen to harm them. All effects on
-# this page are drawn from the book's tables.
+# Each finding of the paper that can be measured here is a row, and so are most claims that the book adds (of sinks and
+# gradients their own pages judge): what is claimed, what is measured, and how large the effect is in each study, with its
+# 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
+# above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
+# missing. *Late* is the mean over the last third of the blocks. Accuracies on generated images are of the shape, unless a
+# row says otherwise. What is measured and this rule were fixed before the table was first computed, with three
+# exceptions: 3b, 11b, 14g and the rows numbered 21 were added when their curves had been seen; 14a, 14c, 14e and 14f
+# first read few labels of the photographs, and now read all of them; and wide encoders are fine-tuned at the rate that is
+# best on validation images since a higher one had been seen to harm them. All effects on this page are drawn from the
+# book's tables.
 
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")

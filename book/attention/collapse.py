@@ -214,10 +214,10 @@ pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
 # Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says
-# nothing about collapse. Here an entropy above 0.95 counts as flat. Any other encoder is nearer to the NMI of CL or to that
-# of MIM. Some are smaller than CL and MIM, or were trained for less time. So each objective is also compared with a CL and a
-# MIM of the same width and images, whose late NMI stands beside its own. Where that CL is nearly flat itself, as on generated
-# images, being nearer to MIM is weak evidence:
+# nothing about collapse. Here an entropy above 0.95 counts as flat. Any other encoder is nearer to the NMI of CL or to
+# that of MIM. Some are smaller than CL and MIM, or were trained for less time. So each objective is also compared with a
+# CL and a MIM of the same width and images, whose late NMI stands beside its own. Where that CL has an NMI near 0 in part
+# since it is flat, as on generated images, being nearer to MIM is weak evidence:
 
 # %% tags=["hide-input"]
 EXPECTED = {"DINO": "CL", "supervised": "CL", "MAE": "MIM"}

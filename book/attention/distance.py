@@ -222,7 +222,7 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # ## Takeaways
 #
 # - CL's late attention reaches further than MIM's, and its late maps are flatter: their entropy is higher. By the test
-#   above no far head of CL, at any depth, selects.
+#   above no far head of CL, at any depth, selects. On generated images that holds of the wide pair; narrower ones disagree.
 # - Attention distance is what a receptive field is for a convolution, but learnt.
 # - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
 # - To *look at* something far, a head must be far and selective. So count the heads in the upper left of the second

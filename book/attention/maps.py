@@ -297,8 +297,7 @@ scorecard.rows("attention/maps", STUDIES, MODELS)
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.
-# - The clear maps that are often shown of contrastive encoders are mostly maps of the class token. Those of patches can
-#   look otherwise.
+# - The clear maps that made DINO known are of the class token {cite:p}`caron2021dino`. Those of patches can look otherwise.
 #
 # ## Exercises
 #

@@ -7,8 +7,8 @@
 # %% [markdown]
 # # The decoder
 #
-# **Claim.** With a transformer decoder behind it, a masked encoder no longer lowers high frequencies in its late blocks, the
-# last one excepted, and the decoder is where query and key tell most about each other {cite:p}`park2023what`.
+# **Claim.** With a transformer decoder behind it, a masked encoder no longer lowers high frequencies in its late blocks,
+# the last one excepted, and the decoder is where query and key tell most about each other {cite:p}`park2023what`.
 #
 # Somewhere a masked model must turn its representation back into pixels. SimMIM has a single linear layer for that, so
 # its last blocks may have to do the work. {term}`MAE` {cite:p}`he2022mae` has a decoder for it: its encoder $f$ sees
@@ -281,6 +281,7 @@ ends.iloc[[0, len(ends) // 2, -1]].round(2)  # before, amid and after all blocks
 # 2. **Hide more.** At which mask ratio does $L$ come close to 1?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# At none of these: even a few visible patches tell what colours to expect.
 losses = {}
 for ratio in (0.25, 0.5, 0.75, 0.9, 0.95):
     keep = kept_patches(*x.shape[:2], ratio, torch.Generator().manual_seed(SEED))

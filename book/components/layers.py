@@ -148,7 +148,8 @@ pd.DataFrame(rows).round(2)
 # ## Which blocks could be made new?
 #
 # Another way to ask what a layer is worth: give some blocks random weights again, fine-tune the whole encoder, and see what
-# is lost. Blocks that serve the pre-training task alone should cost nothing. This takes too long for a build of the book,
+# is lost. Blocks that serve the pre-training task alone should cost nothing. Fine-tuning is short, little more than one epoch:
+# others must be learnt anew in that time. This takes too long for a build of the book,
 # so the numbers are stored ones, whatever `MODELS` says.
 
 # %% tags=["hide-input"]
@@ -288,6 +289,7 @@ rows.set_index("depth")[["value", "low", "high"]].round(2)
 #    training images ({term}`k-NN`) cannot. Is the best depth the same?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Within a block in CL, MIM and MAE; that of the untrained encoder means little.
 rows = {key: peak(frame, "knn") for key, frame in panels.items()}
 pd.DataFrame(rows)  # best depth of k-NN
 

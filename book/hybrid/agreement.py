@@ -57,10 +57,10 @@ slopes = followed[followed["metric"] == "slope"].set_index("step")
 # %% [markdown]
 # ## Result
 #
-# A hybrid with $\lambda = 0.5$ was trained on `shapes` and stopped now and then, to take both gradients on held-out batches:
-# every time the same images, views and masks. CL's gradient on one batch is mostly noise, and at the end MIM's is too, so
-# the verdict rests on `direction`, the cosine between the *expected* gradients, from pairs of different batches; the 95 %
-# intervals are over batches.
+# A hybrid with $\lambda = 0.5$ was trained on `shapes` and stopped now and then, to take both gradients on held-out
+# batches: every time the same images, views and masks. CL's gradient on one batch is mostly noise, and at the end MIM's
+# is too, so the verdict rests on `direction`, the cosine between the *expected* gradients, from pairs of different
+# batches; the 95 % intervals are over batches.
 
 
 # %% tags=["hide-input"]
@@ -121,8 +121,8 @@ Markdown(f"{after_last_step(followed)}\n\n{before_that(followed)}")
 # %% [markdown]
 # ## The quantity
 #
-# A hybrid before its first step and one batch of held-out images. Both losses go back to the parameters $\theta$ of its last
-# block, each on its own.
+# A hybrid before its first step and one batch of held-out images. Both losses go back to the parameters $\theta$ of its
+# last block, each on its own.
 
 # %%
 from dataclasses import replace
@@ -202,10 +202,10 @@ legend = in_panels(followed, PANELS)
 plots.download(followed, "gradients")
 
 # %% [markdown]
-# The first panel is $c_\ell$; mind its scale. The last two put it into proportion: they compare a loss with *itself*, on two
-# batches. A batch's gradient is the expected gradient plus noise, and where the noise is large, two gradients of one loss
-# are nearly at right angles. A cosine near 0 between the two losses then says little about their expected gradients; the
-# second panel estimates the cosine between those.
+# The first panel is $c_\ell$; mind its scale. The last two put it into proportion: they compare a loss with *itself*, on
+# two batches. A batch's gradient is the expected gradient plus noise, and where the noise is large, two gradients of one
+# loss are nearly at right angles. A cosine near 0 between the two losses then says little about their expected gradients;
+# the second panel estimates the cosine between those.
 
 # %% tags=["hide-input"]
 hybrids = study("shapes").trained("hybrid")
@@ -262,30 +262,51 @@ plots.download(photographs, "gradients_on_photographs")
 # $$
 # \lambda^* = \frac{\lVert g \rVert}{\lVert g \rVert + \lVert h \rVert} .
 # $$
+#
+# The noise of a batch makes its gradient longer than the expected one, and many steps average it out. With $c$ the cosine
+# of a loss with itself on two batches, the expected gradient has about the length $\sqrt{c} \, \lVert g \rVert$, which is
+# left out where the interval of $c$ reaches 0.
 
-# %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, from 0 to 1 on a logarithmic axis, against depth, a line per step of training."}, "figure": {"caption": "λ*, the weight at which both gradients are equally long, against depth, on generated images; a line per step of training."}}
-norms = {
-    name: followed[followed["metric"] == f"{name}_norm"].reset_index(drop=True)
-    for name in ("mim", "cl")
-}
-share = norms["mim"]["value"] / (norms["mim"]["value"] + norms["cl"]["value"])
-balance = norms["mim"].assign(metric="balance", value=share, low=share, high=share)
-(ax,) = plots.panels(["where both losses pull alike"])
-by_step(balance, "balance", ax)
-ax.set(ylabel="λ*", yscale="log")
-ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5], ticks)
-ax.minorticks_off()
-legend = plots.legend_below([ax])
-
-# %% tags=["remove-input"]
-plots.download(balance, "balance")
 
 # %% tags=["hide-input"]
-ends = balance[balance["step"] == steps[-1]]["value"]
-Markdown(
-    f"After {steps[-1]} steps it lies between {ends.min():.3f} and {ends.max():.3f}. "
-    "A λ above that is a training in which CL leads."
-)
+def length(loss, expected):
+    """Length of a loss's gradient, or of its expected gradient, by step and depth."""
+    blocks = followed[followed["depth"].notna()].set_index(["step", "depth"])
+    norm, c = (
+        blocks[blocks["metric"] == f"{loss}_{what}"] for what in ("norm", "cosine")
+    )
+    return norm["value"] * (c["value"].where(c["low"] > 0) ** 0.5 if expected else 1)
+
+
+def balance(expected):
+    """Where both gradients, or both expected ones, are equally long."""
+    g, h = (length(loss, expected) for loss in ("mim", "cl"))
+    rows = (g / (g + h)).dropna().rename("value").reset_index()
+    return rows.assign(metric="balance", low=rows["value"], high=rows["value"])
+
+
+# %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, from 0 to 1 on a logarithmic axis, against depth, a line per step of training; in the left panel on single batches, in the right one of the expected gradients, where it is higher."}, "figure": {"caption": "λ*, the weight at which both gradients are equally long, against depth, on generated images; a line per step of training. Left: gradients of single batches. Right: expected gradients, where their lengths can be told."}}
+pull = {"single batches": balance(False), "expected gradients": balance(True)}
+axes = plots.panels([*pull], sharey=True)
+for ax, rows in zip(axes, pull.values(), strict=True):
+    by_step(rows, "balance", ax)
+    ax.set(ylabel="λ*", yscale="log")
+    ax.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5], ticks)
+    ax.minorticks_off()
+legend = plots.legend_below(axes)
+
+# %% tags=["remove-input"]
+plots.download(pd.concat([rows.assign(of=of) for of, rows in pull.items()]), "balance")
+
+# %% tags=["hide-input"]
+said = []
+for of, rows in pull.items():
+    ends = rows[rows["step"] == (last := rows["step"].max())]["value"]
+    said.append(f"""- Of {of}, λ* lies between {ends.min():.2f} and {ends.max():.2f}
+after {last} steps{"" if last == steps[-1] else ", the last at which it can be told"}.""")
+text = """At a λ above that of the expected gradients CL leads in the long run; on a
+single batch it leads earlier, but there most of its gradient is noise."""
+Markdown("\n".join([*said, "\n" + text]))
 
 # %% [markdown]
 # $\lambda$ is no share of influence: it depends on the units of two losses, pixels on one side and nats on the other. A
@@ -358,7 +379,7 @@ for parent, s in pairs:
     behind = [who for who, value in near.items() if value <= pixels]
     text = f"- On {study(s).title}, late CKA with {parent}: random {round(pixels, 2) + 0.0:.2f}, "
     text += f"the nearest trained encoder {max(near.values()):.2f}"
-    end = ". No nearer than the random one, whose CKA comes from the pixels: "
+    end = ". No nearer than the random one, which no training made so: "
     said.append(
         text + (end + "; ".join(behind) if behind else "; all are nearer") + "."
     )
@@ -367,8 +388,8 @@ Markdown("\n".join(said) or "There is no random encoder to compare with.")
 # %% [markdown]
 # ## The same on your machine
 #
-# The function behind the stored table takes any recipe of a hybrid. Here it measures the cosine at the beginning again, on a
-# few batches; for more steps, pass for example `steps=range(0, 401, 50)`.
+# The function behind the stored table takes any recipe of a hybrid. Here it measures the cosine at the beginning again,
+# on a few batches; for more steps, pass for example `steps=range(0, 401, 50)`.
 
 # %%
 now = gradient_alignment(run, train, held_out, steps=[0], batches=BATCHES)
@@ -388,9 +409,9 @@ now[["value", "low", "high"]].T.round(3)
 #   show one, the last never; on photographs the losses agree more often than they conflict, at one step in the last
 #   blocks, too. At the end each loss hardly agrees with itself. In their late features most hybrids are nearer to CL than
 #   to MIM. That is no trace of its loss: on generated images so are MAE and the supervised encoder, and on photographs
-#   much of the nearness to MIM comes from the pixels alone.
-# - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two losses
-#   at right angles say little about what they want on average.
+#   much of the nearness to MIM needs no training: the untrained encoder is nearer.
+# - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two
+#   losses at right angles say little about what they want on average.
 # - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights
 #   of different papers cannot be compared.
 # - Gradients tell where training would go, features where it has arrived. Only the second can be asked of a finished model.
@@ -424,6 +445,8 @@ Markdown(answer if len(sure) else "No direction has an interval that leaves out 
 # 3. **Two batches of another size.** Does the cosine of CL with itself rise with the batch? Measure it at the first step.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+# Not that one could see: before the first step both are 0 up to noise, and an estimate
+# from few batches can be negative.
 sizes = {}
 for size in (16, 64):
     some = replace(run, batch_size=size)

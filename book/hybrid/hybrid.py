@@ -91,7 +91,13 @@ scorecard.result(["15a", "15b", "15c"], STUDIES, MODELS)
 # ## The quantity
 #
 # Both losses on eight random rows. A query $q_i$ of one view has to find the key $k_i$ of the other among all keys;
-# SimMIM's error is counted on masked patches only, $m = 1$; the hybrid's loss is their weighted sum.
+# SimMIM's error is counted on masked patches only, $m = 1$; the hybrid's loss is their weighted sum. The contrastive one is
+#
+# $$
+# L_{CL} = -2\tau \, \frac{1}{B} \sum_i \log \frac{e^{\cos(q_i, k_i) / \tau}}{\sum_j e^{\cos(q_i, k_j) / \tau}} ,
+# $$
+#
+# with the factor $2\tau$ of MoCo v3, which also sets the scale that $\lambda$ weighs.
 
 # %%
 from torch.testing import assert_close
@@ -261,8 +267,8 @@ parts = [frame.query("metric == 'nmi'") for frame in frames.values()]
 plots.download(pd.concat([*parts, pd.DataFrame()]), "nmi")
 
 # %% [markdown]
-# Averaged over the first and the last third of the blocks, with the [attention entropy](../attention/collapse.py) as a share
-# of its maximum. That is the control: at 1 attention is flat, and its NMI is small because it selects nothing.
+# Averaged over the first and the last third of the blocks, with the [attention entropy](../attention/collapse.py) as a
+# share of its maximum. That is the control: at 1 attention is flat, and its NMI is small because it selects nothing.
 
 # %% tags=["hide-input"]
 numbers = {}
@@ -313,8 +319,9 @@ Markdown(
 # %% [markdown]
 # ## Frequencies
 #
-# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. In ours
-# CL falls furthest, and the hybrids lie between the parents, nearer to MIM. At depth 0 CL is the untrained encoder, since
+# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. Ours
+# begin with more than either parent on generated images, too. But CL falls furthest, and late the hybrids lie between the
+# parents, nearer to MIM. At depth 0 CL is the untrained encoder, since
 # its patch embedding is not trained.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist against depth, for hybrids and their two parents. Lines as above."}}
@@ -392,5 +399,5 @@ thirds = {
 pd.DataFrame(thirds).map("{:.1f} px".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# 3. **The same seconds.** How many images could a contrastive encoder see in the time that the hybrid took? Use the table of
-#    costs. What would a fair comparison hold fixed?
+# 3. **The same seconds.** How many images could a contrastive encoder see in the time that the hybrid took? Use the table
+#    of costs. What would a fair comparison hold fixed?

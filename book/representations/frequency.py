@@ -90,8 +90,8 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 # %% [markdown]
 # ## High frequencies by depth
 #
-# The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and
-# positions, before any block. As in MoCo v3, CL does not train its patch embedding, so there it is like an untrained encoder.
+# The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and positions,
+# before any block. As in MoCo v3, CL does not train its patch embedding, so there it is like an untrained encoder.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
@@ -203,9 +203,9 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, on generated images not after the last
-#   block. That MIM's last blocks lower them shows on generated images alone, and there the constant part grows: the tokens
-#   become more alike, not smoother.
+# - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, on generated images after the first of
+#   the late blocks alone. That MIM's last blocks lower them shows on generated images alone, and there the constant part
+#   grows: the tokens become more alike, not smoother.
 # - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
 # - Look at the whole spectrum before you say *smooth*: a large vector that all tokens share lowers every frequency.
 # - "More high frequencies late" and "the last blocks lower them" are two statements; an encoder may show the one

@@ -154,14 +154,15 @@ rows = {name: late(frame, "common_update_share") for name, frame in frames.items
 pd.DataFrame(rows).T.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# The paper shows the movement as a picture and gives no number for it, so there is no published curve here.
+# The movement is published as a picture; neither the poster nor the released code has a number for it, so there is no
+# published curve here.
 #
 # ## Do tokens gather by image?
 #
-# If blocks move the tokens of an image together, the tokens of different images may come apart. The **silhouette**
-# says whether they do: with $a$ the mean distance of a token to the others of its image and $b$ that to the nearest
-# other image, it is the mean of $(b - a) / \max(a, b)$. It is 1 for tight clumps far apart, and 0 or below where a token
-# lies as near to those of other images. We take 18 images, in all dimensions of the stream. Only where images are at hand can
+# If blocks move the tokens of an image together, the tokens of different images may come apart. The **silhouette** says
+# whether they do: with $a$ the mean distance of a token to the others of its image and $b$ that to the nearest other
+# image, it is the mean of $(b - a) / \max(a, b)$. It is 1 for tight clumps far apart, and 0 or below where a token lies
+# as near to those of other images. We take 18 images, in all dimensions of the stream. Only where images are at hand can
 # this be computed, so a study without them has no panel.
 
 # %% tags=["hide-input"]

@@ -63,8 +63,8 @@ noise, no_noise = tables("noise")
 # %% [markdown]
 # ## Result
 #
-# If the claim holds, noise of high frequency, which spoils texture and spares outlines, should cost the masked model more. A
-# third test, at the end, removes high frequencies instead, and does not support the claim.
+# If the claim holds, noise of high frequency, which is thought to spoil texture and spare outlines, should cost the
+# masked model more. A third test, at the end, removes high frequencies instead, and does not support the claim.
 
 # %% tags=["hide-input"]
 scorecard.result(["10", "11a", "11b"], STUDIES, MODELS)
@@ -106,7 +106,7 @@ pd.DataFrame(counts | shares, index=["last block"]).round(2)
 # The same with more images and at every depth. On photographs the probe learns the seven classes of CIFAR-10 that also
 # occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those.
 
-# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1: a line per model, in one panel per study; no preference is a dashed line at one half."}, "figure": {"caption": "Shape bias of a linear probe by depth. Bands: the bootstrap's 95 % interval over trials; dashed: no preference, as of a probe that guesses. The paper's authors published no numbers to set beside it."}}
+# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1: a line per model, in one panel per study; no preference is a dashed line at one half."}, "figure": {"caption": "Shape bias of a linear probe by depth. Bands: the bootstrap's 95 % interval over trials; dashed: no preference, as of a probe that guesses. No published number was found to set beside it."}}
 axes = plots.panels([*map(plots.title, bias.values()), *no_bias], sharey=True)
 for ax, frame in zip(axes, bias.values(), strict=False):
     plots.by_depth(frame, "shape_bias", ax, reference=(0.5, "no preference"))
@@ -164,7 +164,7 @@ shown = {  # `shapes` has two labels, so it has two panels
     for read in noise[name]["label"].unique()
 }
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the centre frequency of the noise added to the test images, from 0 to 1: a line per model, in a panel for the shape and one for the texture of generated images, and one for the class of photographs; guessing is a dashed line."}, "figure": {"caption": "Accuracy of a linear probe of the last block when noise of one frequency is added; at 0, without noise. Bands: 95 % interval over test images; dashed: guessing among ten classes. The paper's authors drew such curves, but published no numbers to set beside them."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the centre frequency of the noise added to the test images, from 0 to 1: a line per model, in a panel for the shape and one for the texture of generated images, and one for the class of photographs; guessing is a dashed line."}, "figure": {"caption": "Accuracy of a linear probe of the last block when noise of one frequency is added; at 0, without noise. Bands: 95 % interval over test images; dashed: guessing among ten classes. No published numbers were found to set beside it."}}
 titles = [f"{read}: {plots.title(rows)}" for (_, read), rows in shown.items()]
 axes = plots.panels([*titles, *no_noise], sharey=True)
 x_name = "centre frequency of the noise / Nyquist"
@@ -246,8 +246,8 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. On generated images it is the
 #   wide CL that follows shape: those of width 64, trained for less time (stored in the table `shape_bias`), do so no more
 #   than MIM of their size.
-# - Noise of high frequency costs CL less of what it tells of shape or class, and more of what it tells of texture: an encoder
-#   is not robust as such; it depends on what is read from it.
+# - Noise of high frequency costs CL less of what it tells of shape or class, and more of what it tells of texture: an
+#   encoder is not robust as such; it depends on what is read from it.
 # - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
 # - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
 # - Going by shape, resisting noise of high frequency and doing without high frequencies are three properties.

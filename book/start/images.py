@@ -12,8 +12,8 @@
 #
 # The book asks whether an encoder relies on shape or on texture, looks near or far, tells images or tokens apart. On
 # photographs such questions are hard to pose, because shape, texture and class come together: what looks like fur is
-# nearly always shaped like an animal. So most figures are drawn twice: for `shapes`, images that are generated so that shape
-# and texture are independent, and for CIFAR-10, photographs.
+# nearly always shaped like an animal. So most figures are drawn twice: for `shapes`, images that are generated so that
+# shape and texture are independent, and for CIFAR-10, photographs.
 #
 # An image of `shapes` is $32 \times 32$ pixels and holds one object. Its pixels are
 #
@@ -124,9 +124,9 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 # ## What would refute it
 #
 # A Cramér's V beyond that of labels drawn at random would refute the claim; exercise 1 draws such labels. There is a
-# second way: if a texture could be told from the outline, or a shape from the pattern alone, the two labels would not
-# be independent for an encoder although they are for the generator. The chapters therefore draw the untrained encoder
-# beside the trained ones: what it can read needs no training.
+# second way, which is not tested here: if a texture could be told from the outline, or a shape from the pattern alone, the
+# two labels would not be independent for an encoder although they are for the generator. The untrained encoder, which the
+# chapters draw beside the trained ones, answers another question: what can be read without training.
 #
 # ## Takeaways
 #

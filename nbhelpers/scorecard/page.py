@@ -80,7 +80,7 @@ def _cell(row: pd.Series) -> str:
 
 def _paper(row: pd.Series) -> str:
     if pd.isna(row["published"]):
-        return "<td><small>no number</small></td>"
+        return "<td><small>none found</small></td>"
     sources = [source.removeprefix(PAPER).split(",")[0] for source in row["source"].split("; ")]
     (value,) = figures(row["published"])
     return f"<td>{value} {_small(row['published_unit'])}<br>{_small(', '.join(dict.fromkeys(sources)))}</td>"
