@@ -119,7 +119,8 @@ def capture(
         places: which of "block" and "+sa" `on_stream` asks for.
 
     Raises:
-        UnsupportedArchitecture: "+sa" asked of blocks that have no such place.
+        UnsupportedArchitecture: "+sa" asked of blocks that have no such place, or where tokens change between
+            two blocks.
         ValueError: an unknown place, or no callback.
         RuntimeError: captured layers differ from the model's in number or shape, an attention that cannot be
             observed, or the encoder is in training mode or never ran.
@@ -179,6 +180,7 @@ class _Tap(TorchFunctionMode):
         self.on_attention, self.on_stream = on_attention, on_stream
         self.running = 0  # depth of the block that is running; 0: none
         self.last = 0  # depth of the last block that ran to its end in this pass
+        self.left: Tensor | None = None  # tokens after it, where the step to "+sa" is asked for
         self.seen: list[str] = []  # what the running block gave: "attention", "+sa"
         self.product: tuple[Tensor, Tensor] | None = None  # operands of the block's last q k^T
         self.logits: Tensor | None = None  # input of the softmax after it
@@ -211,8 +213,14 @@ class _Tap(TorchFunctionMode):
                 f"{self.encoder.name}: block {self.blocks.index(block) + 1} started after block {last}; "
                 f"passes inside capture() must run blocks 1 to {len(self.blocks)} in order"
             )
+        given = args or tuple(kwargs.values())
         if last == 0 and "block" in self.places:
-            self._stream(0, "block", args or tuple(kwargs.values()))
+            self._stream(0, "block", given)
+        elif self.left is not None and not torch.equal(self.left, given[0]):
+            raise UnsupportedArchitecture(
+                f"{self.encoder.name}: tokens change between blocks {last} and {last + 1}, so what attention "
+                "adds cannot be told; put the change into the block, or ask for one place"
+            )
         self.running, self.seen, self.product, self.logits = last + 1, [], None, None
 
     def between(self, inside: nn.Module, args: tuple[Any, ...]) -> None:
@@ -248,8 +256,10 @@ class _Tap(TorchFunctionMode):
                 f"{encoder.name}: stream at depth {depth} ({place}) is {found}, not B N D with N D = "
                 f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"
             )
-        # A copy, since a block may add to its input in place.
-        self.on_stream(Stream(depth, place, tokens.clone(), encoder.prefix, encoder.grid))
+        tokens = tokens.clone()  # since a block may add to its input in place
+        follows = place == "block" and "+sa" in self.places and depth < len(self.blocks)
+        self.left = tokens if follows else None
+        self.on_stream(Stream(depth, place, tokens, encoder.prefix, encoder.grid))
 
     def _multi_head(self, call: dict[str, Any]) -> None:
         """A call of `F.multi_head_attention_forward` on tokens `N B D`, by its arguments."""

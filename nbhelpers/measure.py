@@ -289,7 +289,7 @@ def cached(
 
 def _as_json(thing: Any) -> object:
     """What a key holds of an encoder or images, or of a recipe."""
-    return thing.fingerprint if hasattr(thing, "fingerprint") else asdict(thing)
+    return [thing.name, thing.fingerprint] if hasattr(thing, "fingerprint") else asdict(thing)
 
 
 def _note_undefined(frame: pd.DataFrame, images: int) -> None:
@@ -319,7 +319,7 @@ def identified(frame: pd.DataFrame, encoder: Encoder, images: ImageSource) -> pd
 CODE = {
     "metrics": ("measure.py", "metrics/*.py"),
     "probes": ("probes/*.py", "images/filters.py", "metrics/cka.py", "metrics/base.py", "metrics/objects.py"),
-    "pretrain": ("pretrain/*.py", "models/mini.py", "probes/layers.py"),
+    "pretrain": ("pretrain/*.py", "models/mini.py", "measure.py", "metrics/*.py", "probes/*.py"),
 }
 
 

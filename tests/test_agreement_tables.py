@@ -93,6 +93,8 @@ def test_a_training_is_followed_from_random_weights_to_its_end(toy, monkeypatch)
         assert frame[frame["seen"] == seen]["value"].tolist() == pytest.approx(values.tolist(), rel=1e-6)
     monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained again"))
     assert results.TABLES["along_training"].measure(run, pixels).equals(frame)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):  # of other images it knows nothing
+        results.TABLES["along_training"].measure(run, {"test": toy.sample.select([0, 1, 2])})
 
 
 @pytest.fixture

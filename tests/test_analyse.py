@@ -17,8 +17,9 @@ from nbhelpers.files import ROOT
 from nbhelpers.images import ArraySource
 from nbhelpers.measure import IDENTITY, analyse, attention_maps, object_attention_by_depth
 from nbhelpers.metrics import METRICS, attention_distance, feature_variance, nmi
+from nbhelpers.metrics.base import Metric
 from nbhelpers.metrics.streams import Streams
-from nbhelpers.models import UnsupportedArchitecture, load, mini_vit, wrap
+from nbhelpers.models import Encoder, UnsupportedArchitecture, load, mini_vit, wrap
 
 # The package exports a function of the same name, which hides the module from attribute access.
 module = importlib.import_module("nbhelpers.measure")
@@ -121,6 +122,34 @@ def test_of_a_model_with_hooks_nothing_is_kept(tmp_path):
     assert (changed["value"] - plain["value"]).abs().max() > 0
     assert set((tmp_path / "cache").rglob("*.csv")) == kept
     assert_frame_equal(analyse(tiny(), toy(), NAMES), plain)
+
+
+class Inverted(Encoder):
+    def preprocess(self, images):
+        return super().preprocess(255 - images)
+
+
+def test_an_encoder_that_changes_its_images_is_another_than_the_plain_one():
+    plain = analyse(tiny(), toy(), NAMES, cache=False)
+    inverted = analyse(Inverted(**vars(tiny())), toy(), NAMES)
+    assert not inverted["value"].equals(plain["value"])
+    assert_frame_equal(analyse(tiny(), toy(), NAMES), plain)
+    by_hand = tiny()
+    by_hand.preprocess = lambda images: Encoder.preprocess(by_hand, 255 - images)
+    assert_frame_equal(analyse(by_hand, toy(), NAMES), inverted)
+
+
+def test_a_metric_of_ones_own_gets_all_heads_of_an_image(monkeypatch):
+    def apart(attention):  # B H N N -> B H
+        assert attention.shape[1] == tiny().heads
+        return (attention - attention.mean(1, keepdim=True)).abs().sum(-1).mean(-1)
+
+    monkeypatch.setitem(METRICS, "apart", Metric("apart", apart, "attention", per_head=True))
+    frame = analyse(tiny(), toy(), ["apart", "nmi"])
+    maps = attention_maps(tiny(), toy().batch(range(7)))  # L B H N N
+    expected = torch.stack([apart(layer).mean() for layer in maps])
+    found = frame[(frame["metric"] == "apart") & (frame["head"] == -1)]["value"]
+    assert found.tolist() == pytest.approx(expected.tolist()) and found.min() > 0
 
 
 # What has an identity of its own in every key, and what changes no number.

@@ -162,6 +162,31 @@ def test_streams_equal_independent_hooks(name):
         hook.remove()
 
 
+class PositionsInEachBlock(nn.Module):
+    """Adds something to the tokens between its blocks, once `shift` is not 0."""
+
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.vit, self.shift = mini_vit(32, 2, 2), shift
+        self.blocks = self.vit.blocks
+
+    def forward(self, pixels):
+        x = self.blocks[0](self.vit.pos_drop(self.vit._pos_embed(self.vit.patch_embed(pixels))))
+        return self.blocks[1](x + self.shift)
+
+
+def test_where_tokens_change_between_blocks_no_step_to_the_attention_is_told():
+    layout = {"prefix": 1, "grid": 8, "patch_size": 4, "heads": 2, "width": 32, "after_attention": "norm2"}
+    still, moved = (
+        wrap(PositionsInEachBlock(shift), **layout, **PIXELS, name="deep") for shift in (0.0, 1.0)
+    )
+    assert len(_run(still)[2]) == 5
+    with pytest.raises(UnsupportedArchitecture, match="deep: tokens change between blocks 1 and 2"):
+        _run(moved)
+    with capture(moved, on_stream=lambda _: None, places=("block",)):
+        moved.forward(_images(moved))
+
+
 def test_only_attention_of_the_encoders_own_blocks_counts():
     """Not that of its pooling head, of another model, or of what looks at the records."""
     encoder, other, depths = _encoder("siglip"), _encoder("mini"), []

@@ -110,6 +110,39 @@ def test_rows_of_other_weights_are_refused_and_the_others_are_not(toy):
         table("toy", "small", [stranger])
 
 
+def silenced(encoder):
+    torch.nn.init.zeros_(encoder.blocks[1].attn.qkv.weight)
+
+
+def hooked(encoder):
+    encoder.blocks[1].register_forward_hook(lambda _, __, out: 0 * out)
+
+
+def darkened(encoder):
+    encoder.mean = (0.1,) * 3
+
+
+@pytest.mark.parametrize("edit", [silenced, hooked, darkened])
+def test_an_encoder_that_was_changed_after_it_was_loaded_is_not_answered_from_store(toy, edit):
+    change(kept=True)
+    results.store("toy", "small")
+    encoder = load("toy.cl")
+    assert table("toy", "small", [encoder])["source"].str.startswith("stored").all()
+    edit(encoder)
+    assert (table("toy", "small", [encoder])["source"] == "computed").all()
+    with pytest.raises(StaleTableError, match=r"another state of toy\.cl"):
+        stored("toy", "small", [encoder])
+
+
+def test_rows_of_a_folder_are_of_the_images_that_are_there(toy, monkeypatch):
+    change(kept=True)
+    results.store("toy", "small")
+    change(images=lambda study: {"test": study.sample.select([1, 0, 2])})
+    assert set(table("toy", "small")["images"]) == {3}
+    monkeypatch.setattr(toy, "splits", True)  # of such a study they do not change
+    assert set(table("toy", "small")["images"]) == {5}
+
+
 def test_a_kill_between_a_table_and_its_description_leaves_no_wrong_record(toy, monkeypatch):
     def killed(path):
         if path.suffix == ".json":
@@ -318,6 +351,24 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
     monkeypatch.setattr(tables, "code_version", lambda kind: "other code")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         measured(name, *tiny)
+
+
+def test_what_classes_and_other_encoders_are_called_is_part_of_a_frame(tiny, monkeypatch):
+    encoder, chosen = tiny
+    images = tables.splits_of(tables._drawn(chosen, 90))
+
+    def near(name, classes=("a", "b", "c")):
+        for source in images:
+            source.classes["shape"] = classes
+        return tables.probed(
+            tables.probes.cka_by_depth, encoder, images[2], others=[replace(encoder, name=name)]
+        )
+
+    assert set(near("A")["other"]) == {"A"} and set(near("B")["other"]) == {"B"}
+    monkeypatch.setattr(Encoder, "forward", lambda *_: pytest.fail("computed again"))
+    near("A")
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        near("A", ("b", "a", "c"))
 
 
 def test_with_every_label_the_last_block_is_probed(tiny):

@@ -120,7 +120,9 @@ brought.append(plain)
 
 # %% [markdown]
 # **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it.
-# `replace` gives each encoder a name of its own, which two checkpoints of one run need.
+# `replace` gives each encoder a name of its own, which two checkpoints of one run need. Weights do not tell the number of
+# heads, the activation or the epsilon of the norms: choose the architecture that has those of your training. MoCo v3's
+# ViT-S, for example, has 12 heads and timm's 6; `load("mocov3.vit_small_patch16_224", from_file=path)` has the 12.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

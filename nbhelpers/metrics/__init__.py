@@ -81,7 +81,7 @@ def _papers_point(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 ANY, FROM_1, SHARE = (-math.inf, math.inf), (1.0, math.inf), (0.0, 1.0)
 _zero, _one = (lambda e: 0.0), (lambda e: 1.0)
-_by_head = partial(Metric, stream="attention", range=SHARE, per_head=True)
+_by_head = partial(Metric, stream="attention", range=SHARE, per_head=True, maps_apart=True)
 _cosine = partial(Metric, range=(-1.0, 1.0))
 _block = partial(Metric, stream="block")
 _spectrum = partial(_block, range=(-math.inf, 0.0), column="rank")

@@ -97,7 +97,8 @@ def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: int
         tensor([[8.]])
     """
     require_grid(attention.shape[-1], grid, "attention_distance")
-    distances = _distances(tuple(grid), patch_size, attention.dtype, attention.device)
+    patch = tuple(np.broadcast_to(patch_size, 2).tolist())
+    distances = _distances(tuple(grid), patch, attention.dtype, attention.device)
     return torch.linalg.vecdot(attention, distances).mean(-1)  # row by row: one long sum would lose digits
 
 
@@ -220,19 +221,20 @@ def patch_distances(grid: tuple[int, int], patch_size: int | tuple[int, int]) ->
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # a tensor born in inference mode would be barred from autograd later
 def _distances(
-    grid: tuple[int, int], patch_size: int | tuple[int, int], dtype: torch.dtype, device: torch.device
+    grid: tuple[int, int], patch_size: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Patch distances in the type and on the device of the maps."""
     return patch_distances(grid, patch_size).to(device, dtype)
 
 
 @torch.no_grad()
-def attention_pieces(record: Attention, prefix: int) -> Iterator[tuple[Tensor]]:
-    """`patch_attention` of a captured layer, a few of its B * H maps at a time, `P 1 N N`, in order.
+def attention_pieces(record: Attention, prefix: int, apart: bool) -> Iterator[tuple[Tensor]]:
+    """`patch_attention` of a captured layer, a few of its B * H maps at a time, in order.
 
     Args:
         record: from `capture`.
         prefix: tokens to drop; 0 gives the attention among all tokens.
+        apart: whether maps come one by one, `P 1 N N`, or those of an image together, `P H N N`.
     """
     batch, heads, tokens, _ = record.query.shape
     limit = MAPS_CPU if record.query.device.type == "cpu" else MAPS_ACCELERATOR
@@ -240,7 +242,9 @@ def attention_pieces(record: Attention, prefix: int) -> Iterator[tuple[Tensor]]:
     query, key = (full_precision(x).flatten(0, 1)[:, None] for x in (record.query, record.key))
     unchecked = inspect.unwrap(patch_attention)
     bias = None if record.bias is None else _additive(record.bias, record.query)
-    for part in maps.split(max(1, limit // tokens**2)):
+    number, together = max(1, limit // tokens**2), 1 if apart else heads
+    for part in maps.split(max(1, number // together) * together):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         piece = None if bias is None else bias[part // heads, part % heads][:, None]
-        yield (unchecked(query[rows], key[rows], prefix, piece, record.scale),)
+        found = unchecked(query[rows], key[rows], prefix, piece, record.scale)
+        yield (found.view(-1, together, *found.shape[2:]),)

@@ -273,6 +273,8 @@ class Metric:
         reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
             noise), where there is one.
         per_head: the cells are heads; their mean is a row of its own, head -1.
+        maps_apart: of attention, the function takes each map by itself, so that it may get them one at a
+            time, `B 1 N N`, which takes less memory.
         column: what the cells of one depth are called in frames.
         cells: labels of the cells, where they are not heads.
         defined: whether an encoder of its size has the quantity at all; where not, it is NaN.
@@ -295,6 +297,7 @@ class Metric:
     range: tuple[float, float] = (0.0, math.inf)
     reference: Callable[[Encoder], float] | None = None
     per_head: bool = False
+    maps_apart: bool = False
     column: str = "head"
     cells: Callable[[Encoder], Sequence[float] | Tensor] = lambda encoder: [-1]
     defined: Callable[[Encoder], bool] = lambda encoder: True

@@ -32,23 +32,34 @@ class Streams:
 
     def on_attention(self, record: Attention) -> None:
         """Feed the metrics of attention maps and outputs with one layer of a batch."""
-        self._feed("attention", record.depth, attention_pieces(record, record.prefix), len(record.query))
-        self._feed("full attention", record.depth, attention_pieces(record, 0), len(record.query))
-        self._feed("output", record.depth, _pieces(record.output[:, :, record.prefix :]), len(record.query))
+        for stream, prefix in (("attention", record.prefix), ("full attention", 0)):
+            for apart in (True, False):
+                takers = [each for each in self.by_stream[stream] if each.metric.maps_apart == apart]
+                pieces = attention_pieces(record, prefix, apart)
+                self._feed(takers, stream, record.depth, pieces, len(record.query))
+        outputs = _pieces(record.output[:, :, record.prefix :])
+        self._feed(self.by_stream["output"], "output", record.depth, outputs, len(record.query))
 
     def on_stream(self, record: Stream) -> None:
         """Feed the metrics of the residual stream, and of its steps, with one place of a batch."""
-        patches, step = record.patches, f"block to {record.place}"
-        if record.depth > 0:
-            self._feed(step, record.depth, _pieces(self._before, patches), len(patches))
+        patches, depth = record.patches, record.depth
+        given = {f"block to {record.place}": (self._before, patches)} if depth > 0 else {}
         if record.place == "block":
-            self._feed("block", record.depth, _pieces(patches), len(patches))
-            self._feed("full block", record.depth, _pieces(record.tokens), len(patches))
+            given |= {"block": (patches,), "full block": (record.tokens,)}
             self._before = patches
+        for stream, tensors in given.items():
+            self._feed(self.by_stream[stream], stream, depth, _pieces(*tensors), len(patches))
 
-    def _feed(self, stream: str, depth: int, pieces: Iterable[tuple[Tensor, ...]], images: int) -> None:
-        """Measure a batch for all metrics of a stream, by pieces that are checked once for all of them."""
-        takers, values = self.by_stream[stream], []
+    @staticmethod
+    def _feed(
+        takers: Sequence[Accumulator],
+        stream: str,
+        depth: int,
+        pieces: Iterable[tuple[Tensor, ...]],
+        images: int,
+    ) -> None:
+        """Measure a batch for some metrics of a stream, by pieces that are checked once for all of them."""
+        values = []
         for piece in pieces if takers else ():
             tensors = [full_precision(tensor.detach()) for tensor in piece]
             for tensor in tensors:

@@ -121,8 +121,9 @@ class Encoder:
 
     @property
     def hooked(self) -> bool:
-        """Whether features may depend on what `fingerprint` cannot see, such as hooks."""
-        return identity.hooked(self.module)
+        """Whether features may depend on what `fingerprint` cannot see: hooks, or methods of one's own."""
+        own = type(self) is not Encoder or any(callable(getattr(Encoder, name, None)) for name in vars(self))
+        return own or identity.hooked(self.module)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize, crop and normalise uint8 images `B C H W` as the weights were trained to see them.

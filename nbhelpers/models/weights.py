@@ -111,8 +111,10 @@ def load_strictly(module: nn.Module, weights: Weights) -> None:
         raise DamagedWeights(f"not finite: {', '.join(broken)}")
 
 
-# Entries of a checkpoint under which the weights are, the encoder that papers evaluate first.
-ENTRIES = ("teacher", "target_encoder", "state_dict", "model", "module", "student", "encoder", "model_ema")
+# Entries of a checkpoint under which the weights are, the encoder that papers evaluate first: an average of
+# weights, then those in training.
+ENTRIES = ("teacher", "target_encoder", "state_dict_ema", "model_ema", "ema")
+ENTRIES += ("state_dict", "model", "module", "student", "encoder")
 # What training wraps around an encoder, and Hugging Face around its models.
 WRAPPER = re.compile(r"((module|_orig_mod|backbone|encoder|base_encoder|model|vit|beit|data2vec_vision)\.)+")
 # What pre-training and classification have beside the encoder.

@@ -91,7 +91,8 @@ def random_resized_crop(images: Tensor, how: Augmentation, generator: torch.Gene
     """Crop a random box of each image and resize it to the full size, mirrored half of the time if `flip`.
 
     The box's share of the area is uniform in `crop_scale`, the logarithm of its aspect ratio uniform in
-    `crop_ratio`, its place uniform among those inside the image. `B C H W` -> `B C H W`, bilinear.
+    `crop_ratio`, its place uniform among those inside the image; a side longer than the image's is cut to it,
+    so that nearly whole images are rarer than the share says. `B C H W` -> `B C H W`, bilinear.
 
     >>> image = torch.rand(1, 3, 8, 8)
     >>> whole = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)

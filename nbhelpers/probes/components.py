@@ -71,16 +71,16 @@ def components_by_share(
         return (x - mean) @ basis @ basis.mT
 
     def number(share: float) -> int:
-        return max(1, round(share * len(variances)))
+        return round(share * len(variances))
 
     rows = []
     for name, (known, checked, truth) in targets_of([train, validation, test], label).items():
         found = {}
-        for share in REMOVED:
-            rest = slice(number(share) if share else 0, None)
+        for share in (share for share in REMOVED if number(share) or not share):
+            rest = slice(number(share), None)
             predicted = knn_predict(seen(learnt, rest), known, seen(asked, rest))
             found["knn_without_leading", share] = accuracy(predicted, truth)
-        for share in HELD:
+        for share in filter(number, HELD):
             count = number(share)
             held = float(variances[:count].sum() / variances.sum())
             found["variance_leading", share] = row(held, math.nan, math.nan, len(learnt))

@@ -150,7 +150,8 @@ def checked(name: str, x: Tensor, layout: str, labels: Tensor | None = None) -> 
     if name == "train" and len(classes := labels.unique()) < 2:  # any guess would be right
         raise ValueError(f"a probe needs at least two classes; got {classes.tolist()}")
     if not x.isfinite().all():
-        raise Undefined(f"non-finite {name} features {tuple(x.shape)}")
+        most = " (kept in half precision, which ends at 65,504)" if x.dtype == torch.float16 else ""
+        raise Undefined(f"non-finite {name} features {tuple(x.shape)}{most}")
     return x
 
 

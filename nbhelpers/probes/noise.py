@@ -130,8 +130,13 @@ def robustness_by_depth(
     NaN where features are not finite or do not vary, and for patches that do not tile the encoder's input.
     Frequencies are those of the encoder's input pixels.
     The definition of the noise: Park and Kim 2022.
-    Raises the errors of `features`, `fit_linear`, `make_change` and `targets_of`.
+    Raises a TypeError for an encoder with a `preprocess` of its own, and the errors of `features`,
+    `fit_linear`, `make_change` and `targets_of`.
     """
+    if type(encoder) is not Encoder or "preprocess" in vars(encoder):
+        raise TypeError(
+            f"{encoder.name} has a preprocess of its own, which a change of the images would undo"
+        )
     whats = [(name, parameter) for name, parameters in changes.items() for parameter in parameters]
     made = [make_change(*what, epsilon) for what in whats]
 

@@ -31,7 +31,7 @@ Model = str | Path | Encoder  # a name, a file of weights, or what was loaded
 
 
 class StaleTableError(ValueError):
-    """A stored table was computed from other weights than those that are there now."""
+    """A stored table was computed from other encoders or images than those that are there now."""
 
 
 class NoTableError(KeyError):
@@ -69,7 +69,7 @@ def table(
     Raises:
         NoTableError: for an unknown table, or one that the study does not have.
         MissingDataError: if images are lacking and there is no stored table of these models.
-        StaleTableError: if the stored rows are of other weights than those that are there now.
+        StaleTableError: if the stored rows are of other encoders or images than those that are there now.
         TypeError: for a name in place of a list of models.
         ValueError: for a metric that the table does not have, or none, two encoders of one name, or images to
             be drawn for a table that is not computed here.
@@ -217,17 +217,28 @@ def _identity(made: Table, chosen: Study, model: str | Encoder) -> str | None:
     return model.provenance.get("sha256") or _digest(recipe)
 
 
+def _edited(encoder: Encoder) -> bool:
+    """Whether an encoder is not what its name loads: weights, hooks, preprocessing or code of its own."""
+    return encoder.hooked or encoder.fingerprint != load(encoder.name).fingerprint
+
+
+def _images_digest(images: Images) -> str:
+    """What identifies the images of a table."""
+    return _digest([(role, source.identity) for role, source in sorted(images.items())])[:16]
+
+
 def _digest(thing: object) -> str:
     """Hash of what JSON knows."""
     return hashlib.sha256(json.dumps(thing).encode()).hexdigest()
 
 
 def stored(study_name: str, name: str, models: Sequence[Model] | None = None) -> pd.DataFrame:
-    """The rows of some encoders (default: all) in a stored table, if they are of the weights that are there.
+    """The rows of some encoders (default: all) in a stored table, if they are of what is there now.
 
     Raises:
         MissingDataError: if there is no such table, no description of it, or no row of an encoder.
-        StaleTableError: if the weights of one of these encoders changed since.
+        StaleTableError: if one of these encoders changed since, in its weights or since it was loaded, or if
+            the images of a folder did.
     """
     frame, records = _read(study_name, name)
     wanted, refresh = _by_name(listed(models) or records), f"`make results STUDY={study_name}`"
@@ -235,8 +246,13 @@ def stored(study_name: str, name: str, models: Sequence[Model] | None = None) ->
         raise MissingDataError(f"stored {study_name}/{name} has no {', '.join(lacking)}; {refresh} makes it")
     made, chosen = TABLES[name], study(study_name)
     now = {key: _identity(made, chosen, model) for key, model in wanted.items()}
-    if stale := [key for key, weights in now.items() if weights not in (None, records[key]["sha256"])]:
-        whose = f"other weights of {', '.join(stale)} than are there now"
+    stale = [key for key, weights in now.items() if weights not in (None, records[key]["sha256"])]
+    stale += [key for key, model in wanted.items() if isinstance(model, Encoder) and _edited(model)]
+    if not chosen.splits and not chosen.missing:  # a folder's content may change
+        here = _images_digest(made.images(chosen))
+        stale += [f"images of {key}" for key in wanted if records[key]["images"] != here]
+    if stale:
+        whose = f"another state of {', '.join(stale)} than is there now"
         raise StaleTableError(f"{study_name}/{name} was computed from {whose}; {refresh} refreshes it")
     rows = frame[frame["model"].str.removesuffix(DECODER).isin(wanted)]
     return rows.assign(source=f"stored {max(records[key]['date'] for key in wanted)}").reset_index(drop=True)
@@ -280,7 +296,7 @@ def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str,
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     return {
         "sha256": _identity(made, chosen, model) or _identity(made, chosen, load(model)),
-        "images": _digest([(role, source.identity) for role, source in sorted(images.items())])[:16],
+        "images": _images_digest(images),
         "code": code_version(made.code),
         "date": date.today().isoformat(),
         "device": "GPU" if torch.cuda.is_available() else "CPU",

@@ -166,7 +166,8 @@ def probed(
     probe: Measure, encoder: Encoder, *images: ImageSource, code: str = "probes", **options: object
 ) -> pd.DataFrame:
     """The frame of a function of encoder and images, kept in the cache folder."""
-    keys = {"frame": [probe.__name__, options, code_version(code)]}
+    named = [source.classes for source in images]  # fingerprints hold the numbers of classes alone
+    keys = {"frame": [probe.__name__, options, code_version(code), named]}
     frames = cached(encoder, images, keys, lambda _: {"frame": probe(encoder, *images, **options)})
     return identified(frames["frame"], encoder, images[0])
 

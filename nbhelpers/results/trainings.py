@@ -5,13 +5,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import torch
 
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ArraySource
 from nbhelpers.images.shapes import shapes
-from nbhelpers.measure import identified, read_table
+from nbhelpers.measure import code_version, identified, read_table
 from nbhelpers.models import Encoder
 from nbhelpers.pretrain import Recipe, Trainer, moments, recipe, trained_name
 from nbhelpers.pretrain.alignment import gradient_alignment
@@ -63,6 +64,14 @@ def _pair(study: Study, **size: int) -> dict[str, Recipe]:
     return {trained_name(run, study.name): run for run in runs}
 
 
+def _folder(kind: str, run: Recipe, images: Images) -> Path:
+    """Where a training is kept that is measured on the way: by other code, or on other images, in another."""
+    measured = [source.identity for source in images.values()]
+    key = joblib.hash([code_version("pretrain"), measured])[:12]
+    study_name = next(iter(images.values())).name.split("/")[0]
+    return cache_dir() / kind / key / trained_name(run, study_name)
+
+
 def _followed(
     run: Recipe, parts: Images, folder: Path, steps: Collection[int], measure: Measure
 ) -> pd.DataFrame:
@@ -97,7 +106,7 @@ def _followed(
 def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
     """Metrics and probes along a training by today's recipe."""
     chosen = study(images["test"].name.split("/")[0])
-    folder = cache_dir() / "along_training" / trained_name(run, chosen.name)
+    folder = _folder("along_training", run, images)
     parts = {split: chosen.images(split) for split in ("train", "val")}
     return _followed(run, parts, folder, [0, *moments(run)], lambda now: _at_a_moment(now, images))
 
@@ -140,7 +149,7 @@ def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
     for amplitude in NUISANCES:
         images_of = _renderings if run.objective == RENDERED else shapes
         parts = {split: images_of(split, amplitude) for split in ("train", "val")}
-        folder = cache_dir() / "nuisance" / f"{amplitude:g}" / trained_name(run, "shapes")
+        folder = _folder(f"nuisance/{amplitude:g}", run, images)
         here = dict(zip(tables.ROLES, splits_of(images, f"{amplitude:g} "), strict=True))
         frame = _followed(run, parts, folder, [0, run.steps], partial(TABLES["probes"].measure, images=here))
         frame.insert(0, "nuisance", amplitude)

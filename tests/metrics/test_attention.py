@@ -1,4 +1,5 @@
 import math
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -129,10 +130,11 @@ def test_pieces_of_any_size_are_the_maps_in_order(monkeypatch, chunk, shape):
     monkeypatch.setattr(module, "MAPS_CPU", chunk)
     record = record_of(bias=shape and torch.randn(shape))
     logits = record.query @ record.key.mT + (0 if shape is None else record.bias)
-    for prefix in (0, 1):
-        pieces = torch.cat([piece for (piece,) in module.attention_pieces(record, prefix)])
+    for prefix, apart in product((0, 1), (True, False)):
+        pieces = torch.cat([piece for (piece,) in module.attention_pieces(record, prefix, apart)])
         expected = logits[..., prefix:, prefix:].softmax(-1)
-        torch.testing.assert_close(pieces.view(expected.shape), expected)
+        expected = expected.flatten(0, 1)[:, None] if apart else expected  # P 1 N N or P H N N
+        torch.testing.assert_close(pieces, expected)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e3])

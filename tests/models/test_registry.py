@@ -291,6 +291,8 @@ def test_dinos_own_training_files_give_the_teacher(read, pixels):
     assert_close(_features(encoder, pixels), _run(teacher, pixels))
     assert encoder.provenance["entry"] == "teacher"
     assert encoder.provenance["left out"] == ["head.mlp.bias", "head.mlp.weight"]
+    average = {"state_dict_ema": content["teacher"], "state_dict": content["student"]}
+    assert_close(_features(read(DINO, average), pixels), _run(teacher, pixels))
     del content["teacher"]
     assert_close(_features(read(DINO, content), pixels), _run(student, pixels))
 

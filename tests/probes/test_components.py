@@ -54,6 +54,8 @@ def test_shares_by_a_loop_over_directions_and_all_of_them_are_the_plain_probe(en
         parts = [only(x, wanted) for x in (learnt, chosen, asked)]
         probe = fit_linear(parts[0], labels[0], parts[1], labels[1])
         assert row(frame, f"linear_{metric}", 1 / 4) == accuracy(probe.predict(parts[2]), labels[2])["value"]
+    too_few = frame[frame["parameter"].between(1e-9, 1 / 16 - 1e-9)]  # less than half of one of eight
+    assert too_few.empty
     for share, rest in {0: range(8), 1 / 4: range(2, 8)}.items():
         predicted = knn_predict(only(learnt, rest), labels[0], only(asked, rest))
         assert row(frame, "knn_without_leading", share) == accuracy(predicted, labels[2])["value"]

@@ -51,6 +51,8 @@ def test_robustness(encoder, splits):
     assert len(frame) == 2 + 2 * 2 * 5
     again = robustness_by_depth(encoder, *images, "colour", changes, epsilon=20, depths=[0, 2])
     assert frame.equals(again)
+    with pytest.raises(TypeError, match="preprocess of its own"):
+        robustness_by_depth(ChangedEncoder(**vars(encoder), change=lambda x: x), *images, "colour")
     with pytest.raises(ValueError, match="'lowpass'; nearest: low-pass"):
         robustness_by_depth(encoder, *images, "colour", {"lowpass": [0.1]})
 
