@@ -1,6 +1,7 @@
 """Hooks exposing each block's query, key, value and the residual stream while an encoder runs."""
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,36 @@ OnAttention = Callable[[Attention], None] | None
 OnStream = Callable[[Stream], None] | None
 
 
+def _as_product(result: Tensor, equation: object, *factors: object) -> tuple[Tensor, Tensor, Tensor] | None:
+    """An einsum that is a matrix product for each image and head: its result and factors, else None.
+
+    >>> q, k = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
+    >>> equation = "bhid,bhjd->bhij"
+    >>> _, first, second = _as_product(torch.einsum(equation, q, k), equation, q, k)
+    >>> torch.equal(first, q), torch.equal(second, k.mT)
+    (True, True)
+    """
+    words = re.fullmatch(r"(\w{4}),(\w{4})->(\w{4})", str(equation).replace(" ", ""))
+    if words is None:
+        return None
+    left, right, out = words.groups()
+    batch = [x for x in out if x in left and x in right]
+    inner = [x for x in left if x in right and x not in out]
+    outer = [x for x in out if x not in batch]
+    if (len(batch), len(inner), len(outer)) != (2, 1, 2):
+        return None
+    rows, columns = outer
+    first, second = zip((left, right), factors, strict=True)
+    if rows in right:
+        first, second = second, first
+
+    def ordered(tensor: Tensor, have: str, *last: str) -> Tensor:
+        return tensor.permute([have.index(x) for x in (*batch, *last)])
+
+    product = ordered(result, out, rows, columns)
+    return product, ordered(first[1], first[0], rows, *inner), ordered(second[1], second[0], *inner, columns)
+
+
 @contextmanager
 def capture(
     encoder: Encoder,
@@ -106,11 +137,11 @@ def capture(
     Nothing is kept here, so memory does not grow with depth or images. A stream comes as a copy, attention as
     the live tensors.
     The model computes what it computes without capture: calls of `F.scaled_dot_product_attention`,
-    `F.multi_head_attention_forward` and, where attention is written out, of matmul and softmax are observed,
-    and PyTorch's fast path of `nn.MultiheadAttention`, which makes no such call, is off. Only calls from
-    inside a block count, so pooling heads do not. Every pass is checked to have run all blocks in order with
-    one attention of `B H N D` each; a block that is used at several depths counts at each. Hooks and
-    interception end with the `with` block, also after an exception.
+    `F.multi_head_attention_forward` and, where attention is written out, of matmul, einsum and softmax are
+    observed, and PyTorch's fast path of `nn.MultiheadAttention`, which makes no such call, is off. Only
+    calls from inside a block count, so pooling heads do not. Every pass is checked to have run all blocks in
+    order with one attention of `B H N D` each; a block that is used at several depths counts at each. Hooks
+    and interception end with the `with` block, also after an exception.
 
     Args:
         encoder: from `nbhelpers.models`.
@@ -140,7 +171,8 @@ def capture(
     if on_stream is not None and "+sa" in places and encoder.after_attention is None:
         raise UnsupportedArchitecture(
             f"{encoder.name}: blocks of type {type(encoder.blocks[0]).__name__} have no known place between "
-            "attention and MLP; pass places=('block',), or describe it with wrap(..., after_attention=...)"
+            "attention and MLP; describe it with wrap(..., after_attention=...), pass places=('block',), or "
+            "do without the metrics that need it: across_attention_cosine, common_update_share"
         )
     if any(part.training for part in encoder.module.modules()):
         raise RuntimeError(
@@ -198,6 +230,8 @@ class _Tap(TorchFunctionMode):
             self._multi_head(call.arguments)
         elif func in SOFTMAX and self.product and self._is_square(result):
             self.logits = args[0] if args else kwargs["input"]
+        elif func is torch.einsum and (product := _as_product(result, *args)):
+            self._matmul(*product)
         elif func in MATMUL and result.ndim == 4:
             try:
                 self._matmul(result, *args, *kwargs.values())
@@ -240,6 +274,11 @@ class _Tap(TorchFunctionMode):
                     f"{self.encoder.name}: block {depth} ({type(block).__name__}) gave {what} "
                     f"{self.seen.count(what)} times instead of once; without torch.compile, {TWO_LINES}"
                 )
+        if self.seen == ["+sa", "attention"]:
+            raise UnsupportedArchitecture(
+                f"{self.encoder.name}: {self.encoder.after_attention} of block {depth} runs before its "
+                "attention; after_attention= in wrap() is the first part of a block that runs after it"
+            )
         if "block" in self.places:
             self._stream(depth, "block", output)
 
@@ -252,9 +291,10 @@ class _Tap(TorchFunctionMode):
         found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(value).__name__
         expected = (encoder.tokens, encoder.width)
         if found[1:] != expected:
+            first = " Tokens come first: make the blocks batch-first." if found[0] == encoder.tokens else ""
             raise RuntimeError(
                 f"{encoder.name}: stream at depth {depth} ({place}) is {found}, not B N D with N D = "
-                f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"
+                f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid}).{first}"
             )
         tokens = tokens.clone()  # since a block may add to its input in place
         follows = place == "block" and "+sa" in self.places and depth < len(self.blocks)

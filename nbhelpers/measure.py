@@ -43,7 +43,7 @@ MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large i
 def analyse(
     encoder: Encoder,
     images: ImageSource,
-    metrics: Sequence[str],
+    metrics: Sequence[str | Metric],
     batch_size: int = 64,
     cache: bool = True,
 ) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def analyse(
         encoder: from `nbhelpers.load` or `nbhelpers.models.wrap`; it runs where its weights are, in
             bfloat16 autocast on a GPU.
         images: all of them are used; `images.subset(n)` draws fewer.
-        metrics: names in `nbhelpers.metrics.METRICS`.
+        metrics: names in `nbhelpers.metrics.METRICS`, or rows of one's own.
         batch_size: images per forward pass, or as many as fit 2 GiB if that is fewer; the result does
             not depend on it.
         cache: look each metric up in the cache folder and keep it there. The key covers weights,
@@ -79,8 +79,11 @@ def analyse(
     """
     if not (isinstance(encoder, Encoder) and isinstance(images, ImageSource)) or isinstance(metrics, str):
         kinds = ", ".join(type(each).__name__ for each in (encoder, images, metrics))
-        raise TypeError(f"analyse takes an Encoder, an ImageSource and a list of metrics, not {kinds}")
-    rows = {name: METRICS[name] for name in metrics}
+        raise TypeError(
+            f"analyse takes an Encoder, an ImageSource and a list of metrics, not {kinds}; of a uint8 tensor "
+            "N 3 H W make nbhelpers.images.ArraySource(name, tensor, {}, {}), of a study take its images()"
+        )
+    rows = dict((each.name, each) if isinstance(each, Metric) else (each, METRICS[each]) for each in metrics)
     if not rows:
         raise ValueError(f"analyse: name at least one metric; there are {', '.join(METRICS)}")
 

@@ -139,13 +139,26 @@ def test_an_encoder_that_changes_its_images_is_another_than_the_plain_one():
     assert_frame_equal(analyse(by_hand, toy(), NAMES), inverted)
 
 
-def test_a_metric_of_ones_own_gets_all_heads_of_an_image(monkeypatch):
+@pytest.mark.parametrize(
+    ("function", "stream", "said"),
+    [
+        (lambda tokens: 1.0, "block", "odd: its function must give a value per image.*float"),
+        (lambda tokens: tokens.mean(), "block", r"odd: its function must give a value per image.*\(\)"),
+        (lambda maps: maps.mean((-1, -2)), "attention", "odd: expected 1 values .*per_head=True"),
+        (lambda maps: maps, "attentions", "odd: no stream is called 'attentions'; nearest: attention"),
+    ],
+)
+def test_what_is_wrong_with_a_metric_of_ones_own_is_named(function, stream, said):
+    with pytest.raises(ValueError, match=said):
+        analyse(tiny(), toy(), [Metric("odd", function, stream)])
+
+
+def test_a_metric_of_ones_own_gets_all_heads_of_an_image():
     def apart(attention):  # B H N N -> B H
         assert attention.shape[1] == tiny().heads
         return (attention - attention.mean(1, keepdim=True)).abs().sum(-1).mean(-1)
 
-    monkeypatch.setitem(METRICS, "apart", Metric("apart", apart, "attention", per_head=True))
-    frame = analyse(tiny(), toy(), ["apart", "nmi"])
+    frame = analyse(tiny(), toy(), [Metric("apart", apart, "attention", per_head=True), "nmi"])
     maps = attention_maps(tiny(), toy().batch(range(7)))  # L B H N N
     expected = torch.stack([apart(layer).mean() for layer in maps])
     found = frame[(frame["metric"] == "apart") & (frame["head"] == -1)]["value"]
@@ -154,7 +167,8 @@ def test_a_metric_of_ones_own_gets_all_heads_of_an_image(monkeypatch):
 
 # What has an identity of its own in every key, and what changes no number.
 APART = {
-    f"nbhelpers.{name}" for name in "files names ranks images images.source models models.weights".split()
+    f"nbhelpers.{name}"
+    for name in "files names ranks images images.source models models.identity models.weights".split()
 }
 APART |= {"nbhelpers", "nbhelpers.models.errors", "nbhelpers.measure", "nbhelpers.probes.linear"}
 

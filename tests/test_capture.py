@@ -4,6 +4,7 @@ import gc
 import weakref
 from types import SimpleNamespace
 
+import einops
 import pytest
 import timm
 import torch
@@ -384,6 +385,17 @@ def _einsum(q, k, v):
     return torch.einsum("bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1), v)
 
 
+def _einsum_otherwise(q, k, v):
+    """Key first, and an output whose axes are in another order."""
+    maps = einops.einsum(k, 0.7 * q, "b h k d, b h q d -> b h q k").softmax(-1)
+    return einops.einsum(maps, v, "b h q k, b h k d -> b q h d").transpose(1, 2)
+
+
+def _bmm(q, k, v):
+    maps = torch.bmm(q.flatten(0, 1), k.mT.flatten(0, 1)).softmax(-1)
+    return torch.bmm(maps, v.flatten(0, 1)).view_as(v)
+
+
 def _masked(q, k, v):
     bias = torch.zeros(6, 6)
     bias[:, 0] = -torch.inf
@@ -414,6 +426,8 @@ FOREIGN = {
     "written out": lambda: Own(_written_out),
     "in place": lambda: Own(_in_place),
     "biased": lambda: Own(_biased),
+    "einsum": lambda: Own(_einsum),
+    "einsum in another order": lambda: Own(_einsum_otherwise),
     "tuples": lambda: Own(_one_call, lambda x: (x,)),
     "output objects": lambda: Own(_one_call, lambda x: SimpleNamespace(last_hidden_state=x)),
     "multi-head": MultiHead,
@@ -455,12 +469,19 @@ def test_attention_of_other_makes(name):
         (lambda q, k, v: F.dropout((q @ k.mT).softmax(-1), 0.3) @ v, "block 1 changes its attention"),
         (_talking_heads, "block 1 changes its attention"),
         (lambda q, k, v: (q @ k.mT).softmax(-2) @ v, "block 1 changes its attention"),
-        (_einsum, r"block 1 \(Own\) gave attention 0 times(.|\n)*scaled_dot_product_attention\(q"),
+        (_bmm, r"block 1 \(Own\) gave attention 0 times(.|\n)*scaled_dot_product_attention\(q"),
     ],
 )
 def test_attention_that_is_not_the_softmax_over_keys_or_cannot_be_seen_is_refused(attend, reason):
     with pytest.raises((RuntimeError, UnsupportedArchitecture), match=f"foreign: .*{reason}"):
         _run(_foreign(lambda: Own(attend)))
+
+
+def test_a_place_after_attention_that_comes_before_it_is_refused():
+    torch.manual_seed(0)
+    layout = DESCRIPTION | PIXELS | {"after_attention": "qkv"}
+    with pytest.raises(UnsupportedArchitecture, match="qkv of block 1 runs before its attention"):
+        _run(wrap(Foreign(Own(_one_call)), **layout, name="foreign"))
 
 
 def test_multi_head_attention_with_keys_of_its_own_is_refused():

@@ -97,7 +97,13 @@ for name in frames:
     grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
     uniform[name] = [float(patch_distances(*grid).mean()) for grid in sorted(grids)]
 vit_b = float(patch_distances((14, 14), 16).mean())  # of the curves in the last panel
-line = {"color": "#555555", "lw": 1, "ls": "--", "label": "uniform attention"}
+
+
+def dashed(ax, px):
+    """The distance of attention that is uniform."""
+    line = {"color": "#555555", "lw": 1, "ls": "--"}
+    ax.axhline(px, label=f"uniform attention, {px:.1f} px", **line)
+
 
 # %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds curves of public ViT-B/16 on 59 images, in which MoCo v3 rises almost to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the error of reading is within the marks."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
@@ -105,11 +111,11 @@ axes = plots.panels(titles)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "attention_distance", ax, heads=True)
     for px in uniform[name]:
-        ax.axhline(px, **line)
+        dashed(ax, px)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth(published(), "attention_distance", axes[-1])
-axes[-1].axhline(vit_b, **line)
+dashed(axes[-1], vit_b)
 axes[-1].set_title("public ViT-B/16, 59 images")
 for ax in axes:
     ax.set_ylim(0, 1.05 * ax.dataLim.ymax)
@@ -166,7 +172,7 @@ axes = plots.panels([*map(plots.title, frames.values()), *missing])
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     dots(frame, ax)
     for px in uniform[name]:
-        ax.axhline(px, **line)
+        dashed(ax, px)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)

@@ -372,5 +372,6 @@ scorecard.rows("beyond/moments", STUDIES)
 # 1. **Another objective.** Set `OBJECTIVE = "mim"`: does the small encoder of this page pass through alike tokens as well?
 # 2. **Faster out of it?** Give the small encoder ten times as many images, and then half the learning rate
 #    (`replace(run, learning_rate=...)`). Which of the two decides when tokens part?
-# 3. **Your own training.** `measure` needs an encoder, and `nbhelpers.models.wrap` makes one of your module. Call it from
-#    your training loop at the steps that `moments` gives.
+# 3. **Your own training.** `measure` needs an encoder, and `nbhelpers.models.wrap(copy.deepcopy(model), ...)` makes one of
+#    your module; without the copy, `wrap` would freeze the model that you train. Call it from your training loop at the
+#    steps that `moments` gives.

@@ -7,19 +7,23 @@
 # %% [markdown]
 # # Bring a model
 #
-# **Claim.** A Vision Transformer whose heads each compute a softmax over one grid of patches can be read as it is, without a
-# change of its code, unless it hides that softmax, as a compiled one does. One whose attention is of another kind is
-# refused, with the reason.
+# **Claim.** A Vision Transformer whose heads each compute a softmax over one grid of patches can be read as it is,
+# without a change of its code, unless it hides that softmax, as a compiled one does. One whose attention is of another
+# kind is refused, with the reason.
 #
 # A model that timm or a hub knows by name, or whose weights a file holds, is loaded by `load`, which is what a chapter
 # does with each entry of its `MODELS`. Of a module that you built yourself, `wrap` makes an encoder. It reads what the
 # module says of itself, and you tell it the rest: how many tokens stand before the patches (`prefix`), how the patches
 # are arranged (`grid`, `patch_size`), where the blocks are (`blocks`), which part of a block first sees the tokens after
 # attention (`after_attention`), `heads` and `width`, and the `mean` and `std` of your preprocessing. Nothing can check
-# these two, nor `after_attention`: of PyTorch's `nn.TransformerEncoderLayer` it is `norm2` with `norm_first`, else `norm1`.
+# these two; of `after_attention` only that it runs after the attention is checked. Of PyTorch's
+# `nn.TransformerEncoderLayer` it is `norm2` with `norm_first`, else `norm1`. Blocks take tokens as `B N D` (of PyTorch's
+# layers: `batch_first=True`).
 #
-# This page brings one model in each of four ways. They are small and untrained, and look at a few images: enough to see that
-# they are read. What trained ones look like is on [Your own model](model.py).
+# `wrap` takes the module over: evaluation mode, and no gradients. Pass a `copy.deepcopy` of one that you go on training.
+#
+# This page brings one model in each of four ways. They are small and untrained, and look at a few images: enough to see
+# that they are read. What trained ones look like is on [Your own model](model.py).
 
 # %% tags=["parameters"]
 STUDY = "shapes"
@@ -149,8 +153,9 @@ rows = {
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# One loop measures all four. In a chapter, make such an encoder in a cell above the parameters and name it there,
-# `MODELS = ["shapes.cl", plain]`.
+# One loop measures all four. In a chapter, make such an encoder in a cell above the parameters and name it there, beside
+# the study's own: `STUDIES = ["shapes"]` and `MODELS = [*study("shapes").models, plain]`. A list of models stands for the
+# own ones of every study, so keep to one: encoders of generated images look at photographs as strangers do.
 
 # %% mystnb={"image": {"alt": "NMI against depth of four untrained models, one each of timm, torchvision, plain PyTorch and a file; all lie close to zero."}, "figure": {"caption": "NMI against depth of four models with random weights that were brought in four ways; mind the scale."}}
 own = pd.concat([analyse(encoder, few, ["nmi"]) for encoder in brought])
@@ -190,7 +195,7 @@ legend = plots.legend_below([ax])
 #
 # ## What cannot be read
 #
-# A model whose attention cannot be seen (it uses `einsum`, say, or was compiled) ends in an error that shows the two
+# A model whose attention cannot be seen (it uses `bmm`, say, or was compiled) ends in an error that shows the two
 # lines to change.
 #
 # Architectures whose attention is confined to windows (Swin), pools its queries or keys (Hiera, MViT), or runs over

@@ -13,9 +13,10 @@
 # minute. From random weights that is enough to see a loss fall, and too little for attention to take shape on one core. So
 # this run goes on from the book's masked encoder, adds the contrastive loss, and shows what becomes of its attention.
 #
-# A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in [its chapter](../hybrid/hybrid.py). The
-# learning rate follows half a cosine down to zero, so a run has to know its length before it begins. This page takes a few
-# steps on trial, measures how long a step takes here, and plans a run that fits the time.
+# A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in
+# [its chapter](../hybrid/hybrid.py). The learning rate follows half a cosine down to zero, so a run has to know its
+# length before it begins. This page takes a few steps on trial, measures how long a step takes here, and plans a run that
+# fits the time.
 
 # %% tags=["parameters"]
 STUDY = "shapes"  # or "cifar10", or "folder:/path/to/photographs"
@@ -79,9 +80,9 @@ Markdown(
 # %% [markdown]
 # ## The training loop
 #
-# Training draws views, computes the loss and its gradient, and takes a step. The loop below works on a copy, so that the run
-# after it begins where it should; `Trainer` adds a schedule of the learning rate and checkpoints. Four steps are too few to
-# see the loss fall.
+# Training draws views, computes the loss and its gradient, and takes a step. The loop below works on a copy, so that the
+# run after it begins where it should; `Trainer` adds a schedule of the learning rate and checkpoints. Four steps are too
+# few to see the loss fall.
 
 # %%
 import copy
@@ -114,9 +115,9 @@ first_losses
 # %% [markdown]
 # ## The run
 #
-# `Trainer.steps` takes one step after the other and gives the loss of each. In a notebook the figure grows while the encoder
-# trains. The loss is noisy, since every batch shows other images, other views and other masks; the line is a mean over ten
-# steps.
+# `Trainer.steps` takes one step after the other and gives the loss of each. In a notebook the figure grows while the
+# encoder trains. The loss is noisy, since every batch shows other images, other views and other masks; the line is a mean
+# over ten steps.
 
 # %%
 from nbhelpers.models import save_encoder
@@ -235,8 +236,8 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #
 # ## Takeaways
 #
-# - Training is four lines: views, loss, gradient, step. All else is bookkeeping that makes a run end where it should, and go
-#   on where it stopped.
+# - Training is four lines: views, loss, gradient, step. All else is bookkeeping that makes a run end where it should, and
+#   go on where it stopped.
 # - A schedule has to know the length of the run. A run that is cut short differs from one that was planned short.
 # - A falling loss says that something is learnt, not what. Look at attention, or ask a probe.
 #
@@ -246,6 +247,15 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #    closer to after one minute, and after ten?
 # 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as
 #    `CLASS/FILE`.
-# 3. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree
+# 3. **An objective of your own.** Write a class like those in `nbhelpers/pretrain/simmim.py`, enter it, and set
+#    `OBJECTIVE = "mine"`; `trainer.encoder()` can stand in the `MODELS` of a chapter.
+#
+#    ```python
+#    from nbhelpers.pretrain import recipes
+#
+#    mine = replace(recipe("shapes", "mim"), objective="mine", options={})
+#    recipes.CLASSES["mine"], recipes.STUDIES["shapes"]["mine"] = Mine, mine
+#    ```
+# 4. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree
 #    with [who pulls harder](../hybrid/agreement.py)? Another architecture is
 #    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.

@@ -149,13 +149,13 @@ plots.download(outputs, "attention_token_cosine")
 #
 # There is a second reason to be careful. A cosine is an angle seen from the origin, and the origin is arbitrary: a
 # vector that all tokens of all images share raises every cosine without making two tokens harder to tell apart.
-# Subtract that vector, and look again at the tokens after the last block:
+# Subtract that vector, and look again at the tokens after the last block, of the images of the first study:
 
 
 # %%
 def after_last_block(encoder, number=64):
     stream = []
-    images = encoder.batch(study("shapes").images("test"), torch.arange(number))
+    images = encoder.batch(study(STUDIES[0]).images("test"), torch.arange(number))
     with capture(encoder, on_stream=stream.append, places=("block",)):
         encoder.forward(images)
     return stream[-1].patches  # B N D
@@ -163,7 +163,7 @@ def after_last_block(encoder, number=64):
 
 # %%
 rows = {}
-for encoder in study("shapes").encoders(MODELS):
+for encoder in study(STUDIES[0]).encoders(MODELS):
     z = after_last_block(encoder, min(64, N_IMAGES))
     centred = z - z.mean((0, 1))  # one vector for all images and places
     pair = {"as they are": z, "without the common vector": centred}

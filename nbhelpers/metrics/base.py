@@ -17,8 +17,20 @@ from torch import Tensor
 from nbhelpers.capture import full_precision
 from nbhelpers.intervals import t_quantile
 from nbhelpers.models import Encoder
+from nbhelpers.names import nearest
 
 SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
+# What a metric can be called with; "" for one that is fed by hand.
+STREAMS = (
+    "attention",
+    "full attention",
+    "output",
+    "block",
+    "full block",
+    "block to +sa",
+    "block to block",
+    "",
+)
 
 
 def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable[[Callable], Callable]:
@@ -210,7 +222,13 @@ class Accumulator(torchmetrics.Metric):
         """The metric's values of a few images, unchecked: its function, with the encoder's sizes it takes."""
         if not self.defined:
             return torch.full((len(tensors[0]), 1), math.nan)
-        return inspect.unwrap(self.metric.function)(*tensors, **self.sizes)
+        values = inspect.unwrap(self.metric.function)(*tensors, **self.sizes)
+        if not isinstance(values, Tensor) or values.shape[:1] != tensors[0].shape[:1]:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"{self.metric.name}: its function must give a value per image, B, B H or B C; got {got}"
+            )
+        return values
 
     def update(self, depth: int, values: Tensor) -> None:
         """Count a value per image: `B`, `B H` or `B cells` at a depth 0..L.
@@ -224,7 +242,7 @@ class Accumulator(torchmetrics.Metric):
         if values.shape[1:] != (len(self.cells),):
             raise ValueError(
                 f"{self.metric.name}: expected {len(self.cells)} values of an image ({self.metric.column}), "
-                f"got shape (B cells) = {tuple(values.shape)}"
+                f"got shape (B cells) = {tuple(values.shape)}; of values per head, per_head=True"
             )
         values = values.detach().to(self.sums)
         defined = ~values.isnan()
@@ -302,6 +320,12 @@ class Metric:
     cells: Callable[[Encoder], Sequence[float] | Tensor] = lambda encoder: [-1]
     defined: Callable[[Encoder], bool] = lambda encoder: True
     accumulator: type[Accumulator] = Accumulator
+
+    def __post_init__(self) -> None:
+        if self.stream not in STREAMS:
+            raise ValueError(
+                f"{self.name}: no stream is called {self.stream!r}; {nearest(self.stream, STREAMS)}"
+            )
 
     def of(self, encoder: Encoder) -> Accumulator:
         """An empty accumulator of the encoder's size."""

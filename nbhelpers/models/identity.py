@@ -30,7 +30,7 @@ def fingerprint(module: nn.Module, reading: Any) -> str:
     """
     digest = hashlib.sha256(repr(reading).encode())
     for name, part in module.named_modules(remove_duplicate=False):
-        code = [_code(kind) for kind in type(part).__mro__]
+        code = [code_of(kind) for kind in type(part).__mro__]
         try:
             settings = joblib.hash(_settings(part))
         except Exception:  # objects raise almost any type where they cannot be pickled
@@ -81,7 +81,7 @@ def _installed(name: str) -> bool:
 
 
 @functools.cache
-def _code(kind: type) -> str:
+def code_of(kind: type) -> str:
     """Name of a class, and a hash of the file that defines it, or of its source in a notebook."""
     try:
         file = Path(inspect.getsourcefile(kind))

@@ -199,6 +199,9 @@ def load(
     if isinstance(name, Encoder):
         _refuse(name.name, seed=seed, from_file=from_file)
         return name if device is None else name.to(device)
+    if not isinstance(name, str | Path):
+        kind = type(name).__name__
+        raise TypeError(f"load takes a name or a file; of a {kind}, nbhelpers.models.wrap makes an encoder")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on what was loaded
         if isinstance(name, Path) or FILE.fullmatch(name):
             _refuse(str(name), seed=seed, from_file=from_file)

@@ -173,6 +173,11 @@ def build(
     recipe: Recipe, encoder: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Objective:
     """The recipe's objective around an encoder."""
-    objective = CLASSES[recipe.objective.partition("-")[0]]  # "hybrid" of "hybrid-0.2"
+    kind = recipe.objective.partition("-")[0]  # "hybrid" of "hybrid-0.2"
+    if kind not in CLASSES:
+        raise KeyError(
+            f"no objective has the class {kind!r}; enter it in recipes.CLASSES, {nearest(kind, CLASSES)}"
+        )
+    objective = CLASSES[kind]
     view = View(recipe.augmentation, mean, std, recipe.standardised)
     return objective(encoder, view, **recipe.options)

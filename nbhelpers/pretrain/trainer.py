@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, ImageSource
 from nbhelpers.models import Encoder, MismatchedWeights, without_decoder, wrap
+from nbhelpers.models.identity import code_of
 from nbhelpers.models.mini import mini_vit
 from nbhelpers.models.weights import load_strictly
 from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, share
@@ -129,6 +131,8 @@ class Trainer:
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)
+        kinds = {type(part) for part in self.objective.modules() if isinstance(part, Objective)}
+        self.code = sorted(map(code_of, kinds))
         ours, theirs = self._labels(train, val)
         everything = train.images if isinstance(train, ArraySource) else train.batch(range(len(train)))
         self.images = [part.to(self.device) for part in (everything, *ours)]  # and labels, if any are read
@@ -347,7 +351,7 @@ class Trainer:
         """Write the whole state to the folder, atomically; rank 0 alone does."""
         if rank() > 0:
             return
-        state = {name: getattr(self, name) for name in ("settings", *_PROGRESS)}
+        state = {name: getattr(self, name) for name in ("settings", "code", *_PROGRESS)}
         state |= {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state}
         # Given a path, torch says of a full disk no more than "unexpected pos".
         with atomic_path(self._checkpoint) as temporary, temporary.open("wb") as file:
@@ -359,6 +363,9 @@ class Trainer:
         if differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             ways = "ask for the same, train in another (cache) folder, or delete it to start again"
             raise ValueError(f"{self._checkpoint} is of a run that differs in {', '.join(differ)}: {ways}")
+        if state.get("code", self.code) != self.code:
+            what = f"was trained by other code of {type(self.objective).__name__} than this"
+            warnings.warn(f"{self._checkpoint} {what}; delete it to start again", stacklevel=3)
         for name in _PROGRESS:
             setattr(self, name, state[name])
         self.count.fill_(self.step)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import platform
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
 from nbhelpers.results.tables import TABLES, Images, Table, redrawn
-from nbhelpers.studies import IMAGES, Study, listed, study
+from nbhelpers.studies import IMAGES, OWN, Study, listed, study
 
 RESULTS = DATA / "results"
 COMPUTED = "computed"
@@ -331,6 +332,15 @@ def _write(
         temporary.write_text(json.dumps(provenance, indent=2) + "\n")
 
 
+def _warn_of_strangers(frame: pd.DataFrame, study_name: str) -> None:
+    """Labels such as CL do not tell which images an encoder of the book was trained on."""
+    trained = {model: manifest()[model]["study"] for model in frame["model"].unique() if model in manifest()}
+    if others := [model for model, own in trained.items() if study_name in OWN and own != study_name]:
+        warnings.warn(
+            f"{', '.join(others)}, on {study_name}: trained on images of another study", stacklevel=3
+        )
+
+
 def gather(
     studies: Sequence[str],
     metrics: Sequence[str],
@@ -372,6 +382,7 @@ def gather(
                 try:
                     frame = table(name, kind, wanted, metrics=metrics, **draw)
                     frames[name] = frame[~frame["model"].str.endswith(DECODER)]
+                    _warn_of_strangers(frames[name], name)
                     break
                 except MissingDataError as reason:
                     missing.setdefault(name, str(reason))

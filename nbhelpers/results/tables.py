@@ -80,7 +80,7 @@ class Table:
     slow: bool = False
     hours: bool = False
     kept: bool = False
-    metrics: tuple[str, ...] = ()
+    metrics: Collection[str] = ()
 
     def belongs_to(self, study: Study) -> bool:
         """Whether the study has this table."""
@@ -177,7 +177,7 @@ def splits_of(images: Images, kind: str = "") -> list[ImageSource]:
     return [images[kind + role] for role in ROLES]
 
 
-@declare("metrics", _sample, code="metrics", metrics=tuple(METRICS))
+@declare("metrics", _sample, code="metrics", metrics=METRICS)
 def _metrics(encoder: Encoder, images: Images, metrics: Sequence[str] = tuple(METRICS)) -> pd.DataFrame:
     """Every metric of attention and residual stream."""
     return analyse(encoder, images["test"], metrics)

@@ -278,6 +278,11 @@ def test_where_weights_came_from_and_what_was_left_out_is_recorded(read):
     assert about["left out"] == ["mask_token"]
 
 
+def test_of_a_module_it_is_said_how_to_make_an_encoder():
+    with pytest.raises(TypeError, match=r"of a Linear, nbhelpers\.models\.wrap"):
+        load(torch.nn.Linear(1, 1))
+
+
 def test_dinos_own_training_files_give_the_teacher(read, pixels):
     new = Tensors()
     student, teacher = _vit(new), _vit(new)

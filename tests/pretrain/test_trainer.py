@@ -17,7 +17,7 @@ from nbhelpers.files import DATA
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, mini_vit, save_encoder, wrap
 from nbhelpers.pretrain import SOURCES, Trainer, moments, pretrain, queue, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main
-from nbhelpers.pretrain.recipes import STUDIES
+from nbhelpers.pretrain.recipes import CLASSES, STUDIES
 from nbhelpers.pretrain.schedule import epoch_order, generator
 from nbhelpers.pretrain.trainer import fast_precision
 
@@ -208,6 +208,20 @@ def test_a_run_goes_on_with_nothing_but_what_it_began_with(change, named, tmp_pa
     Trainer(**usual)
     with pytest.raises(ValueError, match=f"differs in .*{named}"):
         Trainer(**usual | change)
+
+
+def test_a_run_that_goes_on_with_another_objective_of_the_same_name_says_so(tmp_path, monkeypatch):
+    first = trainer("mim", tmp_path)
+    list(first.steps(until=1))
+    first.save()
+
+    class Other(CLASSES["mim"]):
+        def loss(self, *views):
+            return 7 + super().loss(*views)
+
+    monkeypatch.setitem(CLASSES, "mim", Other)
+    with pytest.warns(UserWarning, match="other code of Other"):
+        trainer("mim", tmp_path)
 
 
 def test_a_trained_encoder_is_not_replaced_and_has_no_seed_of_another_architecture(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from nbhelpers import load, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.measure import analyse
+from nbhelpers.metrics import METRICS, Metric
 from nbhelpers.results import gather
 from nbhelpers.studies import Study
 
@@ -33,6 +34,17 @@ def test_names_and_encoders_on_the_images_that_were_drawn(no_photographs: None) 
     rows = frames["shapes"].query("model == 'shapes.mim'")
     drawn = study("shapes").images("test").subset(4, seed=3)
     assert rows["value"].tolist() == analyse(load("shapes.mim"), drawn, ["nmi"])["value"].tolist()
+
+
+def test_encoders_of_another_study_are_named(no_photographs: None) -> None:
+    with pytest.warns(UserWarning, match=r"cifar10\.cl, on shapes"):
+        gather(["shapes"], ["nmi"], ["cifar10.cl", "shapes.cl"], n_images=4)
+
+
+def test_a_metric_of_ones_own_is_gathered(no_photographs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "spread", Metric("spread", lambda tokens: tokens.std(1).mean(-1), "block"))
+    frames, missing = gather(["shapes"], ["spread"], ["shapes.cl"], n_images=4)
+    assert missing == {} and set(frames["shapes"]["metric"]) == {"spread"}
 
 
 def test_decoders_of_stored_rows_are_left_out(no_photographs: None) -> None:
