@@ -200,8 +200,8 @@ Markdown(
 #   seeds it is wide, so that an added seed can turn an entry "undecided".
 # - **Many rows.** Each interval is one of 95 % by itself: of so many, a few miss their true value by chance.
 # - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
-#   says so. Those of width 128 were trained by a prototype of the trainer, in bfloat16 and with images drawn with
-#   replacement; the manifest in `data/encoders` has the recipe of each.
+#   says so. Those of width 128, but for the supervised, were trained by a prototype of the trainer, in bfloat16 and with
+#   images drawn with replacement; the manifest in `data/encoders` has the recipe of each.
 # - **Averages and differences.** For a mean over depths the margins are added, which is cautious. Two encoders are treated
 #   as independent, though both saw the same images; for accuracies that is Newcombe's interval
 #   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened for the choice.

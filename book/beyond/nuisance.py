@@ -233,7 +233,7 @@ def probed(encoder, a):
 
 
 # %%
-usual = ["shapes.cl", "shapes.mim", "shapes.supervised.w64.n256000"]
+usual = study("shapes").trained("cl", "mim", "supervised")
 encoders = study("shapes").encoders(MODELS or usual)
 frame = pd.concat([probed(each, a) for each in encoders for a in AMPLITUDES])
 
@@ -252,8 +252,8 @@ wide.rename_axis(index=None, columns="amplitude").map("{:.2f}".format)
 
 # %% [markdown]
 # An encoder that learnt the shape where nuisance was small still loses much when it looks through more of it, so part
-# of the loss above is in the looking. How large the part of learning is, this figure cannot say: CL and MIM are wider
-# here, and all three saw far more images.
+# of the loss above is in the looking. How large the part of learning is, this figure cannot say: all three are wider
+# here, and saw far more images.
 #
 # ## What would refute it
 #

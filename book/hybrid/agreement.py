@@ -419,7 +419,7 @@ now[["value", "low", "high"]].T.round(3)
 # ## Exercises
 #
 # 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae.n512000",
-#    "shapes.supervised.w64.n256000"]` into `MODELS`.
+#    "shapes.supervised.n1000000"]` into `MODELS`.
 # 2. **Free of noise.** Do the first panel, a cosine on single batches, and the second, between expected gradients, agree?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

@@ -9,9 +9,10 @@
 #
 # **Claim.** A short run on your own machine lowers the loss on images that it never saw.
 #
-# One trainer made the encoders of this book, a prototype of it those of width 128. Here it runs on your machine, for a
-# minute. From random weights that is enough to see a loss fall, and too little for attention to take shape on one core. So
-# this run goes on from the book's masked encoder, adds the contrastive loss, and shows what becomes of its attention.
+# One trainer made the encoders of this book, a prototype of it most of those of width 128. Here it runs on your machine,
+# for a minute. From random weights that is enough to see a loss fall, and too little for attention to take shape on one
+# core. So this run goes on from the book's masked encoder, adds the contrastive loss, and shows what becomes of its
+# attention.
 #
 # A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in
 # [its chapter](../hybrid/hybrid.py). The learning rate follows half a cosine down to zero, so a run has to know its

@@ -205,6 +205,11 @@ def load(
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on what was loaded
         if isinstance(name, Path) or FILE.fullmatch(name):
             _refuse(str(name), seed=seed, from_file=from_file)
+            if not Path(name).exists():
+                other = (
+                    "timm's models on a hub are hf-hub:timm/NAME, modules of other libraries go through wrap"
+                )
+                raise FileNotFoundError(f"there is no file {name}; {other}")
             encoder = store.load_saved(Path(name))
         else:
             encoder = _by_name(name, seed, None if from_file is None else Path(from_file))

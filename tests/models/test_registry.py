@@ -278,6 +278,11 @@ def test_where_weights_came_from_and_what_was_left_out_is_recorded(read):
     assert about["left out"] == ["mask_token"]
 
 
+def test_a_name_that_looks_like_a_file_is_told_from_one_of_a_hub():
+    with pytest.raises(FileNotFoundError, match=r"no file facebook/dinov2-base; .*hf-hub:timm/"):
+        load("facebook/dinov2-base")
+
+
 def test_of_a_module_it_is_said_how_to_make_an_encoder():
     with pytest.raises(TypeError, match=r"of a Linear, nbhelpers\.models\.wrap"):
         load(torch.nn.Linear(1, 1))
