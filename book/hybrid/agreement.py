@@ -320,9 +320,9 @@ Markdown("\n".join([*said, "\n" + text]))
 # 1 for the same, about 0 for unrelated ones. Below, the mean patch token of each encoder is compared with that of CL, and
 # with that of MIM, at the same depth.
 #
-# The random encoder is the reference: a trained encoder that is no nearer than the random one shares only what the pixels
-# bring along, such as the average colour of an image. If $\lambda^*$ tells who leads, a hybrid with a $\lambda$ above it
-# is nearer to CL, and nearer than an encoder without that loss would be. CL and MIM are wider than most of the others and
+# The random encoder is the reference: what a trained encoder that is no nearer shares takes no training, such as the
+# average colour of an image. If $\lambda^*$ tells who leads, a hybrid with a $\lambda$ above it is nearer to CL, and
+# nearer than an encoder without that loss would be. CL and MIM are wider than most of the others and
 # saw more images, as the legend says.
 
 # %% tags=["hide-input"]

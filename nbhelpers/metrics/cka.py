@@ -73,8 +73,9 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
 
     Source: Song et al. 2012, "Feature selection via dependence maximization", equation 5.
 
-    Example: two pairs of equal images. Both sums of all entries, the trace and the last product are 4, so
-        the value is (4 + 16/6 - 4) / 4.
+    Two pairs of equal images: the trace is 4, the sums of all entries are 4, and the last product is 4.
+
+    Example: by hand, (4 + 16 / 6 - 4) / 4.
         >>> pair = torch.ones(2, 2)
         >>> blocks = torch.block_diag(pair, pair)[None]
         >>> unbiased_hsic(blocks, blocks)
