@@ -329,7 +329,8 @@ Markdown(" ".join(said)) if said else None
 # ## Takeaways
 #
 # - CL's late maps depend less on the query than MIM's in both studies. They are also flatter; the numbers above say how
-#   much of it that can explain, and the rest is collapse. Whether DINO and supervision collapse is not settled here.
+#   much of it that can explain, and the rest is collapse. On photographs supervision goes with CL; on
+#   generated images that is undecided, and DINO too flat to tell.
 # - Some narrow encoders of CL have collapsed further than the wide one: an NMI near 0, with an entropy that is clearly
 #   below 1.
 # - That NMI falls towards the last block is no mark of CL alone: on photographs CL's falls further than MIM's, on generated
