@@ -455,6 +455,10 @@ def test_the_remarks_are_true_of_the_stored_tables():
         for wide in (size, longer)
     ]
     assert [cl > mim for cl, mim in reach] == [True, False]
+    line = stored("shapes", "along_training").query("metric == 'nmi' and head == -1 and objective == 'MIM'")
+    line = line[(line["seen"] == line["seen"].max()) & (line["depth"] > 5)]["value"].mean()
+    dot = late(rows("shapes", "profile", "nmi", "mim.w64.n600000")).value  # of the same recipe and seed
+    assert 0.4 < dot / line < 0.6
     for name in evidences:  # 3a: the encoders of the chapter, and untrained ones
         models = [*study(name).trained("cl", "dino", "mim", "mae", "supervised"), f"{name}.random"]
         falls = [rows(name, "profile", "nmi", model.partition(".")[2]) for model in models]

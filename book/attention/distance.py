@@ -227,8 +227,8 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL's late attention reaches further than MIM's, and its late maps are flatter: their entropy is higher. By the test
-#   above no far head of CL, at any depth, selects. On generated images that holds of the wide pair; narrower ones disagree.
+# - CL's late attention reaches further than MIM's; on generated images the wide pair shows it, and narrower ones disagree.
+#   Its late maps are flatter: their entropy is higher. By the test above no far head of CL, at any depth, selects.
 # - Attention distance is what a receptive field is for a convolution, but learnt.
 # - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
 # - To *look at* something far, a head must be far and selective. So count the heads in the upper left of the second

@@ -148,9 +148,9 @@ pd.DataFrame(rows).round(2)
 # ## Which blocks could be made new?
 #
 # Another way to ask what a layer is worth: give some blocks random weights again, fine-tune the whole encoder, and see what
-# is lost. Blocks that serve the pre-training task alone should cost nothing. Fine-tuning is short, little more than one epoch:
-# others must be learnt anew in that time. This takes too long for a build of the book,
-# so the numbers are stored ones, whatever `MODELS` says.
+# is lost. Blocks that serve the pre-training task alone should cost nothing. Fine-tuning is short, little more than one
+# epoch: others must be learnt anew in that time. This takes too long for a build of the book, so the numbers are stored
+# ones, whatever `MODELS` says.
 
 # %% tags=["hide-input"]
 tuned = {}

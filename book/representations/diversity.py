@@ -209,8 +209,8 @@ pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # The last of them, between heads, has no figure. Every head has value weights of its own, whose outputs are orthogonal
-# up to chance before any training, so a number near 0 is no sign of a diversity that was learnt. Neither
-# the poster nor the released code has numbers for these cosines, so there is no published curve to set beside ours.
+# up to chance before any training, so a number near 0 is no sign of a diversity that was learnt. Neither the
+# poster nor the released code has numbers for these cosines, so there is no published curve to set beside ours.
 #
 # ## What would refute it
 #

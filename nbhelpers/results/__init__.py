@@ -334,11 +334,11 @@ def _write(
 
 def _warn_of_strangers(frame: pd.DataFrame, study_name: str) -> None:
     """Labels such as CL do not tell which images an encoder of the book was trained on."""
-    trained = {model: manifest()[model]["study"] for model in frame["model"].unique() if model in manifest()}
-    if others := [model for model, own in trained.items() if study_name in OWN and own != study_name]:
-        warnings.warn(
-            f"{', '.join(others)}, on {study_name}: trained on images of another study", stacklevel=3
-        )
+    own = {model: row["study"] for model, row in manifest().items()}
+    others = [model for model in frame["model"].unique() if own.get(model, study_name) != study_name]
+    if others and study_name in OWN:
+        what = f"{', '.join(others)}, on {study_name}: trained on images of another study"
+        warnings.warn(what, stacklevel=3)
 
 
 def gather(

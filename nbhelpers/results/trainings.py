@@ -64,12 +64,11 @@ def _pair(study: Study, **size: int) -> dict[str, Recipe]:
     return {trained_name(run, study.name): run for run in runs}
 
 
-def _folder(kind: str, run: Recipe, images: Images) -> Path:
+def _folder(kind: str, name: str, images: Images) -> Path:
     """Where a training is kept that is measured on the way: by other code, or on other images, in another."""
     measured = [source.identity for source in images.values()]
     key = joblib.hash([code_version("pretrain"), measured])[:12]
-    study_name = next(iter(images.values())).name.split("/")[0]
-    return cache_dir() / kind / key / trained_name(run, study_name)
+    return cache_dir() / kind / key / name
 
 
 def _followed(
@@ -106,7 +105,7 @@ def _followed(
 def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
     """Metrics and probes along a training by today's recipe."""
     chosen = study(images["test"].name.split("/")[0])
-    folder = _folder("along_training", run, images)
+    folder = _folder("along_training", trained_name(run, chosen.name), images)
     parts = {split: chosen.images(split) for split in ("train", "val")}
     return _followed(run, parts, folder, [0, *moments(run)], lambda now: _at_a_moment(now, images))
 
@@ -149,7 +148,7 @@ def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
     for amplitude in NUISANCES:
         images_of = _renderings if run.objective == RENDERED else shapes
         parts = {split: images_of(split, amplitude) for split in ("train", "val")}
-        folder = _folder(f"nuisance/{amplitude:g}", run, images)
+        folder = _folder(f"nuisance/{amplitude:g}", trained_name(run, "shapes"), images)
         here = dict(zip(tables.ROLES, splits_of(images, f"{amplitude:g} "), strict=True))
         frame = _followed(run, parts, folder, [0, run.steps], partial(TABLES["probes"].measure, images=here))
         frame.insert(0, "nuisance", amplitude)
