@@ -9,7 +9,6 @@ from torch import Tensor
 from nbhelpers.metrics.attention import (
     attention_distance,
     attention_entropy,
-    entropy,
     nmi,
     patch_attention,
     patch_distances,
@@ -32,7 +31,7 @@ from nbhelpers.metrics.fourier import (
     radial_delta_log_amplitude,
     radial_frequencies,
 )
-from nbhelpers.metrics.geometry import TokenPCA, common_update_share, token_pca
+from nbhelpers.metrics.geometry import common_update_share, token_pca
 from nbhelpers.metrics.objects import object_attention, object_tokens, queries_by_kind
 from nbhelpers.metrics.spectrum import (
     ImageSpectrum,
@@ -70,10 +69,6 @@ def _defined_ranks(tokens: Tensor) -> Tensor:
     return relative_spectrum(token_spectrum(tokens))[:, : tokens.shape[1] - 1]
 
 
-def _diagonal(encoder: Encoder) -> Tensor:
-    return half_diagonal_frequencies(encoder.grid)
-
-
 def _papers_point(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """The frequency that the paper plots by depth: the last below Nyquist, 6/7 of it on 14 x 14."""
     return delta_log_amplitude(tokens, grid)[:, -1:]
@@ -86,7 +81,7 @@ _cosine = partial(Metric, range=(-1.0, 1.0))
 _block = partial(Metric, stream="block")
 _spectrum = partial(_block, range=(-math.inf, 0.0), column="rank")
 _fourier = partial(_block, range=ANY, column="frequency")
-_diagonal_fourier = partial(_fourier, defined=lambda e: min(e.grid) > 2)
+_diagonal = partial(_fourier, defined=lambda e: min(e.grid) > 2)
 
 # A row per metric: its name, its function, and what `Metric` says of the rest. References are values of
 # encoders e.
@@ -110,8 +105,8 @@ SHIPPED = (
     _spectrum(
         "image_spectrum", image_means, cells=lambda e: range(1, e.width + 1), accumulator=ImageSpectrum
     ),
-    _diagonal_fourier("delta_log_amplitude", _papers_point, cells=lambda e: _diagonal(e)[-1:]),
-    _diagonal_fourier("fourier_diagonal", delta_log_amplitude, cells=_diagonal),
+    _diagonal("delta_log_amplitude", _papers_point, cells=lambda e: half_diagonal_frequencies(e.grid)[-1:]),
+    _diagonal("fourier_diagonal", delta_log_amplitude, cells=lambda e: half_diagonal_frequencies(e.grid)),
     _fourier("fourier_radial", radial_delta_log_amplitude, cells=lambda e: radial_frequencies(e.grid)),
     _block("token_norm", lambda tokens: token_norms(tokens).mean(1)),
     _block("token_norm_peak", lambda tokens: norm_peak(token_norms(tokens)), range=FROM_1, reference=_one),

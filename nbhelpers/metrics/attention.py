@@ -242,8 +242,8 @@ def attention_pieces(record: Attention, prefix: int, apart: bool) -> Iterator[tu
     query, key = (full_precision(x).flatten(0, 1)[:, None] for x in (record.query, record.key))
     unchecked = inspect.unwrap(patch_attention)
     bias = None if record.bias is None else _additive(record.bias, record.query)
-    number, together = max(1, limit // tokens**2), 1 if apart else heads
-    for part in maps.split(max(1, number // together) * together):
+    together = 1 if apart else heads
+    for part in maps.split(max(1, limit // (together * tokens**2)) * together):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         piece = None if bias is None else bias[part // heads, part % heads][:, None]
         found = unchecked(query[rows], key[rows], prefix, piece, record.scale)

@@ -20,17 +20,8 @@ from nbhelpers.models import Encoder
 from nbhelpers.names import nearest
 
 SIZES = ("grid", "patch_size", "prefix")  # of an encoder, for functions with a parameter of that name
-# What a metric can be called with; "" for one that is fed by hand.
-STREAMS = (
-    "attention",
-    "full attention",
-    "output",
-    "block",
-    "full block",
-    "block to +sa",
-    "block to block",
-    "",
-)
+# What a metric can be called with.
+STREAMS = ("attention", "full attention", "output", "block", "full block", "block to +sa", "block to block")
 
 
 def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable[[Callable], Callable]:
@@ -286,7 +277,7 @@ class Metric:
         name: what frames call it.
         function: gives a value per image (`B`), per image and head (`B H`), or per image and cell (`B C`).
             Parameters named `grid`, `patch_size` or `prefix` get that size of the encoder.
-        stream: what the function is called with, one of those below.
+        stream: what the function is called with, one of those below; "" for a metric that is fed by hand.
         range: smallest and largest value possible.
         reference: the value of an encoder that does nothing (uniform attention, independent tokens, white
             noise), where there is one.
@@ -322,7 +313,7 @@ class Metric:
     accumulator: type[Accumulator] = Accumulator
 
     def __post_init__(self) -> None:
-        if self.stream not in STREAMS:
+        if self.stream and self.stream not in STREAMS:
             raise ValueError(
                 f"{self.name}: no stream is called {self.stream!r}; {nearest(self.stream, STREAMS)}"
             )
