@@ -73,13 +73,10 @@ class View(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Float `B C H W` on the scale 0..1 as the encoder sees it."""
-        return standardise(images) if self.standardised else (images - self.mean) / self.std
-
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A view per image: uint8 `B C H W` -> float `B C H W`; `generator` is all that is random."""
-        return self.normalise(self.augmentation(images, generator))
+        views = self.augmentation(images, generator)
+        return standardise(views) if self.standardised else (views - self.mean) / self.std
 
 
 def _uniform(images: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:

@@ -269,10 +269,8 @@ class Trainer:
             if self.captured and self._graph is None:
                 self._graph = self._capture()
             self.generator.manual_seed(stream_seed(self.recipe.seed, self.step, rank()))
-            if self._graph is None:
-                self.body()
-            else:
-                self._graph.replay()
+            take = self._graph.replay if self.captured else self.body
+            take()
             self.step += 1
             yield self.loss.clone()
 
