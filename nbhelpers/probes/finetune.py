@@ -157,9 +157,9 @@ def fine_tune(
 
 
 @torch.no_grad()
-def classify(tuned: Encoder, images: ImageSource, batch_size: int = 256) -> Tensor:
+def classify(tuned: Encoder, images: ImageSource) -> Tensor:
     """Most probable class `N` of images `N C H W` for an encoder that `fine_tune` returned."""
-    batches = (tuned.batch(images, rows) for rows in torch.arange(len(images)).split(batch_size))
+    batches = (tuned.batch(images, rows) for rows in torch.arange(len(images)).split(256))
     return torch.cat([tuned.module(tuned.preprocess(x)).argmax(1).cpu() for x in batches])
 
 

@@ -79,12 +79,12 @@ def features(
     if not len(images):
         raise ValueError("no images: the source is empty")
     over_tokens = over_pooled = nn.Identity()
-    if norm:  # timm keeps one over tokens, or one over pooled features
+    if norm:  # timm keeps one over tokens, "norm", or one over pooled features, "fc_norm"
         module = without_decoder(encoder).module
-        norms = over_tokens, over_pooled = [
-            getattr(module, n, None) or nn.Identity() for n in ("norm", "fc_norm")
-        ]
-        if all(isinstance(each, nn.Identity) for each in norms[: 1 if pool == "none" else 2]):
+        over_tokens = getattr(module, "norm", None) or over_tokens
+        if pool != "none":
+            over_pooled = getattr(module, "fc_norm", None) or over_pooled
+        if isinstance(over_tokens, nn.Identity) and isinstance(over_pooled, nn.Identity):
             raise ValueError(f"norm=True, but {type(module).__name__} has no final norm; ask for norm=False")
     if isinstance(images, Tensor):
         images = ArraySource("images", images.cpu(), {}, {})
@@ -92,8 +92,7 @@ def features(
 
     def keep(stream: Stream) -> None:
         if stream.depth in kept:
-            pooled = pools[pool](over_tokens(stream.tokens))
-            pooled = pooled if pool == "none" else over_pooled(pooled)
+            pooled = over_pooled(pools[pool](over_tokens(stream.tokens)))
             kept[stream.depth].append(pooled.to("cpu", dtype, copy=True))  # a view would hold all tokens
 
     # In its pass over one image no other axis is as long as the batch: a stream `N B D` shows.

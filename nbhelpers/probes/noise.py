@@ -39,8 +39,8 @@ class ChangedEncoder(Encoder):
         return (self.change(images * std + mean) - mean) / std
 
 
-def make_change(name: str, parameter: float, epsilon: float, seed: int = 0) -> Change:
-    """A change of images `B C H W` on the scale 0..1; two with the same seed draw the same noise.
+def make_change(name: str, parameter: float, epsilon: float) -> Change:
+    """A change of images `B C H W` on the scale 0..1; two of the same kind draw the same noise.
 
     `parameter` is the centre frequency ("noise") or cut-off ("low-pass", "high-pass") as a share of Nyquist,
     or the side of a patch in px ("patch-shuffle").
@@ -52,7 +52,7 @@ def make_change(name: str, parameter: float, epsilon: float, seed: int = 0) -> C
     >>> change(torch.tensor([[[[0.0, 1.0]]]]))
     tensor([[[[0.5000, 0.5000]]]])
     """
-    generator, frequency = torch.Generator().manual_seed(seed), parameter * math.pi
+    generator, frequency = torch.Generator().manual_seed(0), parameter * math.pi
 
     def shuffled(x: Tensor) -> Tensor:
         if any(side % parameter for side in x.shape[2:]):
