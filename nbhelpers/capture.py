@@ -27,7 +27,7 @@ TWO_LINES = """write the block's attention as the one call that can be seen,
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Half precision, as autocast makes it, in float32, others as they are: sums need the digits; any shape.
+    """A tensor of any shape; half precision becomes float32, since sums need the digits, other types stay.
 
     >>> full_precision(torch.ones(1).bfloat16()).dtype, full_precision(torch.ones(1).double()).dtype
     (torch.float32, torch.float64)
@@ -212,7 +212,7 @@ class _Tap(TorchFunctionMode):
         self.on_attention, self.on_stream = on_attention, on_stream
         self.running = 0  # depth of the block that is running; 0: none
         self.last = 0  # depth of the last block that ran to its end in this pass
-        self.left: Tensor | None = None  # tokens after it, where the step to "+sa" is asked for
+        self.left: Tensor | None = None  # tokens after it, which the next block must get; see `_stream`
         self.seen: list[str] = []  # what the running block gave: "attention", "+sa"
         self.product: tuple[Tensor, Tensor] | None = None  # operands of the block's last q k^T
         self.logits: Tensor | None = None  # input of the softmax after it
@@ -235,12 +235,12 @@ class _Tap(TorchFunctionMode):
         elif func in MATMUL and result.ndim == 4:
             try:
                 self._matmul(result, *args, *kwargs.values())
-            except TypeError as reason:  # which Python takes for operands that `@` does not know
+            except TypeError as reason:  # Python would say instead that `@` does not know these operands
                 raise RuntimeError(str(reason)) from reason
         return result
 
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a block: a new pass starts at depth 1."""
+        """Before a block, which must be the next one, or the first one of a new pass."""
         last = self.last % len(self.blocks)
         if block is not self.blocks[last]:
             raise RuntimeError(

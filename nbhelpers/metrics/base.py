@@ -73,7 +73,8 @@ def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable
     return decorate
 
 
-_answers: dict[tuple, tuple[Tensor, Tensor]] | None = None  # of `remembered` functions, where they are kept
+# Answers of `remembered` functions; None outside of `remembering`.
+_answers: dict[tuple, tuple[Tensor, Tensor]] | None = None
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(*args, **kwargs)
         key = (function, id(args[0]), *args[1:])
         if key not in _answers:
-            _answers[key] = (args[0], function(*args))  # holding the tensor keeps its id taken
+            _answers[key] = (args[0], function(*args))  # the tensor is held, or another could get its id
         return _answers[key][1]
 
     return once

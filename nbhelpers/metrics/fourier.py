@@ -176,7 +176,7 @@ def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     # Columns other than DC and Nyquist stand for their mirror image too.
     twice = 1 + ((across > 0) & (across < 1)).double().expand(grid[0], -1).flatten()
     ring = (radius * min(grid) / 2).round().long()
-    ring[1:].clamp_(min=1)  # DC, the first, is no mean with what lies next to it on a much longer axis
+    ring[1:].clamp_(min=1)  # DC stays alone in ring 0, however near the next frequency of a long axis
     weights = torch.nn.functional.one_hot(ring).T * twice
     weights = weights[weights.sum(1) > 0]
     weights = weights / weights.sum(1, keepdim=True)

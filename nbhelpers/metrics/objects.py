@@ -34,8 +34,8 @@ def object_attention(attention: Tensor, on_object: Tensor) -> Tensor:
 def patch_masks(masks: Tensor, grid: tuple[int, int], sides: tuple[float, float] | None = None) -> Tensor:
     """Whether at least half of a patch is object: masks `N H W` -> `N P`, patches in row order.
 
-    Patches have these `sides` in px of the masks, where the grid does not end with them; what lies beyond a
-    mask is no object.
+    The grid covers the masks exactly, unless `sides` gives height and width of a patch in px of the masks.
+    What lies beyond a mask is no object.
 
     >>> masks = torch.tensor([[[1, 1, 0, 1], [1, 0, 0, 0]]], dtype=torch.bool)
     >>> patch_masks(masks, (1, 2)).tolist()
@@ -62,7 +62,7 @@ def _overlaps(pixels: int, patches: int, side: float) -> Tensor:
 def object_tokens(encoder: Encoder, masks: Tensor) -> Tensor:
     """Which tokens lie on the object, `B N`, of masks `B H W` seen as the encoder sees their images.
 
-    Prefix tokens, which come first, lie on nothing.
+    Prefix tokens, which come first, count as not on the object.
     """
     seen = encoder.resize(255 * masks[:, None].to(torch.uint8))[:, 0] > 127
     patches = patch_masks(seen, encoder.grid, encoder.patch_size)

@@ -10,7 +10,7 @@ from nbhelpers.capture import PLACES, Attention, Stream, full_precision
 from nbhelpers.metrics.attention import attention_pieces
 from nbhelpers.metrics.base import Accumulator, remembering, require_finite
 
-NUMBERS = 2_000_000  # of the patch tokens that metrics get at a time: the copies they make stay small
+NUMBERS = 2_000_000  # how large the patch tokens are that metrics get at a time, since they make copies
 
 
 class Streams:
@@ -18,7 +18,7 @@ class Streams:
 
     Attributes:
         attention: whether a metric takes attention.
-        places: of the residual stream that metrics take.
+        places: those of the places "block" and "+sa" of the residual stream that a metric takes.
     """
 
     def __init__(self, accumulators: Sequence[Accumulator]) -> None:

@@ -80,8 +80,8 @@ def pretrain(
 
     Raises:
         FileExistsError: the folder has an encoder of that name, which a new training would replace.
-        ValueError: another study, or the folder has encoders of that name but for the seed, and of another
-            architecture.
+        ValueError: another study, or the folder has an encoder of another architecture whose name differs
+            in the seed alone.
     """
     if study not in SOURCES:
         own = "for images of your own take nbhelpers.pretrain.Trainer"
@@ -114,7 +114,10 @@ def pretrain(
 
 
 def _require_seed_of(recipe: Recipe, study: str, architecture: dict[str, Any], folder: Path | None) -> None:
-    """Encoders whose names differ in the seed alone are compared as seeds, so they must not differ else."""
+    """Raise where an encoder whose name differs in the seed alone is of another architecture.
+
+    Such encoders are taken for seeds of one training, and their values are averaged.
+    """
     first = trained_name(replace(recipe, seed=0), study)
     for name, row in manifest(folder).items():
         if name == first or name.startswith(f"{first}.s"):

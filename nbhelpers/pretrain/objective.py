@@ -70,7 +70,7 @@ def ema_update(slow: nn.Module, fast: nn.Module, momentum: Tensor) -> None:
     torch._foreach_add_(ours, torch._foreach_mul(list(fast.parameters()), (1 - momentum).float()))
 
 
-# A module is equal to itself alone and has a repr of its own; options are given by name.
+# Objectives keep the equality and the repr of torch modules; their options are given by name.
 options = dataclass(eq=False, repr=False, kw_only=True)
 
 

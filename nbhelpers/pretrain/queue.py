@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "nbhelpers.pretrain")
 
 
 def waiting(path: str | Path) -> dict[str, dict[str, object]]:
-    """What a queue file, a CSV, lists and `data/encoders` lacks, in its order: its row by the encoder's name.
+    """Rows of a queue file (CSV), in its order, by the name of an encoder that `data/encoders` lacks.
 
     Raises:
         ValueError: if a column is missing, or a width cannot be.
@@ -38,10 +38,11 @@ def waiting(path: str | Path) -> dict[str, dict[str, object]]:
 def train(
     models: Mapping[str, Mapping[str, object]], workers: int, stop_after: float | None, *options: str
 ) -> int:
-    """Train them by the command line, `workers` at a time and each in a process of its own; how many failed.
+    """Train models by the command line, `workers` at a time; gives the number of those that failed.
 
-    A process of its own gives all memory back, and what fails in it stays in it. On a CPU it has one core.
-    What it prints is in the cache folder's `pretrain/NAME/output.txt`. All are given the `options`.
+    Each is trained in a process of its own, which gives all memory back and does not take the others down.
+    On a CPU it has one core. What it prints goes to `pretrain/NAME/output.txt` in the cache folder. The
+    `options` are added to every command line.
     """
     end = math.inf if stop_after is None else time.monotonic() + stop_after
     one_core = os.environ | {"OMP_NUM_THREADS": "1"}  # two small models on two cores are faster side by side

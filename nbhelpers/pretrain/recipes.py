@@ -22,7 +22,7 @@ from nbhelpers.pretrain.objective import Objective
 from nbhelpers.pretrain.simmim import SimMIM
 from nbhelpers.pretrain.supervised import Supervised
 
-# At equal images small batches learn more; a core is as fast with them, a GPU is not.
+# From as many images a model learns more in small batches. A CPU core is as fast with them, a GPU is not.
 BATCH_SIZES = {"cpu": 256, "cuda": 1024}
 
 

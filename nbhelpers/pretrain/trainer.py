@@ -168,7 +168,7 @@ class Trainer:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = self.device.type != "cpu"
             if self.captured and isinstance(module, Block):
-                # Compiled anew for each shape: a second width would be compiled for dynamic ones, far slower.
+                # Compile for each shape: by default the second shape is compiled for any size, far slower.
                 torch._dynamo.config.automatic_dynamic_shapes = False
                 torch._dynamo.config.cache_size_limit = 64
                 module.compile()
@@ -287,7 +287,7 @@ class Trainer:
             stop_after: in seconds.
             save_every: seconds from one checkpoint to the next.
             log_every: steps from one row of the log to the next.
-            until: step that is the end here, where `encoder` can be looked at; default the last one.
+            until: step to stop at, as for a look at `encoder`; by default the last one of the recipe.
 
         Raises:
             FloatingPointError: if the loss is not finite; the last good checkpoint stays.

@@ -85,7 +85,7 @@ def components_by_share(
             held = float(variances[:count].sum() / variances.sum())
             found["variance_leading", share] = row(held, math.nan, math.nan, len(learnt))
             for end, part in {"leading": slice(count), "trailing": slice(-count, None)}.items():
-                if end == "leading" or count < len(variances):  # all components are both, and fitted once
+                if end == "leading" or count < len(variances):  # with all components they are the same
                     probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
                     reached = accuracy(probe.predict(seen(asked, part)), truth)
                 found[f"linear_{end}", share] = reached

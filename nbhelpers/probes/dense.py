@@ -97,7 +97,8 @@ def dense_by_depth(
     Raises the errors of `features`, `fit_linear`, `patch_targets` and `targets_of`.
     """
     images, names = [train, validation, test], [label] if isinstance(label, str) else label
-    numbers = targets_of(images, [name for name in names if name != "mask"])  # those of one class are one
+    # A class has one number in all sources, whatever its number in each.
+    numbers = targets_of(images, [name for name in names if name != "mask"])
     numbers["mask"] = [None] * len(images)
     targets = {
         name: [patch_targets(encoder, s, name, n) for s, n in zip(images, numbers[name], strict=True)]

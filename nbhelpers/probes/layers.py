@@ -95,7 +95,7 @@ def features(
             pooled = over_pooled(pools[pool](over_tokens(stream.tokens)))
             kept[stream.depth].append(pooled.to("cpu", dtype, copy=True))  # a view would hold all tokens
 
-    # In its pass over one image no other axis is as long as the batch: a stream `N B D` shows.
+    # This also runs one image alone, of which `capture` tells tokens `N B D` from `B N D` by their shape.
     with capture(encoder, on_stream=lambda _: None, places=("block",)):
         encoder.require_repeatable(encoder.batch(images, range(min(2, len(images)))))
     with capture(encoder, on_stream=keep, places=("block",)):
@@ -117,7 +117,9 @@ class Undefined(ValueError):
 
 
 def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[Tensor]]:
-    """The labels `N` of each source, numbered as in the first, by the name of the label, or of several.
+    """The labels `N` of each source by the name of the label, or of several.
+
+    A class has one number in all sources: that of the first source, where that has it.
 
     Raises:
         ValueError: a label that a source lacks, or a class that the last one shows and the first does not.
@@ -139,9 +141,9 @@ def targets_of(sources: Sequence[ImageSource], label: Labels) -> dict[str, list[
 
 
 def checked(name: str, x: Tensor, layout: str, labels: Tensor | None = None) -> Tensor:
-    """Features, if they are finite and have the layout, such as "N P D", and as many labels as images.
+    """The features, if they have this layout, such as "N P D", and are finite; labels must be as many.
 
-    Those to learn from are of two classes at least.
+    Features named "train" need labels of at least two classes.
     """
     if x.ndim != len(layout.split()) or (labels is not None and len(labels) != len(x)):
         wrong = "" if labels is None else f" with a label for each; got {len(labels)} {name}_labels"
@@ -193,24 +195,26 @@ def by_depth(
 ) -> pd.DataFrame:
     """Fit a probe at every depth for every label, predict the test images, and score: the frame of a probe.
 
-    Pooled features of all depths are held together, so that the encoder runs once; all patch tokens are too
-    large for that, and are read one depth at a time. Where a probe is `Undefined`, a warning says why and the
-    prediction is None.
+    The encoder runs once for pooled features, which are held for all depths together. Patch tokens are too
+    large for that: they are read one depth at a time. Where a probe is `Undefined`, a warning says why and
+    the prediction is None.
 
     Args:
         encoder: the frozen model.
-        images: to learn from, for probes that choose something to choose on, and last to test on.
-        label: its name, or several, or what to predict for each of the images, by its name.
-        fit: the probe, which can `predict`; gets features and targets of all images but the last, in turn.
-        score: rows of the targets of the test images, and what was predicted as each viewer sees them.
+        images: sources to learn from, to choose on (for probes that choose something), and to test on.
+        label: name of the label, or of several; or, by name, the targets to predict in each of the sources.
+        fit: gives a probe, which can `predict` targets from features. Its arguments are the features and
+            the targets of the first source, then those of the next, without the source to test on.
+        score: gives the rows of a frame. Its arguments are the targets of the test images, then what the
+            probe predicts from the features of the encoder, and from those of each of the `viewers`.
         depths: default all of 0..L.
         pool: as in `features`, where "none" and "query" are all patch tokens, in half precision.
         norm: as in `features`.
-        viewers: further encoders that see the test images, behind the first one.
+        viewers: further encoders whose features of the test images the probe reads, too.
 
     Returns:
-        Columns `study model objective seed`, those of `score`, and amid them, before its values, `depth label
-        pool norm`.
+        Columns `study model objective seed`, the names that `score` gives, `depth label pool norm`, and
+        `value low high images`.
     """
     *learn, test = images
     targets = label if isinstance(label, Mapping) else targets_of(images, label)

@@ -115,7 +115,7 @@ def cka_by_depth(
     if len(images) < 4 * PARTS:
         raise ValueError(f"cka_by_depth: needs at least {4 * PARTS} images, got {len(images)}")
 
-    # Of images whose classes take turns, every tenth may be of one class.
+    # At random: where ten classes take turns, every tenth image is of the same class.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
 
     def parts(seen_by: Encoder) -> list[Tensor]:
