@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """What to say after "there is no NAME; ": the known names next to it, or all if they are few.
 
     >>> nearest("entorpy", ["distance", "entropy"])
@@ -16,8 +16,8 @@ def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
     """
     names = sorted(set(known))
     # A name cut short means those that it begins.
-    near = [each for each in names if name and name in each][:most]
-    near = near or difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    near = [each for each in names if name and name in each][:5]
+    near = near or difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     if near:
         return f"nearest: {', '.join(near)}"
     more = ", ..." if len(names) > 12 else ""
