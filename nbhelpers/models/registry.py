@@ -61,15 +61,15 @@ class Checkpoint:
     evaluation: str = ""
     notes: str = ""
 
-    def build(self, **changes: Any) -> Encoder:
-        """The encoder with random weights; `changes` go to timm (a smaller width, say).
+    def build(self) -> Encoder:
+        """The encoder with random weights.
 
         Raises:
             UnsupportedArchitecture: there is no N x N softmax attention over one patch grid.
             DownloadError: the architecture is described on a hub that could not be reached.
         """
         try:
-            module = timm.create_model(self.timm, **{"num_classes": 0, **self.options, **changes})
+            module = timm.create_model(self.timm, num_classes=0, **self.options)
         except (OSError, RuntimeError) as error:
             if not self.timm.startswith(HUB):
                 raise

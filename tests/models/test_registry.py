@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -479,7 +480,7 @@ def test_images_are_prepared_as_the_authors_evaluate(families, monkeypatch):
             checkpoint = CHECKPOINTS[name]
             assert checkpoint.evaluation, name
             patch = {"patch_size": 32, "img_size": 224} if checkpoint.decoder else {"img_size": 224}
-            encoder = checkpoint.build(**SMALL | patch)
+            encoder = replace(checkpoint, options=checkpoint.options | SMALL | patch).build()
             found = encoder.preprocess(torch.from_numpy(noise).permute(2, 0, 1)[None])[0]
             gap = (found - seen(Image.fromarray(noise))).abs().max()
             assert gap <= 2.01 / 255 / min(encoder.std), name  # PIL and the tensor kernel round once per axis

@@ -1,6 +1,7 @@
 """Losses against naive float64 oracles written as loops; masks, momentum, frozen parts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -263,7 +264,8 @@ def test_a_reconstruction_from_perfect_predictions_is_the_image(standardised, mo
     assert torch.equal(flat.flatten(2)[:, 0][~grey], pictures.flatten(2)[:, 0][~grey])
     assert not torch.equal(flat, filled)
     public = CHECKPOINTS["mae_visualize.vit_base_patch16_224"]  # which predict pixels as they are
-    encoder = public.build(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    tiny_sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    encoder = replace(public, options=tiny_sizes).build()
     monkeypatch.setattr(encoder.module, "forward", lambda pixels, _: encoder.module.patchify(pixels))
     assert (reconstruct(encoder, pictures)[1].int() - pictures.int()).abs().max() <= 1
     with pytest.raises(TypeError, match="no decoder"):
