@@ -73,7 +73,7 @@ class MaskedAutoencoder(nn.Module):
         patch_pixels = encoder.in_chans * self.patch_size[0] * self.patch_size[1]
         self.decoder = Decoder(encoder.embed_dim, self.grid, patch_pixels, width, depth, heads)
 
-    def encode(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward_features(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images `B C H W` -> tokens `B 1+K D` of the kept patches (indices `B K`; None: all)."""
         tokens = self.encoder._pos_embed(self.encoder.patch_embed(pixels))
         if keep is not None:
@@ -81,13 +81,9 @@ class MaskedAutoencoder(nn.Module):
             tokens = torch.cat([tokens[:, :1], patches], 1)
         return self.encoder.norm(self.encoder.blocks(self.encoder.norm_pre(tokens)))
 
-    def forward_features(self, pixels: Tensor) -> Tensor:
-        """Tokens `B 1+N D` of the encoder at mask ratio 0."""
-        return self.encode(pixels)
-
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Predicted patches `B N P` (rows, columns, channels of a patch run in this order in P)."""
-        return self.decoder.predict(self.decoder(self.encode(pixels, keep), keep))[:, 1:]
+        return self.decoder.predict(self.decoder(self.forward_features(pixels, keep), keep))[:, 1:]
 
     def patchify(self, pixels: Tensor) -> Tensor:
         """Images `B C H W` -> patches `B N P`, as the decoder predicts them."""
@@ -109,7 +105,7 @@ class _DecoderTokens(nn.Module):
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         """Tokens `B 1+N W` of the decoder at mask ratio 0."""
-        return self.autoencoder.decoder(self.autoencoder.encode(pixels))
+        return self.autoencoder.decoder(self.autoencoder.forward_features(pixels))
 
 
 def decoder_of(encoder: Encoder) -> Encoder:

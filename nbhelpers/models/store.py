@@ -61,7 +61,6 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
     described = build(header, weights).module
     if _settings(module) != _settings(described):  # which no weight shows
         raise ValueError(f"{name}: the module has other heads or parts than the row describes")
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata={"encoder": json.dumps(header)})
         found = sha256(temporary)

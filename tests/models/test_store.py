@@ -104,7 +104,7 @@ def test_autoencoder_keeps_its_decoder(folder):
     assert (encoder.depth, encoder.width, decoder.depth, decoder.width, decoder.heads) == (2, 32, 3, 24, 3)
     with torch.no_grad():
         pixels = encoder.preprocess(IMAGES)
-        expected = autoencoder.half().float().decoder(autoencoder.encode(pixels))
+        expected = autoencoder.half().float().decoder(autoencoder.forward_features(pixels))
     torch.testing.assert_close(decoder.forward(IMAGES), expected)
     assert load("shapes.random", device="cpu").depth == 2
     with pytest.raises(TypeError, match=r"shapes\.cl has no decoder"):
