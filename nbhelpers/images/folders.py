@@ -90,8 +90,7 @@ class FileSource(ImageSource):
 
     @cached_property
     def _statistics(self) -> tuple[Triple, Triple]:
-        seen = self.at_most(STATISTICS_IMAGES)
-        return channel_statistics(seen[i][None] for i in range(len(seen)))
+        return channel_statistics(image[None] for image in self.at_most(STATISTICS_IMAGES))
 
 
 def folder(path: str | Path, size: Size | None = None) -> FileSource:

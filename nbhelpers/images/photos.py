@@ -184,12 +184,10 @@ def _content(path: Path) -> str:
 def _write_cifar10(path: Path, cached: Path) -> None:
     """Decode CIFAR-10 at `path`, split it, and write the cache file."""
     read = _read_torchvision if path.name == CIFAR10.base_folder else _read_image_files
-    origin, (images, labels), test = read(path)
-    train, val = _hold_out(labels)
-    chosen = {"train": (images, labels, train), "val": (images, labels, val)}
-    chosen["test"] = (*test, in_turns(test[1]))
-    tensors = {f"{split}.images": images[order] for split, (images, _, order) in chosen.items()}
-    tensors |= {f"{split}.labels": labels[order] for split, (_, labels, order) in chosen.items()}
+    origin, train, test = read(path)
+    tensors, orders = {}, (*_hold_out(train[1]), in_turns(test[1]))
+    for split, (images, labels), order in zip(SPLITS, (train, train, test), orders, strict=True):
+        tensors |= {f"{split}.images": images[order], f"{split}.labels": labels[order]}
     mean, std = channel_statistics([tensors["train.images"]])
     about = {"mean": mean, "std": std, "origin": origin}
     with atomic_path(cached) as temporary:

@@ -158,7 +158,10 @@ def generate_block(split: str, block: int, nuisance: float = 1.0, rendering: int
     """
     seed = 1_000_003 * _SEEDS[split] + block
     generator = torch.Generator().manual_seed(seed)
-    uniform = partial(_uniform, generator, BLOCK)
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(BLOCK, *size, generator=generator)
+
     shape = torch.randint(len(SHAPES), (BLOCK,), generator=generator)
     texture = torch.randint(len(TEXTURES), (BLOCK,), generator=generator)
     centre, angle = uniform(-3, 3, 2, 1, 1), uniform(-0.3, 0.3, 1, 1)
@@ -211,11 +214,6 @@ def _patterns(s: Tensor, t: Tensor, phase: Tensor, texture: Tensor, generator: t
 
 def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
-
-
-def _uniform(generator: torch.Generator, number: int, low: float, high: float, *size: int) -> Tensor:
-    """Random numbers `number *size` between two bounds."""
-    return low + (high - low) * torch.rand(number, *size, generator=generator)
 
 
 def _colour_pair(uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
