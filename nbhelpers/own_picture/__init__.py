@@ -77,9 +77,6 @@ def page(groups: Sequence[Group], pictures: Sequence[Picture], folder: str | Pat
         pictures: what is offered beside the reader's own.
         folder: where the page finds the weights; it must exist.
     """
-    for encoder in (encoder for group in groups for encoder in group.encoders):
-        with atomic_path(Path(folder) / f"{encoder.name}{SUFFIX}") as temporary:
-            temporary.write_text(weights(encoder))
     content = {
         "groups": [
             {"title": group.title, "models": [_model(encoder, group, folder) for encoder in group.encoders]}
@@ -92,15 +89,21 @@ def page(groups: Sequence[Group], pictures: Sequence[Picture], folder: str | Pat
 
 
 def _model(encoder: Encoder, group: Group, folder: str | Path) -> dict:
-    """What the page knows of an encoder before its weights; curves are `1+H L`, the mean over heads first."""
+    """What the page knows of an encoder before its weights, which are written here.
+
+    Curves are `1+H L`, the mean over heads first.
+    """
+    path = Path(folder) / f"{encoder.name}{SUFFIX}"
+    with atomic_path(path) as temporary:
+        temporary.write_text(weights(encoder))
     rows = group.frame[group.frame["model"] == encoder.name]
     curves = {metric: rows[rows["metric"] == metric] for metric in CURVES}
     return {
         "name": encoder.name,
         "label": label(encoder.name),
         "colour": line_style(encoder.name, encoder.objective)["color"],
-        "file": f"{folder}/{encoder.name}{SUFFIX}",
-        "bytes": (Path(folder) / f"{encoder.name}{SUFFIX}").stat().st_size,
+        "file": path.as_posix(),
+        "bytes": path.stat().st_size,
         "images": int(curves["nmi"]["images"].iloc[0]),
         "curves": {
             metric: part.pivot(index="head", columns="depth", values="value").to_numpy().tolist()
