@@ -62,16 +62,19 @@ def application(name: str, fallback: str, content: dict, *parts: str) -> HTML:
         name: class of its element.
         fallback: what stands in it until the script has run.
         content: what the script reads as JSON; the colours of attention maps are added.
-        parts: files in this package: a style, a script, and further texts for the script.
+        parts: files in this package: a style, a script, and further texts for the script. `parts.css` and
+            `parts.js` come before the first two.
     """
-    style, script, *texts = ((files("nbhelpers") / part).read_text("utf-8") for part in parts)
+    read = [(files("nbhelpers") / part).read_text("utf-8") for part in ("parts.css", "parts.js", *parts)]
+    shared_style, shared_script, style, script, *texts = read
     colours = np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255)
     # Nothing in the data may end the script element.
     data = json.dumps(content | {"colours": base64_of(colours, "u1")}).replace("<", "\\u003c")
     more = "".join(f'<script type="text/plain">{text}</script>' for text in texts)
     return HTML(
-        f'<style>{style}</style>\n<div class="{name}"><p>{fallback}</p>'
-        f'<script type="application/json">{data}</script>{more}</div>\n<script>{script}</script>'
+        f'<style>{shared_style}{style}</style>\n<div class="nbhelpers {name}"><p>{fallback}</p>'
+        f'<script type="application/json">{data}</script>{more}</div>\n'
+        f"<script>(() => {{\n{shared_script}{script}}})();</script>"
     )
 
 
