@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 DAY = 24 * 3600  # seconds
 TEMPORARY = ".tmp-"  # how names of unfinished files start; .gitignore has it too
-# How what a file often is, instead of weights, an image or an archive, begins.
+# First bytes of what a file often holds in place of weights, an image or an archive.
 DISGUISES = {
     rb"\Z": "an empty file",
     rb"version https://git-lfs": "a git-lfs pointer instead of the file (git lfs pull fetches it)",
@@ -55,7 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):  # another process is as tidy
+        with suppress(OSError):  # another process removed it first
             if time.time() - left.stat().st_mtime > DAY:
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
@@ -91,7 +91,7 @@ def sha256(path: str | Path) -> str:
 
 
 def disguise(start: bytes) -> str | None:
-    """What a file that cannot be read is instead of what its name promises, by its first bytes.
+    """What a file that cannot be read really is, by its first bytes; None where they say nothing.
 
     >>> disguise(b"<!DOCTYPE html><html>")
     'an HTML or XML page, as a failed download leaves it'

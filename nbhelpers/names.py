@@ -15,7 +15,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'there are cl, mim'
     """
     names = sorted(set(known))
-    # A name cut short means those that it begins.
+    # A name cut short means those that it is part of.
     near = [each for each in names if name and name in each][:5]
     near = near or difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     if near:

@@ -39,8 +39,8 @@ class FileSource(ImageSource):
         self.files = [root / name for names in groups.values() for name in names]
         sizes = torch.tensor([len(names) for names in groups.values()])
         self.labels = {"class": torch.repeat_interleave(sizes)}
-        self._whole = self
-        self._seen: dict[Path, str] = {}  # SHA-256 of what was read, in all selections
+        self._whole = self  # which selections keep, for mean and deviation
+        self._seen: dict[Path, str] = {}  # SHA-256 of each file that was read, shared with selections
 
     def __len__(self) -> int:
         return len(self.files)

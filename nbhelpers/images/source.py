@@ -31,7 +31,7 @@ class ImageSource(Dataset):
         mean: mean of each colour channel, images scaled to 0..1.
         std: standard deviation of each colour channel over all pixels, images scaled to 0..1.
         fingerprint: hexadecimal, changes when images, labels or their order change.
-        digests: hexadecimal, of each image; equal for equal ones of a source's kind.
+        digests: hexadecimal, of each image: equal for equal pixels, or for equal files where it reads files.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ImageSource(Dataset):
 
     @property
     def identity(self) -> str:
-        """As `fingerprint`, but of generated images by their labels: their pixels differ by rounding."""
+        """As `fingerprint`, but of labels alone for generated images: machines round their pixels apart."""
         labels = [self.labels[key] for key in sorted(self.labels)]
         return content_fingerprint(*labels) if self.origin == "generated" else self.fingerprint
 

@@ -62,13 +62,13 @@ def _download(address: str, path: Path) -> Path:
                 http_get(url, file, resume_size=before, displayed_filename=path.name)
                 break
             except Exception as error:  # the hub's client lets through what its transport raises
-                if isinstance(error, OSError) and error.errno:  # of the disk, which gets its room back
+                if isinstance(error, OSError) and error.errno:  # of the disk: give its room back
                     part.unlink()
                     raise OSError(error.errno, error.strerror, str(path)) from error
                 if before and getattr(getattr(error, "response", None), "status_code", None) == 416:
-                    file.truncate(0)  # there is no more than this, which is no use
+                    file.truncate(0)  # nothing follows what is there, and it may be wrong: from the beginning
                     file.seek(0)
-                elif file.tell() <= before:  # it tried several times already
+                elif file.tell() <= before:  # http_get repeats by itself what may yet succeed
                     if not before:
                         part.unlink()
                     raise DownloadError(f"{url} could not be fetched: {error}") from error

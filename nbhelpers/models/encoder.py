@@ -234,7 +234,7 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     parameters = inspect.signature(Encoder).parameters.values()
     required = [each.name for each in parameters if each.default is each.empty]
     if missing := [key for key in required if key not in known]:
-        # timm's own modules carry all that a plain ViT has.
+        # A plain ViT of timm's tells all but mean and deviation; one that tells less is of another kind.
         plain = {"mean", "std"}.issuperset(missing) or not type(module).__module__.startswith("timm.")
         raise (ValueError if plain else UnsupportedArchitecture)(
             f"{known['name']}: cannot read {', '.join(missing)} from {type(module).__name__}; "

@@ -14,7 +14,7 @@ import joblib
 import torch
 from torch import nn
 
-# Of a module's attributes: where its weights came from, and what torch keeps in every module.
+# Attributes that are no settings: where weights came from, and what torch keeps in every module.
 _NO_SETTINGS = {"pretrained_cfg", "default_cfg", *vars(nn.Module())} - {"training"}
 
 

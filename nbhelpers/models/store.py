@@ -59,7 +59,7 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{name}: not finite in half precision: {', '.join(broken)}")
     described = build(header, weights).module
-    if _settings(module) != _settings(described):  # which no weight shows
+    if _settings(module) != _settings(described):  # neither shows in the weights
         raise ValueError(f"{name}: the module has other heads or parts than the row describes")
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata={"encoder": json.dumps(header)})
