@@ -118,8 +118,7 @@ class Study:
 
     def encoders(self, models: Sequence[str | Encoder] | None = None) -> list[Encoder]:
         """Loaded encoders: those named or given, else one per objective."""
-        chosen = listed(models) or first_seeds(self.models)
-        return [model if isinstance(model, Encoder) else load(model) for model in chosen]
+        return [*map(load, listed(models) or first_seeds(self.models))]
 
 
 def listed(models: Iterable | None) -> list:

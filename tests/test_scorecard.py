@@ -135,7 +135,7 @@ def test_the_papers_own_encoders_are_those_of_imagenet(monkeypatch):
         "no hybrid was trained",
     ]
     assert asked == [("imagenet", "metrics", None)]
-    assert evidence.Evidence("imagenet")._encoders("CL") == ["mocov3.vit_base_patch16_224"]
+    assert evidence.Evidence("imagenet")._encoders("CL", "metrics") == ["mocov3.vit_base_patch16_224"]
 
 
 OF_TWO = norm.ppf(1 - 0.025 / 2) / norm.ppf(0.975)  # how much wider a bound is that holds for two depths

@@ -93,16 +93,16 @@ def _best_hybrid(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -
 
         return smallest(leads)
 
-    measured, why = [], NotMeasured("no hybrid was trained")
+    there, why = [], NotMeasured("no hybrid was trained")
     for hybrid in evidence.hybrids():
         try:
             of(hybrid, 1)
-            measured.append(hybrid)
+            there.append(hybrid)
         except NotMeasured as error:
             why = error
-    if not measured:
+    if not there:
         raise why
-    return largest(lambda comparisons: [of(hybrid, comparisons) for hybrid in measured])
+    return largest(lambda comparisons: [of(hybrid, comparisons) for hybrid in there])
 
 
 CONTRASTS: dict[str, Callable[[Evidence, Claim, list[Quantity]], Interval]] = {

@@ -71,7 +71,7 @@ class Quantity:
 
 
 def mean(rows: pd.DataFrame) -> Interval:
-    """Mean over all rows; margins add up within an encoder, so that of its ends are the ends."""
+    """Mean over all rows. Margins add up within an encoder, so the ends are the means of the rows' ends."""
     return Interval(*rows[ENDS].mean(skipna=False).tolist())
 
 
@@ -112,12 +112,8 @@ def highest_less_last(rows: pd.DataFrame) -> Interval:
     Depths without a value stand aside.
     """
     *before, end = (Interval(*row) for row in rows.sort_values("depth")[ENDS].to_numpy().tolist())
-    before = [part for part in before if not np.isnan(part.value)]
-
-    def falls(comparisons: int) -> list[Interval]:
-        return [widened(difference(part, end, same_encoder=True), comparisons) for part in before]
-
-    return largest(falls) if before else UNDEFINED
+    falls = [difference(part, end, same_encoder=True) for part in before if not np.isnan(part.value)]
+    return largest(lambda number: [widened(fall, number) for fall in falls]) if falls else UNDEFINED
 
 
 def _around(value: float, drawn: np.ndarray) -> Interval:
@@ -166,13 +162,13 @@ READINGS: dict[str, Reading] = {read.__name__: read for read in _ALL}
 
 
 def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.DataFrame:
-    """What one of `READINGS` takes from each curve over depth, by encoder and value of a column.
+    """Curves over depth made one number each by one of `READINGS`: per encoder and value of a column.
 
     Args:
         frame: rows as the result tables hold them, of one label.
-        column: such as "seen"; the curves of each of its values are read apart.
+        column: such as "seen": an encoder has a curve for each of its values.
         metric: which rows.
-        reading: how they become one number.
+        reading: how a curve becomes one number.
 
     Returns:
         Rows `model objective COLUMN metric value low high`, as `plots.by_depth` draws them over the column.
@@ -197,7 +193,7 @@ def read_by(frame: pd.DataFrame, column: str, metric: str, reading: str) -> pd.D
 
 
 def read_labels(rows: pd.DataFrame, reading: Reading) -> dict[str, Interval]:
-    """What is taken from the rows of each encoder, by label, over the label's seeds.
+    """The rows of each encoder made one number by a reading; by label, the mean over its seeds.
 
     >>> ends = {"low": 0.0, "high": 0.3}
     >>> rows = pd.DataFrame({"model": ["shapes.cl", "shapes.mim"], "value": [0.1, 0.2]} | ends)
@@ -250,12 +246,12 @@ class Evidence:
         self.seeds[found] = len(values)
         return replace(over_seeds(values, comparisons), whose=(found,))
 
-    def _encoders(self, who: str, table: str = "") -> list[str]:
-        """Names of the encoders, or decoders, of that label; of a table of trainings, those of these."""
-        made = TABLES.get(table)
-        if made and not made.belongs_to(self.study):
+    def _encoders(self, who: str, table: str) -> list[str]:
+        """Names of the encoders, or decoders, of a label in a table: of its own trainings, if it has some."""
+        made = TABLES[table]
+        if not made.belongs_to(self.study):
             raise NotMeasured(made.why)
-        if made and made.runs:
+        if made.runs:
             found = [name for name in made.runs(self.study) if kind(name) == who]
         elif self.study.name == "imagenet":
             found = [name for name in self.study.models if PUBLIC.get(name) == who]
@@ -337,13 +333,13 @@ class Evidence:
 
 
 class Moment(Evidence):
-    """What encoders were at one moment of their training: rows of the table `along_training`."""
+    """Evidence on encoders in training: rows of the table `along_training` that are of one moment."""
 
     def __init__(self, name: str, rows: pd.DataFrame) -> None:
         super().__init__(name)
         self._rows = rows
 
-    def _encoders(self, who: str, table: str = "") -> list[str]:
+    def _encoders(self, who: str, table: str) -> list[str]:
         found = [name for name in self._rows["model"].unique() if who in (kind(name), label(name))]
         if not found:
             raise NotMeasured(f"{who} was not measured")
