@@ -102,10 +102,12 @@ def table(
             except MissingDataError as error:
                 raise MissingDataError(f"{lack}. And {error}") from None
     frame = pd.concat(frames, ignore_index=True)
+    if metrics is None:
+        return frame
     known = frame["metric"].unique()
-    if unknown := [metric for metric in metrics or () if metric not in known]:
+    if unknown := [metric for metric in metrics if metric not in known]:
         raise ValueError(f"the table {name!r} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    return frame[frame["metric"].isin(known if metrics is None else metrics)].reset_index(drop=True)
+    return frame[frame["metric"].isin(metrics)].reset_index(drop=True)
 
 
 def already(study_name: str, name: str, models: Sequence[Model]) -> tuple[list[pd.DataFrame], list[Model]]:
@@ -293,7 +295,7 @@ def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
 
 
 def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str, object]:
-    """What a table says of an encoder's rows that are measured here and now."""
+    """The record of an encoder whose rows are computed now: of what, when, and by which code."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     return {
         "sha256": _identity(made, chosen, model) or _identity(made, chosen, load(model)),
@@ -333,7 +335,7 @@ def _write(
 
 
 def _warn_of_strangers(frame: pd.DataFrame, study_name: str) -> None:
-    """Labels such as CL do not tell which images an encoder of the book was trained on."""
+    """Warn of encoders of the book on images of another study: their labels, such as CL, do not tell."""
     own = {model: row["study"] for model, row in manifest().items()}
     others = [model for model in frame["model"].unique() if own.get(model, study_name) != study_name]
     if others and study_name in OWN:

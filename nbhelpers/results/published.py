@@ -71,8 +71,7 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     if theirs.empty:
         known = published().dropna(subset="depth")["metric"].unique()
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
-    rows = frame[(frame["metric"] == metric) & frame["model"].isin(MODEL_OF)]
-    rows = whole_layers(rows)
+    rows = whole_layers(frame[(frame["metric"] == metric) & frame["model"].isin(MODEL_OF)])
     curve = ["model", *(each for each in ("study", "label") if each in rows)]
     if (twice := rows[rows.duplicated([*curve, "depth"])]["model"].unique()).size:
         raise ValueError(f"{metric}: {twice[0]} has several values at a depth; give the rows of one label")

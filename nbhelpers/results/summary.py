@@ -164,10 +164,10 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
         if side.empty:
             raise ValueError(f"no rows of {name!r}; the frame has {sorted(set(frame['model']))}")
     common = [metric for metric in sides[0]["metric"].unique() if metric in set(sides[1]["metric"])]
-    parts = [_difference(*(side[side["metric"] == metric] for side in sides)) for metric in common]
-    if not parts:
+    if not common:
         raise ValueError(f"{first!r} and {second!r} have no metric in common")
-    rows = pd.concat([part.assign(metric=metric) for metric, part in zip(common, parts, strict=True)])
+    parts = {metric: _difference(*(side[side["metric"] == metric] for side in sides)) for metric in common}
+    rows = pd.concat([part.assign(metric=metric) for metric, part in parts.items()])
     return rows[["metric", "depth", "value", "low", "high", "apart"]]
 
 
@@ -182,5 +182,5 @@ def _difference(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(one[columns].to_numpy(), matched, strict=True)
     gaps = [difference(Interval(*ours), Interval(*theirs)) for ours, theirs in pairs]
     together = [widened(gap, comparisons=len(gaps)) for gap in gaps]
-    rows = pd.DataFrame([(gap.value, gap.low, gap.high) for gap in gaps], columns=columns)
-    return rows.assign(depth=one["depth"].to_numpy(), apart=[gap.low > 0 or gap.high < 0 for gap in together])
+    apart = [gap.low > 0 or gap.high < 0 for gap in together]
+    return pd.DataFrame(gaps).assign(depth=one["depth"].to_numpy(), apart=apart)

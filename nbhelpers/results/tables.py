@@ -88,7 +88,7 @@ class Table:
 
 
 def declare(name: str, images: Callable[[Study], Images], **options) -> Callable[[Measure], Measure]:
-    """Decorator of the function that measures an encoder for a table, and says in a line what is in it."""
+    """Decorator that enters a table: the function measures an encoder, its docstring says what is in it."""
     if runs := options.get("runs"):
         options |= {"models": lambda study: tuple(runs(study)), "hours": True}
 
@@ -172,9 +172,9 @@ def probed(
     return identified(frames["frame"], encoder, images[0])
 
 
-def splits_of(images: Images, kind: str = "") -> list[ImageSource]:
-    """Images to learn from, to choose the penalty on, to test on; `kind` is what their roles begin with."""
-    return [images[kind + role] for role in ROLES]
+def splits_of(images: Images) -> list[ImageSource]:
+    """Images to learn from, to choose the penalty on, to test on."""
+    return [images[role] for role in ROLES]
 
 
 @declare("metrics", _sample, code="metrics", metrics=METRICS)
@@ -276,7 +276,7 @@ def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     frames = [_attentive(encoder, images)]
     if train.masks is not None:
         parts = train.select(range(TOKENS_TRAIN)), *others
-        frames.append(probed(probes.dense_by_depth, encoder, *parts, label=["mask", "texture"]))
+        frames.append(probed(probes.dense_by_depth, encoder, *parts))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -31,7 +31,7 @@ DIALLED, NUISANCES = FOLLOWED | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
 RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 
 
-# A run of seed 0 begins with the random encoder.
+# Rows are stored of the random encoder, with which a run of seed 0 begins.
 @declare(
     "gradients",
     lambda study: {"train": study.images("train"), "validation": study.images("val")},
@@ -53,8 +53,7 @@ def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
     frames = [TABLES[name].measure(encoder, images) for name in ("metrics", "probes")]
     if test.masks is not None:
         few = [splits[0].subset(tables.TOKENS_TRAIN), *splits[1:]]
-        what = {"label": ["mask", "texture"], "depths": [encoder.depth]}
-        frames.append(probed(dense_by_depth, encoder, *few, **what))
+        frames.append(probed(dense_by_depth, encoder, *few, depths=[encoder.depth]))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -65,7 +64,7 @@ def _pair(study: Study, **size: int) -> dict[str, Recipe]:
 
 
 def _folder(kind: str, name: str, images: Images) -> Path:
-    """Where a training is kept that is measured on the way: by other code, or on other images, in another."""
+    """Where a training that is measured on the way is kept; another folder for other code or other images."""
     measured = [source.identity for source in images.values()]
     key = joblib.hash([code_version("pretrain"), measured])[:12]
     return cache_dir() / kind / key / name
@@ -86,7 +85,7 @@ def _followed(
     for step in steps:
         if trainer.step < step and not trainer.run(until=step):
             raise KeyboardInterrupt(f"{folder.name} stopped; the same command goes on")
-        if trainer.step == step:  # before it went on from there
+        if trainer.step == step:  # else it was resumed at a later step, and this one was measured before
             frame = measure(trainer.encoder())
             frame.insert(0, "seen", step * run.batch_size)
             with atomic_path(folder / f"{step}.csv") as temporary:
@@ -149,7 +148,7 @@ def _nuisance(run: Recipe, images: Images) -> pd.DataFrame:
         images_of = _renderings if run.objective == RENDERED else shapes
         parts = {split: images_of(split, amplitude) for split in ("train", "val")}
         folder = _folder(f"nuisance/{amplitude:g}", trained_name(run, "shapes"), images)
-        here = dict(zip(tables.ROLES, splits_of(images, f"{amplitude:g} "), strict=True))
+        here = {role: images[f"{amplitude:g} {role}"] for role in tables.ROLES}
         frame = _followed(run, parts, folder, [0, run.steps], partial(TABLES["probes"].measure, images=here))
         frame.insert(0, "nuisance", amplitude)
         frames.append(frame)
