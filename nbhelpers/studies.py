@@ -21,8 +21,12 @@ PER_CLASS = "NBHELPERS_IMAGENET_PER_CLASS"  # how many of each class are looked 
 VARIED = ("width", "images")  # recipe fields that a name holds where they are not the default
 OWN = ("shapes", "cifar10")  # the studies that encoders of this book were trained for
 PAIR = ("cl", "mim")  # the objectives that every chapter sets beside each other
-STYLES = pd.read_csv(DATA / "styles.csv", index_col="label")
-NAMES = {key: name for name, key in STYLES.pop("key").dropna().items()}  # by what training calls an objective
+_LOOKS = pd.read_csv(DATA / "styles.csv", index_col="label")
+NAMES = {key: name for name, key in _LOOKS.pop("key").dropna().items()}  # by what training calls an objective
+# Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
+# Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
+# Published models look like ours of the same objective, and so do their public checkpoints.
+STYLES: dict[str, dict] = _LOOKS.to_dict("index")
 # The paper's own models, and an untrained one of their architecture.
 IMAGENET_MODELS = tuple(
     f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:")

@@ -212,12 +212,12 @@ def test_a_legend_stands_in_the_cell_without_a_panel_beside_published_curves(fra
     axes = plots.panels(["one", "two", "three"], sharey=True)
     for ax in axes[:2]:
         plots.by_depth(frame, "nmi", ax)
-    theirs = plots.published_by_depth(published(), "nmi", axes[2], reference=(0.7, "theirs"))
+    theirs = plots.published_by_depth(published(), "nmi", axes[2])
     assert "published" in theirs.get_title() and theirs.get_ylim() == axes[0].get_ylim()
     plots.legend_below(axes)
     assert not theirs.figure.legends
     told = texts(theirs.figure.axes[-1].get_legend())
-    assert sorted(told) == ["CL", "CL: MoCo v3", "MIM", "MIM: SimMIM", "theirs"]
+    assert sorted(told) == ["CL", "CL: MoCo v3", "MIM", "MIM: SimMIM"]
 
 
 def test_spectra_draw_a_line_per_depth_of_one_model(frame):

@@ -91,7 +91,7 @@ def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(depth=frame["depth"] + offset.astype(int))
 
 
-def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None, column: str = "depth") -> Axes:
+def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None = None, column: str = "depth") -> Axes:
     """Name both axes, let that of values cover its span, and draw the reference, named in the legend."""
     if reference:
         ax.axhline(reference[0], color=GREY, lw=1, ls=(0, (4, 2)), label=reference[1], zorder=1)
@@ -112,7 +112,6 @@ def published_by_depth(
     metric: str,
     ax: Axes | None = None,
     models: Sequence[str] = ("MoCo v3", "SimMIM"),
-    reference: tuple[float, str] | None = None,
     decoder: bool = False,
 ) -> Axes:
     """The published curves of ViT-B/16 for a metric, digitised; bars are the digitising error.
@@ -122,7 +121,6 @@ def published_by_depth(
         metric: which rows to draw.
         ax: where; default the current axes.
         models: whose curves.
-        reference: a horizontal line and its name.
         decoder: whether that of MAE follows its encoder on the axis of depth.
 
     Raises:
@@ -144,7 +142,7 @@ def published_by_depth(
         bars = {"lw": 1.2, "capsize": 1.5, "mfc": "white", "label": name}
         ax.errorbar(line["depth"], line["value"], line["error"], **bars, **look)
     ax.set_title("published: ViT-B/16, ImageNet")
-    return _axes(ax, metric, reference)
+    return _axes(ax, metric)
 
 
 def per_model(frames: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:

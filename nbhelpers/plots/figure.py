@@ -16,18 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from nbhelpers import studies
 from nbhelpers.files import DATA
 from nbhelpers.results import COMPUTED
 from nbhelpers.results.published import PUBLIC
-from nbhelpers.studies import TITLES, label, labels
+from nbhelpers.studies import STYLES, TITLES, label, labels
 
-# Colour (Okabe and Ito's, safe for colour-blind readers), marker and line of each objective, everywhere.
-# Models of one objective that are drawn together, by `label`, share its hue and differ in marker and line.
-# Published models look like ours of the same objective, and so do their public checkpoints.
-STYLES: dict[str, dict] = studies.STYLES.to_dict("index")
-
-MARKERS = "v*X8<>dpHDos^"  # of models that have no style there
+MARKERS = "v*X8<>dpHDos^"  # of models that have none in STYLES
 
 # What the axis of a metric is called, and what it covers at least: the bounds of bounded metrics, else a span
 # in which rounding is not seen.
@@ -85,9 +79,9 @@ def legend_below(axes: Sequence[Axes]) -> Legend:
     figure = np.ravel(axes)[0].figure
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in np.ravel(axes)]
     handles = {name: handle for pair in pairs for handle, name in pair}
-    handles = dict(sorted(handles.items(), key=lambda each: each[0] in REMARKS))  # these behind all encoders
+    handles = dict(sorted(handles.items(), key=lambda each: each[0] in REMARKS))  # remarks come last
     marked = {name for name, it in handles.items() if getattr(it, "get_marker", str)() not in ("", "None")}
-    encoders = marked | {name for name in handles if ", " in name or name in STYLES}  # no references
+    encoders = marked | {name for name in handles if ", " in name or name in STYLES}  # not references
     settings = {name.partition(", ")[2] for name in encoders}
     shared = settings.pop() if len(settings) == 1 and len(handles) > 1 else ""
     entries = handles.values(), [name.removesuffix(f", {shared}") for name in handles]
@@ -149,7 +143,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         if usual and usual["color"] not in {look["color"] for look in styles.values()}:
             styles[model] = usual
     others = [model for model in others if model not in styles]
-    palette = sns.husl_palette(len(others), h=0.8, s=0.7, l=0.45).as_hex() if others else ()
+    palette = sns.husl_palette(len(others), h=0.8, s=0.7, l=0.45).as_hex()
     for model, color, marker in zip(others, palette, cycle(MARKERS), strict=False):
         styles[model] = {"color": color, "marker": marker, "linestyle": "--"}
     return styles
