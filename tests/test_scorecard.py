@@ -281,8 +281,8 @@ def test_a_probe_with_all_labels_comes_before_one_with_few(toy):
     claims = [claim for claim in CLAIMS if claim.number == "14a"]
     card = scorecard.scorecard(["shapes", "cifar10"], claims)
     assert card["effect"].tolist() == pytest.approx([30, 10])  # of generated images there is no such table
-    card = scorecard.along("cifar10", photographs.assign(seen=9), claims)
-    assert card["effect"].item() == pytest.approx(30)
+    card = scorecard.along("cifar10", photographs.assign(seen=9)).set_index("number")
+    assert card["effect"]["14a"] == pytest.approx(30)
 
 
 def test_a_claim_turns_along_a_training(toy):

@@ -47,13 +47,12 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def along(study: str, frame: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+def along(study: str, frame: pd.DataFrame) -> pd.DataFrame:
     """The claims as they stand at each moment of a training, where all that they rest on was measured.
 
     Args:
         study: its name.
         frame: rows of the table `along_training`.
-        claims: default all of them.
 
     Returns:
         Rows as of `scorecard`, with the column `seen`: how many images each encoder had been trained on.
@@ -61,7 +60,7 @@ def along(study: str, frame: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> 
     lines = [
         _line(claim, Moment(study, rows)) | {"seen": seen}
         for seen, rows in frame.groupby("seen")
-        for claim in claims
+        for claim in CLAIMS
     ]
     card = pd.DataFrame(lines, columns=[*COLUMNS, "seen"])
     return card[card["verdict"] != NOT_MEASURED].reset_index(drop=True)

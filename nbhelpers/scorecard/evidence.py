@@ -283,7 +283,7 @@ class Evidence:
         return [(each[widths[0], images], each[widths[-1], images]) for each in labels]
 
     def alike(self, table: str, *kinds: str) -> list[str]:
-        """Labels of encoders in a table: of one width and length, the most usual, where all kinds have it."""
+        """Labels of encoders of the most usual width and length that all kinds have; else the kinds."""
         labels = self._by_size(kinds)
         common = set.intersection(*map(set, labels))
         if TABLES[table].runs or not common:
@@ -291,7 +291,7 @@ class Evidence:
         return [each[max(common)] for each in labels]
 
     def beside(self, who: str, other: str) -> str:
-        """The encoders of another objective with the same width and images, where there are any."""
+        """Label of another objective with the same width and images; its usual one where there is none."""
         alike = ", ".join([other, *who.split(", ")[1:]])
         return alike if alike in self._labels.values() else other
 
@@ -300,7 +300,7 @@ class Evidence:
         return list(dict.fromkeys(label(name) for name in self.study.trained("hybrid")))
 
     def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
-        """A table with these encoders; that of the pair with all models, as chapters read it."""
+        """A table with these encoders; for CL and MIM, with all the study's models, as chapters read it."""
         as_drawn = who in PAIR_LABELS and not TABLES[name].slow
         models = None if as_drawn else tuple(encoder.removesuffix(DECODER) for encoder in encoders)
         if (name, models) not in self._frames:
