@@ -19,7 +19,7 @@ from nbhelpers.studies import OWN, study
 
 CHAPTER = DATA.parent / "book" / "own" / "model.py"
 SVG = "image/svg+xml"
-# What nbconvert writes, which does not look for a text in the metadata of a cell.
+# The text that nbconvert gives to every figure: it does not read the one in the metadata of a cell.
 NO_TEXT = 'alt="No description has been provided for this image"'
 SITE_ONLY = "site"  # tag of the chapter's cells that are about the book, not about the models
 

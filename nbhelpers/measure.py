@@ -35,7 +35,7 @@ from nbhelpers.ranks import rank, world_size
 
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
-# Before pandas 3.1, which reads every digit and warns of the option, the last one could differ.
+# Without this option pandas before 3.1 can read the last digit wrong; later ones are exact and warn of it.
 EXACT = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
 MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
 
@@ -152,7 +152,8 @@ def observe(
             places=places,
         ),
     ):
-        # The first image comes alone, with a batch that no other axis is as long as.
+        # The first image comes alone: no other axis can be taken for a batch of length 1, and features that
+        # depend on the other images of a batch show.
         for indices in filter(len, (share[:1], *share[1:].split(size))):
             before(indices)
             with half:
@@ -167,11 +168,7 @@ def observe(
 
 
 def require_one_pass(encoder: Encoder, seen: int, images: ImageSource) -> None:
-    """Raise if more images were seen than there are.
-
-    Raises:
-        UnsupportedArchitecture: they were.
-    """
+    """Raise `UnsupportedArchitecture` if more images were seen than there are."""
     if seen > len(images):
         raise UnsupportedArchitecture(f"{encoder.name}: a pass runs its blocks several times an image")
 
