@@ -20,6 +20,7 @@ PLACES = ("block", "+sa")
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
 SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # its arguments, in their order
+MASKED = -1e4  # where a bias is at most that, a key gets nothing: masks are -inf, or the least of their type
 UNUSUAL = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask", "q_proj_weight")
 TWO_LINES = """write the block's attention as the one call that can be seen,
     -  x = (q @ k.transpose(-2, -1) * scale).softmax(-1) @ v
@@ -349,7 +350,7 @@ class _Tap(TorchFunctionMode):
         encoder, depth, bias = self.encoder, self.running, call.get("attn_mask")
         if call.get("dropout_p", 0.0) > 0:
             raise RuntimeError(f"{encoder.name}: attention dropout is on in block {depth}")
-        masked = bias is not None and (bias.dtype == torch.bool or bias.isneginf().any())
+        masked = bias is not None and (bias.dtype == torch.bool or (bias <= MASKED).any())
         if call.get("is_causal") or masked:
             raise UnsupportedArchitecture(f"{encoder.name}: block {depth} masks some tokens")
         self.seen.append("attention")

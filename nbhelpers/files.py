@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 DAY = 24 * 3600  # seconds
-TEMPORARY = ".tmp-"  # how names of unfinished files start; .gitignore has it too
+TEMPORARY = ".nbhelpers-tmp-"  # how names of unfinished files start; .gitignore has it too
 # First bytes of what a file often holds in place of weights, an image or an archive.
 DISGUISES = {
     rb"\Z": "an empty file",

@@ -41,6 +41,7 @@ def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
         image: uint8 `1 C H W`; every model sees all of it, without the crop of its preprocessing.
         encoders: one at least.
     """
+    encoders = list(encoders)
     size = sum(e.depth * e.heads * (e.grid[0] * e.grid[1]) ** 2 for e in encoders)
     names = distinct_labels(encoder.name for encoder in encoders)
     models = [

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from nbhelpers.metrics import (
     Accumulator,
     Metric,
     object_attention,
+    object_prior,
     object_tokens,
     patch_attention,
     queries_by_kind,
@@ -33,10 +35,12 @@ from nbhelpers.metrics.streams import Streams
 from nbhelpers.models import Encoder, UnsupportedArchitecture
 from nbhelpers.ranks import rank, world_size
 
+IMPORTED = time.time()
 IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
 # Without this option pandas before 3.1 can read the last digit wrong; later ones are exact and warn of it.
 EXACT = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
+OTHER_IMAGES = ", other images"  # of a label: the same maps on the objects of other images
 MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
 
 
@@ -203,8 +207,9 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
 
     .. math:: \bar m = \frac{1}{|Q|} \sum_{q \in Q} \sum_{k \in \mathrm{object}} A_{qk}
 
-    The softmax is over all tokens, prefix tokens included. Under `torchrun` ranks share the images, as in
-    `analyse`.
+    The softmax is over all tokens, prefix tokens included. The same maps are laid over the objects of other
+    images, too (`object_prior`): what they have there is owed to where objects lie. Under `torchrun` ranks
+    share the images, as in `analyse`.
 
     Args:
         encoder: any that `capture` takes.
@@ -213,8 +218,9 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
 
     Returns:
         Rows `study model objective seed metric depth head value low high images label`, metric
-        "object_attention" in 0..1, with the 95 % interval over images. The label is the kind of query, or
-        "uniform attention": the object's share of all tokens, which attention to all alike would give.
+        "object_attention" in 0..1, with the 95 % interval over images. The label is the kind of query; the
+        same with ", other images": what these maps have on the objects of other images; or "uniform
+        attention": the object's share of all tokens, which attention to all alike would give.
         An image without queries of a kind is left out of its mean; without any it is NaN.
 
     Raises:
@@ -224,21 +230,25 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
     if images.masks is None:
         raise ValueError(f"{images.name} has no object masks")
     share_of = Metric("object_attention", object_attention, "", per_head=True)
-    on = object_tokens(encoder, images.masks[:1])
-    sums = {kind: share_of.of(encoder) for kind in queries_by_kind(encoder, on)}
+    every = object_tokens(encoder, images.masks)
+    on, elsewhere = every[:1], Tensor()
+    kinds = [*queries_by_kind(encoder, on)]
+    sums = {kind + where: share_of.of(encoder) for where in ("", OTHER_IMAGES) for kind in kinds}
     sums["uniform attention"] = replace(share_of, per_head=False).of(encoder)
 
     def add(record: Attention) -> None:
         maps = patch_attention(record.query, record.key, 0, record.bias, record.scale)  # B H N N, all tokens
-        shares = object_attention(maps, on)  # B H N
+        here, there = object_attention(maps, on), torch.einsum("bhqk,bqk->bhq", maps, elsewhere)  # B H N
         for kind, chosen in queries_by_kind(encoder, on).items():
-            mean = (shares * chosen[:, None]).sum(-1) / chosen.sum(-1)[:, None]  # B H
-            sums[kind].update(record.depth, mean)
+            for where, shares in (("", here), (OTHER_IMAGES, there)):
+                mean = shares.masked_fill(~chosen[:, None], torch.nan).nanmean(-1)  # B H
+                sums[kind + where].update(record.depth, mean)
         sums["uniform attention"].update(record.depth, on.float().mean(1))
 
     def look_at(indices: Tensor) -> None:
-        nonlocal on
-        on = object_tokens(encoder, images.masks[indices])
+        nonlocal on, elsewhere
+        on = every[indices.to(every.device)]
+        elsewhere = object_prior(on, every)
 
     observe(encoder, images, batch_size, look_at, on_attention=add)
     frames = [each.compute().assign(label=kind) for kind, each in sums.items()]
@@ -255,7 +265,8 @@ def cached(
 ) -> dict[str, pd.DataFrame]:
     """Frames by name: those that were computed before from the cache folder, the others by `compute`.
 
-    Of an encoder that is `hooked` nothing is kept. Of a cache folder that cannot be used a warning says so.
+    Of an encoder that is `hooked` nothing is kept. A warning says so of a cache folder that cannot be used,
+    and where the code was edited after it was imported: then no key tells which of the two has run.
 
     Args:
         encoder: what was measured; its weights, preprocessing and device are part of each key.
@@ -265,7 +276,10 @@ def cached(
         compute: makes the frames of the names that it is given.
     """
     places: dict[str, Path] = {}
-    if not encoder.hooked:
+    if edited := _edited_files():
+        what = f"{', '.join(edited)} changed since nbhelpers was imported"
+        warnings.warn(f"{what}: nothing is read from the cache or kept; restart Python", stacklevel=3)
+    elif not encoder.hooked:
         who = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images]]
         try:
             for name, key in keys.items():
@@ -323,16 +337,26 @@ CODE = {
 }
 
 
+def _hashed_files(kind: str) -> list[Path]:
+    package = Path(__file__).parent
+    always = map(package.joinpath, ("capture.py", "intervals.py", "models/encoder.py"))
+    return sorted([*always, *(path for pattern in CODE[kind] for path in package.glob(pattern))])
+
+
+def _edited_files() -> list[str]:
+    """Names of the files behind the numbers of frames that were written after they were imported."""
+    paths = {path for kind in ("metrics", "probes") for path in _hashed_files(kind)}
+    return sorted(path.name for path in paths if path.stat().st_mtime > IMPORTED)
+
+
 @lru_cache
 def code_version(kind: str) -> str:
     """Hash of the code that turns weights and images into a frame, by the keys of `CODE`.
 
     Docstrings and comments do not count: they change no number.
     """
-    package = Path(__file__).parent
-    files = [path for pattern in CODE[kind] for path in package.glob(pattern)]
     digest = hashlib.sha256()
-    for path in sorted([*map(package.joinpath, ("capture.py", "intervals.py", "models/encoder.py")), *files]):
+    for path in _hashed_files(kind):
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
-from nbhelpers.files import ROOT
+from nbhelpers.files import ROOT, cache_dir
 from nbhelpers.images import ArraySource
 from nbhelpers.measure import IDENTITY, analyse, attention_maps, object_attention_by_depth
 from nbhelpers.metrics import METRICS, attention_distance, feature_variance, nmi
@@ -93,6 +93,16 @@ def test_the_cache_is_used_and_knows_weights_images_and_code(monkeypatch):
     monkeypatch.setattr(module, "code_version", lambda kind: "other code")
     with pytest.raises(Again):
         analyse(tiny(), toy(), NAMES)
+
+
+def test_code_that_was_edited_after_its_import_keeps_and_reads_nothing(monkeypatch):
+    with monkeypatch.context() as edited:
+        edited.setattr(module, "IMPORTED", 0.0)
+        with pytest.warns(UserWarning, match="attention.py.* changed since nbhelpers was imported"):
+            analyse(tiny(), toy(), NAMES)
+    assert not [*cache_dir().glob("frames/*")]
+    analyse(tiny(), toy(), NAMES)
+    assert [*cache_dir().glob("frames/*")]
 
 
 def test_a_metric_of_ones_own_is_not_answered_from_the_cache(monkeypatch):

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import einops
@@ -396,9 +397,9 @@ def _bmm(q, k, v):
     return torch.bmm(maps, v.flatten(0, 1)).view_as(v)
 
 
-def _masked(q, k, v):
+def _masked(q, k, v, low=-torch.inf):
     bias = torch.zeros(6, 6)
-    bias[:, 0] = -torch.inf
+    bias[:, 0] = low
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
@@ -463,6 +464,7 @@ def test_attention_of_other_makes(name):
     ("attend", "reason"),
     [
         (_masked, "block 1 masks some tokens"),
+        (partial(_masked, low=torch.finfo(torch.float32).min), "block 1 masks some tokens"),
         (_causal, "block 1 masks some tokens"),
         (lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), "block 1 masks some tokens"),
         (lambda *qkv: F.scaled_dot_product_attention(*qkv, dropout_p=0.3), "dropout is on in block 1"),

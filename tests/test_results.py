@@ -380,14 +380,17 @@ def test_with_every_label_the_last_block_is_probed(tiny):
 def test_fine_tuning_tables(tiny, monkeypatch):
     short = tables.probes.FineTuning(steps=2, batch_size=4)
     values = {"SHARES": (0.1, 1.0), "FINE_TUNING": short, "NEW_BLOCKS": (1,)}
-    for name, value in (values | {"FINE_TUNING_ON_ALL": replace(short, half=True)}).items():
+    on_all = {"FINE_TUNING_ON_ALL": replace(short, half=True), "FINE_TUNING_LONGER": replace(short, steps=5)}
+    for name, value in (values | on_all).items():
         monkeypatch.setattr(tables, name, value)
-    few, new, every = (measured(name, *tiny) for name in ("fine_tuning", "new_blocks", "all_labels_tuned"))
+    names = ("fine_tuning", "new_blocks", "all_labels_tuned", "tuned_longer")
+    few, new, every, longer = (measured(name, *tiny) for name in names)
     columns = ["label", "share", "first", "last"]
     assert few[columns].to_numpy().tolist() == [["shape", 0.1, 0, 0], ["shape", 1.0, 0, 0]]
     assert new[columns].to_numpy().tolist() == [["shape", 1.0, 1, 0], ["shape", 1.0, 0, 1]]
-    assert every[["label", "share", "images"]].to_numpy().tolist() == [["shape", 1.0, 120]]
-    assert pd.concat([few, new, every])["value"].between(0, 1).all()
+    for rows in (every, longer):
+        assert rows[["label", "share", "images"]].to_numpy().tolist() == [["shape", 1.0, 120]]
+    assert pd.concat([few, new, every, longer])["value"].between(0, 1).all()
 
 
 def test_the_profile_looks_into_a_decoder(tiny):

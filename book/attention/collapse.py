@@ -329,12 +329,13 @@ Markdown(" ".join(said)) if said else None
 # ## Takeaways
 #
 # - CL's late maps depend less on the query than MIM's in both studies. They are also flatter; the numbers above say how
-#   much of it that can explain, and the rest is collapse. On photographs supervision goes with CL; on
-#   generated images that is undecided, and DINO too flat to tell.
+#   much of it that can explain; the rest is a weaker dependence on the query, as CL's NMI is still more than half of what
+#   its entropy allows. On photographs supervision goes with CL; on generated images that is undecided, and DINO too flat
+#   to tell. MAE stays with MIM on photographs; on generated images its NMI lies between the two.
 # - Some narrow encoders of CL have collapsed further than the wide one: an NMI near 0, with an entropy that is clearly
 #   below 1.
-# - That NMI falls towards the last block is no mark of CL alone: on photographs CL's falls further than MIM's, on generated
-#   images it is the other way round.
+# - That NMI falls towards the last block is no mark of CL alone: on photographs the NMI of the wide CL falls further than
+#   that of the wide MIM, on generated images it is the other way round, and so it is for most narrower pairs of both.
 # - NMI asks whether *where I am* matters for *where I look*. At 0 the answer is no.
 # - A low NMI alone is no collapse. Read it beside the entropy, and beside an untrained encoder.
 # - A collapsed map still says *what* in the image matters, which is enough to tell images apart, and nothing about *this*

@@ -11,8 +11,8 @@
 # image models, above all in the late blocks {cite:p}`park2023what`.
 #
 # A convolution sees as far as its kernel. A Vision Transformer can look across the whole image from its first block on;
-# how far it looks is learnt. To fill in a hidden patch, its neighbours are the best guide. To tell one image from
-# all others, no single neighbourhood is enough.
+# how far it looks is learnt. One would expect that to fill in a hidden patch its neighbours are the best guide, and that
+# to tell one image from all others no single neighbourhood is enough.
 #
 # The *attention distance* of a head is the distance in pixels between a query patch and the patches it attends to,
 # weighted by attention and averaged over the $N$ queries:

@@ -41,9 +41,10 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import photographs
+from nbhelpers.intervals import difference
 from nbhelpers.measure import attention_maps, object_attention_by_depth
 from nbhelpers.results import at_end, by_label, gather, late, published_maps, table
-from nbhelpers.results.summary import difference_by_depth
+from nbhelpers.scorecard.evidence import READINGS
 from nbhelpers.studies import OWN, label
 
 plots.style()
@@ -60,8 +61,9 @@ pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in OWN}
 scorecard.result(["2"], STUDIES, MODELS)
 
 # %% [markdown]
-# Whether the map lies on the object is a second question. Its answer depends on which query is asking; these rows were
-# fixed after the curves below had been seen:
+# Whether the map lies on the object is a second question. Its answer depends on which query is asking, and on what it is
+# compared with. These rows were fixed after curves of them had been seen, and compared with the object's area at first;
+# a map that always looks at the middle, where objects lie, passes that:
 
 # %% tags=["hide-input"]
 scorecard.result(["21a", "21b", "21c"], ["shapes"], MODELS)
@@ -178,12 +180,29 @@ both.map("{:.2f}".format, na_action="ignore").fillna("")
 # $$
 #
 # Here $A$ is the softmax over *all* tokens, since the class token is one of the queries. A query that looks everywhere
-# alike has a share equal to the object's area, and one that looks at the object alone has 1. It matters which query is
+# alike has a share equal to the object's area $a$, and one that looks at the object alone has 1. It matters which query is
 # asking: the class token, a patch of the object (which finds the object by looking next to itself), or a patch of the
 # background (which has to look for it).
+#
+# Objects lie near the middle. A map that always looks there, whatever the image, has a share above the area without having
+# found anything. So the same map is laid over the objects of *other* images,
+#
+# $$
+# \bar m_q = a + \sum_{k} A_{qk} \, \langle o'_k - a' \rangle ,
+# $$
+#
+# with $o'_k = 1$ where key $k$ lies on another image's object, else 0, and $a'$ the area of that object, so that sizes do
+# not count. The mean is over images that are like the query's own: a patch of the object is compared with objects that
+# cover it too, any other query with those that do not. Only what $m_q$ has beyond $\bar m_q$ was found in the image.
 
 # %%
-from nbhelpers.metrics import object_attention, object_tokens, queries_by_kind
+from nbhelpers.measure import OTHER_IMAGES
+from nbhelpers.metrics import (
+    object_attention,
+    object_prior,
+    object_tokens,
+    queries_by_kind,
+)
 
 images = study("shapes").images("test")
 on = object_tokens(encoder, images.masks[:8])  # B N: the keys of the sum
@@ -193,10 +212,20 @@ m = (A * on[:, None, None]).sum(-1)  # B H N: a share for each query
 assert_close(m, object_attention(A, on), atol=1e-5, rtol=1e-4)
 
 # %%
-of_kind = {}
+o = object_tokens(encoder, images.masks).float()  # M N: of all images
+others = (o - o.mean(1, keepdim=True))[1:].mean(0)  # N: mean without the first
+a = on[0].float().mean()
+m_bar = (A[0, :, 0] * (a + others)).sum(-1)  # H: class token, first image
+
+p = object_prior(on, o.bool())  # B N N: the same for every query and image
+assert_close(m_bar, (A[0, :, 0] * p[0, 0]).sum(-1), atol=1e-4, rtol=1e-3)
+
+# %%
+of_kind, m_bar = {}, (A * p[:, None]).sum(-1)  # B H N
 for kind, chosen in queries_by_kind(encoder, on).items():  # B N: the queries
-    mean = (m * chosen[:, None]).sum(-1) / chosen.sum(-1)[:, None]  # B H
-    of_kind[kind] = mean.mean(0).tolist()
+    for where, share in (("", m), (OTHER_IMAGES, m_bar)):
+        own = share.masked_fill(~chosen[:, None], torch.nan)
+        of_kind[kind + where] = own.nanmean((0, 2)).tolist()
 pd.DataFrame(of_kind).rename_axis(index="head").T.round(3)
 
 # %% [markdown]
@@ -204,17 +233,20 @@ pd.DataFrame(of_kind).rename_axis(index="head").T.round(3)
 
 # %% tags=["hide-input"]
 shares = table("shapes", "objects", MODELS, n_images=N_IMAGES, seed=SEED)
-kinds = {kind: rows for kind, rows in shares.groupby("label", sort=False)}
-areas = kinds.pop("uniform attention").groupby("model")["value"].mean()
 whole = shares[shares["head"] < 0]
-last = {
-    kind: at_end(whole[whole["label"] == kind], "object_attention") for kind in kinds
-}
+of = {kind: rows for kind, rows in whole.groupby("label", sort=False)}
+areas = of.pop("uniform attention").groupby("model")["value"].mean()
+kinds = [kind for kind in of if not kind.endswith(OTHER_IMAGES)]
 
-# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model and a dot per head, the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the object's share of all tokens, which a query that looks everywhere alike gives it. The maximum is 1."}}
-axes = plots.panels([*kinds], sharey=True)
-for ax, rows in zip(axes, kinds.values(), strict=True):
-    plots.by_depth(rows, "object_attention", ax, heads=True)
+# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model, and a dotted one for the same maps on the objects of other images; the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query; mean over heads, with the 95 % interval over images. Dotted, in the same colour: what the same maps have on the objects of other images. Dashed: the object's share of all tokens, which a query that looks everywhere alike gives it. The maximum is 1."}}
+axes = plots.panels(kinds, sharey=True)
+for ax, kind in zip(axes, kinds, strict=True):
+    plots.by_depth(of[kind], "object_attention", ax)
+    for (model, objective), rows in of[kind + OTHER_IMAGES].groupby(
+        ["model", "objective"]
+    ):
+        color = plots.line_style(model, objective)["color"]
+        ax.plot(rows["depth"], rows["value"], ":", color=color)
     for area in areas.round(2).unique():
         ax.axhline(area, color="#555555", lw=1, ls="--", label="area of the object")
 legend = plots.legend_below(axes)
@@ -223,67 +255,64 @@ legend = plots.legend_below(axes)
 plots.download(shares, "object_attention")
 
 # %% [markdown]
-# In the last block, beside the area of the object:
+# In the last block, in brackets the same maps on the objects of other images:
 
 # %% tags=["hide-input"]
-columns = {kind: by_label(rows) for kind, rows in last.items()}
-columns["area"] = areas.rename(label).to_dict()
-pd.DataFrame(columns).round(2)
+columns = {}
+for kind in kinds:
+    here, there = (
+        by_label(at_end(of[each], "object_attention"))
+        for each in (kind, kind + OTHER_IMAGES)
+    )
+    columns[kind] = {who: f"{here[who]:.2f} ({there[who]:.2f})" for who in here}
+columns["area"] = areas.rename(label).map("{:.2f}".format).to_dict()
+pd.DataFrame(columns)
 
 # %% [markdown]
-# "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its area
-# explains. Patches of the object are the easy case: looking around themselves is enough. The patches of the background
-# are the test. The class token is a test only where training has used it. MIM's loss does not read the class token, so
-# a low share there says nothing about masked image modelling.
+# "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its place
+# explains. The patches of the background are the test: they have to look for it. The class token is a test only where
+# training has used it. MIM's loss does not read the class token, so a low share there says nothing about masked image
+# modelling.
+
 
 # %% tags=["hide-input"]
-passed = {
-    kind: {
-        label(each.model) for each in rows.itertuples() if each.low > areas[each.model]
-    }
-    for kind, rows in last.items()
-}
-everywhere = sorted(set.intersection(*passed.values()))
-class_only = sorted(passed["class token"] - passed["background patches"])
-everywhere, class_only = (" and ".join(them) for them in (everywhere, class_only))
-said = f"of all three kinds in {everywhere or 'no encoder'}"
-if class_only:
-    said += f", and of the class token but not of the background in {class_only}"
-Markdown(f"The object gets more attention than its area explains from queries {said}.")
+def found(kind):
+    """Labels of encoders whose maps of the last block lie on the object beyond its place."""
+    here, there = (
+        scorecard.read_labels(of[each], READINGS["last"])
+        for each in (kind, kind + OTHER_IMAGES)
+    )
+    beyond = {who: difference(here[who], there[who], same_encoder=True) for who in here}
+    return {who for who, part in beyond.items() if part.low > 0}
+
+
+# %% tags=["hide-input"]
+names = {kind: " and ".join(sorted(found(kind))) or "no encoder" for kind in kinds}
+said = "; ".join(f"of the {kind} in {those}" for kind, those in names.items())
+Markdown(f"""In the last block the object gets more attention than its place explains from
+queries {said}.""")
 
 # %% [markdown]
-# An interval that leaves out 0 can still be a small effect. So here is how far the background queries of the last block lie
-# above the area, and at which depth they look at the object most:
+# How far the queries of the background lie above the dotted line in each block, in points:
 
 # %% tags=["hide-input"]
-test = whole[whole["label"] == "background patches"].reset_index(drop=True)
-end = last["background patches"].set_index("model")[["value", "low", "high"]]
-above = (
-    end.sub(areas, axis=0).loc[end.index].rename(columns={"value": "last block − area"})
+kind = "background patches"
+curves = (
+    of[each].pivot(index="model", columns="depth", values="value")
+    for each in (kind, kind + OTHER_IMAGES)
 )
-top = test.loc[test.groupby("model")["value"].idxmax()].set_index("model")
-above["highest share"], above["in block"] = top["value"], top["depth"]
-above.rename(index=label).rename_axis(None).round(3)
-
-# %% tags=["hide-input"]
-two = [*test.loc[test["objective"] != "random", "model"].unique()][:2]
-said = "There are no two trained encoders whose order could change with depth."
-if len(two) == 2:
-    apart = difference_by_depth(test, *two).query("apart")
-    ahead = []
-    for who, sign in zip(two, (1, -1), strict=True):
-        depths = apart.loc[sign * apart["value"] > 0, "depth"].astype(str)
-        ahead.append(f"{label(who)} in {', '.join(depths) or 'none'}")
-    said = "The blocks in which background queries of one look at the object more than "
-    said += f"those of the other: {'; '.join(ahead)}."
-Markdown(said)
+here, there = curves
+points = (100 * (here - there)).rename(index=label)
+points.rename_axis(index=None, columns="block").map("{:+.1f}".format).replace(
+    "-", "−", regex=True
+)
 
 # %% [markdown]
 # ## What would refute it
 #
 # Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder: row 2 of
 # [Attention collapse](collapse.py), *does not show*. That they follow the object is refuted for a kind of query whose curve
-# lies late at the dashed line or under it: rows 21a and 21b, *does not show*.
+# lies late at its dotted line or under it: rows 21a and 21b, *does not show*.
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/maps", STUDIES, MODELS)
@@ -292,8 +321,10 @@ scorecard.rows("attention/maps", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Late maps are more alike in CL than in MIM, and not equal. On generated images the class token of CL finds the
-#   object; its patches of the background look at it hardly more than its area explains. Those of MIM look at it most in the
-#   middle blocks, and lose it in the last.
+#   object, though most of what it has beyond the area it owes to where objects lie. CL's patches of the background do not
+#   find it. Those of MIM do in the middle blocks, and no longer in the last.
+# - Compare a map with the right reference. That attention lies on objects more than their area explains is no news where
+#   objects lie in the middle; lay the same map over other images.
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
 # - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
 #   same *something*.

@@ -7,9 +7,9 @@
 # %% [markdown]
 # # Principal components
 #
-# **Claim.** What a masked pixel model knows of an image's class lies outside the directions in which its features vary most.
-# Those are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of
-# whoever compares features by their distance {cite:p}`vanyan2023local`.
+# **Claim.** What a masked pixel model knows of an image's class lies outside the directions in which its features vary
+# most. Those are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of whoever compares
+# features by their distance {cite:p}`vanyan2023local`.
 #
 # How good a masked encoder looks [depends on the probe](../components/behaviour.py): on generated images it gains far more
 # than a contrastive one from a probe that is trained. Think of the backs of books in a library: the title is in large
@@ -110,9 +110,9 @@ Markdown("\n".join(lines))
 
 # %% [markdown]
 # A gain or a loss counts if its 95 % interval leaves out zero (table below). The scorecard's rows are about SimMIM. MAE
-# fills in pixels too, here in a shorter training: what it loses in this list speaks against the claim for masked pixel
-# models as such. On generated images both rows are about the label *shape*; of the texture the leading eighth tells MIM's
-# probe as much as CL's.
+# fills in pixels too, on photographs here in a shorter training: what it loses in this list speaks against the claim for
+# masked pixel models as such. On generated images both rows are about the label *shape*; of the texture the leading
+# eighth tells MIM's probe as much as CL's.
 #
 # ## The quantity
 #

@@ -249,8 +249,10 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Here the target moved attention and frequencies towards CL on photographs. On generated images it moved frequencies;
-#   of attention that is undecided. Whether shape bias and neighbours follow is undecided in both.
+# - Here the target moved attention and Δ log amplitude towards CL on photographs. On generated images it moved Δ log
+#   amplitude; of attention that is undecided. CL of this size has a low Δ log amplitude since its tokens are nearly
+#   equal, and those of latent MIM are not: the number is on the way to CL's, the property need not be. Whether shape bias
+#   and neighbours follow is undecided in both.
 # - "Masked image modelling" names what is hidden from a model. Ask, too, what it has to say about the hidden part.
 # - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
 #   again.

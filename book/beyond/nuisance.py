@@ -162,13 +162,13 @@ upto_each("18", "MIM loses more by")
 #
 # ## Is it what the two views share?
 #
-# The two views of a contrastive pair are crops of one image, and its background is in both. No other image has that pattern,
-# so once it is loud it may be the surest way to tell the pair from all others. No augmentation of the recipe takes it away:
-# crops keep it, changed colours keep its form. The theory asks for views that differ in the nuisance.
+# The two views of a contrastive pair are crops of one image, and its background is in both. No other image has that
+# pattern, so once it is loud it may be the surest way to tell the pair from all others. No augmentation of the recipe
+# takes it away: crops keep it, changed colours keep its form. The theory asks for views that differ in the nuisance.
 #
-# That can be tried here. Each image is rendered twice, background and noise drawn anew behind the same object, and each view
-# is cut from a rendering of its own. Nothing else of the training changes. If the shared background is to blame, **CL of two
-# renderings** keeps the shape.
+# That can be tried here. Each image is rendered twice, background and noise drawn anew behind the same object, and each
+# view is cut from a rendering of its own. Nothing else of the training changes. If the shared background is to blame,
+# **CL of two renderings** keeps the shape.
 
 # %%
 two = [generate_block("test", SEED, nuisance=2, rendering=r) for r in range(2)]
@@ -272,8 +272,9 @@ scorecard.rows("beyond/nuisance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL hardly notices a nuisance that is small in pixels, which costs MIM much of its accuracy at once, and CL of two
-#   renderings some. Where nuisance is most of the image, none learns much of the shape in a short training.
+# - In one short training of each, CL hardly notices a nuisance that is small in pixels, which costs MIM much of its
+#   accuracy at once, and CL of two renderings some. Where nuisance is most of the image, none learns much of the shape in
+#   a short training.
 # - Here, views that did not share the nuisance were no cure for it, after one short training of one seed.
 # - An explanation that sounds right is worth a training. This one, a background that both views share, found no support
 #   in it.

@@ -49,10 +49,11 @@ frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
 # %% [markdown]
 # ## Result
 #
-# The scorecard has no row for this claim. A block has a sink if the share of attention that goes to the prefix is, with its
-# whole interval, above twice that of uniform attention; "late" is the mean over the last third of the blocks. High-norm
-# tokens count as found if, late, more than one token in a thousand has over three times the median norm. Both limits are
-# conventions, so read the shares beside the verdicts. What the tokens hold is not measured here.
+# The scorecard has no row for this claim. A block has a sink if the share of attention that goes to the prefix is, with
+# its whole interval, above twice that of uniform attention; "late" is the mean over the last third of the blocks.
+# High-norm tokens count as found if, late, more than one token in a thousand has over three times the median norm. Both
+# limits are conventions, so read the shares beside the verdicts. What the tokens hold is not measured here, nor whether
+# every query pays them alike.
 
 # %% tags=["hide-input"]
 uniform = {}

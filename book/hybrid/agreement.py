@@ -418,7 +418,7 @@ now[["value", "low", "high"]].T.round(3)
 #
 # ## Exercises
 #
-# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae.n512000",
+# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae",
 #    "shapes.supervised.n1000000"]` into `MODELS`.
 # 2. **Free of noise.** Do the first panel, a cosine on single batches, and the second, between expected gradients, agree?
 

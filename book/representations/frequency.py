@@ -205,7 +205,8 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 #
 # - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, on generated images after the first of
 #   the late blocks alone. That MIM's last blocks lower them shows on generated images alone, and there the constant part
-#   grows: the tokens become more alike, not smoother.
+#   grows: the tokens become more alike, not smoother. On photographs both lie far above the untrained encoder: training
+#   makes tokens rougher in both, in CL less so.
 # - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
 # - Look at the whole spectrum before you say *smooth*: a large vector that all tokens share lowers every frequency.
 # - "More high frequencies late" and "the last blocks lower them" are two statements; an encoder may show the one

@@ -226,7 +226,8 @@ scorecard.rows("representations/geometry", STUDIES, MODELS)
 #
 # - Late attention moves tokens more in unison in CL than in MIM, though MIM's do not move separately either: much of
 #   their update is common, far more than 1/N. On generated images neither's tokens gather by image.
-# - The common share tells whether a block moves an image as a whole or its tokens one by one.
+# - The common share tells whether a block moves an image as a whole or its tokens one by one. It follows from how alike
+#   the maps of an image are: this is row 2 of the scorecard in the units of the stream, no independent evidence.
 # - It is 1 for an encoder that knows nothing. Read it beside the untrained one, and over all depths.
 # - Moving together is not being together: whether tokens end up as clumps is a question of its own.
 #

@@ -39,8 +39,10 @@ from scipy.stats.contingency import association
 
 from nbhelpers import plots, study
 from nbhelpers.images.shapes import SHAPES, TEXTURES
+from nbhelpers.models import manifest
 
 plots.style()
+PAIRS = [f"{name}.{kind}" for name in ("shapes", "cifar10") for kind in ("cl", "mim")]
 images = study("shapes").images(SPLIT).subset(N_IMAGES, seed=SEED)
 shape, texture = images.labels["shape"], images.labels["texture"]
 
@@ -119,6 +121,34 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 # Any folder of images works as well: `study("folder:/path/to/images")`. The study `imagenet` reads photographs of
 # ImageNet or Imagenette with the public encoders of the paper; the environment variable `NBHELPERS_IMAGENET` names
 # their folder, and classes take turns in what is drawn from it.
+#
+# ## The encoders
+#
+# CL is MoCo v3 {cite:p}`chen2021mocov3`, and MIM is SimMIM {cite:p}`xie2022simmim`, where a label does not say otherwise.
+# All encoders of the book have 64 patch tokens and a class token, and fixed positions made of sines and cosines; those of
+# generated images first set each image to mean 0 and deviation 1. In the paper the two also differ in architecture, as
+# SimMIM has relative positions in place of absolute ones, and scaled residuals. Here they do not, but their views still
+# differ as published:
+
+# %% tags=["hide-input"]
+rows = {name: row for name, row in manifest().items() if name in PAIRS}
+lines = {}
+for name, row in rows.items():
+    run, size = row["recipe"], row["architecture"]
+    views, options = run["augmentation"], run["options"]
+    lines[name] = {
+        "blocks, width, heads": f"{size['depth']}, {size['width']}, {size['heads']}",
+        "images seen": f"{row['images_seen']:,}",
+        "batch": run["batch_size"],
+        "crops from": f"{views['crop_scale'][0]:.0%} of the area",
+        "colours": {"none": "as they are"}.get(views["colour"], "changed"),
+        "hidden": f"{options['mask_ratio']:.0%}" if "mask_ratio" in options else "",
+    }
+pd.DataFrame(lines)
+
+# %% [markdown]
+# Others are narrower, or saw another number of images; their labels say so. Those that were trained on one core of a
+# processor, such as MAE and the supervised ones, took smaller batches, and so more steps for as many images.
 
 # %% [markdown]
 # ## What would refute it

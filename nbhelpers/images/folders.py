@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tarfile
 import warnings
 from collections import Counter
@@ -19,6 +20,9 @@ from nbhelpers.images.source import ImageSource, MissingDataError, Triple, chann
 
 STATISTICS_IMAGES = 256  # images of a folder whose pixels give mean and deviation
 HIDDEN = (".", "__MACOSX")  # how names begin that a system, not a person, put beside images
+
+# Names of folders that hold parts of a set, seldom its classes.
+NO_CLASSES = {"images", "img", "masks", "annotations", "labels", "train", "val", "valid", "test"}
 
 
 class FileSource(ImageSource):
@@ -158,12 +162,17 @@ def unpacked(path: Path) -> Path:
         raise MissingDataError(f"there is no folder or tar archive {path}")
     if not path.is_file():
         raise ValueError(f"{path} is neither a folder nor a regular file")
-    target = cache_dir() / "images" / f"unpacked-3-{sha256(path)}"
-    if target.exists():
-        return target
+    target = cache_dir() / "images" / f"unpacked-4-{sha256(path)}"
+    counted = target.with_suffix(".files")
     try:
+        if target.exists():
+            if counted.exists() and int(counted.read_text()) == _files(target):
+                return target
+            shutil.rmtree(target)  # something cleans the cache folder file by file
         with tarfile.open(path) as archive, atomic_path(target) as temporary:
             _unpack(archive, temporary)
+            with atomic_path(counted) as number:
+                number.write_text(str(_files(temporary)))
         return target
     except Exception as error:  # tarfile and what decompresses raise almost any type on broken bytes
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
@@ -174,6 +183,10 @@ def unpacked(path: Path) -> Path:
             kind = kind or "a single image (name the folder that it lies in)"
         what = f"{kind or f'not a complete tar archive: {error}'}; give a folder or a tar archive"
         raise ValueError(f"{path} is {what}") from error
+
+
+def _files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
 
 
 def _unpack(archive: tarfile.TarFile, target: Path) -> None:
@@ -199,4 +212,7 @@ def _by_class(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         places = [str(path / parent) for parent in sorted(groups)[:: max(1, len(groups) // 4)]]
         where = f"not in {', '.join(places)} ...; name one set's folder (an archive has to be unpacked first)"
         raise ValueError(f"{path}: images must lie in CLASS/FILE, classes side by side, {where}")
-    return {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}
+    classes = {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}
+    if len(classes) > 1 and (parts := [name for name in classes if name.lower() in NO_CLASSES]):
+        warnings.warn(f"{path}: {', '.join(parts)} are taken for classes; or name one of them", stacklevel=4)
+    return classes

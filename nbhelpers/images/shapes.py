@@ -256,4 +256,4 @@ def shapes(split: str = "test", nuisance: float = 1.0, rendering: int = 0) -> Ar
     classes = {"shape": SHAPES, "texture": TEXTURES}
     name = f"shapes/{split}" if nuisance == 1 else f"shapes/{split}, nuisance {nuisance:g}"
     name += f", rendering {rendering}" if rendering else ""
-    return ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD, "generated")
+    return ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD, "generated", True)

@@ -30,6 +30,7 @@ class ImageSource(Dataset):
         masks: `bool N H W`, true on the object, or None where the source knows no objects.
         mean: mean of each colour channel, images scaled to 0..1.
         std: standard deviation of each colour channel over all pixels, images scaled to 0..1.
+        known_by_labels: whether images of equal labels and name are generated alike.
         fingerprint: hexadecimal, changes when images, labels or their order change.
         digests: hexadecimal, of each image: equal for equal pixels, or for equal files where it reads files.
     """
@@ -41,14 +42,15 @@ class ImageSource(Dataset):
     masks: Tensor | None
     mean: Triple
     std: Triple
+    known_by_labels = False
     fingerprint: str
     digests: list[str]
 
     @property
     def identity(self) -> str:
-        """As `fingerprint`, but of labels alone for generated images: machines round their pixels apart."""
+        """As `fingerprint`, but of labels alone where they tell all: machines round pixels apart."""
         labels = [self.labels[key] for key in sorted(self.labels)]
-        return content_fingerprint(*labels) if self.origin == "generated" else self.fingerprint
+        return content_fingerprint(*labels) if self.known_by_labels else self.fingerprint
 
     def select(self, indices: Sequence[int] | Tensor) -> "ImageSource":
         """The images at `indices`, in that order, or where a `bool N` is true.
@@ -167,6 +169,7 @@ class ArraySource(ImageSource):
     mean: Triple | None = None
     std: Triple | None = None
     origin: str = "memory"
+    known_by_labels: bool = False
 
     def __post_init__(self) -> None:
         """Check that everything fits together and compute what was not given."""

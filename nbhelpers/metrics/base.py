@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -73,8 +74,8 @@ def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable
     return decorate
 
 
-# Answers of `remembered` functions; None outside of `remembering`.
-_answers: dict[tuple, tuple[Tensor, Tensor]] | None = None
+# Answers of `remembered` functions, of each thread its own; None outside of `remembering`.
+_answers: ContextVar[dict[tuple, tuple[Tensor, Tensor]] | None] = ContextVar("answers", default=None)
 
 
 @contextmanager
@@ -83,12 +84,11 @@ def remembering() -> Iterator[None]:
 
     The tensors must not change meanwhile.
     """
-    global _answers
-    _answers = {}
+    outside = _answers.set({})
     try:
         yield
     finally:
-        _answers = None
+        _answers.reset(outside)
 
 
 def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -107,12 +107,13 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(function)
     def once(*args: Any, **kwargs: Any) -> Tensor:
-        if _answers is None or kwargs:
+        answers = _answers.get()
+        if answers is None or kwargs:
             return function(*args, **kwargs)
         key = (function, id(args[0]), *args[1:])
-        if key not in _answers:
-            _answers[key] = (args[0], function(*args))  # the tensor is held, or another could get its id
-        return _answers[key][1]
+        if key not in answers:
+            answers[key] = (args[0], function(*args))  # the tensor is held, or another could get its id
+        return answers[key][1]
 
     return once
 

@@ -84,3 +84,37 @@ def queries_by_kind(encoder: Encoder, on_object: Tensor) -> dict[str, Tensor]:
     patch[:, : encoder.prefix] = False
     kinds = {"class token": class_token, "object patches": on_object}
     return kinds | {"background patches": patch & ~on_object}
+
+
+def object_prior(on_object: Tensor, every: Tensor) -> Tensor:
+    r"""How often a key lies on the objects of other images: what a map has on its own owing to place.
+
+    .. math:: p_{qk} = a + \langle o'_k - a' \rangle
+
+    with $o'_k$ whether key $k$ lies on another image's object, $a'$ the share of its tokens that do and $a$
+    the same of the query's own image, so that no difference in size counts. The mean is over the images that
+    are alike in query $q$: on their objects where it lies on its own, else (a class token, too) those on
+    whose objects it does not lie.
+
+    Args:
+        on_object: bool `B N`, which tokens lie on the object, of some images.
+        every: the same of all images, these included, `M N`.
+
+    Returns:
+        `B N N`, queries by keys; NaN in rows of queries that no other image has alike.
+
+    Example: objects of two tokens; the first token of the first image lies on that of the second, too.
+        >>> every = torch.tensor([[True, True, False], [True, False, True]])
+        >>> object_prior(every[:1], every)[0].abs().round(decimals=3).tolist()
+        [[1.0, 0.0, 1.0], [nan, nan, nan], [nan, nan, nan]]
+    """
+    all_on, area = every.float(), on_object.float().mean(1)[:, None, None]
+    beyond = all_on - all_on.mean(1, keepdim=True)  # M N
+    total, with_query = (
+        beyond.sum(0),
+        all_on.mT @ beyond,
+    )  # of all images, of those with the query on the object
+    query_on, count = on_object[:, :, None], all_on.sum(0)[:, None]
+    images = torch.where(query_on, count, len(every) - count) - 1  # without its own
+    others = torch.where(query_on, with_query, total - with_query) - (on_object[:, None].float() - area)
+    return area + others / images

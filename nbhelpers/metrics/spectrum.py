@@ -148,6 +148,8 @@ class ImageSpectrum(Accumulator):
     def update(self, depth: int, values: Tensor) -> None:
         """Count the mean tokens `B D` of a few images."""
         super().update(depth, values)
+        if not len(values):  # whose mean is none
+            return
         images = values.detach().to(self.moments)
         batch = torch.zeros_like(self.moments[depth])
         batch[0, 0], batch[0, 1:] = len(images), images.mean(0)

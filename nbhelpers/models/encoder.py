@@ -315,7 +315,7 @@ def _read(module: nn.Module, path: str) -> dict[str, Any]:
     config = read("pretrained_cfg") or {}
     known = {key: config.get(key) for key in ("mean", "std", "interpolation", "crop_mode")}
     known["crop"] = config.get("crop_pct")
-    known["name"] = config.get("architecture") or type(module).__name__
+    known["name"] = config.get("architecture") or type(module).__name__.lstrip("_")  # legends omit "_..."
     known["prefix"], known["width"] = read("num_prefix_tokens"), read("embed_dim")
     if known["prefix"] is not None:  # counted as timm does, whose prefix may be registers alone
         places = (*holders, read("embeds"))

@@ -1,5 +1,7 @@
 """Pre-training of the book's own encoders, one file an objective and one trainer for all."""
 
+import json
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -114,7 +116,7 @@ def pretrain(
 
 
 def _require_seed_of(recipe: Recipe, study: str, architecture: dict[str, Any], folder: Path | None) -> None:
-    """Raise where an encoder whose name differs in the seed alone is of another architecture.
+    """Raise where an encoder whose name differs in the seed alone has another architecture; warn of recipes.
 
     Such encoders are taken for seeds of one training, and their values are averaged.
     """
@@ -125,3 +127,8 @@ def _require_seed_of(recipe: Recipe, study: str, architecture: dict[str, Any], f
             differ = [f"{k} {theirs[k]}, not {ours}" for k, ours in architecture.items() if theirs[k] != ours]
             if differ:
                 raise ValueError(f"{name} has {', '.join(differ)}: a seed of it has the same")
+            ours = json.loads(json.dumps(asdict(replace(recipe, seed=row["seed"]))))
+            theirs = ours | row.get("recipe", {})
+            if apart := [key for key, value in ours.items() if theirs[key] != value]:
+                what = f"{name} was trained with another {', '.join(apart)}"
+                warnings.warn(f"{what}; tables and figures will take this one for a seed of it", stacklevel=3)

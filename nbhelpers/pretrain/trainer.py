@@ -126,8 +126,10 @@ class Trainer:
         self.precision = precision or fast_precision(device)
         self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}
         # Generated images are known by their labels alone; what else they were made by is in the name.
-        made = train.name.partition(", ")[2] if train.origin == "generated" else ""
-        self.settings |= {"training images": train.identity + made, "start": start and start.fingerprint}
+        for which, images in {"training": train, "validation": val}.items():
+            made = images.name.partition(", ")[2] if images.known_by_labels else ""
+            self.settings[f"{which} images"] = images.identity + made
+        self.settings["start"] = start and start.fingerprint
         self.folder, self._checkpoint = Path(folder), Path(folder) / "checkpoint.pt"
         self.captured = captured and self.device.type == "cuda" and world_size() == 1
         self.objective = self._objective(train, start).to(self.device)

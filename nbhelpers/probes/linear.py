@@ -116,6 +116,7 @@ def knn_predict(
     (DINO, Caron et al. 2021, section 3.2; Wu et al. 2018, section 3.4).
 
     Raises:
+        Undefined: for features that do not vary.
         ValueError: for shapes that do not fit, features that are not finite, or fewer than `k` images.
 
     >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
@@ -126,6 +127,8 @@ def knn_predict(
     checked("test", test_features, "M D")
     if k > len(train_features):
         raise ValueError(f"k-NN of k={k} needs as many images to learn from; there are {len(train_features)}")
+    if (train_features == train_features[:1]).all():
+        raise Undefined(f"train features {tuple(train_features.shape)} are the same for every image")
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
 
     # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks

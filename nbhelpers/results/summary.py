@@ -137,7 +137,7 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
     $d_l = a_l - b_{l'}$ with margins $\sqrt{m_a^2 + m_b^2}$, as of two independent samples: where both saw
     the same images the difference is surer than that. Where the two have different numbers of blocks, $l'$ is
     the same share of the second's depth, between two of its blocks by linear interpolation; depths before the
-    second's first are left out.
+    second's first are left out. The deepest row of each is taken for its last block.
 
     Args:
         frame: rows of both models as `analyse` gives them; rows of single heads are left out.
@@ -149,8 +149,8 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
         whether an interval that holds for all depths of the metric together (Bonferroni) leaves out 0.
 
     Raises:
-        ValueError: a model has no rows, or several values of a metric at a depth (of several labels, say), or
-            the two have no metric in common.
+        ValueError: a model has no rows, lacks a depth between two, or has several values of a metric at one
+            (of several labels, say), or the two have no metric in common.
 
     >>> ends = {"metric": "nmi", "depth": [1, 2], "low": [0.1, 0.5], "high": [0.3, 0.7]}
     >>> one = pd.DataFrame({"model": "a", "value": [0.2, 0.6]} | ends)
@@ -172,8 +172,11 @@ def difference_by_depth(frame: pd.DataFrame, first: str, second: str) -> pd.Data
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    one_value_each(one)
-    one_value_each(other)
+    for side in (one, other):
+        one_value_each(side)
+        depths = {*side["depth"]}
+        if lacking := {*range(min(depths), max(depths) + 1)} - depths:
+            raise ValueError(f"{side['model'].iloc[0]} lacks depths {sorted(lacking)}: measure all of them")
     one, other = one.sort_values("depth"), other.sort_values("depth")
     share, there = (side["depth"] / max(side["depth"].max(), 1) for side in (one, other))
     one, share = one[share >= there.min()], share[share >= there.min()]

@@ -30,8 +30,10 @@ SHARES = (0.01, 0.1, 1.0)  # of the labels
 FINE_TUNING = probes.FineTuning(steps=200, batch_size=64)
 # Of .0005, .0015 and .005 these rates are best on validation images, for CL as for MIM of a width.
 FINE_TUNING_WIDE = replace(FINE_TUNING, learning_rate=1.5e-3, half=True)
-EPOCHS = 8  # of fine-tuning on all photographs for training, 45,000
-FINE_TUNING_ON_ALL = replace(FINE_TUNING_WIDE, steps=EPOCHS * 45_000 // 128, batch_size=128)
+EPOCHS, LONGER = 8, 20  # of fine-tuning on all photographs for training, 45,000
+FINE_TUNING_ON_ALL, FINE_TUNING_LONGER = (
+    replace(FINE_TUNING_WIDE, steps=epochs * 45_000 // 128, batch_size=128) for epochs in (EPOCHS, LONGER)
+)
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
 TOKENS_TRAIN = 1_000  # of these, images whose tokens are learnt from one by one
@@ -289,18 +291,24 @@ def _fine_tuning(encoder: Encoder, images: Images, **options: object) -> pd.Data
     return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
+HOURS = {"slow": True, "hours": True, "why": BOUNDED, "studies": ("cifar10",)}
+
+
 @declare(
     "all_labels_tuned",
     _all,
     models=lambda study: (*study.trained(*PAIR, "mae", "hybrid-0.2", "supervised"), f"{study.name}.random"),
-    slow=True,
-    hours=True,
-    why=BOUNDED,
-    studies=("cifar10",),
+    **HOURS,
 )
 def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy after fine-tuning with every label of the training images."""
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
+
+
+@declare("tuned_longer", _all, models=lambda study: study.trained(*PAIR), **HOURS)
+def _tuned_longer(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Accuracy of CL and MIM after fine-tuning with every label, in more epochs."""
+    return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_LONGER)
 
 
 @declare("new_blocks", TABLES["fine_tuning"].images, models=lambda s: s.trained(*PAIR), slow=True, why=SMALL)

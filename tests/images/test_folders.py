@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nbhelpers.files import TEMPORARY
 from nbhelpers.images import MissingDataError, folder
 
 
@@ -30,6 +31,10 @@ LAYOUT = {f"{title}/{i}.png": (10 + i, 8) for title in ("dog", "cat") for i in r
 @pytest.fixture
 def pets(tmp_path):
     return make_folder(tmp_path / "pets", LAYOUT)
+
+
+def unpacked(cache):
+    return [path for path in cache.glob("images/unpacked-*") if path.is_dir()]
 
 
 def red(kind="PNG"):
@@ -71,7 +76,7 @@ def test_an_archive_is_unpacked_once_and_read_as_the_folder(pets, tmp_path, as_t
     assert torch.equal(source.batch(range(8)), folder(pets, size=8).batch(range(8)))
     monkeypatch.setattr("nbhelpers.images.folders._unpack", None)
     assert folder(path, size=8).fingerprint == source.fingerprint
-    assert len(list(cache.glob("images/unpacked-*"))) == 1
+    assert len(unpacked(cache)) == 1
 
 
 def test_several_sets_side_by_side_are_named(tmp_path):
@@ -282,7 +287,21 @@ def test_processes_may_open_an_archive_at_once(tmp_path, pets, as_tar, cache):
     with multiprocessing.get_context("fork").Pool(4) as pool:
         prints = pool.map(_fingerprint, [path] * 4, chunksize=1)
     assert set(prints) == {_fingerprint(pets)}
-    assert len(list(cache.glob("images/unpacked-*"))) == 1 and not list(cache.rglob(".tmp-*"))
+    assert len(unpacked(cache)) == 1 and not list(cache.rglob(f"{TEMPORARY}*"))
+
+
+def test_an_archive_whose_files_were_cleaned_from_the_cache_is_unpacked_again(tmp_path, pets, as_tar, cache):
+    path = as_tar(pets, tmp_path / "pets.tar")
+    before = folder(path)
+    for file in before.files[::2]:
+        file.unlink()
+    assert folder(path).fingerprint == before.fingerprint
+
+
+def test_parts_of_a_set_that_look_like_classes_are_named(tmp_path):
+    make_folder(tmp_path, {f"{part}/{i}.png": (8, 8) for part in ("images", "masks") for i in range(3)})
+    with pytest.warns(UserWarning, match="images, masks are taken for classes"):
+        folder(tmp_path)
 
 
 # Mean and deviation

@@ -12,7 +12,8 @@ from nbhelpers.measure import object_attention_by_depth
 from nbhelpers.metrics import object_tokens, patch_attention
 from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
 
-KINDS = ["class token", "object patches", "background patches", "uniform attention"]
+KINDS = ["class token", "object patches", "background patches"]
+LABELS = [*KINDS, *(f"{kind}, other images" for kind in KINDS), "uniform attention"]
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -36,25 +37,37 @@ def test_the_share_of_every_kind_of_query_by_loops(encoder, scenes):
     quarters = scenes.masks[:, ::4, ::4].flatten(1).tolist()
     found = object_attention_by_depth(encoder, scenes, batch_size=3)  # the last batch is another size
     frame = found.set_index(["label", "depth", "head"]).sort_index()
-    assert [*found["label"].unique()] == KINDS
+    assert [*found["label"].unique()] == LABELS
     blocks = []
     with capture(encoder, on_attention=blocks.append):
         encoder.forward(encoder.batch(scenes, range(4)))
+
+    def due_to_place(row, query, image):
+        """Mean share of a map, beyond their area, on other objects with the query on the same side."""
+        kind, area = query > 0 and quarters[image][query - 1], [sum(inside) / 5 for inside in quarters]
+        others = [other for other in range(4) if other != image]
+        alike = [other for other in others if (query > 0 and quarters[other][query - 1]) == kind]
+        on = [row[1:][torch.tensor(quarters[each])].sum().item() - area[each] for each in alike]
+        return area[image] + np.mean(on) if on else None
+
     for block in blocks:
         maps = patch_attention(block.query, block.key, 0, block.bias, block.scale)
         for head in range(2):
-            shares = {kind: [] for kind in KINDS}
+            shares = {label: [] for label in LABELS}
             for image, inside in enumerate(quarters):
                 keys = [1 + patch for patch in range(4) if inside[patch]]
                 on = maps[image, head][:, keys].sum(-1).tolist()
                 queries = ([0], keys, {1, 2, 3, 4} - {*keys})
-                for kind, chosen in zip(KINDS, queries, strict=False):
+                for kind, chosen in zip(KINDS, queries, strict=True):
                     if chosen:
                         shares[kind].append(np.mean([on[query] for query in chosen]))
-            for kind in KINDS[:3]:
-                row = frame.loc[(kind, block.depth, head)]
-                assert row["value"] == pytest.approx(np.mean(shares[kind]), abs=1e-5)
-                assert row["images"] == len(shares[kind])
+                    elsewhere = [due_to_place(maps[image, head, query], query, image) for query in chosen]
+                    if elsewhere := [share for share in elsewhere if share is not None]:
+                        shares[f"{kind}, other images"].append(np.mean(elsewhere))
+            for label in LABELS[:-1]:
+                row = frame.loc[(label, block.depth, head)]
+                assert row["value"] == pytest.approx(np.mean(shares[label]), abs=1e-5)
+                assert row["images"] == len(shares[label])
         both = frame.loc[("object patches", block.depth)]["value"]
         assert both[-1] == pytest.approx(both.loc[[0, 1]].mean(), abs=1e-6)
         # Of the five tokens 1, 3, 0 and 4 are on the object.

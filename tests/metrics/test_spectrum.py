@@ -56,7 +56,7 @@ def test_image_spectrum_is_that_of_all_images_together(offset):
     tokens = torch.randn(40, 3, 6, dtype=torch.float64) * torch.linspace(0.2, 2, 6) + offset
     tokens[:, :, 0] += torch.linspace(0, 9, 40)[:, None]  # batches differ in their means
     expected = by_definition(tokens.mean(1))
-    accumulator = image_spectrum(*tokens.split([1, 17, 2, 20]))
+    accumulator = image_spectrum(*tokens.split([1, 17, 0, 2, 20]))
     values = torch.tensor(accumulator.compute()["value"].to_numpy())
     torch.testing.assert_close(values, expected - expected[0], rtol=0, atol=1e-6)
     covariance = accumulator.moments[0, 1:, 1:] / 39

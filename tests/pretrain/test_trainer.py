@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pandas as pd
@@ -26,7 +26,8 @@ def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
-GENERATED = replace(source(), origin="generated")
+GENERATED = replace(source(), known_by_labels=True)
+SPLITS = {"shapes": lambda split: source() if split == "train" else source(16)}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_moments_are_log_spaced_up_to_the_end():
 
 def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(pretrain.__globals__, "SOURCES", {"shapes": lambda split: source()})
+    monkeypatch.setitem(pretrain.__globals__, "SOURCES", SPLITS)
     for name, count in (("KNN_TRAIN", 40), ("KNN_TEST", 16)):
         monkeypatch.setitem(pretrain.__globals__, name, count)
     chosen = small("mae", steps=2)
@@ -197,6 +198,7 @@ def test_a_run_is_stopped_goes_on_and_knows_all_devices_it_was_trained_on(tmp_pa
         ({"recipe": small("cl", learning_rate=1e-3)}, "learning_rate"),
         ({"train": source(48)}, "training images"),
         ({"train": replace(GENERATED, name="toy/train, nuisance 4")}, "training images"),
+        ({"val": source(24)}, "validation images"),
         ({"start": None}, "start"),
         ({"start": fresh(1)}, "start"),
     ],
@@ -236,6 +238,11 @@ def test_a_trained_encoder_is_not_replaced_and_has_no_seed_of_another_architectu
         pretrain(replace(chosen, learning_rate=1e-4), "shapes", folder=tmp_path)
     with pytest.raises(ValueError, match="has heads 4, not 2"):
         pretrain(replace(chosen, seed=1), "shapes", folder=tmp_path)
+    row |= {"architecture": architecture | {"heads": 2}, "recipe": asdict(chosen)}
+    save_encoder(mini_vit(**row["architecture"]), name, row, other := tmp_path / "other")
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: False)
+    with pytest.warns(UserWarning, match="another learning_rate; tables"):
+        pretrain(replace(chosen, seed=1, learning_rate=1e-4), "shapes", folder=other)
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="shapes and cifar10"):
         pretrain(chosen, "folder:photographs")

@@ -79,3 +79,10 @@ def test_heads_and_foreign_metrics_stand_aside_and_what_is_not_there_is_named():
         difference_by_depth(frame[frame["metric"].eq("entropy") | frame["model"].eq("a")], "a", "b")
     with pytest.raises(ValueError, match="no rows of 'rank'; there are nmi"):
         late(frame, "rank")
+
+
+def test_a_curve_that_lacks_depths_is_not_compared_with_a_whole_one():
+    whole = pd.DataFrame({"model": "a", "metric": "nmi", "head": -1, "depth": range(5), "value": 0.5})
+    both = pd.concat([whole, whole[::2].assign(model="b")]).assign(low=0.4, high=0.6)
+    with pytest.raises(ValueError, match=r"b lacks depths \[1, 3\]"):
+        difference_by_depth(both, "a", "b")
