@@ -141,11 +141,12 @@ Markdown(
 # 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
 # above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
 # missing. *Late* is the mean over the last third of the blocks. Accuracies on generated images are of the shape, unless a
-# row says otherwise. What is measured and this rule were fixed before the table was first computed, with three
+# row says otherwise. What is measured and this rule were fixed before the table was first computed, with these
 # exceptions: 3b, 11b, 14g and the rows numbered 21 were added when their curves had been seen; 14a, 14c, 14e and 14f
 # first read few labels of the photographs, and now read all of them, 14c and 14g after longer fine-tuning than at first;
-# and wide encoders are fine-tuned at the rate that is best on validation images since a higher one had been seen to harm
-# them. All effects on this page are drawn from the book's tables.
+# those numbered 21 were first compared with uniform attention; and wide encoders are fine-tuned at the rate that is best
+# on validation images since a higher one had been seen to harm them. All effects on this page are drawn from the book's
+# tables.
 
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")

@@ -242,11 +242,11 @@ kinds = [kind for kind in of if not kind.endswith(OTHER_IMAGES)]
 axes = plots.panels(kinds, sharey=True)
 for ax, kind in zip(axes, kinds, strict=True):
     plots.by_depth(of[kind], "object_attention", ax)
-    for (model, objective), rows in of[kind + OTHER_IMAGES].groupby(
-        ["model", "objective"]
-    ):
+    elsewhere = of[kind + OTHER_IMAGES].groupby(["model", "objective"])
+    for (model, objective), rows in elsewhere:
         color = plots.line_style(model, objective)["color"]
         ax.plot(rows["depth"], rows["value"], ":", color=color)
+    ax.plot([], [], ":", color="#555555", label="objects of other images")
     for area in areas.round(2).unique():
         ax.axhline(area, color="#555555", lw=1, ls="--", label="area of the object")
 legend = plots.legend_below(axes)

@@ -232,7 +232,10 @@ for name, pair in pairs.items():
         said.append(f"- {study(name).title}: {text.replace('-', '−')}.")
 Markdown(
     "\n".join(
-        ["Row 14c in parts (the untrained encoder after the shorter one):\n", *said]
+        [
+            "Row 14c in parts (the untrained encoder after the shorter fine-tuning):\n",
+            *said,
+        ]
     )
     if said
     else "Row 14c has no pair here."
@@ -247,11 +250,12 @@ Markdown(
 # %% tags=["hide-input"]
 fewer = []
 for name in STUDIES:
-    rows = rows_of(name, "fine_tuning", MODELS or study(name).models)
+    wide = [*study(name).models, *study(name).trained("mae")]
+    rows = rows_of(name, "fine_tuning", MODELS or wide)
     if len(rows):
         fewer.append(rows.assign(parameter=rows["share"] * LABELLED))
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of labelled images, a line each for CL, MIM and the untrained encoder, a panel per study."}, "figure": {"caption": "Accuracy after fine-tuning against the number of labelled images, with 95 % intervals over test images; dashed: chance."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of labelled images, a line each for CL, MIM, MAE and the untrained encoder, a panel per study."}, "figure": {"caption": "Accuracy after fine-tuning against the number of labelled images, with 95 % intervals over test images; dashed: chance. Labels say where an encoder saw another number of images than CL and MIM."}}
 axes = plots.panels([*map(plots.title, fewer)] or ["fine-tuning"], sharey=True)
 for ax, rows in zip(axes, fewer, strict=False):
     plots.by_parameter(rows, "fine_tuning", "labelled images", ax, CHANCE)
@@ -266,8 +270,9 @@ plots.download(pd.concat([pd.DataFrame(), *fewer]), "fewer_labels")
 # %% tags=["hide-input"]
 said = []
 for rows in fewer:
-    by = rows.pivot_table(["value", "low", "high"], "parameter", "objective")
-    if {"CL", "MIM"} <= {*rows["objective"]}:
+    of = rows.assign(who=rows["model"].map(label))
+    by = of.pivot_table(["value", "low", "high"], "parameter", "who")
+    if {"CL", "MIM"} <= {*of["who"]}:
         ahead = (by["low", "CL"] > by["high", "MIM"]).sum()
         least = by["value"].iloc[0]
         title = study(rows["study"].iloc[0]).title

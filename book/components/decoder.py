@@ -164,7 +164,8 @@ rows = {}
 for name, frame in frames.items():
     whole = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
     rows[study(name).title] = by_label(whole)
-pd.DataFrame(rows).rename_axis(columns="mean NMI").round(3)
+rows = pd.DataFrame(rows).rename_axis(columns="mean NMI")
+rows.map("{:.3f}".format, na_action="ignore").fillna("")
 
 
 # %% tags=["hide-input"]
