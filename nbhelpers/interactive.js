@@ -90,14 +90,7 @@ function start(host, content) {
   panels.append(element("div", {}, frame, caption));
   const draws = models.map((model) => panel(model, ramp, panels));
 
-  depth.addEventListener("input", () => {
-    state.depth = Number(depth.value);
-    draw();
-  });
-  head.addEventListener("change", () => {
-    state.head = Number(head.value);
-    draw();
-  });
+  follow(state, draw, depth, head);
 
   host.replaceChildren(
     controls(["Depth", depth, shown], ["Head", head]),

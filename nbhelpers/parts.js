@@ -81,6 +81,18 @@ function markedCanvas(rows, columns, attributes = {}) {
   return { canvas, mark, frame: element("div", { class: "frame" }, canvas, query) };
 }
 
+// Keeps depth and head of the state at what the reader chooses.
+function follow(state, draw, depth, head) {
+  depth.addEventListener("input", () => {
+    state.depth = Number(depth.value);
+    draw();
+  });
+  head.addEventListener("change", () => {
+    state.head = Number(head.value);
+    draw();
+  });
+}
+
 // Starts the page in each element of its class that has not been started, with the data that the element holds.
 function startAll(name, label, start) {
   for (const host of document.querySelectorAll(`.${name}:not([role])`)) {

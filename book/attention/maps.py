@@ -257,13 +257,20 @@ plots.download(shares, "object_attention")
 # %% [markdown]
 # In the last block, in brackets the same maps on the objects of other images:
 
+
 # %% tags=["hide-input"]
+def on_both(kind, read):
+    """What is read off the curves on the object, and on the objects of other images."""
+    return [read(of[each]) for each in (kind, kind + OTHER_IMAGES)]
+
+
+def at_last(rows):
+    return by_label(at_end(rows, "object_attention"))
+
+
 columns = {}
 for kind in kinds:
-    here, there = (
-        by_label(at_end(of[each], "object_attention"))
-        for each in (kind, kind + OTHER_IMAGES)
-    )
+    here, there = on_both(kind, at_last)
     columns[kind] = {who: f"{here[who]:.2f} ({there[who]:.2f})" for who in here}
 columns["area"] = areas.rename(label).map("{:.2f}".format).to_dict()
 pd.DataFrame(columns)
@@ -278,9 +285,8 @@ pd.DataFrame(columns)
 # %% tags=["hide-input"]
 def found(kind):
     """Labels of encoders whose maps of the last block lie on the object beyond its place."""
-    here, there = (
-        scorecard.read_labels(of[each], READINGS["last"])
-        for each in (kind, kind + OTHER_IMAGES)
+    here, there = on_both(
+        kind, lambda rows: scorecard.read_labels(rows, READINGS["last"])
     )
     beyond = {who: difference(here[who], there[who], same_encoder=True) for who in here}
     return {who for who, part in beyond.items() if part.low > 0}
@@ -295,13 +301,13 @@ queries {said}.""")
 # %% [markdown]
 # How far the queries of the background lie above the dotted line in each block, in points:
 
+
 # %% tags=["hide-input"]
-kind = "background patches"
-curves = (
-    of[each].pivot(index="model", columns="depth", values="value")
-    for each in (kind, kind + OTHER_IMAGES)
-)
-here, there = curves
+def by_block(rows):
+    return rows.pivot(index="model", columns="depth", values="value")
+
+
+here, there = on_both("background patches", by_block)
 points = (100 * (here - there)).rename(index=label)
 points.rename_axis(index=None, columns="block").map("{:+.1f}".format).replace(
     "-", "−", regex=True

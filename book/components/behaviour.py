@@ -230,16 +230,10 @@ for name, pair in pairs.items():
             text += f", the untrained encoder {gain['random']:.1f}"
         text = f"{text}. {where_they_end(pair.loc['CL'], pair.loc['MIM'])}"
         said.append(f"- {study(name).title}: {text.replace('-', '−')}.")
-Markdown(
-    "\n".join(
-        [
-            "Row 14c in parts (the untrained encoder after the shorter fine-tuning):\n",
-            *said,
-        ]
-    )
-    if said
-    else "Row 14c has no pair here."
-)
+
+# %% tags=["hide-input"]
+head = "Row 14c in parts (the untrained encoder after the shorter fine-tuning):\n"
+Markdown("\n".join([head, *said]) if said else "Row 14c has no pair here.")
 
 # %% [markdown]
 # ## With fewer labels
@@ -551,9 +545,9 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #   little more than one epoch, it stays behind. Among encoders of half the width, which were trained briefly, masked ones
 #   do end ahead: every MAE in both studies, and every MIM on photographs.
 # - MIM, which is SimMIM here, is not all masked models. On generated images an MAE of the same width, which saw as many
-#   images in four times as many, smaller steps, is read better than CL by k-NN and a linear probe, is ahead of it where
-#   few labels are fine-tuned on, and its single tokens tell more. At half the width, on photographs, a linear probe reads
-#   MAE as well as CL.
+#   images in more and smaller steps, is read better than CL by k-NN and a linear probe, is ahead of it where few labels
+#   are fine-tuned on, and its single tokens tell more. At half the width, on photographs, a linear probe reads MAE as
+#   well as CL.
 # - On generated images the wide CL is ahead of MIM by far the most where both are fine-tuned from the fewest labels; on
 #   photographs by about as much with any number.
 # - What does not show: that MIM's single tokens tell object from ground better. That label is near its ceiling; of the

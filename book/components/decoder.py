@@ -80,10 +80,9 @@ def with_pair(name, frame):
 scorecard.result(["13a", "13b"], STUDIES, MODELS)
 
 # %% [markdown]
-# 13a compares encoders of one width that saw equally many images: on generated images the wide pair, of which
-# MAE took four times as many steps with batches a quarter as large; on photographs, where
-# the wide MAE saw fewer images than the wide MIM, narrower ones, in all their seeds. 13b compares the decoder of the wide
-# MAE with its own encoder.
+# 13a compares encoders of one width that saw equally many images: on generated images the wide pair, of which MAE took
+# more steps with smaller batches; on photographs, where the wide MAE saw fewer images than the wide MIM, narrower ones,
+# in all their seeds. 13b compares the decoder of the wide MAE with its own encoder.
 #
 # MIM and MAE differ in more than the decoder: MAE hides more, crops more, its loss is a squared error of standardised
 # patches, and no mask token passes through its encoder. So what 13a shows would not be the decoder's doing alone. The

@@ -317,14 +317,7 @@ function start(host, content) {
     own(event.dataTransfer.files);
   });
   group.addEventListener("change", () => take(current.address, current.title, Number(group.value)));
-  depth.addEventListener("input", () => {
-    state.depth = Number(depth.value);
-    draw();
-  });
-  head.addEventListener("change", () => {
-    state.head = Number(head.value);
-    draw();
-  });
+  follow(state, draw, depth, head);
 
   const found = element(
     "div",

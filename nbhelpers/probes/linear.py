@@ -41,6 +41,13 @@ class LinearProbe:
         return torch.from_numpy(self.classes[(x @ self.weight.T + self.bias).argmax(1)])
 
 
+def _varied(x: Tensor) -> Tensor:
+    """Features `N D` to learn from, unless they are the same for every image."""
+    if (x == x[:1]).all():
+        raise Undefined(f"train features {tuple(x.shape)} are the same for every image")
+    return x
+
+
 def fit_linear(
     train_features: Tensor,
     train_labels: Tensor,
@@ -64,11 +71,9 @@ def fit_linear(
     [3, 8]
     """
     checked("validation", validation_features, "M D", validation_labels)
-    x = checked("train", train_features, "N D", train_labels).cpu().double().numpy()
+    x = _varied(checked("train", train_features, "N D", train_labels)).cpu().double().numpy()
     y = train_labels.cpu().numpy()
     classes = np.unique(y)
-    if (x == x[0]).all():
-        raise Undefined(f"train features {x.shape} are the same for every image")
     probes, two = [], len(classes) == 2
     # From the strongest penalty to the weakest, each fit starting from the last.
     model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=1000, warm_start=True)
@@ -127,8 +132,7 @@ def knn_predict(
     checked("test", test_features, "M D")
     if k > len(train_features):
         raise ValueError(f"k-NN of k={k} needs as many images to learn from; there are {len(train_features)}")
-    if (train_features == train_features[:1]).all():
-        raise Undefined(f"train features {tuple(train_features.shape)} are the same for every image")
+    _varied(train_features)
     train, test = (F.normalize(x.cpu().float(), dim=1).numpy() for x in (train_features, test_features))
 
     # On the unit sphere d^2 = 2 - 2 cos, so euclidean distance, which scikit-learn has a fast path for, ranks
