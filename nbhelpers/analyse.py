@@ -100,6 +100,8 @@ def _study(name: str) -> str:
     plain = name.removeprefix("study:")
     if plain in OWN and name == plain and Path(name).exists():
         raise ValueError(f"--images {name}: which one, the folder ./{name} or the book's own, study:{name}?")
+    if plain not in OWN and name != plain:
+        raise ValueError(f"--images {name}: the book's own studies with images are {' and '.join(OWN)}")
     return plain if plain in OWN else f"folder:{name}"
 
 

@@ -40,7 +40,8 @@ IDENTITY = ("study", "model", "objective", "seed")
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
 # Without this option pandas before 3.1 can read the last digit wrong; later ones are exact and warn of it.
 EXACT = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
-OTHER_IMAGES = ", other images"  # of a label: the same maps on the objects of other images
+# Of a label: the same maps on the objects of other images, and what a map has beyond that, image by image.
+OTHER_IMAGES, BEYOND_PLACE = ", other images", ", beyond place"
 MEMORY = 2**31  # bytes that a forward pass may take beside the weights: large images come in small batches
 
 
@@ -219,8 +220,9 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
     Returns:
         Rows `study model objective seed metric depth head value low high images label`, metric
         "object_attention" in 0..1, with the 95 % interval over images. The label is the kind of query; the
-        same with ", other images": what these maps have on the objects of other images; or "uniform
-        attention": the object's share of all tokens, which attention to all alike would give.
+        same with ", other images": what these maps have on the objects of other images; with ", beyond
+        place": the difference of the two, taken per image, in -1..1; or "uniform attention": the object's
+        share of all tokens, which attention to all alike would give.
         An image without queries of a kind is left out of its mean; without any it is NaN.
 
     Raises:
@@ -233,14 +235,15 @@ def object_attention_by_depth(encoder: Encoder, images: ImageSource, batch_size:
     every = object_tokens(encoder, images.masks)
     on, elsewhere = every[:1], Tensor()
     kinds = [*queries_by_kind(encoder, on)]
-    sums = {kind + where: share_of.of(encoder) for where in ("", OTHER_IMAGES) for kind in kinds}
+    places = ("", OTHER_IMAGES, BEYOND_PLACE)
+    sums = {kind + where: share_of.of(encoder) for where in places for kind in kinds}
     sums["uniform attention"] = replace(share_of, per_head=False).of(encoder)
 
     def add(record: Attention) -> None:
         maps = patch_attention(record.query, record.key, 0, record.bias, record.scale)  # B H N N, all tokens
         here, there = object_attention(maps, on), torch.einsum("bhqk,bqk->bhq", maps, elsewhere)  # B H N
         for kind, chosen in queries_by_kind(encoder, on).items():
-            for where, shares in (("", here), (OTHER_IMAGES, there)):
+            for where, shares in zip(places, (here, there, here - there), strict=True):
                 mean = shares.masked_fill(~chosen[:, None], torch.nan).nanmean(-1)  # B H
                 sums[kind + where].update(record.depth, mean)
         sums["uniform attention"].update(record.depth, on.float().mean(1))

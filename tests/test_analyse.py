@@ -394,6 +394,7 @@ def test_a_command_line_that_is_stopped_says_so(command, capsys, monkeypatch):
     [
         (["--images", "nowhere"], 1, "nowhere"),
         (["--images", "shapes"], 1, "study:shapes"),
+        (["--images", "study:shape"], 1, "shapes and cifar10"),
         (["--images", "photos/about.txt"], 1, "about.txt"),
         (["--images", "empty"], 1, "empty"),
         (["--from-file", "missing.pth"], 1, "missing.pth"),

@@ -16,9 +16,9 @@ from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.measure import analyse
 from nbhelpers.models import Encoder, MaskedAutoencoder, load, mini_vit, store, wrap
 from nbhelpers.probes import attentive_by_depth
-from nbhelpers.results import StaleTableError, Table, fill, published, stored, table, tables
+from nbhelpers.results import StaleTableError, Table, at_end, fill, published, stored, table, tables
 from nbhelpers.results.tables import PROFILE
-from nbhelpers.studies import Study, study
+from nbhelpers.studies import OWN, Study, study
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
@@ -371,6 +371,14 @@ def test_what_classes_and_other_encoders_are_called_is_part_of_a_frame(tiny, mon
         near("A", ("b", "a", "c"))
 
 
+def test_all_principal_components_are_read_as_the_linear_probe_reads_them():
+    for name in OWN:
+        linear = at_end(stored(name, "probes"), "linear")
+        components = stored(name, "components").query("metric == 'linear_leading' and parameter == 1")
+        both = linear.merge(components, on=["model", "label"])
+        assert len(both) >= 5 and (both["value_x"] - both["value_y"]).abs().max() < 0.005
+
+
 def test_with_every_label_the_last_block_is_probed(tiny):
     frame = measured("all_labels", *tiny)
     assert set(frame["metric"]) == {"linear", "knn", "attentive"}
@@ -380,17 +388,17 @@ def test_with_every_label_the_last_block_is_probed(tiny):
 def test_fine_tuning_tables(tiny, monkeypatch):
     short = tables.probes.FineTuning(steps=2, batch_size=4)
     values = {"SHARES": (0.1, 1.0), "FINE_TUNING": short, "NEW_BLOCKS": (1,)}
-    on_all = {"FINE_TUNING_ON_ALL": replace(short, half=True), "FINE_TUNING_LONGER": replace(short, steps=5)}
+    on_all = {"FINE_TUNING_ON_ALL": replace(short, half=True), "FINE_TUNING_SHORTER": replace(short, steps=5)}
     for name, value in (values | on_all).items():
         monkeypatch.setattr(tables, name, value)
-    names = ("fine_tuning", "new_blocks", "all_labels_tuned", "tuned_longer")
-    few, new, every, longer = (measured(name, *tiny) for name in names)
+    names = ("fine_tuning", "new_blocks", "all_labels_tuned", "tuned_shorter")
+    few, new, every, shorter = (measured(name, *tiny) for name in names)
     columns = ["label", "share", "first", "last"]
     assert few[columns].to_numpy().tolist() == [["shape", 0.1, 0, 0], ["shape", 1.0, 0, 0]]
     assert new[columns].to_numpy().tolist() == [["shape", 1.0, 1, 0], ["shape", 1.0, 0, 1]]
-    for rows in (every, longer):
+    for rows in (every, shorter):
         assert rows[["label", "share", "images"]].to_numpy().tolist() == [["shape", 1.0, 120]]
-    assert pd.concat([few, new, every, longer])["value"].between(0, 1).all()
+    assert pd.concat([few, new, every, shorter])["value"].between(0, 1).all()
 
 
 def test_the_profile_looks_into_a_decoder(tiny):

@@ -42,7 +42,7 @@ from nbhelpers.intervals import difference
 from nbhelpers.models import manifest
 from nbhelpers.results import at_end, frozen_and_tuned, rows_of
 from nbhelpers.results.published import published, published_triples
-from nbhelpers.results.tables import EPOCHS, FINE_TUNING, LABELLED, LONGER, TRAIN
+from nbhelpers.results.tables import EPOCHS, FEWER, FINE_TUNING, LABELLED, TRAIN
 from nbhelpers.scorecard.evidence import READINGS
 from nbhelpers.studies import OWN, first_seeds, label
 
@@ -102,7 +102,7 @@ intersection = torch.stack([(P & T).sum(), (~P & ~T).sum()])  # object, backgrou
 union = torch.stack([(P | T).sum(), (~P | ~T).sum()])
 mIoU = (intersection / union).mean()
 assert_close(float(mIoU), mean_iou(P.long(), T.long())[0], atol=1e-5, rtol=1e-5)
-round(float(mIoU), 3)
+pd.DataFrame({"mean IoU": [float(mIoU)]}, [label(encoder.name)]).round(3)
 
 # %% [markdown]
 # ## A linear layer on top, or all weights
@@ -134,6 +134,7 @@ def against(probed, tuned, ax, **more):
             look["label"] = f"{row.objective}: {row.model}" if more else own
         ax.errorbar(row.value_x, row.value_y, y, x, **look)
     ax.set(xlabel="linear probe accuracy", ylabel="fine-tuned accuracy")
+    ax.set_aspect("equal", adjustable="datalim")  # the diagonal is as steep everywhere
 
 
 # %% tags=["hide-input"]
@@ -178,25 +179,21 @@ the linear probe for {" and ".join(fell)}: this recipe lost more than it added t
 Markdown(text) if text else None
 
 # %% [markdown]
-# ### Fine-tuned for longer
+# ### How long the fine-tuning lasts
 #
-# A masked encoder may need more epochs before it is ahead. Where every label was used, CL and MIM were fine-tuned once
-# more, for longer; rows 14c and 14g of the photographs are of the longer one.
+# A masked encoder may need more epochs before it is ahead. Where every label was used, CL and MIM were fine-tuned in fewer
+# epochs too; the rows of the scorecard and the figure are of the longer one.
 
 # %% tags=["hide-input"]
 pair_of = {}  # by epochs: the rows of CL and MIM
 for name in with_all:
-    pair_of[EPOCHS] = points[name][1].query("objective in ('CL', 'MIM')")
-    longer = rows_of(name, "tuned_longer", pair_of[EPOCHS]["model"])
-    if len(longer):
-        pair_of[LONGER] = longer
-        own = longer.set_index(longer["model"].map(label))
-        pairs[name].update(own[["value", "low", "high"]].add_suffix("_y"))
+    pair = points[name][1].query("objective in ('CL', 'MIM')")
+    pair_of = {FEWER: rows_of(name, "tuned_shorter", pair["model"]), EPOCHS: pair}
 
 # %% tags=["hide-input"]
 lines = {}
 for epochs, rows in pair_of.items():
-    of = scorecard.read_labels(rows, READINGS["mean"])
+    of = scorecard.read_labels(rows, READINGS["mean"]) if len(rows) else {}
     if {"CL", "MIM"} <= {*of}:
         gap = difference(of["MIM"], of["CL"])
         ends = " to ".join(f"{100 * end:+.1f}" for end in (gap.low, gap.high))
@@ -232,7 +229,7 @@ for name, pair in pairs.items():
         said.append(f"- {study(name).title}: {text.replace('-', '−')}.")
 
 # %% tags=["hide-input"]
-head = "Row 14c in parts (the untrained encoder after the shorter fine-tuning):\n"
+head = "Row 14c in parts:\n"
 Markdown("\n".join([head, *said]) if said else "Row 14c has no pair here.")
 
 # %% [markdown]
@@ -369,6 +366,17 @@ small = small[[*kinds]].rename(columns=kinds).rename_axis(None, axis=1)
 small = small.rename_axis(["model card", "pre-trained for", "encoder"])
 small.map("{:.2f}".format, na_action="ignore").fillna("")
 
+# %% tags=["hide-input"]
+ends = points["cifar10"][1] if "cifar10" in with_all else pd.DataFrame()
+text = ""
+if len(ends):
+    own = ends.set_index("objective")["value"]
+    text = f"""Pre-trained on CIFAR-10 itself, the book's own encoders end between
+{own.drop("random", errors="ignore").min():.2f} and {own.max():.2f} when they are
+fine-tuned with every label"""
+    text += f", the untrained one at {own['random']:.2f}." if "random" in own else "."
+Markdown(text) if text else None
+
 # %% [markdown]
 # ## What every token knows
 #
@@ -455,25 +463,26 @@ sizes = published().query(where, engine="python")
 
 # %% tags=["hide-input"]
 def by_width(rows, ax):
-    """A line through the first seeds of each objective, and dots of the others."""
-    first = rows["model"].isin(first_seeds(rows["model"]))
-    rows = rows.assign(model=rows["study"] + "." + rows["objective"].str.lower())
-    plots.by_parameter(rows[first], "fine_tuning", "width", ax)
-    ax.set_xticks(sorted(set(rows["parameter"])))
-    ax.set_ylim(rows["low"].min() - 0.02, rows["high"].max() + 0.02)
-    dots = {"s": 12, "zorder": 4, "edgecolors": "white", "lw": 0.5}
-    for (model, objective), more in rows[~first].groupby(["model", "objective"]):
-        color = plots.line_style(model, objective)["color"]
-        ax.scatter(more["parameter"], more["value"], color=color, **dots)
+    """A line through the mean over seeds of each objective, and a dot per seed."""
+    for objective, own in rows.groupby("objective"):
+        look = plots.line_style(
+            f"{own['study'].iloc[0]}.{objective.lower()}", objective
+        )
+        mean = own.groupby("parameter")["value"].mean()
+        ax.plot(mean, label=objective, **look | {"marker": ""})
+        ax.scatter(own["parameter"], own["value"], s=14, color=look["color"], lw=0)
+    ticks = sorted(set(rows["parameter"]))
+    ax.set(xlabel="width", ylabel="fine-tuned accuracy", xticks=ticks)
 
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM, with single dots for further training seeds, a panel per study; behind them the published panel, in which the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder; bands: 95 % interval over test images; single dots: further training seeds. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM: a dot per training seed and a line through their means, a panel per study; behind them the published panel, in which the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder. Dots: training seeds; lines: their means. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs, one training each."}}
 axes = plots.panels([*map(plots.title, parts), "published: ImageNet"])
 for ax, rows in zip(axes, parts, strict=False):
     by_width(rows, ax)
 for model, rows in sizes.groupby("model"):
     look = plots.line_style(model, rows["objective"].iloc[0])
-    axes[-1].plot(rows["size"], rows["value"], label=rows["objective"].iloc[0], **look)
+    look |= {"label": f"{rows['objective'].iloc[0]}: {model}", "mfc": "white"}
+    axes[-1].plot(rows["size"], rows["value"], **look)
 axes[-1].set_ylabel("fine-tuned accuracy")
 legend = plots.legend_below(axes)
 
@@ -481,13 +490,13 @@ legend = plots.legend_below(axes)
 plots.download(sized, "width")
 
 # %% [markdown]
-# In the published panel the lines cross: with more weights, SimMIM gains more. Read ours beside the single dots: where
-# seeds of one width lie further apart than the two lines, the order of the lines may be chance. Row 14d counts the seeds.
+# In the published panel the lines cross: with more weights, SimMIM gains more. Where our dots of one width lie further
+# apart than the two lines, the order of the lines may be chance. Row 14d counts the seeds.
 #
 # ## Trained for longer
 #
 # A difference that comes from short training should fade with a longer one. Here are CL and MIM from the shortest to the
-# longest training; the longest are also **twice as wide**, so the last step is not of length alone.
+# longest training; the longest are also **twice as wide**, so no line leads to them.
 # [When do the findings appear?](../beyond/moments.py) follows single trainings.
 
 # %% tags=["hide-input"]
@@ -499,14 +508,17 @@ for name in STUDIES:
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, a line each for CL and MIM, a panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. The rightmost encoders have width 128, the others 64."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, a line each for CL and MIM, a panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of width 64; the single dots on the right have width 128."}}
 linear = at_end(lengths, "linear")
 parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
 for ax, rows in zip(axes, parts, strict=True):
+    widths = [ABOUT[model]["architecture"]["width"] for model in rows["model"]]
     rows = rows.assign(model=rows["study"] + "." + rows["objective"].str.lower())
     images = "million images seen in pre-training"
-    plots.by_parameter(rows, "linear", images, ax, CHANCE)
+    for width, own in rows.groupby(pd.Series(widths, rows.index)):
+        reference = CHANCE if width == min(widths) else None
+        plots.by_parameter(own, "linear", images, ax, reference)
     seen = sorted(set(rows["parameter"]))
     ax.set(xscale="log", xticks=seen, xticklabels=[f"{n / 1e6:.1f}" for n in seen])
     ax.minorticks_off()

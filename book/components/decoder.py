@@ -184,8 +184,8 @@ for name, frame in frames.items():
     gaps = ahead(frame if MODELS else rows_of(name, "profile", every))
     if len(gaps):
         said.append(f"in {(gaps > 0).sum()} of {len(gaps)} on {study(name).title}")
-text = f"""Of all MAEs, seeds of narrower ones among them, it is higher in the decoder
-{"; ".join(said)}."""
+which = "the MAEs drawn" if MODELS else "all MAEs, seeds of narrower ones among them"
+text = f"Of {which}, it is higher in the decoder {'; '.join(said)}."
 Markdown(text) if said else None
 
 # %% [markdown]

@@ -57,8 +57,8 @@ for name in STUDIES:
     own = [*study(name).trained("cl", "mim", "mae"), *study(name).models]
     try:
         probes = table(name, "probes", MODELS or list(dict.fromkeys(own)), **draw)
-    except (MissingDataError, StaleTableError) as reason:
-        missing[name] = str(reason)
+    except (MissingDataError, StaleTableError, ValueError) as reason:
+        missing[name] = str(reason)  # such as too few images to learn from
         continue
     panels |= {(name, label): rows for label, rows in probes.groupby("label")}
 
@@ -78,7 +78,7 @@ scorecard.result(["12"], STUDIES, MODELS)
 from nbhelpers.probes import features, fit_linear
 
 (encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
-images = study("shapes").images("train").subset(min(200, N_IMAGES))
+images = study("shapes").images("train").subset(min(200, N_IMAGES), label="shape")
 x, y = features(encoder, images, [encoder.depth])[0], images.labels["shape"]  # N D; N
 C = 0.01
 probe = fit_linear(x, y, x, y, strengths=[C])
@@ -115,7 +115,8 @@ plots.published_by_depth(published(), "linear", axes[-1], models=curves)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(panels.values()), "probes")
+every = pd.concat([pd.DataFrame(), *panels.values()])
+plots.download(every, "probes")
 
 # %% [markdown]
 # With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
@@ -124,7 +125,7 @@ plots.download(pd.concat(panels.values()), "probes")
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
 
-gaps = difference_to_published(pd.concat(panels.values()), "linear")
+gaps = difference_to_published(every, "linear")
 gaps.round(2) if len(gaps) else None
 
 # %% tags=["hide-input"]
@@ -132,10 +133,15 @@ rows = {}
 for (name, label), frame in panels.items():
     rows[f"{name}, {label}", "best depth"] = peak(frame, "linear")
     rows[f"{name}, {label}", "accuracy"] = highest(frame, "linear")
-pd.DataFrame(rows).round(2)
+found = pd.DataFrame(rows).rename_axis(columns=[None, None])
+for column in found:
+    form = "{:.0f}" if column[1] == "best depth" else "{:.2f}"
+    found[column] = found[column].map(form.format, na_action="ignore")
+found.fillna("")
 
 # %% [markdown]
-# Read the best depth together with the curve. Where CL is best late but its curve has been flat for some blocks, these
+# Best depth and accuracy there are chosen and read on the same test images, which flatters both a little. Read the best
+# depth together with the curve. Where CL is best late but its curve has been flat for some blocks, these
 # blocks do no harm, and not much good either. Where MIM is best in the middle *and* its curve falls clearly after that, its
 # last blocks cover up what a probe could read. Whether a label that the training target needs, such as the texture for
 # predicting pixels, is covered up less, this probe cannot tell where it is near its ceiling. Read from

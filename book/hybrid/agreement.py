@@ -32,7 +32,7 @@ STUDIES = ["shapes", "cifar10"]
 MODELS = None  # encoders to compare with CL and MIM; None: these, hybrids, a random one
 N_IMAGES = 1000  # test images that features are compared on, at least 40
 SEED = 0
-BATCHES = 4  # batches of the short measurement at the end
+BATCHES = 4  # batches of the short measurement at the end, at least 3
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -211,7 +211,6 @@ plots.download(followed, "gradients")
 hybrids = study("shapes").trained("hybrid")
 whole = max(manifest()[name]["images_seen"] for name in hybrids)
 seen = followed["images"].max()
-loss = followed[followed["depth"].isna()].set_index(["metric", "step"])["value"]
 beginning = ", so this is the beginning of such a training" if seen < whole / 2 else ""
 Markdown(
     f"The run saw {seen:,} images in batches of {seen // steps[-1]}; the book's "
@@ -227,8 +226,7 @@ Markdown(
 # %% tags=["hide-input"]
 wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value")
 ends = 1, int(followed["depth"].max())
-columns = {("loss", of): loss[f"{of.lower()}_loss"] for of in ("MIM", "CL")}
-columns |= {("cosine", f"block {block}"): wide["cosine", block] for block in ends}
+columns = {("cosine", f"block {block}"): wide["cosine", block] for block in ends}
 numbers = (pd.DataFrame(columns).round(3) + 0.0).map("{:.3f}".format)  # no -0.000
 slope = slopes[["value", "low", "high"]].round(3) + 0.0
 slope = slope.map("{:+.3f}".format).replace("-", "−", regex=True)
@@ -394,7 +392,7 @@ Markdown("\n".join(said) or "There is no random encoder to compare with.")
 # %%
 now = gradient_alignment(run, train, held_out, steps=[0], batches=BATCHES)
 now = now[now["metric"] == "cosine"].astype({"depth": int}).set_index("depth")
-now[["value", "low", "high"]].T.round(3)
+now[["value", "low", "high"]].round(3)
 
 # %% [markdown]
 # ## What would refute it

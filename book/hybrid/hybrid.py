@@ -258,6 +258,8 @@ def beside_published(metric):
     for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
         plots.note(ax, reason)
     plots.published_by_depth(published(), metric, axes[-1], PUBLISHED)
+    if metric == "nmi":  # of which little is near its maximum, 1
+        axes[0].set_ylim(-0.02, 1.05 * max(ax.dataLim.ymax for ax in axes))
     return plots.legend_below(axes)
 
 
@@ -321,10 +323,8 @@ Markdown(
 # %% [markdown]
 # ## Frequencies
 #
-# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. Ours
-# begin with more than either parent on generated images, too. But CL falls furthest, and late the hybrids lie between the
-# parents, nearer to MIM. At depth 0 CL is the untrained encoder, since
-# its patch embedding is not trained.
+# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. At
+# depth 0 CL is the untrained encoder, since its patch embedding is not trained.
 
 # %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist against depth, for hybrids and their two parents. Lines as above."}}
 legend = beside_published("delta_log_amplitude")
@@ -332,6 +332,32 @@ legend = beside_published("delta_log_amplitude")
 # %% tags=["remove-input"]
 parts = [frame.query("metric == 'delta_log_amplitude'") for frame in frames.values()]
 plots.download(pd.concat([*parts, pd.DataFrame()]), "amplitude")
+
+
+# %% tags=["hide-input"]
+def beside_parents(first, last):
+    """How hybrids begin, fall and end beside both parents, in words."""
+    mixed = [who for who in first.index if who.startswith("hybrid")]
+    low, high = sorted(last[["CL", "MIM"]])
+    more = sum(first[mixed] > first[["CL", "MIM"]].max())
+    between = sum(last[mixed].between(low, high))
+    close = sum(last[mixed] > (low + high) / 2)
+    nearer = "MIM" if last["MIM"] == high else "CL"
+    return f"""{more or "none"} of {len(mixed)} hybrids begin with more high frequencies
+than either parent (mean of the first third of the blocks), and {(first - last).idxmax()}
+falls furthest. In the last third, those between the parents are {between} of
+{len(mixed)}, those nearer to {nearer} {close}."""
+
+
+# %% tags=["hide-input"]
+said = []
+for name, frame in frames.items():
+    thirds = [pd.Series(of(frame, "delta_log_amplitude")) for of in (early, late)]
+    thirds = [rows.rename(lambda who: who.partition(",")[0]) for rows in thirds]
+    mixed = thirds[0].index.str.startswith("hybrid").any()
+    if mixed and {"CL", "MIM"} <= {*thirds[0].index}:
+        said.append(f"On {study(name).title}, {beside_parents(*thirds)}")
+Markdown("\n\n".join(said)) if said else None
 
 # %% [markdown]
 # ## What it costs

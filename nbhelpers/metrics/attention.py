@@ -46,7 +46,7 @@ def patch_attention(
         ValueError: shapes that do not fit one another.
         RuntimeError: a bias that does not broadcast.
 
-    Source: paper section 3; official notebook self_attention_analysis, cells 10 and 12 (with an epsilon).
+    Source: paper; official notebook self_attention_analysis, cells 10 and 12 (with an epsilon).
 
     Example: keys that score log 1 and log 3 get a quarter and three quarters of a query's attention.
         >>> query = torch.ones(1, 1, 3, 1)
@@ -89,7 +89,7 @@ def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: int
     Raises:
         ValueError: not `B H N N`, rows that do not sum to 1 or are not finite, another grid.
 
-    Source: paper section 3; official notebook self_attention_analysis, cell 10.
+    Source: paper; official notebook self_attention_analysis, cell 10.
 
     Example: two patches of 16 px side by side, attention half to oneself and half to the neighbour.
         >>> attention = torch.full((1, 1, 2, 2), 0.5)
@@ -121,7 +121,7 @@ def nmi(attention: Tensor) -> Tensor:
     Raises:
         ValueError: not `B H N N`, a single token, rows that do not sum to 1 or are not finite.
 
-    Source: paper section 3; official notebook self_attention_analysis, cell 12 (with an epsilon of 1e-8).
+    Source: paper; official notebook self_attention_analysis, cell 12 (with an epsilon of 1e-8).
 
     Example: a permutation pairs queries with keys; equal maps tell nothing about the query.
         >>> equal = torch.full((4, 4), 0.25)

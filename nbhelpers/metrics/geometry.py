@@ -41,7 +41,7 @@ def common_update_share(before: Tensor, after: Tensor) -> Tensor:
     Raises:
         ValueError: different shapes, or values that are not finite.
 
-    Source: a number for the paper's picture of tokens before and after self-attention (section 4):
+    Source: a number for the paper's picture of tokens before and after self-attention, on representations:
     contrastive learning moves all tokens of an image in unison, masked image modelling each one separately.
 
     Example: two tokens share a step to the right, and step up and down on their own.
@@ -70,7 +70,7 @@ def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
     Raises:
         ValueError: different shapes, more components than dimensions, or values that are not finite.
 
-    Source: the paper's view of tokens before and after self-attention (section 4).
+    Source: the paper's view of tokens before and after self-attention, on representations.
 
     Example: all tokens move by 4 along one axis and do not differ otherwise.
         >>> moved = torch.tensor([[4.0, 0.0]]).expand(3, 2)

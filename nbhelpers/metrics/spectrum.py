@@ -30,7 +30,7 @@ def token_spectrum(tokens: Tensor) -> Tensor:
     Raises:
         ValueError: not `B N D`, a single token, or values that are not finite.
 
-    Source: paper section 4, as the author defines it (official repository, issue 2): log of the singular
+    Source: paper, as the author defines it (official repository, issue 2): log of the singular
     values of the covariance, so eigenvalues, the squares of the tokens' own singular values.
 
     Example: three tokens on a line have one direction of variance 1; two ranks are what 3 tokens can have.
@@ -135,7 +135,7 @@ class ImageSpectrum(Accumulator):
     images that are all equal, have one row of NaN per depth. The sums take 8 (L+1) D^2 bytes (61 MB for
     ViT-B). `effective_rank` of a depth's `value` column sums a spectrum up in one number.
 
-    Source: paper section 4, as the author defines it (official repository, issue 2).
+    Source: paper, as the author defines it (official repository, issue 2).
     """
 
     moments: Tensor

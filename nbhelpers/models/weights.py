@@ -114,9 +114,11 @@ def load_strictly(module: nn.Module, weights: Weights) -> None:
 # Entries of a checkpoint under which the weights are, the encoder that papers evaluate first: an average of
 # weights, then those in training.
 ENTRIES = ("teacher", "target_encoder", "state_dict_ema", "model_ema", "ema")
-ENTRIES += ("state_dict", "model", "module", "student", "encoder")
+ENTRIES += ("state_dict", "model_state_dict", "model", "module", "student", "encoder")
 # What training wraps around an encoder, and Hugging Face around its models.
-WRAPPER = re.compile(r"((module|_orig_mod|backbone|encoder|base_encoder|model|vit|beit|data2vec_vision)\.)+")
+WRAPPER = re.compile(
+    r"((module|_orig_mod|backbone|encoder|base_encoder|model|net|vit|beit|data2vec_vision)\.)+"
+)
 # What pre-training and classification have beside the encoder.
 NOT_ENCODER = re.compile(
     r"(head|head_dist|fc|classifier|lm_head|decoder|predictor|projector|momentum_encoder)\..*"
@@ -161,6 +163,9 @@ def fit(module: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:
     read = readings[prefix]
     weights = _timm_names(module, read, own)
     weights = {key: value for key, value in weights.items() if key in own or not NOT_ENCODER.fullmatch(key)}
+    if not weights.keys() & own.keys():
+        begin = ", ".join([*table][:3]) or "none"
+        raise MismatchedWeights(f"none of its keys is one of the encoder's; the first of them: {begin}")
     load_strictly(module, weights)
     used = {value.data_ptr() for value in weights.values()}
     unused = {prefix + k for k, value in read.items() if k not in weights and value.data_ptr() not in used}
@@ -214,6 +219,9 @@ def _timm_names(module: nn.Module, weights: Weights, own: Weights) -> Weights:
             return rename(dict(weights), module)  # some take keys out of what they are given
     except Exception as error:
         reason = f"wrong shapes: {', '.join(shapes)}" if wrong else f"timm cannot read it: {error}"
+        if wrong == ["pos_embed"]:
+            way = "build the network with timm's img_size=..., load the file into it, and `wrap` it"
+            reason += f"; if the images of its training had another size, {way}"
         raise MismatchedWeights(reason) from error
 
 

@@ -21,7 +21,7 @@ def combine(mim: Tensor | None, cl: Tensor | None, weight: float) -> Tensor:
         cl: contrastive loss, a scalar; None where its factor is 0.
         weight: $\lambda$ in 0..1.
 
-    Source: Park et al. 2023, section 5.
+    Source: Park et al. 2023, on whether both are complementary.
 
     >>> float(combine(torch.tensor(1.0), torch.tensor(3.0), 0.25))
     1.5

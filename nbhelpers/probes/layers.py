@@ -64,7 +64,7 @@ def features(
         ValueError: for an unknown depth or pool, no class token, no final norm, or no images.
         UnsupportedArchitecture: passes differ from each other, or see an image several times.
 
-    Layer-wise probing: section 5 of Park et al. 2023; pooled patch tokens without norm: SimMIM's probe.
+    Layer-wise probing: Park et al. 2023, on components; pooled patch tokens without norm: SimMIM's probe.
     """
     chosen = checked_depths(encoder, depths)
     pools = {

@@ -60,7 +60,7 @@ def fit_linear(
     $\min_{W, b} \lVert W \rVert^2 / 2 - C \sum_i \log \mathrm{softmax}(W x_i + b)_{y_i}$, x standardised
     feature by feature: scikit-learn's `LogisticRegression` on `StandardScaler`. Of equals the strongest
     penalty wins.
-    Layer-wise probing: section 5 of Park et al. 2023 (there with SGD).
+    Layer-wise probing: Park et al. 2023, on components (there with SGD).
 
     Raises:
         Undefined: a ValueError; features that are not finite, or the same for every image.

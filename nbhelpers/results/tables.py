@@ -30,9 +30,9 @@ SHARES = (0.01, 0.1, 1.0)  # of the labels
 FINE_TUNING = probes.FineTuning(steps=200, batch_size=64)
 # Of .0005, .0015 and .005 these rates are best on validation images, for CL as for MIM of a width.
 FINE_TUNING_WIDE = replace(FINE_TUNING, learning_rate=1.5e-3, half=True)
-EPOCHS, LONGER = 8, 20  # of fine-tuning on all photographs for training, 45,000
-FINE_TUNING_ON_ALL, FINE_TUNING_LONGER = (
-    replace(FINE_TUNING_WIDE, steps=epochs * 45_000 // 128, batch_size=128) for epochs in (EPOCHS, LONGER)
+EPOCHS, FEWER = 20, 8  # of fine-tuning on all photographs for training, 45,000
+FINE_TUNING_ON_ALL, FINE_TUNING_SHORTER = (
+    replace(FINE_TUNING_WIDE, steps=epochs * 45_000 // 128, batch_size=128) for epochs in (EPOCHS, FEWER)
 )
 NEW_BLOCKS = (2, 4)  # how many blocks, at either end, are made new before fine-tuning
 LABELLED = 10_000  # images for fine-tuning
@@ -235,6 +235,11 @@ def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
     return probed(probes.components_by_share, encoder, *splits_of(images), label=labels)
 
 
+def _and_seeds(study: Study) -> tuple[str, ...]:
+    """The study's models, and those of one narrower width that were trained from several seeds."""
+    return (*study.models, *study.alike(*PAIR, "latent"))
+
+
 def _cues(study: Study) -> Images:
     """Images for the shape bias: on `shapes` its own, on CIFAR-10 the cue-conflict stimuli."""
     if study.name == "shapes":
@@ -249,7 +254,7 @@ def _cues(study: Study) -> Images:
     "shape_bias",
     _cues,
     why="the stimuli whose cues disagree have to show the classes of the photographs",
-    models=lambda study: (*study.models, *study.alike(*PAIR, "latent")),
+    models=_and_seeds,
     kept=True,
 )
 def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
@@ -263,7 +268,7 @@ def _noise_images(study: Study) -> Images:
     return images | {"test": images["test"].at_most(NOISE)}
 
 
-@declare("noise", _noise_images, kept=True)
+@declare("noise", _noise_images, models=_and_seeds, kept=True)
 def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe under noise, filters, shuffling."""
     depths, labels = list(range(encoder.depth + 1)), sorted(images["train"].labels)
@@ -305,10 +310,10 @@ def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
-@declare("tuned_longer", _all, models=lambda study: study.trained(*PAIR), **HOURS)
-def _tuned_longer(encoder: Encoder, images: Images) -> pd.DataFrame:
-    """Accuracy of CL and MIM after fine-tuning with every label, in more epochs."""
-    return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_LONGER)
+@declare("tuned_shorter", _all, models=lambda study: study.trained(*PAIR), **HOURS)
+def _tuned_shorter(encoder: Encoder, images: Images) -> pd.DataFrame:
+    """Accuracy of CL and MIM after fine-tuning with every label, in fewer epochs."""
+    return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_SHORTER)
 
 
 @declare("new_blocks", TABLES["fine_tuning"].images, models=lambda s: s.trained(*PAIR), slow=True, why=SMALL)

@@ -7,11 +7,12 @@ from IPython.display import HTML, Markdown
 
 from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
-from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, read_by, read_labels
+from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, Repeated, read_by, read_labels
 from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
 
 COLUMNS = "number claim measure remark chapter study effect low high unit seeds".split()
 COLUMNS += "published published_unit source verdict note".split()
+REPEATED = [f"repeated_{column}" for column in ("effect", "low", "high", "seeds", "verdict", "note")]
 ONE_RUN = """Intervals are over test images, and over training seeds where a side has several; a side with one
 training run has no spread over seeds."""
 OWN_MODELS = "The scorecard is about the studies' own models: set `MODELS = None`."
@@ -41,10 +42,17 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
         `effect`, over images and, with more than one of the `seeds`, over them too. `published` is a
         published value of it. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.
+        Columns whose names begin with `repeated_` hold the same of encoders that were trained from several
+        seeds, where such rows are stored and are not those of the verdict.
     """
-    evidences = [Evidence(name) for name in studies]
-    lines = [_line(claim, evidence) for claim in claims for evidence in evidences]
-    return pd.DataFrame(lines, columns=COLUMNS)
+    evidences = [(Evidence(name), Repeated(name)) for name in studies]
+    lines = []
+    for claim in claims:
+        for usual, repeated in evidences:
+            line, again = _line(claim, usual), _line(claim, repeated)
+            other = again["verdict"] != NOT_MEASURED and again["whose"] != line.get("whose")
+            lines.append(line | {name: again[name.removeprefix("repeated_")] for name in REPEATED if other})
+    return pd.DataFrame(lines, columns=[*COLUMNS, *REPEATED])
 
 
 def along(study: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -77,6 +85,7 @@ def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
     varied = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) < max(seeds) else ""
     note = _note(effect.whose, chosen=claim.contrast == "best_hybrid")
     return line | {
+        "whose": effect.whose,
         "effect": effect.value,
         "low": effect.low,
         "high": effect.high,

@@ -50,20 +50,22 @@ def measured(claim: Claim, evidence: Evidence) -> Interval:
 
 def _difference(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:
     """How far the quantity of one kind of encoder lies above 0, or above that of another kind."""
-    if not claim.less:
-        return evidence.of(claim.more, quantities)
-    more, less = evidence.alike(quantities[0].table, claim.more, claim.less)
+    more, *others = evidence.alike(quantities[0].table, *filter(None, (claim.more, claim.less)))
+    if not others:
+        return evidence.of(more, quantities)
+    (less,) = others
     one_network = claim.more == f"{claim.less}'s decoder"
     return difference(evidence.of(more, quantities), evidence.of(less, quantities), same_encoder=one_network)
 
 
 def _smallest_over_depths(evidence: Evidence, claim: Claim, quantities: list[Quantity]) -> Interval:
     """The smallest difference of two kinds of encoders over all depths."""
-    depths = sorted(set(evidence.curves(claim.more, quantities[0])[0]["depth"]))
+    kinds = evidence.alike(quantities[0].table, claim.more, claim.less)
+    depths = sorted(set(evidence.curves(kinds[0], quantities[0])[0]["depth"]))
 
     def at_each(comparisons: int) -> list[Interval]:
         here = [[replace(quantity, read=at(depth)) for quantity in quantities] for depth in depths]
-        pairs = [[evidence.of(who, q, comparisons) for who in (claim.more, claim.less)] for q in here]
+        pairs = [[evidence.of(who, q, comparisons) for who in kinds] for q in here]
         return [difference(*pair) for pair in pairs]
 
     return smallest(at_each)

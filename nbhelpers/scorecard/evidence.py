@@ -1,5 +1,6 @@
 """What a claim rests on: one number per encoder, read off a result table."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -330,6 +331,31 @@ class Evidence:
                 raise NotMeasured(f"photographs come without {needs}")
             raise NotMeasured(f"the table {name} has no {_in_words(quantity.metric)} of {who}")
         return found
+
+
+class Repeated(Evidence):
+    """Evidence on those encoders alone that were trained from several seeds, of what is stored of them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        seeds = Counter(self._labels.values())
+        self._labels = {model: known for model, known in self._labels.items() if seeds[known] > 1}
+        self._usual = ()
+
+    def quantity(self, text: str) -> Quantity:
+        """The quantity of the last of its tables; those before have rows of single trainings alone."""
+        quantity = Quantity.parse(text)
+        return replace(quantity, table=quantity.table.split("/")[-1])
+
+    def _encoders(self, who: str, table: str) -> list[str]:
+        if not self._labels:
+            raise NotMeasured("no encoder was trained from several seeds")
+        return super()._encoders(who, table)
+
+    def _table(self, name: str, who: str, encoders: Sequence[str]) -> pd.DataFrame:
+        if not {*encoders} <= {*TABLES[name].models(self.study)}:
+            raise NotMeasured(f"the table {name} has no rows of {who}")
+        return super()._table(name, who, encoders)
 
 
 class Moment(Evidence):

@@ -73,9 +73,27 @@ def _cell(row: pd.Series) -> str:
     if row["verdict"] != NOT_MEASURED:
         value, low, high = figures(row["effect"], row["low"], row["high"])
         lines.append(f"{value} {_small(_unit(row, value))} {_small(f'[{low}, {high}]')}")
-        notes.append(f"{row['seeds']:.0f} seeds each" if row["seeds"] > 1 else "")
+        notes.append(_seeds(row["seeds"]))
     lines.append(_small(", ".join(filter(None, notes))))
+    if not pd.isna(row["repeated_effect"]):
+        sign = MARKS[row["repeated_verdict"]][0]
+        lines.append(_small(f"{_repeated_on(row)}: {sign} {_effect(row, 'repeated_')}"))
     return f"<td>{'<br>'.join(filter(None, lines))}</td>"
+
+
+def _seeds(number: float) -> str:
+    return f"{number:.0f} seeds each" if number > 1 else ""
+
+
+def _repeated_on(row: pd.Series) -> str:
+    """Which encoders of several seeds a row was asked of again."""
+    return f"{row['repeated_note']}, {_seeds(row['repeated_seeds'])}"
+
+
+def _effect(row: pd.Series, prefix: str = "") -> str:
+    """Effect and interval, with the unit."""
+    value, low, high = figures(*(row[prefix + column] for column in ("effect", "low", "high")))
+    return f"{' '.join(filter(None, [value, _unit(row, value)]))} [{low}, {high}]"
 
 
 def _paper(row: pd.Series) -> str:
@@ -117,10 +135,11 @@ def sentences(card: pd.DataFrame) -> str:
         for _, row in lines.iterrows():
             *_, verb, why = MARKS[row["verdict"]]
             if row["verdict"] != NOT_MEASURED:
-                value, low, high = figures(row["effect"], row["low"], row["high"])
-                effect = " ".join(filter(None, [value, _unit(row, value)]))
-                why = f"{effect} [{low}, {high}], {why}"
+                why = f"{_effect(row)}, {why}"
             said.append(f"On {TITLES.get(row['study'], row['study'])} it **{verb}**: {why or row['note']}.")
+            if not pd.isna(row["repeated_effect"]):
+                *_, verb, _ = MARKS[row["repeated_verdict"]]
+                said.append(f"With {_repeated_on(row)}, it **{verb}**: {_effect(row, 'repeated_')}.")
         if first["remark"]:
             said.append(f"{_remark(first)}.")
         paragraphs.append(" ".join(said))

@@ -13,7 +13,8 @@ from nbhelpers.metrics import object_tokens, patch_attention
 from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
 
 KINDS = ["class token", "object patches", "background patches"]
-LABELS = [*KINDS, *(f"{kind}, other images" for kind in KINDS), "uniform attention"]
+PLACES = ("", ", other images", ", beyond place")
+LABELS = [*(kind + place for place in PLACES for kind in KINDS), "uniform attention"]
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -61,9 +62,11 @@ def test_the_share_of_every_kind_of_query_by_loops(encoder, scenes):
                 for kind, chosen in zip(KINDS, queries, strict=True):
                     if chosen:
                         shares[kind].append(np.mean([on[query] for query in chosen]))
-                    elsewhere = [due_to_place(maps[image, head, query], query, image) for query in chosen]
-                    if elsewhere := [share for share in elsewhere if share is not None]:
-                        shares[f"{kind}, other images"].append(np.mean(elsewhere))
+                    place = {q: due_to_place(maps[image, head, q], q, image) for q in chosen}
+                    if place := {q: share for q, share in place.items() if share is not None}:
+                        shares[f"{kind}, other images"].append(np.mean([*place.values()]))
+                        beyond = [on[q] - share for q, share in place.items()]
+                        shares[f"{kind}, beyond place"].append(np.mean(beyond))
             for label in LABELS[:-1]:
                 row = frame.loc[(label, block.depth, head)]
                 assert row["value"] == pytest.approx(np.mean(shares[label]), abs=1e-5)

@@ -81,7 +81,7 @@ JUNK = st.dictionaries(
 @settings(quick, max_examples=25)
 @given(
     prefix=st.lists(st.sampled_from(WRAPPERS), max_size=3).map("".join),
-    entry=st.sampled_from([None, "state_dict", "model", "teacher", "student"]),
+    entry=st.sampled_from([None, "state_dict", "model_state_dict", "model", "teacher", "student"]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     container=st.sampled_from([dict, OrderedDict]),
     zipped=st.booleans(),

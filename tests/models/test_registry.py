@@ -373,7 +373,10 @@ def test_patches_and_images_are_inverse(mae, pixels):
 MISFITS = {
     "a weight is missing": (lambda w: w.pop("norm.bias"), "norm.bias"),
     "one too many": (lambda w: w.update(new=torch.ones(1)), "new"),
-    "all have another prefix": (lambda w: [w.update({f"other.{k}": w.pop(k)}) for k in list(w)], "other."),
+    "all have another prefix": (
+        lambda w: [w.update({f"other.{k}": w.pop(k)}) for k in list(w)],
+        "the first of them: other.",
+    ),
     "some have another prefix": (
         lambda w: [w.update({f"module.{k}": w.pop(k)}) for k in list(w)] + [w.update(other=torch.ones(1))],
         "unknown keys: other",
@@ -384,6 +387,7 @@ MISFITS = {
         "(24, 3, 8, 8) instead of (24, 3, 16, 16)",
     ),
     "another grid": (lambda w: w.update(pos_embed=torch.ones(1, 37, WIDTH)), "(1, 37, 24) instead of"),
+    "another image size": (lambda w: w.update(pos_embed=torch.ones(1, 37, WIDTH)), "img_size"),
     "whole numbers": (lambda w: w.update({"norm.weight": torch.ones(WIDTH).char()}), "is torch.int8"),
     "not a number": (lambda w: w["norm.bias"][3].fill_(math.nan), "norm.bias"),
     "infinite": (lambda w: w["norm.bias"][3].fill_(math.inf), "norm.bias"),
@@ -398,6 +402,13 @@ def test_weights_that_do_not_fit_are_refused_by_name(case, read):
     kind = DamagedWeights if case in ("not a number", "infinite") else MismatchedWeights
     with pytest.raises(kind, match=rf"(?s)file\.pth does not fit {DINO}.*{re.escape(part)}"):
         read(DINO, weights)
+
+
+def test_timm_knows_no_address_and_no_licence_of_a_file_of_ones_own(tmp_path):
+    name, path = "vit_tiny_patch16_224", tmp_path / "mine.pth"
+    torch.save({"model_state_dict": timm.create_model(name).state_dict()}, path)
+    provenance = load(name, from_file=path, device="cpu").provenance
+    assert provenance["addresses"] is None is provenance["licence"] and provenance["source"] == str(path)
 
 
 def test_relative_positions_are_not_resampled(read):
