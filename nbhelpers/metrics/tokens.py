@@ -87,7 +87,7 @@ def feature_variance(tokens: Tensor) -> Tensor:
 
     Source: Park and Kim 2022, "How do Vision Transformers work?", feature map variance by depth.
 
-    >>> feature_variance(torch.tensor([[[1.0, 5.0], [3.0, 5.0]]]))
-    tensor([0.5000])
+    >>> feature_variance(torch.tensor([[[1.0, 5.0], [5.0, 5.0]]]))
+    tensor([2.])
     """
     return tokens.var(1, correction=0).mean(-1)

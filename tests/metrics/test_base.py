@@ -138,6 +138,7 @@ def test_bad_input_is_named(name):
         ("attention_distance", (MAPS, (2, 3), 16), r"grid of \(2, 3\)"),
         ("prefix_attention", (MAPS, 4), "4 prefix tokens"),
         ("class_patch_cosine", (TOKENS, 0), "0 of 4 tokens"),
+        ("class_patch_cosine", (TOKENS, 4), "4 of 4 tokens"),
         ("mean_pairwise_cosine", (torch.ones(1, 4),), "M at least 2"),
         ("token_spectrum", (torch.ones(2, 1, 4),), "N at least 2"),
         ("delta_log_amplitude", (torch.ones(1, 15, 2), (4, 4)), r"grid of \(4, 4\)"),

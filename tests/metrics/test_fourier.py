@@ -89,6 +89,12 @@ def test_rings_average_the_whole_plane(grid):
     torch.testing.assert_close(values, means[:, 1] - means[0, 1], rtol=0, atol=1e-5)
 
 
+def test_two_rows_of_patches_have_no_half_diagonal():
+    metric = METRICS["fourier_diagonal"].of(SimpleNamespace(depth=0, grid=(2, 8)))
+    metric.update(0, metric.measure(torch.randn(3, 16, 4)))
+    assert metric.compute()["value"].isna().all()
+
+
 def test_any_feature_map():
     features = torch.randn(2, 5, 10, 7, dtype=torch.float64)  # a stage of a CNN
     expected = delta_log_amplitude(features.flatten(2).mT, (10, 7))

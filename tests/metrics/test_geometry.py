@@ -41,3 +41,10 @@ def test_pca_is_that_of_both_sets_together_and_its_axes_do_not_flip():
         expected = torch.tensor(reference.transform(tokens.numpy()))
         torch.testing.assert_close(coordinates.abs(), expected.abs())
     torch.testing.assert_close(token_pca(before[order], after[order]).before, result.before[order])
+
+
+def test_pca_of_wide_tokens_is_exact_too():
+    before, after = torch.randn(2, 20, 600, dtype=torch.float64)
+    both = torch.cat([before, after])
+    variances = torch.linalg.svdvals(both - both.mean(0)).square()
+    torch.testing.assert_close(token_pca(before, after).explained, variances[:3] / variances.sum())
