@@ -333,6 +333,7 @@ def test_several_seeds_count(toy):
     assert line("2")["seeds"] == 1  # MIM's
     assert line("3a")["seeds"] == 3
     assert scorecard.rows("attention/collapse", ["shapes"]).data.count("3 seeds each") == 1
+    assert scorecard.ONE_RUN not in scorecard.result(["3a"], ["shapes"]).data
 
 
 def test_newcombe():
@@ -380,6 +381,10 @@ def test_effective_rank_over_images_has_an_interval_that_holds():
         assert estimate.value == pytest.approx(effective_rank(spectrum).item(), rel=1e-6)
         inside += estimate.low <= true <= estimate.high
     assert inside >= 53
+    spectrum.requires_grad_()  # propagation of error: of a logarithm of variance 2 / 399 each
+    effective_rank(spectrum).backward()
+    half = 1.96 * (2 / 399) ** 0.5 * spectrum.grad.norm().item()
+    assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.1)
 
 
 SEEDS = ("", ".s1", ".s2")
