@@ -9,13 +9,18 @@ from toy_runs import seeded
 from nbhelpers.pretrain.augment import Augmentation, colour_jitter, orthogonal_colour, random_resized_crop
 
 
-def test_crop_of_a_ramp_shows_the_share_of_the_area_it_was_asked_for():
-    ramp = torch.linspace(0, 1, 64).expand(200, 1, 64, 64)
-    views = random_resized_crop(ramp, Augmentation((0.25, 0.25), (1, 1), flip=False), seeded())
-    span = views.amax((1, 2, 3)) - views.amin((1, 2, 3))
-    assert span.mean() == pytest.approx(0.5, abs=0.02)  # half the side
-    assert views.amin() >= 0
-    assert views.amin((1, 2, 3)).std() > 0.1  # the place varies
+@pytest.mark.parametrize(
+    ("share", "aspect", "expected"),
+    [(0.25, 1, [0.5, 0.5]), (0.25, 2, [0.125**0.5, 0.5**0.5]), (0.36, 4, [0.3, 1.0])],  # height, width
+)
+def test_crops_lie_inside_and_have_the_area_and_the_aspect_they_were_asked_for(share, aspect, expected):
+    ramp = torch.linspace(0, 1, 64)
+    ramps = torch.stack([ramp[:, None].expand(64, 64), ramp.expand(64, 64)]).expand(200, 2, 64, 64)
+    views = random_resized_crop(ramps, Augmentation((share, share), (aspect, aspect), flip=False), seeded())
+    low, high = views.amin((2, 3)), views.amax((2, 3))
+    assert torch.allclose(high - low, torch.tensor(expected), atol=0.02)  # one reflected would be narrower
+    for start, side in zip(low.T, expected, strict=True):
+        assert start.min() < 0.02 and start.max() > 1 - side - 0.02  # the place varies as far as it can
 
 
 def test_flip_mirrors_half_of_the_views():
@@ -33,6 +38,29 @@ def always(*jitter):
 def test_jitter_of_strength_zero_changes_nothing():
     image = torch.rand(3, 3, 5, 5, generator=seeded())
     assert torch.allclose(colour_jitter(image, always(0, 0, 0, 0), seeded()), image, atol=1e-3)
+
+
+@pytest.mark.parametrize("which", ["brightness", "contrast", "saturation"])
+def test_jitter_scales_the_distance_from_black_from_the_mean_luma_or_from_the_own(which):
+    image = 0.4 + 0.2 * torch.rand(3, 4, 4, generator=seeded())
+    luma = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+    rest = {"brightness": torch.zeros(()), "contrast": luma.mean(), "saturation": luma}
+    jitter = [0.4 * (name == which) for name in rest]
+    views = colour_jitter(image.expand(64, 3, 4, 4), always(*jitter, 0), seeded()) - rest[which]
+    there = image - rest[which]
+    factor = (views * there).sum((1, 2, 3)) / there.square().sum()
+    assert torch.allclose(views, factor.view(-1, 1, 1, 1) * there, atol=1e-3)
+    assert 0.59 < factor.min() < 0.65 and 1.35 < factor.max() < 1.41
+
+
+def test_as_many_views_are_jittered_or_grey_as_asked_for():
+    image = torch.rand(3, 4, 4, generator=seeded())
+    for jitter, grey in ((0.25, 0.0), (0.0, 0.25)):
+        how = Augmentation(jitter_probability=jitter, grey_probability=grey)
+        views = colour_jitter(image.expand(600, 3, 4, 4), how, seeded())
+        changed = (views - image).abs().amax((1, 2, 3)) > 1e-3
+        assert changed.float().mean() == pytest.approx(0.25, abs=0.05)
+        assert torch.equal(changed, (views[:, 0] - views[:, 2]).abs().amax((1, 2)) < 1e-3) == bool(grey)
 
 
 def test_hue_turns_the_hue_of_a_colour():
@@ -57,6 +85,15 @@ def test_orthogonal_colour_keeps_distances_between_colours_up_to_contrast():
     off = ~torch.eye(36, dtype=torch.bool)
     for r in ratio:
         assert r[off].std() < 1e-3 * r[off].mean()
+
+
+def test_orthogonal_colour_rotates_and_mirrors():
+    image = torch.rand(1, 3, 6, 6, generator=seeded()).expand(60, 3, 6, 6)
+    deviations = [
+        (x - x.mean((2, 3), keepdim=True)).flatten(2) for x in (image, orthogonal_colour(image, seeded()))
+    ]
+    mirrored = torch.linalg.det(deviations[1] @ torch.linalg.pinv(deviations[0])) < 0
+    assert 0.3 < mirrored.float().mean() < 0.7
 
 
 @pytest.mark.parametrize("colour", ["none", "jitter", "orthogonal"])
