@@ -54,6 +54,8 @@ def test_mean_iou_against_scikit_learn():
         redrawn.append(jaccard_score(target[rows].flatten(), predicted[rows].flatten(), average="macro"))
     np.testing.assert_allclose([low, high], np.quantile(redrawn, [0.025, 0.975]), atol=0.03)
     assert high - low > 0.1
+    # Numbers that no patch has are no classes.
+    np.testing.assert_allclose(mean_iou(2 * predicted, 2 * target), (value, low, high))
 
 
 def test_objects_and_textures_are_read(encoder):
@@ -70,6 +72,13 @@ def test_objects_and_textures_are_read(encoder):
     blind = [ArraySource("b", s.images.roll(1, 0), s.labels, s.classes, s.masks) for s in images]
     frame = dense_by_depth(encoder, *blind, "mask", depths=[0])
     assert frame.value[0] < 0.45  # half of the patches are object; one constant guess has an mIoU of 1/4
+
+
+def test_tokens_that_are_not_finite_have_no_value(encoder):
+    encoder.module.blocks[1].mlp.fc2.bias.data[0] = torch.nan
+    with pytest.warns(UserWarning, match="depth 2, mask.*non-finite"):
+        frame = dense_by_depth(encoder, *(scenes(20, seed) for seed in range(3)), "mask", depths=[2])
+    assert frame[["value", "low", "high"]].isna().all(axis=None) and frame["images"].tolist() == [20]
 
 
 def test_errors(encoder, colours):

@@ -82,8 +82,9 @@ def test_reinitialise(encoder):
     assert (after["blocks.1.norm1.weight"] == 1).all() and not after["blocks.1.attn.qkv.bias"].any()
     assert not torch.equal(after["blocks.1.mlp.fc1.weight"], before["blocks.1.mlp.fc1.weight"])
     assert after["blocks.1.mlp.fc1.weight"].std() == pytest.approx(0.02, rel=0.15)
-    with pytest.raises(ValueError, match="first=2 and last=1 of 2 blocks"):
-        reinitialise(encoder, 2, 1)
+    for first, last in ((2, 1), (-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match=f"first={first} and last={last} of 2 blocks"):
+            reinitialise(encoder, first, last)
     encoder.blocks[0].extra = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="no known initialisation for Block"):
         reinitialise(encoder, 1)
@@ -116,6 +117,15 @@ def test_shift_and_flip_by_loops():
         assert len(found) == 1
         seen.add(found[0])
     assert len(seen) > 3
+
+
+def test_all_shifts_are_as_frequent_and_half_of_the_views_are_mirrored():
+    ramps = torch.stack(torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij"))
+    views = shift_and_flip(ramps.expand(1000, 2, 9, 9), 2, torch.Generator().manual_seed(0))
+    for centre in views[:, :, 4, 4].T:
+        counts = centre.bincount().tolist()
+        assert counts[:2] == [0, 0] and len(counts) == 7 and 150 < min(counts[2:])
+    assert 0.45 < (views[:, 1, 0, 0] > views[:, 1, 0, 8]).float().mean() < 0.55
 
 
 def test_by_share(encoder, colours):

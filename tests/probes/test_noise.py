@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nbhelpers.probes import features, robustness_by_depth
-from nbhelpers.probes.noise import ChangedEncoder, paired_drop
+from nbhelpers.probes.layers import Undefined
+from nbhelpers.probes.noise import ChangedEncoder, make_change, paired_drop
 
 
 def test_changed_encoder_changes_pixels_on_the_unit_scale(encoder, colours):
@@ -64,5 +65,7 @@ def test_patches_that_do_not_tile_the_images_leave_the_other_changes(encoder, sp
         frame = robustness_by_depth(encoder, *images, "colour", changes)
     assert len(noted) == 2
     assert {*frame["parameter"][frame["value"].isna()]} == {16, 4.5}
+    with pytest.raises(Undefined, match="6 x 8 px"):
+        make_change("patch-shuffle", 4, 0.1)(torch.zeros(1, 3, 6, 8))
     fits = robustness_by_depth(encoder, *images, "colour", {"low-pass": [2.0], "patch-shuffle": [4]})
     assert frame.dropna(subset="value").reset_index(drop=True).equals(fits)
