@@ -1,6 +1,7 @@
 """Each row of the table of metrics averages its documented function over images."""
 
 import pytest
+import torch
 from metric_battery import LAYOUT, assert_means, computed, forward_pass
 
 from nbhelpers import metrics
@@ -72,3 +73,20 @@ def test_values_are_means_of_the_documented_function(name, records):
     assert_means(frame[frame["head"] >= 0] if metric.per_head else frame, expected)
     if metric.column != "head":
         assert frame[metric.column].tolist() == CELLS[name] * len(expected)
+
+
+WITH_REFERENCE = """attention_distance nmi attention_entropy prefix_attention query_cosine head_cosine
+attention_token_cosine token_cosine common_update_share token_norm_peak""".split()
+
+
+@pytest.mark.parametrize("name", WITH_REFERENCE)
+def test_references_are_values_of_uniform_attention_or_of_independent_wide_tokens(name):
+    tokens = torch.randn(1, 2, 15, 4000, generator=torch.Generator().manual_seed(0))
+    given = {
+        "attention": (torch.full((1, 1, 15, 15), 1 / 15),),
+        "full attention": (torch.full((1, 1, 17, 17), 1 / 17),),
+        "output": (tokens,),
+        "block": (tokens[0, :1],),
+        "block to +sa": (tokens[:, 0], tokens[:, 0] + tokens[:, 1]),
+    }[METRICS[name].stream]
+    assert METRICS[name].reference(LAYOUT) == pytest.approx(FUNCTIONS[name](*given).item(), abs=0.03)
