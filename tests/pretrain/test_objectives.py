@@ -259,6 +259,8 @@ def test_a_reconstruction_from_perfect_predictions_is_the_image(standardised, mo
     grey = (shown == 128).flatten(2).all(1)
     assert grey.float().mean() == pytest.approx(0.75)
     assert torch.equal(shown.flatten(2)[:, 0][~grey], pictures.flatten(2)[:, 0][~grey])
+    plain = torch.full_like(pictures, 7)  # which does not vary
+    assert torch.equal(reconstruct(encoder, plain)[1], plain)
     monkeypatch.setattr(module, "forward", lambda pixels, keep: torch.zeros_like(perfect(pixels, keep)))
     flat = reconstruct(encoder, pictures, mask_ratio=0.75)[1]
     assert torch.equal(flat.flatten(2)[:, 0][~grey], pictures.flatten(2)[:, 0][~grey])
@@ -326,7 +328,7 @@ def test_dino_asks_one_view_what_the_teacher_says_of_the_other():
     assert untrained(model) == frozen(model) >= {"teacher_head.prototypes"}
 
 
-def test_cosines_under_a_temperature_are_not_rounded_by_autocast():
+def test_cosines_under_a_temperature_are_those_of_vectors_and_not_rounded_by_autocast():
     query, key = torch.randn(2, 16, 8, generator=seeded())
     head = Head(8, 16, 8, 12)
     head.mlp = torch.nn.Identity()
@@ -334,6 +336,9 @@ def test_cosines_under_a_temperature_are_not_rounded_by_autocast():
         with torch.autocast("cpu"):
             rounded = compute()
         assert torch.equal(rounded, compute())
+    for row, logits in zip(query, head(query).tolist(), strict=True):
+        cosines = [float(row @ p / row.norm() / p.norm()) for p in head.prototypes]
+        assert logits == pytest.approx(cosines, abs=1e-6)
 
 
 def test_dino_tells_images_apart_from_the_start():
