@@ -29,6 +29,7 @@ def test_the_difference_is_that_of_whole_layers_at_the_depths_of_both_for_models
     assert (row["model"], row["published"], row["depths"]) == (SIMMIM, "SimMIM", 10)
     assert row["rms"] == pytest.approx(((0.3**2 + 0.4**2) / 10) ** 0.5)
     assert row["error"] == pytest.approx(0.006)
+    assert len(difference_to_published(frame.assign(label=float("nan")), "nmi")) == 1
 
 
 def test_every_published_model_is_a_checkpoint_and_its_decoder_is_not_compared():
@@ -38,6 +39,14 @@ def test_every_published_model_is_a_checkpoint_and_its_decoder_is_not_compared()
     differences = difference_to_published(pd.concat(frames), "nmi")
     assert differences["rms"].tolist() == pytest.approx([0.01, 0.01])
     assert differences["depths"].tolist() == [12, 12]
+
+
+def test_ends_lie_the_reading_error_off_the_value():
+    numbers = published()
+    for end, sign in (("low", -1), ("high", 1)):
+        assert (sign * (numbers[end] - numbers["value"])).to_numpy() == pytest.approx(
+            numbers["error"].to_numpy()
+        )
 
 
 def test_what_cannot_be_compared_is_named():
