@@ -274,6 +274,16 @@ def test_encoders_are_compared_with_those_of_their_own_width_and_length(toy):
     assert line("17e")["note"] == "latent MIM: width 64, 256,000 images; MIM: usual width and images"
 
 
+def test_a_hybrid_is_compared_with_parents_of_its_own_width_and_length(toy):
+    of = {"cl": 0.9, "mim": 0.8, "cl.w64.n9": 0.5, "mim.w64.n9": 0.3, "hybrid-0.2.w64.n9": 0.7}
+    toy["trained"] |= {f"shapes.{name}": {"study": "shapes"} for name in of}
+    del toy["trained"]["shapes.hybrid-0.2"], toy["trained"]["shapes.hybrid-0.4"]
+    toy["probes"] = curves("linear", {name: [0, end] for name, end in of.items()}, label="shape")
+    assert effect("15a") == [20.0] * 3
+    del toy["trained"]["shapes.cl.w64.n9"]  # then with the usual one
+    assert effect("15a") == [-20.0] * 3
+
+
 def test_a_probe_with_all_labels_comes_before_one_with_few(toy):
     toy["trained"] |= {f"cifar10.{name}": {"study": "cifar10"} for name in ("cl", "mim")}
     few = probes(cl=0.7, mim=0.4).query("label == 'shape'")
