@@ -25,6 +25,21 @@ def made():
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
+# One byte each of the first images of "val", on the object or beside it; every texture is among them.
+BYTES = """
+166 137 67 94 123 143 95 148 182 93 20 198 74 97 192 161 1 123 52 162
+155 202 131 25 175 174 166 138 134 104 144 102 129 105 140 189 76 230 83 71
+87 103 19 125 56 91 185 133 183 171 160 127 123 15 151 40 144 217 109 53
+""".split()
+
+
+def test_images_stay_what_they_were_since_trainings_and_tables_know_them_by_their_labels(made):
+    image = torch.arange(len(BYTES))
+    found = made["image"][image, 0, 16, 2 + 7 * (image % 5)]
+    # Machines round differently.
+    assert_close(found.float(), torch.tensor([float(byte) for byte in BYTES]), atol=2, rtol=0)
+
+
 def test_a_split_is_made_of_its_blocks_once(made, monkeypatch):
     monkeypatch.setitem(SPLITS, "val", 2 * BLOCK)
     source = shapes("val")
