@@ -68,12 +68,13 @@ def test_cka_with_itself_is_one_and_the_frame_says_who_was_compared(encoder, oth
     assert frame.groupby("other", sort=False).size().to_dict() == {"toy.cl": 9, "other": 9}
 
 
-def test_cka_is_the_mean_of_the_pure_function_over_parts(encoder, other, colours):
+@pytest.mark.parametrize("pool", ["mean", "class"])
+def test_cka_is_the_mean_of_the_pure_function_over_parts(pool, encoder, other, colours):
     images = colours(80, 0)
-    frame = cka_by_depth(encoder, images, [other]).set_index(["depth", "other_depth"])
+    frame = cka_by_depth(encoder, images, [other], pool).set_index(["depth", "other_depth"])
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    ours, theirs = features(encoder, images)[:, order], features(other, images)[:, order]
-    for pair in [(0, 0), (1, 2), (2, 1)]:
+    ours, theirs = (features(each, images, pool=pool)[:, order] for each in (encoder, other))
+    for pair in [(1, 1), (1, 2), (2, 1)]:
         values = [linear_cka(ours[pair[0], k::10], theirs[pair[1], k::10]) for k in range(10)]
         value, row = torch.stack(values).mean().item(), frame.loc[pair]
         assert row["value"] == pytest.approx(value, rel=1e-6)
