@@ -63,6 +63,12 @@ def test_image_spectrum_is_that_of_all_images_together(offset):
     torch.testing.assert_close(covariance, torch.cov(tokens.mean(1).T), rtol=1e-7, atol=1e-7)
 
 
+def test_few_wide_tokens_have_one_rank_less_than_there_are_tokens():
+    metric = METRICS["token_spectrum"].of(SimpleNamespace(depth=0, width=9, grid=(2, 3)))
+    metric.update(0, metric.measure(torch.randn(2, 6, 9)))
+    assert metric.compute()["rank"].tolist() == [1, 2, 3, 4, 5]
+
+
 def test_image_ranks_beyond_the_images_are_left_out():
     assert image_spectrum(torch.randn(4, 3, 6)).compute()["rank"].tolist() == [1, 2, 3]
 
