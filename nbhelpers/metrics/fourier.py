@@ -178,6 +178,5 @@ def _rings(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     ring = (radius * min(grid) / 2).round().long()
     ring[1:].clamp_(min=1)  # DC stays alone in ring 0, however near the next frequency of a long axis
     weights = torch.nn.functional.one_hot(ring).T * twice
-    weights = weights[weights.sum(1) > 0]
     weights = weights / weights.sum(1, keepdim=True)
     return weights @ radius, weights
