@@ -10,7 +10,6 @@ import torch
 
 from nbhelpers import plots
 from nbhelpers.capture import capture
-from nbhelpers.metrics import token_pca
 from nbhelpers.models import mini_vit, wrap
 from nbhelpers.results import published
 
@@ -247,13 +246,22 @@ def test_token_steps_show_where_each_token_was_and_is():
     figure = plots.token_steps({"mine": pairs}, (0.5, 1), {"mine": "#000000"})
     for ax, (before, after) in zip(figure.axes, pairs, strict=True):
         lines, dots = ax.collections
-        pca = token_pca(before, after, components=2)
         start, end = np.stack(lines.get_segments()).swapaxes(0, 1)
-        np.testing.assert_allclose(start, pca.before)
-        np.testing.assert_allclose(end, pca.after)
-        np.testing.assert_allclose(dots.get_offsets(), pca.after)
+        np.testing.assert_allclose(dots.get_offsets(), end)
+        common = [(after - before).mean(0).norm(), 0]  # all of the common step is to the right
+        np.testing.assert_allclose((end - start).mean(0), common, atol=1e-5)
         share = (64 * (after - before).mean(0).square().sum() / (after - before).square().sum()).item()
         assert float(ax.get_xlabel().removeprefix("common: ")) == pytest.approx(share, abs=0.006)
+
+
+def test_token_steps_show_a_common_step_that_is_small_beside_the_tokens():
+    before = torch.tensor([[0.0, 9.0, 1.0], [0.0, -9.0, 1.0], [0.0, 0.0, -2.0]])
+    steps = {"mine": [(before, before + torch.tensor([0.5, 0.0, 0.0]))]}
+    (ax,) = plots.token_steps(steps, [1], {"mine": "#000000"}).axes
+    start, end = np.stack(ax.collections[0].get_segments()).swapaxes(0, 1)
+    np.testing.assert_allclose(end - start, [[0.5, 0]] * 3, atol=1e-6)
+    np.testing.assert_allclose(np.abs(end[:, 1]), [9, 9, 0], atol=1e-6)
+    assert ax.get_xlabel() == "common: 1.00"
 
 
 def test_maps_lie_over_the_image_at_each_models_own_depth():

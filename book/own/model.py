@@ -161,10 +161,11 @@ between = ["token_cosine", "attention_token_cosine"]
 legend = curves(*between, "across_attention_cosine", "across_block_cosine")
 
 # %% [markdown]
-# The first image's tokens before and after attention, in two principal components. Below: the share of that movement that is
-# common to all tokens; independent updates would give $1/N$.
+# The first image's tokens before and after attention: to the right along the step that is common to them, upwards in the
+# direction in which they vary most beside it. Below: the share of that movement that is common to all tokens; independent
+# updates would give $1/N$.
 
-# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, a row per model: a short line for each token."}, "figure": {"caption": "Tokens of one image in their first two components: a line from where a token was before self-attention to a dot where it is afterwards. Below each panel, the common share of that movement."}}
+# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, along their common step, a row per model: a line for each token."}, "figure": {"caption": "Tokens of one image along the step that is common to them (to the right) and in the direction in which they vary most beside it (upwards): a line from where a token was before self-attention to a dot where it is afterwards. Below each panel, the common share of that movement."}}
 steps, colours = {}, {}
 looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
 for name, encoder, image in zip(names, encoders, pictures, strict=True):

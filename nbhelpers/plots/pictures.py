@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor
+from torch.nn.functional import normalize
 from torchvision.utils import make_grid
 
-from nbhelpers.metrics import common_update_share, token_pca
+from nbhelpers.metrics import common_update_share
 
 Place = tuple[float, float]  # shares of an image's height and width, from its upper left corner
 HEADS_A_ROW = 6
@@ -122,10 +123,11 @@ def head_maps(image: Tensor, maps: Mapping[str, Tensor], query: Place, depth: fl
 def token_steps(
     steps: Mapping[str, Sequence[tuple[Tensor, Tensor]]], depths: Sequence[float], colours: Mapping[str, str]
 ) -> Figure:
-    """What self-attention does to the tokens of one image, in their first two components; a row per model.
+    """What self-attention does to the tokens of one image, along the common step; a row per model.
 
-    A line per token leads from where it was to a dot where it is afterwards. Below each panel stands the
-    share of the tokens' movement that is common to all of them.
+    To the right is the mean of the tokens' updates, upwards the first principal component of what is left of
+    both sets of tokens without that direction. A line per token leads from where it was to a dot where it is
+    afterwards. Below each panel stands the share of the tokens' movement that is common to all of them.
 
     Args:
         steps: tokens `N D` before and after the self-attention of each block, by what the model is called.
@@ -139,7 +141,7 @@ def token_steps(
         shown = _blocks(depths, len(blocks))
         for ax, depth in zip(line, shown, strict=True):
             before, after = blocks[depth - 1]
-            start, end, _ = token_pca(before, after, components=2)
+            start, end = _along_common_step(before.double(), after.double())
             moves = torch.stack([start, end], 1).numpy()
             ax.add_collection(LineCollection(moves, color=colours[name], lw=0.5))
             ax.scatter(*end.T.numpy(), s=5, color=colours[name], lw=0)
@@ -150,6 +152,22 @@ def token_steps(
         line[0].set_ylabel(name)
         named = shown
     return figure
+
+
+def _along_common_step(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates `N 2` of tokens `N D`: along their mean update, and where they vary most beside it.
+
+    >>> before = torch.tensor([[0.0, 2.0], [0.0, -2.0]])
+    >>> [each[:, 0].tolist() for each in _along_common_step(before, before + torch.tensor([3.0, 0.0]))]
+    [[-1.5, -1.5], [1.5, 1.5]]
+    """
+    step = normalize((after - before).mean(0), dim=0)
+    both = torch.cat([before, after])
+    centre = both.mean(0)
+    rest = both - centre
+    rest = rest - (rest @ step)[:, None] * step
+    plane = torch.stack([step, torch.linalg.svd(rest, full_matrices=False).Vh[0]], 1)  # D 2
+    return (before - centre) @ plane, (after - centre) @ plane
 
 
 def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: bool = True) -> Axes:
