@@ -39,6 +39,7 @@ from nbhelpers.studies import label
 
 plots.style()
 frames, missing = gather(STUDIES, ["common_update_share"], MODELS, N_IMAGES, SEED)
+here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
 
 # %% [markdown]
 # ## Result
@@ -56,10 +57,9 @@ scorecard.result(["7"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import common_update_share
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
-stream = []
+encoder, images, stream = here.encoders(MODELS)[0], here.images("test"), []
 with capture(encoder, on_stream=stream.append):
-    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+    encoder.forward(encoder.batch(images, range(min(8, len(images)))))
 before, after = stream[-3].patches, stream[-2].patches  # B N D: of the last block
 
 # %%
@@ -75,7 +75,8 @@ table.rename_axis(columns="image").map("{:.3f}".format)
 # %% [markdown]
 # ## One image, before and after each attention
 #
-# The same as a picture: the tokens of one image in the plane of the two directions in which they vary most.
+# The same as a picture: the tokens of one image, to the right along $\bar u$, the step that is common to them, and upwards
+# in the direction in which they vary most beside it.
 
 
 # %% tags=["hide-input"]
@@ -95,16 +96,14 @@ def moves(encoders, source, index):
 # %% tags=["hide-input"]
 def token_steps(encoders, steps):
     """These tokens as a picture, a row per model."""
-    colours = {
-        label(e.name): plots.line_style(e.name, e.objective)["color"] for e in encoders
-    }
+    looks = plots.line_styles((e.name, e.objective) for e in encoders)
+    colours = {label(name): look["color"] for name, look in looks.items()}
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one generated image before and after the self-attention of four blocks, a row per model: short lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one generated image in their first two principal components. A line leads from where a token was to the dot where it is after self-attention; parallel lines of one length are a movement in unison. A movement out of this plane, or shorter than a dot, is not seen. Below: the common share of the update, in all dimensions."}}
-generated = study("shapes").images("test")
-encoders = study("shapes").encoders(MODELS)
-steps = moves(encoders, generated, int(share.argsort()[len(share) // 2]))
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one image before and after the self-attention of four blocks, along their common step, a row per model: lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one image along the step that is common to them (to the right) and in the direction in which they vary most beside it (upwards). A line leads from where a token was to the dot where it is after self-attention; level lines of one length are a movement in unison. What leads out of this plane is not seen. Below: the common share of the update, in all dimensions."}}
+encoders = here.encoders(MODELS)
+steps = moves(encoders, images, int(share.argsort()[len(share) // 2]))
 figure = token_steps(encoders, steps)
 
 # %% tags=["hide-input"]
@@ -112,8 +111,8 @@ one, text = {}, None
 for who, pairs in steps.items():
     z, z_after = pairs[-1]
     one[who] = common_update_share(z[None], z_after[None]).item()
-if {"CL", "MIM"} <= one.keys() and "shapes" in frames:
-    every = by_label(at_end(frames["shapes"], "common_update_share"))
+if {"CL", "MIM"} <= one.keys() and here.name in frames:
+    every = by_label(at_end(frames[here.name], "common_update_share"))
     agrees = (one["CL"] > one["MIM"]) == (every["CL"] > every["MIM"])
     text = "One image is an example only: in the last block its common share "
     text += f"is {one['CL']:.2f} in CL and {one['MIM']:.2f} in MIM. Over all images it "
@@ -139,7 +138,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()), "common_update_share")
+plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "common_update_share")
 
 # %% [markdown]
 # Read each curve beside the dotted one. Untrained attention is uniform, gives every token the same output and moves all
@@ -248,13 +247,14 @@ pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in which}).ro
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # The mean of N independent vectors is not zero: its squared length is 1/N of theirs.
 u = torch.randn(100, 64, 128, generator=torch.Generator().manual_seed(0))
-common_update_share(torch.zeros_like(u), u).mean().item(), 1 / 64
+measured = common_update_share(torch.zeros_like(u), u).mean().item()
+pd.DataFrame({"share": measured, "1/N": 1 / 64}, index=["64 vectors"]).round(3)
 
 # %% [markdown]
 # 3. **A photograph.** Draw the tokens of one of the photographs that come with scikit-image, for the encoders that were
 #    trained on CIFAR-10.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Tokens of a photograph before and after the self-attention of four blocks, a row per model."}}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Tokens of a photograph before and after the self-attention of four blocks, along their common step, a row per model."}}
 from nbhelpers.images import photographs
 
 encoders = study("cifar10").encoders()
