@@ -31,7 +31,6 @@ SEED = 0
 
 # %% tags=["hide-input"]
 import pandas as pd
-import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
@@ -45,6 +44,7 @@ from nbhelpers.studies import label
 plots.style()
 METRICS = ["prefix_attention", "token_norm_peak", "outlier_tokens"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
 
 # %% [markdown]
 # ## Result
@@ -63,9 +63,9 @@ for name in frames:
 
 
 def above(part, limit):
-    """What an interval says of a limit, by the rule of the scorecard."""
+    """What an interval says of a limit, by the rule of the scorecard, as its sign."""
     moved = [x - limit for x in (part.value, part.low, part.high)]
-    return scorecard.verdict(Interval(*moved))
+    return scorecard.MARKS[scorecard.verdict(Interval(*moved))][0]
 
 
 # %% tags=["hide-input"]
@@ -85,37 +85,39 @@ for name, frame in frames.items():
     for who in dict.fromkeys(who for who, _ in paid):
         blocks = {d: paid[w, d] for w, d in paid if w == who and d != "late"}
         twice, end = 2 * uniform[name, who], paid[who, "late"]
-        sinks = [f"{d}" for d, part in blocks.items() if above(part, twice) == "shows"]
-        rows[study(name).title, who] = {
+        sinks = [f"{d}" for d, part in blocks.items() if above(part, twice) == "✓"]
+        rows[name, who] = {
             "sink in blocks": ", ".join(sinks) or "none",
             "largest share": f"{max(part.value for part in blocks.values()):.2f}",
             "share late": f"{end.value:.3f}",
             "sink late": above(end, twice),
-            "high-norm tokens": above(high[who, "late"], 0.001),
         }
+        if not twice:  # nothing to attend to
+            rows[name, who] = dict.fromkeys(rows[name, who], "no prefix")
+        rows[name, who]["high norms"] = above(high[who, "late"], 0.001)
 
 
 # %% tags=["hide-input"]
 def encoders_with(column, *values):
     """Those whose entry in the table below is one of the values, in words."""
-    found = [
-        f"{who} on {name}" for name, who in rows if rows[name, who][column] in values
-    ]
+    keys = [key for key, row in rows.items() if row[column] in values]
+    found = [f"{who} on {study(name).title}" for name, who in keys]
     return ", ".join(found) or "no encoder"
 
 
-some = {row["sink in blocks"] for row in rows.values()} - {"none"}
+some = {row["sink in blocks"] for row in rows.values()} - {"none", "no prefix"}
 lines = [
     f"- A sink in some block **shows** in {encoders_with('sink in blocks', *some)}.",
-    f"- A sink late **shows** in {encoders_with('sink late', 'shows')}.",
-    f"- High-norm tokens **show** in {encoders_with('high-norm tokens', 'shows')}.",
+    f"- A sink late **shows** in {encoders_with('sink late', '✓')}.",
+    f"- High-norm tokens **show** in {encoders_with('high norms', '✓')}.",
 ]
 lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items()]
 Markdown("\n".join(lines))
 
 # %% [markdown]
 # Share of attention that goes to the prefix, as a mean over patch tokens and heads. The class token of the book's encoders
-# is one of $N + 1$ tokens, to which uniform attention pays $1 / (N + 1)$; a sink gets more than twice that:
+# is one of $N + 1$ tokens, to which uniform attention pays $1 / (N + 1)$; a sink gets more than twice that. In the
+# table ✓ is *shows*, ✗ *does not show*, ? *undecided*:
 
 # %% tags=["hide-input"]
 pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
@@ -130,11 +132,10 @@ pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
 from nbhelpers.capture import capture
 from nbhelpers.metrics import norm_peak, patch_attention, prefix_attention, token_norms
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+encoder, images = here.encoders(MODELS)[0], here.images("test")
 blocks, stream = [], []
-images = encoder.batch(study("shapes").images("test"), torch.arange(8))
 with capture(encoder, blocks.append, stream.append, places=["block"]):
-    encoder.forward(images)
+    encoder.forward(encoder.batch(images, range(min(8, len(images)))))
 b, z = blocks[-1], stream[-1].patches  # z: B N D
 A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, prefix included
 
@@ -159,8 +160,12 @@ pd.DataFrame(means, index=["last block"]).round(3)
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "prefix_attention", ax, heads=True)
-    for share in {share for key, share in uniform.items() if key[0] == name}:
+    shares = {who: share for (of, who), share in uniform.items() if of == name}
+    for share in {*shares.values()} - {0}:
         ax.axhline(share, color="#555555", lw=1, ls="--", label="uniform attention")
+    if none := [who for who, share in shares.items() if not share]:
+        text = f"no prefix tokens: {', '.join(none)}"
+        ax.text(0.02, 0.02, text, transform=ax.transAxes, fontsize=7)
 for ax in axes[: len(frames)]:
     ax.set(yscale="log", ylim=(5e-4, 1))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
@@ -168,7 +173,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()), "attention_sinks")
+plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "attention_sinks")
 
 # %% [markdown]
 # ## Norms of patch tokens
