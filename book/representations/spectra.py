@@ -55,6 +55,7 @@ from nbhelpers.studies import label
 plots.style()
 METRICS = ["token_effective_rank", "token_spectrum", "image_spectrum"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
 
 # %% [markdown]
 # ## Result
@@ -72,10 +73,9 @@ scorecard.result(["8a", "8b"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import effective_rank, token_spectrum
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
-stream = []
+encoder, source, stream = here.encoders(MODELS)[0], here.images("test"), []
 with capture(encoder, on_stream=stream.append, places=("block",)):
-    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+    encoder.forward(encoder.batch(source, range(min(8, len(source)))))
 z = stream[-1].patches.double()  # B N D: tokens after the last block
 
 
@@ -108,12 +108,13 @@ for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_effective_rank", ax)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
-axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
+if frames:
+    axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-tokens = pd.concat(frames.values()).query("metric == 'token_effective_rank'")
-plots.download(tokens, "token_effective_rank")
+tokens = [frame.query("metric == 'token_effective_rank'") for frame in frames.values()]
+plots.download(pd.concat([pd.DataFrame(), *tokens]), "token_effective_rank")
 
 # %% [markdown]
 # Part of this needs no image. The position embedding spreads the tokens over a few directions, the same in every image,
@@ -142,11 +143,12 @@ for ax, frame in zip(axes, ranks.values(), strict=False):
     plots.by_depth(frame, "image_effective_rank", ax)
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
-axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
+if frames:
+    axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(ranks.values()), "image_effective_rank")
+plots.download(pd.concat([pd.DataFrame(), *ranks.values()]), "image_effective_rank")
 
 # %% [markdown]
 # The claim holds in full for a study where, late, CL is the lower of the two in the first figure and the higher of the
@@ -195,6 +197,8 @@ for name, frame in frames.items():
 said = []
 for name, right in read.items():
     rank = late(ranks[name], "image_effective_rank")
+    if rank.keys() != right.keys():
+        continue  # a model that has no stored probe may have the most directions
     most, best = max(right, key=rank.get), max(right, key=right.get)
     text = f"On `{name}`, {most} has the most directions over images "
     text += f"({rank[most]:.1f}), and a linear probe of its last block is right in "
@@ -212,38 +216,37 @@ Markdown(" ".join(said)) if said else None
 # a flat curve uses many directions, a steep one few. What the logarithm shows far below counts little. After the last
 # block, over the tokens of an image:
 
-# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank; mean over images. Tokens have one rank less than their number. What lies below −15 is not drawn."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
-for ax, frame in zip(axes, frames.values(), strict=False):
-    last = at_end(frame, "token_spectrum")
-    last = last.assign(parameter=last["rank"])
-    plots.by_parameter(last, "token_spectrum", "rank", ax)
-    ax.set_ylim(-15, 0.5)
-    for line in ax.lines:
-        line.set_marker("")
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
-legend = plots.legend_below(axes)
+
+# %% tags=["hide-input"]
+def over_ranks(metric):
+    """Log eigenvalues after the last block over their rank, a panel per study."""
+    axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+    for ax, frame in zip(axes, frames.values(), strict=False):
+        last = at_end(frame, metric)
+        plots.by_parameter(last.assign(parameter=last["rank"]), metric, "rank", ax)
+        ticks = [n for n in (1, 2, 5, 10, 20, 60, 200, 600) if n <= last["rank"].max()]
+        ax.set(xscale="log", ylim=(-8, 0.3))  # first ranks side by side, as they decide
+        ax.set_xticks(ticks, ticks)
+        ax.minorticks_off()
+        for line in ax.lines:
+            line.set_marker("")
+    for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+        plots.note(ax, reason)
+    return plots.legend_below(axes)
+
+
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank on a logarithmic scale; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank on a logarithmic scale; mean over images. Tokens have one rank less than their number. What lies below −8 is not drawn."}}
+legend = over_ranks("token_spectrum")
 
 # %% [markdown]
 # And over the images of the set:
 
-# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of the images' mean tokens after the last block, relative to the largest, against rank; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of the images' mean tokens after the last block, as natural logarithms relative to the largest, against rank. Lines as above."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
-for ax, frame in zip(axes, frames.values(), strict=False):
-    last = at_end(frame, "image_spectrum")
-    last = last.assign(parameter=last["rank"])
-    plots.by_parameter(last, "image_spectrum", "rank", ax)
-    ax.set_ylim(-15, 0.5)
-    for line in ax.lines:
-        line.set_marker("")
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
-legend = plots.legend_below(axes)
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of the images' mean tokens after the last block, relative to the largest, against rank on a logarithmic scale; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of the images' mean tokens after the last block, as natural logarithms relative to the largest, against rank on a logarithmic scale. Lines and limits as above."}}
+legend = over_ranks("image_spectrum")
 
 # %% tags=["remove-input"]
 ends = [at_end(frame, metric) for frame in frames.values() for metric in METRICS[1:]]
-plots.download(pd.concat(ends), "spectra")
+plots.download(pd.concat([pd.DataFrame(), *ends]), "spectra")
 
 # %% [markdown]
 # Neither the poster nor the released code has numbers for these spectra, so there is no published curve to set beside
@@ -286,7 +289,8 @@ pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in which}).ro
 generator = torch.Generator().manual_seed(0)
 ball = torch.randn(1, 100, 3, dtype=torch.float64, generator=generator)
 cigar = ball * torch.tensor([1, 0.01, 0.01])
-directions(cigar), directions(ball)
+rows = {"cigar": directions(cigar).item(), "ball": directions(ball).item()}
+pd.DataFrame(rows, index=["effective rank"]).round(2)
 
 # %% [markdown]
 # 3. **Without places.** Subtract from each token the mean, over images, of the tokens at the same place. How many
