@@ -183,18 +183,29 @@ legend = plots.legend_below(axes)
 #
 # k-NN has nothing but distances. Without the leading components, the others decide about these.
 
-# %% mystnb={"image": {"alt": "Accuracy of k-NN against the share of leading components that were removed, a line per model, one panel per study and label; a dotted line per model marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components. Thin horizontal lines: with all of them. A curve above its line gains when components are removed."}}
-axes = draw("knn_without_leading", "leading share removed", guessing)
-for ax, rows in zip(axes, panels.values(), strict=False):
-    whole = rows[(rows["metric"] == "knn_without_leading") & (rows["parameter"] == 0)]
-    looks = plots.line_styles(zip(whole["model"], whole["objective"], strict=True))
-    for model, value in zip(whole["model"], whole["value"], strict=True):
-        ax.axhline(value, color=looks[model]["color"], lw=0.8, ls=":")
+
+# %% tags=["hide-input"]
+def points_gained(rows):
+    """k-NN without leading components less k-NN with all, by model and share."""
+    rows, parts = rows[rows["metric"] == "knn_without_leading"], [pd.DataFrame()]
+    for _, own in rows.groupby("model", sort=False):
+        whole = mean(own[own["parameter"] == 0])
+        for _, there in own.groupby("parameter"):
+            gain = 100 * difference(mean(there), whole, same_encoder=True)
+            ends = {"value": gain.value, "low": gain.low, "high": gain.high}
+            parts.append(there.assign(metric="points_gained", **ends))
+    return pd.concat(parts)
+
+
+# %% mystnb={"image": {"alt": "Points of accuracy that k-NN gains without the leading components, against the share of components that was removed, a line per model, one panel per study and label; a dashed line at 0 marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components, less that with all of them, in points. Above the dashed line at 0 a model gains when components are removed. Bands: 95 % interval of the difference."}}
+gain = {key: points_gained(rows) for key, rows in panels.items()}
+axes = draw("points_gained", "leading share removed", (0, "all components"), gain)
+for ax in axes[: len(gain)]:
     ax.set_xlim(1 / 64 / 1.2, 0.6)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# In points of accuracy that are gained:
+# The same as numbers, in points:
 
 # %% tags=["hide-input"]
 rows = {
@@ -202,7 +213,8 @@ rows = {
     for key, entry in gained.items()
 }
 points = pd.DataFrame(rows).T.round(1) + 0.0  # no -0.0
-points.map("{:+.1f}".format).replace("-", "−", regex=True)
+points = points.map("{:+.1f}".format, na_action="ignore").fillna("")
+points.replace("-", "−", regex=True)
 
 # %% [markdown]
 # A trained classifier has little to gain from *removing* features, since it can learn to ignore them; a distance cannot.
@@ -237,7 +249,9 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 few = study("shapes").images("train").subset(64)
 _, values = principal_components(features(tiny, few, [tiny.depth])[0])
-(values.cumsum(0) / values.sum())[[0, 1, 3, 7]]
+shares = (values.cumsum(0) / values.sum()).tolist()
+held = pd.DataFrame({n: shares[n - 1] for n in (1, 2, 4, 8)}, ["share of variance"])
+held.rename_axis(columns="leading components").round(2)
 
 # %% [markdown]
 # 2. **Whitening.** Divide each component by the root of its variance instead of removing the leading ones. What does k-NN
