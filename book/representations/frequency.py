@@ -50,6 +50,7 @@ from nbhelpers.studies import first_seeds, label
 plots.style()
 METRICS = ["delta_log_amplitude", "fourier_radial"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
 
 # %% [markdown]
 # ## Result
@@ -64,27 +65,29 @@ scorecard.result(["9c", "9a", "9b"], STUDIES, MODELS)
 # ## The quantity
 #
 # Eight images through one encoder; `capture` hands over the tokens $z$ after each block. Folded back onto the grid
-# they are a picture of $D$ channels, and the formula is a Fourier transform, a logarithm and a mean.
+# they are a picture of $D$ channels, and the formula is a Fourier transform, a logarithm and a mean. On a grid that is not
+# square the library reads the longer axis between its frequencies, and the check is left out.
 
 # %%
 from nbhelpers.capture import capture
 from nbhelpers.metrics import delta_log_amplitude
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.mim"])[:1])
-depths = []
+encoder, images, depths = here.encoders(MODELS)[0], here.images("test"), []
 with capture(encoder, on_stream=depths.append, places=("block",)):
-    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+    encoder.forward(encoder.batch(images, range(min(8, len(images)))))
 z, grid = depths[-1].patches, depths[-1].grid  # B N D; rows and columns
 
 # %%
 z_hat = torch.fft.fft2(z.unflatten(1, grid), dim=(1, 2))  # B rows columns D
 F = (z_hat.abs() + 1e-6).log().mean(-1)  # mean over channels after the logarithm
-F = F.diagonal(dim1=1, dim2=2)[:, : math.ceil(grid[0] / 2)]  # B F: up to Nyquist
+F = F.diagonal(dim1=1, dim2=2)[:, : math.ceil(min(grid) / 2)]  # B F: up to Nyquist
 delta_F = F - F[:, :1]
 
-assert_close(delta_F, delta_log_amplitude(z, grid), atol=1e-3, rtol=1e-3)
-shares = [f"{2 * f / grid[0]:.2f}" for f in range(F.shape[1])]
-table = pd.DataFrame(delta_F.mean(0)[None].cpu().numpy(), ["Δ log amplitude"], shares)
+library = delta_log_amplitude(z, grid)
+if grid[0] == grid[1]:
+    assert_close(delta_F, library, atol=1e-3, rtol=1e-3)
+shares = [f"{2 * f / min(grid):.2f}" for f in range(F.shape[1])]
+table = pd.DataFrame(library.mean(0)[None].cpu().numpy(), ["Δ log amplitude"], shares)
 table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 
 # %% [markdown]
@@ -104,7 +107,7 @@ plots.published_by_depth(published(), "delta_log_amplitude", axes[-1])
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()), "delta_log_amplitude")
+plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "delta_log_amplitude")
 
 # %% [markdown]
 # With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
@@ -113,7 +116,8 @@ plots.download(pd.concat(frames.values()), "delta_log_amplitude")
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
 
-gaps = difference_to_published(pd.concat(frames.values()), "delta_log_amplitude")
+gaps = [difference_to_published(f, "delta_log_amplitude") for f in frames.values()]
+gaps = pd.concat([pd.DataFrame(), *gaps])
 gaps.round(3) if len(gaps) else None
 
 # %% [markdown]
@@ -149,14 +153,15 @@ Markdown(f"After the last block alone: {' '.join(said)}") if said else None
 
 # %% mystnb={"image": {"alt": "Δ log amplitude against the radius of the frequency, one panel per model and one line per depth, coloured from light to dark."}, "figure": {"caption": "The whole spectrum after each block, from the embedding (light) to the last block (dark), a panel per model. The step from 0 to the first ring is what tokens share; the slope beyond it is how smooth they are."}}
 models, titles = plots.per_model(list(frames.values()))
-axes = plots.panels(titles, height=2.3, sharex=True, sharey=True)
-deepest = max(rows["depth"].max() for rows in models)
-for ax, rows in zip(axes, models, strict=True):
+axes = plots.panels([*titles, *missing], height=2.3, sharex=True, sharey=True)
+deepest = max((rows["depth"].max() for rows in models), default=1)
+for ax, rows in zip(axes, models, strict=False):
     plots.spectra(rows, "fourier_radial", ax, deepest)
+for ax, reason in zip(axes[len(models) :], missing.values(), strict=True):
+    plots.note(ax, reason)
 bar = plots.depth_bar(axes, deepest)
 
 # %% tags=["hide-input"]
-spectra = pd.concat(at_end(frame, "fourier_radial") for frame in frames.values())
 parts = {}
 for name, frame in frames.items():
     ends = at_end(frame, "fourier_radial").sort_values("frequency")
@@ -167,7 +172,8 @@ both = ["step to the first ring", "fall beyond it"]
 pd.DataFrame(parts, both).T.round(2)
 
 # %% tags=["remove-input"]
-plots.download(spectra, "fourier_radial_last_block")
+spectra = [at_end(frame, "fourier_radial") for frame in frames.values()]
+plots.download(pd.concat([pd.DataFrame(), *spectra]), "fourier_radial_last_block")
 
 # %% [markdown]
 # The table splits the dark lines into these two parts. Only the second column says how smooth the tokens are. Where two
@@ -243,7 +249,9 @@ pd.DataFrame(rows).rename_axis("f").T.round(2)
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # A checkerboard: all its amplitude is in the corner, and none in the constant part.
-from nbhelpers.metrics import radial_delta_log_amplitude
+from nbhelpers.metrics import radial_delta_log_amplitude, radial_frequencies
 
 sign = torch.tensor([1.0, -1.0, 1.0, -1.0])
-radial_delta_log_amplitude(sign.outer(sign).reshape(1, 16, 1), (4, 4))
+values = radial_delta_log_amplitude(sign.outer(sign).reshape(1, 16, 1), (4, 4))
+radii = radial_frequencies((4, 4)).tolist()
+pd.DataFrame(values, ["ΔF"], [f"{radius:.2f}" for radius in radii]).round(2)
