@@ -46,6 +46,7 @@ plots.style()
 METRICS = ["token_cosine", "attention_token_cosine", "across_attention_cosine"]
 METRICS += ["across_block_cosine", "head_cosine"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
 
 # %% [markdown]
 # ## Result
@@ -76,10 +77,10 @@ Markdown(lead + " ".join(said) + end) if said else None
 from nbhelpers.capture import capture
 from nbhelpers.metrics import mean_pairwise_cosine
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+encoder, images = here.encoders(MODELS)[0], here.images("test")
 blocks, stream = [], []
 with capture(encoder, blocks.append, stream.append, places=("block",)):
-    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+    encoder.forward(encoder.batch(images, range(min(8, len(images)))))
 z = stream[-1].patches  # B N D: tokens after the last block
 o = blocks[-1].output[:, :, encoder.prefix :].transpose(1, 2)  # B N H D: its heads
 
@@ -112,8 +113,8 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-tokens = pd.concat(frames.values()).query("metric == 'token_cosine'")
-plots.download(tokens, "token_cosine")
+tokens = [frame.query("metric == 'token_cosine'") for frame in frames.values()]
+plots.download(pd.concat(tokens), "token_cosine") if tokens else None
 
 # %% [markdown]
 # Compare each curve first with that of an untrained encoder of its architecture, which is dotted for the book's own. These
@@ -136,8 +137,8 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-outputs = pd.concat(frames.values()).query("metric == 'attention_token_cosine'")
-plots.download(outputs, "attention_token_cosine")
+outputs = [f.query("metric == 'attention_token_cosine'") for f in frames.values()]
+plots.download(pd.concat(outputs), "attention_token_cosine") if outputs else None
 
 # %% [markdown]
 # Where CL lies above MIM here and not in the first figure, collapse is real and the stream hides it. A block *adds* its
@@ -149,22 +150,21 @@ plots.download(outputs, "attention_token_cosine")
 #
 # There is a second reason to be careful. A cosine is an angle seen from the origin, and the origin is arbitrary: a
 # vector that all tokens of all images share raises every cosine without making two tokens harder to tell apart.
-# Subtract that vector, and look again at the tokens after the last block, of the images of the first study:
+# Subtract that vector, and look again at the tokens after the last block, of some of the images that were looked at above:
 
 
 # %%
-def after_last_block(encoder, number=64):
+def after_last_block(encoder, number):
     stream = []
-    images = encoder.batch(study(STUDIES[0]).images("test"), torch.arange(number))
     with capture(encoder, on_stream=stream.append, places=("block",)):
-        encoder.forward(images)
+        encoder.forward(encoder.batch(images, range(number)))
     return stream[-1].patches  # B N D
 
 
 # %%
 rows = {}
-for encoder in study(STUDIES[0]).encoders(MODELS):
-    z = after_last_block(encoder, min(64, N_IMAGES))
+for encoder in here.encoders(MODELS):
+    z = after_last_block(encoder, min(64, N_IMAGES, len(images)))
     centred = z - z.mean((0, 1))  # one vector for all images and places
     pair = {"as they are": z, "without the common vector": centred}
     rows[label(encoder.name)] = {key: c_bar(v).mean().item() for key, v in pair.items()}
@@ -189,8 +189,8 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-depths = pd.concat(frames.values()).query("metric == 'across_block_cosine'")
-plots.download(depths, "across_block_cosine")
+depths = [frame.query("metric == 'across_block_cosine'") for frame in frames.values()]
+plots.download(pd.concat(depths), "across_block_cosine") if depths else None
 
 # %% [markdown]
 # Untrained blocks add little to the stream, and so again lie at the top. Of the trained ones, the higher curve belongs
@@ -258,7 +258,8 @@ pd.DataFrame(rows).T.round(3)
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # They sum to zero, and a squared length cannot be less: (0 - 5) / (5 * 4) = -1/4.
 angle = torch.arange(5) * 2 * torch.pi / 5
-c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1))
+lowest = c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1)).item()
+pd.DataFrame({"mean cosine": lowest}, index=["five on a circle"]).round(2)
 
 # %% [markdown]
 # 3. **Same map, same answer?** Is a block with a low NMI always one whose outputs are alike? Set the two beside each
