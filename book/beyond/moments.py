@@ -45,6 +45,7 @@ from nbhelpers.intervals import Interval, difference
 from nbhelpers.metrics import patch_distances
 from nbhelpers.models import manifest
 from nbhelpers.results import TABLES, rows_of
+from nbhelpers.results.summary import whole_layers
 
 plots.style()
 ABOUT = manifest()
@@ -286,7 +287,10 @@ for ax, hidden in zip(axes, ("texture", "mask"), strict=True):
 legend = below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*followed.values(), *ends.values()]), "moments")
+drawn = ["token_cosine", "nmi", "attention_distance", "linear", "knn"]
+drawn += ["class_patch_cosine", "miou"]
+rows = whole_layers(pd.concat([*followed.values(), *ends.values()]))
+plots.download(rows[rows["metric"].isin(drawn)], "moments")
 
 # %% [markdown]
 # No such damage shows here. Class token and patches of CL are most alike early, within the first fifth of its training, and
@@ -310,7 +314,7 @@ for name, frame in followed.items():
     chosen = [
         claim for claim in scorecard.CLAIMS if claim.number in set(card["number"])
     ]
-    card = pd.concat([card, scorecard.scorecard([name], chosen).assign(seen="end")])
+    card = pd.concat([card, scorecard.scorecard([name], chosen).assign(seen="shipped")])
     card["sign"] = card["verdict"].map(lambda verdict: scorecard.MARKS[verdict][0])
     grids[name] = card.pivot_table("sign", "number", "seen", "first", sort=False)
     words = {claim.number: claim.claim for claim in chosen}
@@ -330,11 +334,19 @@ for name, grid in grids.items():
 Markdown(" ".join(said) or "No two trainings were followed.")
 
 # %% tags=["hide-input"]
+COLOURS = {"✓": "rgba(0, 158, 115, 0.2)", "✗": "rgba(213, 94, 0, 0.2)"}
+
+
+def colour(sign):
+    return f"background-color: {COLOURS[sign]}" if sign in COLOURS else ""
+
+
 for name, grid in grids.items():
     claims = [f"{number}. {claim}" for number, claim in grid["claim"].items()]
     signs = grid.drop(columns="claim").set_axis(claims)
     moments_shown = [*signs][:2] + [*signs][3:-2:2] + [*signs][-2:]
-    display(signs[moments_shown].rename_axis(columns=study(name).title))
+    shown = signs[moments_shown].rename_axis(columns=study(name).title).fillna("")
+    display(shown.style.map(colour).set_table_attributes('class="dataframe"'))
 
 # %% [markdown]
 # Columns are images seen, about every second moment. Where a row changes its sign, two papers with trainings of different
