@@ -109,8 +109,19 @@ pd.DataFrame(counts | shares, index=["last block"]).round(2)
 # %% [markdown]
 # ## Which cue is followed?
 #
-# The same with more images and at every depth. On photographs the probe learns the seven classes of CIFAR-10 that also
-# occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those.
+# Either cue alone tells the class of the images in the upper row; those in the lower one are trials.
+
+# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images in which shape and texture have the same number, above eight in which their numbers differ: each shows one object with a regular pattern on a coloured background."}, "figure": {"caption": "Generated images whose cues agree (top) and disagree (bottom). From images like the upper ones the probe learns, on images like the lower ones it has to decide for a cue."}}
+source = study("shapes").images("test")
+same = source.labels["shape"] == source.labels["texture"]
+rows = [source.batch(which.nonzero()[:8, 0]) for which in (same, ~same)]
+ax = plots.gallery(torch.cat(rows), columns=8)
+ax.tick_params(length=0, grid_alpha=0)
+ticks = ax.set_yticks([18, 52], ["agree", "disagree"])  # rows of 32 px, margins of 2
+
+# %% [markdown]
+# Below, the same with more images and at every depth. On photographs the probe learns the seven classes of CIFAR-10 that
+# also occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those.
 
 # %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1: a line per model, in one panel per study; no preference is a dashed line at one half."}, "figure": {"caption": "Shape bias of a linear probe by depth. Bands: the bootstrap's 95 % interval over trials; dashed: no preference, as of a probe that guesses. No published number was found to set beside it."}}
 axes = plots.panels([*map(plots.title, bias.values()), *no_bias], sharey=True)
@@ -141,7 +152,7 @@ for name, frame in bias.items():
         for model, row in ends[0].iterrows()
     }
 ends = pd.DataFrame.from_dict(rows, orient="index").round(2)
-ends if rows else "no table"
+ends if rows else Markdown("no table")
 
 # %% [markdown]
 # The claim is about the order of CL and MIM, not about the level. The level also depends on how loud each cue is in the
@@ -154,6 +165,19 @@ ends if rows else "no table"
 #
 # Now the probe learns from plain images, and noise limited to a ring of frequencies is added to the test images. 0 is no
 # noise; 1 is the Nyquist frequency of the image, one wave per two pixels.
+
+# %% mystnb={"image": {"classes": "pictures", "alt": "A generated image without noise and with noise of five frequencies, from coarse to fine, and below each the noise alone on grey."}, "figure": {"caption": "A generated image with noise of one frequency, given as a share of Nyquist (top), and that noise alone, four times as strong (bottom)."}}
+from nbhelpers.probes.noise import CHANGES, make_change
+
+picture = source.batch([0]) / 255  # 1 C H W
+centres = CHANGES["noise"][1::2]
+noisy = [make_change("noise", centre, 0.1)(picture) for centre in centres]
+noisy = torch.cat([picture, *noisy])
+both = torch.cat([noisy, 0.5 + 4 * (noisy - picture)]).clamp(0, 1)
+ax = plots.gallery((255 * both).to(torch.uint8), columns=len(noisy))
+ax.tick_params(length=0, grid_alpha=0)
+middles = [18 + 34 * i for i in range(len(noisy))]  # 32 px and a margin of 2
+ticks = ax.set_xticks(middles, ["none", *centres])
 
 
 # %% tags=["hide-input"]
@@ -193,7 +217,6 @@ plots.download(pd.concat([*noise.values(), pd.DataFrame()]), "noise")
 
 # %% tags=["hide-input"]
 from nbhelpers.images.filters import ring_mask
-from nbhelpers.probes.noise import CHANGES
 
 size, half = encoder.image_size, 0.1 * torch.pi
 held = [ring_mask(size, ring * torch.pi, half).sum() for ring in CHANGES["noise"]]
@@ -217,7 +240,7 @@ for name in noise:
     grid = rows.pivot_table("value", "model", "parameter", sort=False)
     grid = grid.rename_axis(index=None, columns="cut-off / Nyquist")
     kept[name] = grid.rename(columns={0.0: "no filter"}).round(2)
-pd.concat(kept) if kept else "no table"
+pd.concat(kept) if kept else Markdown("no table")
 
 # %% tags=["hide-input"]
 said, meaning = [], {"shows": "as claimed", "does not show": "against the claim"}
@@ -286,7 +309,7 @@ for name in noise:
     rows = last_block(name, "accuracy").query("change == 'patch-shuffle'")
     rows = rows.assign(model=rows["model"].map(label))
     left[name] = rows.pivot_table("value", "model", "parameter", sort=False).round(2)
-pd.concat(left) if left else "no table"
+pd.concat(left) if left else Markdown("no table")
 
 # %% [markdown]
 # 3. **By hand.** Of 200 trials, 30 go to the shape, 20 to the texture. What are bias and coverage, and would you believe
@@ -296,4 +319,5 @@ pd.concat(left) if left else "no table"
 # Bias 0.6, coverage 0.25: hardly above the 0.2 of guessing, and the interval holds
 # one half.
 decided = torch.tensor([1] * 30 + [2] * 20 + [0] * 150)
-shape_bias(decided, torch.ones(200), torch.full((200,), 2))
+by_hand = shape_bias(decided, torch.ones(200), torch.full((200,), 2))
+pd.DataFrame([by_hand], ["200 trials"]).round(2)
