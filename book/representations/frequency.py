@@ -159,7 +159,7 @@ for ax, rows in zip(axes, models, strict=False):
     plots.spectra(rows, "fourier_radial", ax, deepest)
 for ax, reason in zip(axes[len(models) :], missing.values(), strict=True):
     plots.note(ax, reason)
-bar = plots.depth_bar(axes, deepest)
+bar = plots.depth_bar(axes, deepest) if models else None
 
 # %% tags=["hide-input"]
 parts = {}

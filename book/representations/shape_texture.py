@@ -109,9 +109,9 @@ pd.DataFrame(counts | shares, index=["last block"]).round(2)
 # %% [markdown]
 # ## Which cue is followed?
 #
-# Either cue alone tells the class of the images in the upper row; those in the lower one are trials.
+# In the upper row either cue tells the number. In the lower one the two disagree, and a probe has to decide.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images in which shape and texture have the same number, above eight in which their numbers differ: each shows one object with a regular pattern on a coloured background."}, "figure": {"caption": "Generated images whose cues agree (top) and disagree (bottom). From images like the upper ones the probe learns, on images like the lower ones it has to decide for a cue."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images in which shape and texture have the same number, above eight in which their numbers differ: each shows one object with a pattern on a coloured background."}, "figure": {"caption": "Generated images whose cues agree (top) and disagree (bottom). From images like the upper ones the probe learns, on images like the lower ones it has to decide for a cue."}}
 source = study("shapes").images("test")
 same = source.labels["shape"] == source.labels["texture"]
 rows = [source.batch(which.nonzero()[:8, 0]) for which in (same, ~same)]
@@ -171,7 +171,7 @@ from nbhelpers.probes.noise import CHANGES, make_change
 
 picture = source.batch([0]) / 255  # 1 C H W
 centres = CHANGES["noise"][1::2]
-noisy = [make_change("noise", centre, 0.1)(picture) for centre in centres]
+noisy = [make_change("noise", centre, epsilon=0.1)(picture) for centre in centres]
 noisy = torch.cat([picture, *noisy])
 both = torch.cat([noisy, 0.5 + 4 * (noisy - picture)]).clamp(0, 1)
 ax = plots.gallery((255 * both).to(torch.uint8), columns=len(noisy))
