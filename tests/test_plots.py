@@ -95,11 +95,11 @@ def test_every_objective_size_and_part_can_be_told_apart():
     models = ["shapes.mim", *mae, *(f"{name}:decoder" for name in mae)]
     looks = plots.line_styles((model, "MIM") for model in [*models, "shapes.mae.w64.s1"])
     assert looks.pop("shapes.mae.w64.s1") == looks["shapes.mae.w64"]  # of one label
-    seen = {(look["marker"], look["linestyle"], look.get("mfc")) for look in looks.values()}
+    seen = {(look["marker"], look["linestyle"], look.get("fillstyle")) for look in looks.values()}
     assert len(seen) == len(models)
     assert len({looks[model]["color"] for model in mae}) == 1
     assert {looks[f"{model}:decoder"]["linestyle"] for model in mae} == {":"}
-    assert looks["shapes.mae.n512000"] == plots.STYLES["MAE"] | {"linestyle": "--", "mfc": "white"}
+    assert looks["shapes.mae.n512000"] == plots.STYLES["MAE"] | {"linestyle": "--", "fillstyle": "bottom"}
     assert looks["shapes.mim"] == plots.STYLES["MIM"]
     assert plots.line_style("shapes.hybrid-0.2", "hybrid") == plots.STYLES["hybrid"]
 
@@ -264,23 +264,30 @@ def test_token_steps_show_a_common_step_that_is_small_beside_the_tokens():
     assert ax.get_xlabel() == "common: 1.00"
 
 
-def test_maps_lie_over_the_image_at_each_models_own_depth():
-    maps = {"small": torch.rand(2, 3, 4, 2, 2), "large": torch.rand(12, 12, 16, 4, 4)}
-    image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
-    figure = plots.query_maps(image, maps, [(0.1, 0.6), (0.9, 0.9)], (0.5, 1))
+def test_maps_stand_beside_the_picture_that_each_model_saw_at_its_own_depth():
+    small, large = (torch.randint(256, (1, 3, side, side), dtype=torch.uint8) for side in (16, 32))
+    maps = {
+        "small": (small, torch.rand(2, 3, 4, 2, 2)),
+        "large": (large, torch.rand(12, 12, 16, 4, 4)),
+    }
+    figure = plots.query_maps(maps, [(0.1, 0.6), (0.9, 0.9)], (0.5, 1))
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == ["", "depth 1", "depth 2", *[""] * 4, "depth 6", "depth 12", *[""] * 3]
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["", "small", "", "large"]
-    shown = figure.axes[8].get_images()[1].get_array()
-    assert torch.equal(torch.as_tensor(shown), maps["large"][11, :, 2].mean(0))
-    heads = plots.head_maps(image, maps, (0.1, 0.6), 1)
+    for ax, image in zip(figure.axes[::3], [small, small, large, large], strict=True):
+        (shown,) = ax.get_images()
+        assert np.array_equal(shown.get_array(), image[0].permute(1, 2, 0))
+    (shown,) = figure.axes[8].get_images()  # the map alone
+    assert torch.equal(torch.as_tensor(shown.get_array()), maps["large"][1][11, :, 2].mean(0))
+    assert shown.get_alpha() is None and shown.get_clim()[0] == 0
+    heads = plots.head_maps(maps, (0.1, 0.6), 1)
     titles = [ax.get_title() for ax in heads.axes if ax.axison]
     assert titles[:2] == ["small, depth 2", "head 0"] and titles[-1] == "head 11"
     wide = plots.query_maps(
-        image, {"wide": torch.rand(1, 1, 8, 4, 2)}, [(0.3, 0.9)], [1]
+        {"wide": (large, torch.rand(1, 1, 8, 4, 2))}, [(0.3, 0.9)], [1]
     )  # 8 x 16 px patches
     with pytest.raises(ValueError, match="place in the image"):
-        plots.query_maps(image, maps, [(-0.5, 0.5)], [1])
+        plots.query_maps(maps, [(-0.5, 0.5)], [1])
     (frame,) = wide.axes[1].patches
     assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((16, 8), 16, 8)
 

@@ -39,17 +39,51 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import load, plots, scorecard, study
 from nbhelpers.images import photographs
 from nbhelpers.intervals import difference
 from nbhelpers.measure import attention_maps, object_attention_by_depth
 from nbhelpers.results import at_end, by_label, gather, late, published_maps, table
 from nbhelpers.scorecard.evidence import READINGS
-from nbhelpers.studies import OWN, label
+from nbhelpers.studies import OWN, distinct_labels, label
 
 plots.style()
 frames, missing = gather(STUDIES, ["query_cosine"], MODELS, N_IMAGES, SEED)
 pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in OWN}
+
+# %% [markdown]
+# ## Three queries on one image
+#
+# Beside the image, as the model sees it, stand the maps of a query, averaged over heads; the query patch is outlined. Each
+# map has its own scale: dark is nothing, bright the map's maximum. Compare the three rows of one model in the last column.
+
+# %% tags=["hide-input"]
+DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
+
+
+def maps(encoders, image):
+    """By label, the image as the encoder sees it, and its attention L H N R C."""
+    found, names = {}, distinct_labels(e.name for e in encoders)
+    for name, e in zip(names, encoders, strict=True):
+        seen = e.resize(image)
+        found[name] = seen, attention_maps(e, seen)[:, 0].unflatten(-1, e.grid)
+    return found
+
+
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, first the image, then its maps, the query patch outlined in each."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale: dark nothing, bright the map's maximum. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
+image = study("shapes").images("test").batch([IMAGE])
+looking = maps(study("shapes").encoders(pairs["shapes"]), image)
+figure = plots.query_maps(looking, QUERIES, DEPTHS)
+
+# %% [markdown]
+# Then a photograph, which comes with scikit-image, shown to encoders that were trained on CIFAR-10, unless `MODELS` names
+# others:
+
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a photograph of a cup of coffee, at three depths: a row per model and query, first the photograph, then its maps, the query patch outlined in each."}, "figure": {"caption": "As above, on a photograph of a cup of coffee. The photograph is none of the images of CIFAR-10 and has none of their ten classes."}}
+encoders = study("cifar10").encoders(pairs["cifar10"])
+size = max(max(e.image_size) for e in encoders)
+photograph_maps = maps(encoders, photographs(size).batch([3]))
+figure = plots.query_maps(photograph_maps, QUERIES, DEPTHS)
 
 # %% [markdown]
 # ## Result
@@ -67,36 +101,6 @@ scorecard.result(["2"], STUDIES, MODELS)
 
 # %% tags=["hide-input"]
 scorecard.result(["21a", "21b", "21c"], ["shapes"], MODELS)
-
-# %% [markdown]
-# ## Three queries on one image
-#
-# Maps are averaged over heads and lie over the image; the query patch is outlined. Each map has its own scale, from
-# nothing to its maximum. Compare the three rows of one model in the last column.
-
-# %% tags=["hide-input"]
-DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
-
-
-def maps(encoders, image):
-    names = [label(e.name) for e in encoders]
-    seen = [attention_maps(e, image)[:, 0] for e in encoders]  # L H N N
-    seen = [A.unflatten(-1, e.grid) for A, e in zip(seen, encoders, strict=True)]
-    return dict(zip(names, seen, strict=True))
-
-
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
-image = study("shapes").images("test").batch([IMAGE])
-looking = maps(study("shapes").encoders(pairs["shapes"]), image)
-figure = plots.query_maps(image, looking, QUERIES, DEPTHS)
-
-# %% [markdown]
-# Then a photograph, which comes with scikit-image, shown to encoders that were trained on CIFAR-10:
-
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a photograph of a cup of coffee, at three depths: a row per model and query, the query patch outlined."}, "figure": {"caption": "As above, on a photograph of a cup of coffee. The photograph is none of the training images and has none of their ten classes."}}
-photograph = photographs(32).batch([3])
-looking = maps(study("cifar10").encoders(pairs["cifar10"]), photograph)
-figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
 
 # %% [markdown]
 # ## Any query, at any depth, in any head
@@ -117,10 +121,12 @@ figure = plots.query_maps(photograph, looking, QUERIES, DEPTHS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import mean_pairwise_cosine, patch_attention
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+# of the first study whose images are on this machine
+here = next((name for name in STUDIES if not study(name).missing), "shapes")
+encoder, images = load((MODELS or study(here).models)[0]), study(here).images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
-    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+    encoder.forward(encoder.batch(images, range(len(images))[:8]))
 b = blocks[-1]
 A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
 
@@ -149,7 +155,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()), "query_cosine")
+plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "query_cosine")
 
 # %% [markdown]
 # Averaged over the last third of the blocks, with the two maps of the paper's own figure 2 below (published; read off the
@@ -204,7 +210,11 @@ from nbhelpers.metrics import (
     queries_by_kind,
 )
 
-images = study("shapes").images("test")
+encoder, images = load((MODELS or ["shapes.cl"])[0]), study("shapes").images("test")
+blocks = []
+with capture(encoder, on_attention=blocks.append):
+    encoder.forward(images.batch(range(8)))
+b = blocks[-1]
 on = object_tokens(encoder, images.masks[:8])  # B N: the keys of the sum
 A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, now over all tokens
 m = (A * on[:, None, None]).sum(-1)  # B H N: a share for each query
@@ -240,12 +250,11 @@ kinds = [kind for kind in of if not kind.endswith(OTHER_IMAGES)]
 
 # %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model, and a dotted one for the same maps on the objects of other images; the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query; mean over heads, with the 95 % interval over images. Dotted, in the same colour: what the same maps have on the objects of other images. Dashed: the object's share of all tokens, which a query that looks everywhere alike gives it. The maximum is 1."}}
 axes = plots.panels(kinds, sharey=True)
+looks = plots.line_styles(zip(whole["model"], whole["objective"], strict=True))
 for ax, kind in zip(axes, kinds, strict=True):
     plots.by_depth(of[kind], "object_attention", ax)
-    elsewhere = of[kind + OTHER_IMAGES].groupby(["model", "objective"])
-    for (model, objective), rows in elsewhere:
-        color = plots.line_style(model, objective)["color"]
-        ax.plot(rows["depth"], rows["value"], ":", color=color)
+    for model, rows in of[kind + OTHER_IMAGES].groupby("model"):
+        ax.plot(rows["depth"], rows["value"], ":", color=looks[model]["color"])
     ax.plot([], [], ":", color="#555555", label="objects of other images")
     for area in areas.round(2).unique():
         ax.axhline(area, color="#555555", lw=1, ls="--", label="area of the object")
@@ -352,9 +361,8 @@ at_end(rows, "object_attention").set_index("label")[["value"]].round(2)
 # 2. **One head at a time.** An average over heads can hide that each looks elsewhere. Draw every head of the last block
 #    for the second query.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Attention maps of one query in every head of a late block, drawn over the image."}}
-encoders = study("cifar10").encoders(pairs["cifar10"])
-figure = plots.head_maps(photograph, maps(encoders, photograph), QUERIES[1], depth=1)
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "The photograph with one query outlined, and the attention maps of that query in every head of the last block, a row per model."}}
+figure = plots.head_maps(photograph_maps, QUERIES[1], depth=1)
 
 # %% [markdown]
 # 3. **A fairer class token.** No loss trains the class token of MIM. As a substitute take the mean map of all patches,

@@ -169,7 +169,7 @@ pd.DataFrame(c_bar, index=[f"{OBJECTIVE}, images seen"]).round(3)
 
 # %% tags=["hide-input"]
 def dots(ax, rows):
-    """The ends of whole trainings: hollow where as narrow as the one followed."""
+    """The ends of whole trainings: half filled where as narrow as the one followed."""
     for (model, objective, seen), line in rows.groupby(["model", "objective", "seen"]):
         look = plots.line_style(model, objective) | {"linestyle": "none"}
         ax.plot(seen, line["value"], zorder=3, **look)
@@ -213,7 +213,7 @@ def below(axes):
     return legend
 
 
-# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, hollow at the width of the lines (64), filled at width 128."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, half filled at the width of the lines (64), filled at width 128."}}
 axes = draw("token_cosine", "last")
 legend = below(axes)
 

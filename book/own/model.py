@@ -8,17 +8,17 @@
 # # Your own model
 #
 # **Claim.** Nothing in this book is tied to its models. It can read any Vision Transformer whose heads each compute a
-# softmax over one grid of patches. Change one line below, and this page draws the book's curves of attention,
-# tokens and spectra for your model. What needs labels or training, such as probes and fine-tuning, stays in its chapters.
+# softmax over one grid of patches. This page draws the book's curves of attention, tokens and spectra for the models that
+# it is given. What needs labels or training, such as probes and fine-tuning, stays in the book's chapters.
 #
-# The figures need little of a model: the queries $q$, keys $k$ and values $v$ of every block as the model uses them, and
-# the residual stream $z_\ell$ between blocks. They are taken from the running model, after normalisation, rotary
-# positions and position bias, so no code of the model has to change.
+# The figures need little of a model: the queries, keys and values of every block as the model uses them, and the residual
+# stream between blocks. They are taken from the running model, after normalisation, rotary positions and position bias, so
+# no code of the model has to change.
 
 # %% [markdown] tags=["site"]
-# The two models below were trained on photographs, CIFAR-10, and look at generated shapes here: images of a kind that they
-# never saw. With `IMAGES = "cifar10"` they look at their own. A module that you built yourself goes into `MODELS` after one
-# call of `wrap`: see [Bring a model](bring.py).
+# Change one line below to see a model of yours. The two that stand there were trained on photographs, CIFAR-10, and look at
+# generated shapes here: images of a kind that they never saw. With `IMAGES = "cifar10"` they look at their own. A module
+# that you built yourself goes into `MODELS` after one call of `wrap`: see [Bring a model](bring.py).
 
 # %% tags=["parameters"]
 # the book's names, timm names, "hf-hub:...", files of save_encoder, or "random:..."
@@ -36,7 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from nbhelpers import analyse, interactive, load, plots, study
 from nbhelpers.capture import capture
@@ -50,8 +50,9 @@ plots.style()
 # %% [markdown]
 # ## What was read off the models
 #
-# Prefix tokens, patch grid and preprocessing (not shown) come from the model. If an entry of this table is not what you
-# expect, no figure further down can be trusted.
+# Prefix tokens, patch grid and preprocessing come from the model: mean and deviation of the colours, and the share of a
+# resized image's side that is cut out of its middle. If an entry of this table is not what you expect, no figure further
+# down can be trusted.
 
 # %%
 encoders = [load(model, device=DEVICE, from_file=FROM_FILE) for model in MODELS]
@@ -69,26 +70,29 @@ rows = {}
 for e in encoders:
     rows[e.name] = {"blocks": e.depth, "width": e.width, "heads": e.heads}
     rows[e.name] |= {"prefix tokens": e.prefix, "patch grid": "{} x {}".format(*e.grid)}
+    for what, numbers in (("mean", e.mean), ("std", e.std), ("crop", [e.crop])):
+        rows[e.name][what] = ", ".join(f"{number:.3g}" for number in numbers)
     uniform = METRICS["attention_distance"].reference(e)
     rows[e.name]["uniform distance (px)"] = round(uniform, 1)
 pd.DataFrame(rows).T
 
+# %% tags=["hide-input"]
+what = f"{len(images):,} images of {images.name}"
+Markdown(f"Curves and spectra are of {what}, what shows single tokens of the first.")
+
 # %% [markdown]
 # ## Attention maps
 #
-# The first of the images, as each model sees it, and the maps of three queries over it. Four depths, at the same shares of
-# each model's blocks.
+# The first of the images, as each model sees it, and beside it the maps of three queries at four depths, which are the same
+# shares of each model's blocks.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three queries at four depths of one model, drawn over the image, a row per query; a figure for each model."}, "figure": {"caption": "Attention maps of the model named at the left: the queries (left column) and their maps at four depths, means over heads, each on its own scale."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "The image with one of three queries outlined, and beside it the attention maps of that query at four depths of one model, a row per query; a figure for each model."}, "figure": {"caption": "Attention maps of the model named at the left: the queries (left column) and their maps at four depths, means over heads, each on its own scale: dark nothing, bright the map's maximum."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
-maps = {
-    name: attention_maps(e, image)[:, 0].unflatten(-1, e.grid)
-    for name, e, image in zip(names, encoders, pictures, strict=True)
-}
 queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]
 depths = (1 / 8, 3 / 8, 5 / 8, 1)
-for name, image in zip(names, pictures, strict=True):
-    figure = plots.query_maps(image, {name: maps[name]}, queries, depths)
+for name, e, image in zip(names, encoders, pictures, strict=True):
+    maps = {name: (image, attention_maps(e, image)[:, 0].unflatten(-1, e.grid))}
+    figure = plots.query_maps(maps, queries, depths)
 
 # %% [markdown]
 # Click any patch, or move the query by the arrow keys:
@@ -163,7 +167,7 @@ legend = curves(*between, "across_attention_cosine", "across_block_cosine")
 # %% [markdown]
 # The first image's tokens before and after attention: to the right along the step that is common to them, upwards in the
 # direction in which they vary most beside it. Below: the share of that movement that is common to all tokens; independent
-# updates would give $1/N$.
+# updates of N tokens would give 1 / N.
 
 # %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, along their common step, a row per model: a line for each token."}, "figure": {"caption": "Tokens of one image along the step that is common to them (to the right) and in the direction in which they vary most beside it (upwards): a line from where a token was before self-attention to a dot where it is afterwards. Below each panel, the common share of that movement."}}
 steps, colours = {}, {}

@@ -90,7 +90,7 @@ def legend_below(axes: Sequence[Axes]) -> Legend:
         return spare[0].legend(*entries, loc="center", **options)
     for rows in range(1, len(handles) + 2):
         options["ncols"] = -(-len(handles) // rows)
-        legend = figure.legend(*entries, loc="outside lower center", **options)
+        legend = figure.legend(*entries, loc="outside lower left", **options)
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or rows >= len(handles):
             break
@@ -116,9 +116,9 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """Colour, marker and line of the models (name, objective) of a figure, however many there are.
 
     The book's own encoders and the paper's public checkpoints look as in every figure; of another width or
-    length they are dashed, or stay dotted, with hollow markers, other ones for each further such setting. The
-    first other model of an objective looks like ours of it if none such is there; all further ones have a
-    colour and a marker of their own.
+    length they are dashed, or stay dotted, with half filled markers (hollow ones are published), other ones
+    for each further such setting. The first other model of an objective looks like ours of it if none such is
+    there; all further ones have a colour and a marker of their own.
 
     >>> styles = line_styles([("cifar10.cl", "CL"), ("one.dino", "CL"), ("two.dino", "CL")])
     >>> len({style["color"] for style in styles.values()})
@@ -131,7 +131,7 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         own = model.partition(".")[0] in TITLES
         look = STYLES.get(PUBLIC.get(model, name), STYLES.get(objective) if own else None)
         if look:
-            dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "mfc": "white"}
+            dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "fillstyle": "bottom"}
             look = look | (dashed if own and unusual else {})
             taken = [styles[other] for other in styles if called[other] != called[model]]
             looks = [look, *(look | {"marker": marker} for marker in MARKERS)]

@@ -34,6 +34,7 @@ def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: in
     sheet = make_grid(images, nrow=columns, padding=2 * scale, pad_value=255).permute(1, 2, 0)
     ax.imshow(sheet.to(torch.uint8), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
+    ax.grid(False)  # whoever names rows by ticks gets no lines through the pictures
     ax.spines[:].set_visible(False)
     return ax
 
@@ -41,7 +42,8 @@ def gallery(images: Tensor, columns: int, ax: Axes | None = None, patch_size: in
 def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tensor | None = None) -> int:
     """Draw an image `C H W` and outline the patch at a place; returns the number of its token.
 
-    With values of a map, rows and columns of the grid, these lie on their own scale over the image in grey.
+    Values of a map, rows and columns of the grid, are drawn in place of the image, on their own scale: laid
+    over it, its light and dark parts would pass for attention.
 
     Raises:
         ValueError: the place is outside the image.
@@ -51,11 +53,10 @@ def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tenso
     (height, width), (rows, columns) = image.shape[-2:], grid
     row, column = (min(int(share * n), n - 1) for share, n in zip(query, grid, strict=True))
     place = {"extent": (0, width, height, 0), "interpolation": "nearest"}
-    if values is not None:
-        image = image.float().mean(0, keepdim=True).expand(3, -1, -1).to(torch.uint8)
-    ax.imshow(image.permute(1, 2, 0).numpy(), **place)
-    if values is not None:
-        ax.imshow(values.numpy(), cmap="inferno", vmin=0, alpha=0.65, **place)
+    if values is None:
+        ax.imshow(image.permute(1, 2, 0).numpy(), **place)
+    else:
+        ax.imshow(values.numpy(), cmap="inferno", vmin=0, **place)
     corner, size = (column * width / columns, row * height / rows), (width / columns, height / rows)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#56B4E9", lw=1.6, path_effects=[RIM]))
     ax.set(xticks=[], yticks=[])
@@ -64,23 +65,22 @@ def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tenso
 
 
 def query_maps(
-    image: Tensor, maps: Mapping[str, Tensor], queries: Sequence[Place], depths: Sequence[float]
+    maps: Mapping[str, tuple[Tensor, Tensor]], queries: Sequence[Place], depths: Sequence[float]
 ) -> Figure:
-    """Attention maps, averaged over heads, of queries on one image, drawn over it; a row per model and query.
+    """Attention maps, averaged over heads, of queries on one image, beside it; a row per model and query.
 
     A model's name stands beside its middle row, its depths above its first one if they are not those above.
 
     Args:
-        image: uint8 `1 C H W`, as the models see it.
-        maps: attention of each patch to the rows R and columns C of patches, `L H N R C`, by what the model
-            is called.
+        maps: by what the model is called, the image as it sees it, uint8 `1 C H W`, and the attention of each
+            patch to the rows R and columns C of patches, `L H N R C`.
         queries: places in the image, as shares of its height and width from the upper left corner.
         depths: shares of each model's depth, a column each; 1 is its last block.
     """
     shape = (len(maps) * len(queries), 1 + len(depths))
     figure, axes = plt.subplots(*shape, figsize=(1.44 * shape[1], 1.44 * shape[0] + 0.3), squeeze=False)
     named: list[int] = []
-    for part, (name, attention) in zip(np.split(axes, len(maps)), maps.items(), strict=True):
+    for part, (name, (image, attention)) in zip(np.split(axes, len(maps)), maps.items(), strict=True):
         grid, blocks = attention.shape[-2:], _blocks(depths, len(attention))
         part[len(queries) // 2, 0].set_ylabel(name)
         for line, query in zip(part, queries, strict=True):
@@ -102,12 +102,13 @@ def _blocks(depths: Sequence[float], blocks: int) -> list[int]:
     return [max(1, round(share * blocks)) for share in depths]
 
 
-def head_maps(image: Tensor, maps: Mapping[str, Tensor], query: Place, depth: float) -> Figure:
-    """Maps of one query in every head of a block, drawn over the image; arguments as of `query_maps`."""
-    columns = min(HEADS_A_ROW, 1 + max(attention.shape[1] for attention in maps.values()))
-    rows = [-(-(1 + attention.shape[1]) // columns) for attention in maps.values()]
+def head_maps(maps: Mapping[str, tuple[Tensor, Tensor]], query: Place, depth: float) -> Figure:
+    """Maps of one query in every head of a block, behind the image; arguments as of `query_maps`."""
+    columns = min(HEADS_A_ROW, 1 + max(attention.shape[1] for _, attention in maps.values()))
+    rows = [-(-(1 + attention.shape[1]) // columns) for _, attention in maps.values()]
     figure, axes = plt.subplots(sum(rows), columns, figsize=(7.2, 1.6 * sum(rows)), squeeze=False)
-    for (name, attention), part in zip(maps.items(), np.split(axes, np.cumsum(rows)[:-1]), strict=True):
+    parts = np.split(axes, np.cumsum(rows)[:-1])
+    for (name, (image, attention)), part in zip(maps.items(), parts, strict=True):
         grid, (block,) = attention.shape[-2:], _blocks([depth], len(attention))
         plain, *cells = part.flat
         token = _cell(plain, image[0], grid, query)
