@@ -42,10 +42,10 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import load, plots, scorecard, study
 from nbhelpers.metrics import patch_distances
 from nbhelpers.results import difference_to_published, gather, late, published
-from nbhelpers.studies import label
+from nbhelpers.studies import labels
 
 plots.style()
 METRICS = ["attention_distance", "attention_entropy"]
@@ -67,10 +67,12 @@ scorecard.result(["1"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import attention_distance, patch_attention
 
-(encoder,) = study("shapes").encoders((MODELS or ["shapes.cl"])[:1])
+# of the first study whose images are on this machine
+here = next((name for name in STUDIES if not study(name).missing), "shapes")
+encoder, images = load((MODELS or study(here).models)[0]), study(here).images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
-    encoder.forward(encoder.batch(study("shapes").images("test"), torch.arange(8)))
+    encoder.forward(encoder.batch(images, range(len(images))[:8]))
 b = blocks[-2]
 A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
 
@@ -91,18 +93,33 @@ pd.DataFrame(line, index=["D, px"]).round(2)
 # The same over all images, for every block and head. The dashed line is the distance of uniform attention on the grid of
 # the models in the panel, so compare pixels only between panels with the same line.
 
+
 # %% tags=["hide-input"]
-uniform = {}
+def uniform(grid, patch_size):
+    """The distance of attention that is uniform, px."""
+    return float(patch_distances(grid, patch_size).mean())
+
+
+reach = {}  # by study and label
 for name in frames:
-    grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
-    uniform[name] = [float(patch_distances(*grid).mean()) for grid in sorted(grids)]
-vit_b = float(patch_distances((14, 14), 16).mean())  # of the curves in the last panel
+    encoders = study(name).encoders(MODELS)
+    called = labels(e.name for e in encoders)
+    reach[name] = {called[e.name]: uniform(e.grid, e.patch_size) for e in encoders}
 
 
+# %% tags=["hide-input"]
 def dashed(ax, px):
     """The distance of attention that is uniform."""
     line = {"color": "#555555", "lw": 1, "ls": "--"}
     ax.axhline(px, label=f"uniform attention, {px:.1f} px", **line)
+
+
+def same_height(drawn):
+    """Panels of studies whose dashed lines are the same can be compared by eye."""
+    for name, ax in drawn.items():
+        lines = {*reach[name].values()}
+        alike = [drawn[other] for other in drawn if {*reach[other].values()} == lines]
+        ax.set_ylim(0, 1.05 * max(each.dataLim.ymax for each in alike))
 
 
 # %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds curves of public ViT-B/16 on 59 images, in which MoCo v3 rises almost to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the error of reading is within the marks."}}
@@ -110,36 +127,39 @@ titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "attention_distance", ax, heads=True)
-    for px in uniform[name]:
+    for px in {*reach[name].values()}:
         dashed(ax, px)
+same_height(dict(zip(frames, axes, strict=False)))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
     plots.note(ax, reason)
 plots.published_by_depth(published(), "attention_distance", axes[-1])
-dashed(axes[-1], vit_b)
-axes[-1].set_title("public ViT-B/16, 59 images")
-for ax in axes:
-    ax.set_ylim(0, 1.05 * ax.dataLim.ymax)
+dashed(axes[-1], uniform((14, 14), 16))
+axes[-1].set(title="public ViT-B/16, 59 images", ylim=(0, 1.05 * axes[-1].dataLim.ymax))
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()), "attention_distance")
+plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "attention_distance")
 
 # %% [markdown]
 # With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from these curves (root mean
 # square), beside the error of reading them.
 
 # %% tags=["remove-input"]
-gaps = difference_to_published(pd.concat(frames.values()), "attention_distance")
+found = [
+    difference_to_published(each, "attention_distance") for each in frames.values()
+]
+gaps = pd.concat([pd.DataFrame(), *found])
 gaps.round(1) if len(gaps) else None
 
 # %% [markdown]
-# Averaged over the last third of the blocks, in pixels:
+# Averaged over the last third of the blocks, in pixels, and what uniform attention has on the grid of each model:
 
 # %% tags=["hide-input"]
-far = {name: late(frame, "attention_distance") for name, frame in frames.items()}
-for name in far:
-    far[name]["uniform attention"] = max(uniform[name])
-pd.DataFrame(far).T.round(1)
+rows = {}
+for name, frame in frames.items():
+    each = {"attention": late(frame, METRICS[0]), "uniform attention": reach[name]}
+    rows |= {(study(name).title, what): of for what, of in each.items()}
+pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
 # ## Near, far, or not looking at all?
@@ -156,23 +176,32 @@ def by_head(frame):
     return heads.pivot(index=keys, columns="metric", values="value")
 
 
+def half_spread(encoder):
+    """The entropy of attention that is even over half of the patches."""
+    patches = math.prod(encoder.grid)
+    return math.log(patches / 2, patches)
+
+
 def dots(frame, ax):
     """A dot per head: its distance against its entropy."""
     models = by_head(frame).groupby(["model", "objective"], sort=False)
-    looks = plots.line_styles(list(models.groups))
-    for who, points in models:
-        look = looks[who[0]] | {"linestyle": "none", "alpha": 0.6}
-        ax.plot(points[METRICS[1]], points[METRICS[0]], label=label(who[0]), **look)
+    looks, called = plots.line_styles(list(models.groups)), labels(frame["model"])
+    for (who, _), points in models:
+        look = looks[who] | {"linestyle": "none", "alpha": 0.6}
+        ax.plot(points[METRICS[1]], points[METRICS[0]], label=called[who], **look)
     y, x = map(plots.metric_label, METRICS)
     ax.set(xlabel=x, ylabel=y, xlim=(0, 1.02))
 
 
-# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image."}}
+# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention, dotted ones the entropy below which a head counts as selective."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image. Dotted: the entropy of an even spread over half of the patches, below which the count under this figure lets a head select."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing])
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     dots(frame, ax)
-    for px in uniform[name]:
+    for px in {*reach[name].values()}:
         dashed(ax, px)
+    for half in {half_spread(e) for e in study(name).encoders(MODELS)}:
+        ax.axvline(half, color="#555555", lw=1, ls=":", label="half of the patches")
+same_height(dict(zip(frames, axes, strict=False)))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
 legend = plots.legend_below(axes)
@@ -190,19 +219,19 @@ legend = plots.legend_below(axes)
 def far_heads(name):
     """By label: how many heads are far and how many of these select; late entropy."""
     found, entropy = {}, late(frames[name], METRICS[1])
-    for e in study(name).encoders(MODELS):
-        d = patch_distances(e.grid, e.patch_size)  # N N
+    encoders = study(name).encoders(MODELS)
+    for e, who in zip(encoders, labels(e.name for e in encoders).values(), strict=True):
         points = by_head(frames[name]).query("model == @e.name")
-        far = points.loc[points[METRICS[0]] >= float(d.mean()), METRICS[1]]
-        some = int((far < math.log(len(d) / 2, len(d))).sum())
-        found[label(e.name)] = [len(far), some, round(entropy[label(e.name)], 2)]
+        far = points.loc[points[METRICS[0]] >= reach[name][who], METRICS[1]]
+        some = int((far < half_spread(e)).sum())
+        found[who] = [len(far), some, round(entropy[who], 2)]
     return found
 
 
 counts = {name: far_heads(name) for name in frames}
 rows = {(name, who): row for name in counts for who, row in counts[name].items()}
 columns = ["far heads", "of these select", "late entropy"]
-pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows), columns)
+pd.DataFrame(rows, columns).T.convert_dtypes()
 
 # %% tags=["hide-input"]
 cl = {study(k).title: each["CL"] for k, each in counts.items() if "CL" in each}
@@ -248,7 +277,8 @@ pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}).
 # 2. **Specialists.** Which three heads of each model look furthest, and at which depth?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-heads = pd.concat(frames.values()).query("metric == 'attention_distance' and head >= 0")
+heads = pd.concat([tiny["shapes"][:0], *frames.values()])
+heads = heads.query("metric == 'attention_distance' and head >= 0")
 furthest = heads.sort_values("value", ascending=False).groupby("model").head(3)
 furthest = furthest.sort_values(["model", "depth"]).set_index(
     ["model", "depth", "head"]
