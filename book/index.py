@@ -17,13 +17,14 @@ STUDIES = ["shapes", "cifar10"]
 
 # %% tags=["remove-input"]
 import matplotlib.pyplot as plt
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib.patches import Rectangle
 
-from nbhelpers import load, plots, scorecard
+from nbhelpers import load, plots, scorecard, study
 from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps
 from nbhelpers.results import table
+from nbhelpers.scorecard import MARKS
 
 plots.style()
 card = scorecard.scorecard(STUDIES)
@@ -42,10 +43,11 @@ def conclude(sentence, numbers):
 
 def panels(tables, metric, **options):
     """A metric by depth, a panel per study."""
-    axes = plots.panels([*map(plots.title, tables)], height=1.75, sharey=True)
+    axes = plots.panels(STUDIES, height=2.4, sharey=True)
     axes[0].figure.set_figwidth(5.6)  # what stands beside an answer
     for ax, frame in zip(axes, tables, strict=True):
         plots.by_depth(frame, metric, ax, **options)
+        ax.set_yticks([0, 0.5, 1])
     return plots.legend_below(axes)
 
 
@@ -69,16 +71,15 @@ conclude(
     ["1", "2"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and over it the attention maps of each of them in the last but one block, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches in the last block but one, mean over heads, each map on its own scale; a photograph that comes with scikit-image, unlike those of the training."}}
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and beside it the attention map of each of them in the last but one block, its query outlined, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches in the last block but one, mean over heads, each map on its own scale: dark nothing, bright its maximum. The photograph comes with scikit-image, unlike those of the training."}}
 figure, axes = plt.subplots(2, 4, figsize=(5.6, 2.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
     line[0].imshow(picture[0].permute(1, 2, 0), **square)
     line[0].set_ylabel(kind, fontsize=14)  # legible on a phone, too
     for ax, (row, column) in zip(line[1:], QUERIES, strict=True):
-        ax.imshow(picture[0].float().mean(0), cmap="gray", **square)
         values = A[8 * row + column].reshape(8, 8)
-        ax.imshow(values, cmap="inferno", vmin=0, alpha=0.65, **square)
+        ax.imshow(values, cmap="inferno", vmin=0, **square)
         outline(line[0], row, column)
         outline(ax, row, column)
 for ax in axes.flat:
@@ -95,7 +96,7 @@ conclude(
     ["9c", "10", "11a"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias; at 1 shape alone decides; dashed: no preference (random: untrained)."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias; at 1 shape alone decides; dashed: no preference (random: untrained). The chapter's figure says when its numbers were stored."}}
 none = {"reference": (0.5, "no preference")}
 legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias", **none)
 
@@ -103,11 +104,11 @@ legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias",
 conclude(
     "**What is it good for?** A linear layer reads shape or class better from a "
     "contrastive encoder (MoCo v3) than from a masked one (SimMIM), and on generated "
-    "images at a later depth; fine-tuning gives the masked one more.",
+    "images at a later depth; fine-tuning (not drawn) gives the masked one more.",
     ["12", "14a", "14c"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind and declines towards the last block."}, "figure": {"caption": "Linear probe of the shape (left), of the class (right)."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind and declines towards the last block."}, "figure": {"caption": "Linear probe of the shape (left), of the class (right); dashed: chance. The chapter's figure says when its numbers were stored."}}
 frames = [table(study, "probes") for study in STUDIES]
 shown = [rows[rows["label"].isin(["shape", "class"])] for rows in frames]
 legend = panels(shown, "linear", reference=(0.1, "chance"))
@@ -155,7 +156,29 @@ remarked = ((card["verdict"] == "shows") & (card["remark"] != "")).sum()
 Markdown(f"""Of the entries that show, {remarked} carry a remark on why they tell less.
 **Does not show in at least one study:** {listed or "none"}.""")
 
+# %% tags=["remove-input"]
+signs = card["verdict"].map({verdict: sign for verdict, (sign, *_) in MARKS.items()})
+names = card["study"].map(lambda name: study(name).title)
+signs = card.assign(study=names, sign=signs).pivot(
+    index="study", columns="number", values="sign"
+)
+signs = signs[card["number"].unique()].rename_axis(index=None, columns=None)
+
+
+def coloured(sign):
+    """Light on either colour scheme."""
+    return {"✓": "background: #009e7340", "✗": "background: #d55e0040"}.get(sign)
+
+
+# %% tags=["remove-input"]
+close = [{"selector": "th, td", "props": "padding: 0.2rem 0.35rem"}]
+half = -(-signs.shape[1] // 2)
+for part in (signs.iloc[:, :half], signs.iloc[:, half:]):
+    display(part.style.map(coloured).set_table_styles(close).set_uuid(part.columns[0]))
+
 # %% [markdown]
+# Each column is a row of the tables below, by its number: ✓ shows, ✗ does not show, ? undecided, – not measured.
+#
 # Some of them turn with the length of training: [When do the findings appear?](beyond/moments.py)
 #
 # ### How do self-attentions behave?
