@@ -71,11 +71,17 @@ chosen = replace(chosen, images=max(2, round(SECONDS / cost)) * BATCH_SIZE)
 # %% tags=["hide-input"]
 from IPython.display import Markdown
 
+from nbhelpers.models import manifest
+
+seen = "".join(
+    f" Its encoder {each} saw {manifest()[each]['images_seen']:,}."
+    for each in study(name).trained(OBJECTIVE)[:1]
+)
 book = recipe(name, OBJECTIVE).images
 Markdown(
     f"A step of {BATCH_SIZE} images takes {cost:.2f} s here. In {SECONDS} s that makes "
     f"**{chosen.steps} steps**, or {chosen.images:,} images. The book's recipe sees "
-    f"{book:,}; the legend below says how many its encoder saw."
+    f"{book:,}.{seen}"
 )
 
 # %% [markdown]
@@ -184,7 +190,7 @@ each = [analyse(encoder, sample, ["nmi"], cache=False) for encoder in encoders]
 frame = pd.concat(each)
 (ax,) = plots.panels([f"{sample.name}, {len(sample)} images"])
 plots.by_depth(frame, "nmi", ax, heads=True)
-legend = ax.figure.legend(loc="outside lower center", ncols=2)  # settings in full
+legend = ax.figure.legend(loc="outside lower left", ncols=2)  # settings in full
 
 # %% tags=["remove-input"]
 plots.download(frame, "nmi")
@@ -228,6 +234,28 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #
 # It goes on where it stopped when the same command is given again, and ends in `data/encoders` under a name that `MODELS`
 # knows, `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
+#
+# The command knows the images of the book alone. A long run on photographs of your own is a `Trainer` in a script:
+#
+# ```python
+# from dataclasses import replace
+# from pathlib import Path
+#
+# from nbhelpers import images
+# from nbhelpers.models import save_encoder
+# from nbhelpers.pretrain import Trainer, description, recipe
+#
+# mine = images.folder("/path/to/photographs", size=32)
+# val = mine.select(range(0, len(mine), 10))
+# train = mine.select([i for i in range(len(mine)) if i % 10])
+# longer = replace(recipe("cifar10", "mim"), images=1_000_000, batch_size=256)
+# trainer = Trainer(longer, train, val, Path("runs/mine"))
+# trainer.run()  # or run(until=5_000), for a look on the way
+# save_encoder(trainer.objective.saved, "mine", description(trainer, "cifar10"), Path("runs"))
+# ```
+#
+# `run` writes `checkpoint.pt` into its folder every three minutes, and when it is stopped by Ctrl-C or SIGTERM. Run the
+# same script again, also after it was killed, and it goes on from there. The encoder is then `runs/mine.safetensors`.
 
 # %% [markdown]
 # ## What would refute it
