@@ -126,7 +126,11 @@ brought.append(plain)
 # **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it.
 # `replace` gives each encoder a name of its own, which two checkpoints of one run need. Weights do not tell the number of
 # heads, the activation or the epsilon of the norms: choose the architecture that has those of your training. MoCo v3's
-# ViT-S, for example, has 12 heads and timm's 6; `load("mocov3.vit_small_patch16_224", from_file=path)` has the 12.
+# ViT-S, for example, has 12 heads and timm's 6; `load("mocov3.vit_small_patch16_224", from_file=path)` has the 12. Nor do
+# weights tell how images were prepared: mean, deviation and crop are those of the weights that timm has under this name.
+# Where your training had others, `replace` sets them: `replace(load(...), mean=..., std=..., crop=1.0)`. A checkpoint of
+# another image size does not fit: build its module by `timm.create_model(NAME, img_size=64)`, give it the weights by
+# `load_state_dict`, and `wrap` it.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +141,9 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## Read them
 #
-# What was read off each. If a row is not what you expect of your model, no number that follows can be trusted:
+# What was read off each. If a row is not what you expect of your model, no number that follows can be trusted. Look at the
+# grid, rows before columns: 6 x 4 in place of 4 x 6 has the right number of tokens. So nothing complains, but images get
+# the wrong shape, and distances and frequencies are wrong:
 
 # %%
 rows = {
