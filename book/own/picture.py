@@ -10,48 +10,12 @@
 # **Invitation.** Drop a photograph on this page and see where contrastive and
 # masked encoders look in it. They run in your browser; the picture does not leave it.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 MODELS = {
     "cifar10": ["cifar10.cl", "cifar10.mim"],
     "shapes": ["shapes.cl", "shapes.mim"],
 }
 FOLDER = "../_static/own_picture"  # where the weights are written, beside this page
-
-# %% [markdown]
-# ## What to look for
-#
-# - **Move the query.** Does the map follow it? NMI is 0 if it never does.
-# - **Far or near.** How far away does a patch look, on a picture of 32 × 32 pixels?
-# - **All alike?** How similar are the tokens of one picture?
-#
-# These are the quantities that the paper compares {cite:p}`park2023what`. On the book's
-# test images they are, as means over the last third of the blocks:
-
-# %% tags=["hide-input"]
-import pandas as pd
-
-from nbhelpers import study
-from nbhelpers.results import late, table
-
-LOOK_FOR = {
-    "nmi": "NMI",
-    "attention_distance": "attention distance (px)",
-    "token_cosine": "cosine between tokens",
-}
-frames = {
-    name: table(name, "profile", models, metrics=[*LOOK_FOR])
-    for name, models in MODELS.items()
-}
-
-# %% tags=["hide-input"]
-rows = {
-    (study(name).title, who): {
-        label: late(frame, metric)[who] for metric, label in LOOK_FOR.items()
-    }
-    for name, frame in frames.items()
-    for who in late(frame, "nmi")
-}
-pd.DataFrame(rows).T.map("{:.2f}".format)
 
 # %% [markdown]
 # ## Look
@@ -65,10 +29,24 @@ pd.DataFrame(rows).T.map("{:.2f}".format)
 # trained on: CIFAR-10 shows one large object in the middle.
 
 # %% tags=["hide-input"]
-from nbhelpers import load, own_picture
+import pandas as pd
+
+from nbhelpers import load, own_picture, study
 from nbhelpers.images import photographs
 from nbhelpers.own_picture import Group, Picture
+from nbhelpers.results import late, table
 
+LOOK_FOR = {
+    "nmi": "NMI",
+    "attention_distance": "attention distance (px)",
+    "token_cosine": "cosine between tokens",
+}
+frames = {
+    name: table(name, "profile", models, metrics=[*LOOK_FOR])
+    for name, models in MODELS.items()
+}
+
+# %% tags=["hide-input"]
 groups = [
     Group(study(name).title, [load(model) for model in models], frames[name])
     for name, models in MODELS.items()
@@ -78,6 +56,26 @@ pictures = [Picture(photos.classes["class"][i], photos[i]) for i in (0, 2, 3, 4)
 last = len(groups) - 1  # the encoders of generated images
 pictures += [Picture(f"generated image {i}", generated[i], last) for i in (7, 8)]
 own_picture.page(groups, pictures, FOLDER)
+
+# %% [markdown]
+# ## What to look for
+#
+# - **Move the query.** Does the map follow it? NMI is 0 if it never does.
+# - **Far or near.** How far away does a patch look, on a picture of 32 × 32 pixels?
+# - **All alike?** How similar are the tokens of one picture?
+#
+# These are the quantities that the paper compares {cite:p}`park2023what`. On the book's
+# test images they are, as means over the last third of the blocks:
+
+# %% tags=["hide-input"]
+rows = {
+    (study(name).title, who): {
+        label: late(frame, metric)[who] for metric, label in LOOK_FOR.items()
+    }
+    for name, frame in frames.items()
+    for who in late(frame, "nmi")
+}
+pd.DataFrame(rows).T.map("{:.2f}".format)
 
 # %% [markdown]
 # ## How it is done
