@@ -64,8 +64,11 @@ def object_tokens(encoder: Encoder, masks: Tensor) -> Tensor:
 
     Prefix tokens, which come first, count as not on the object.
     """
-    seen = encoder.resize(255 * masks[:, None].to(torch.uint8))[:, 0] > 127
-    patches = patch_masks(seen, encoder.grid, encoder.patch_size)
+    parts = []
+    for some in masks.split(256):  # all of them at the size of a large encoder would not fit in memory
+        seen = encoder.resize(255 * some[:, None].to(torch.uint8))[:, 0] > 127
+        parts.append(patch_masks(seen, encoder.grid, encoder.patch_size))
+    patches = torch.cat(parts)
     return torch.cat([patches.new_zeros(len(masks), encoder.prefix), patches], 1).to(encoder.device)
 
 

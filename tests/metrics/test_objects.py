@@ -104,6 +104,12 @@ def test_masks_are_seen_as_the_encoder_sees_images():
     assert object_tokens(middle, masks).sum() == 0
 
 
+def test_masks_by_the_hundred_are_those_of_each(encoder):
+    masks = torch.rand(600, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.5
+    each = [object_tokens(encoder, mask[None]) for mask in masks]
+    assert torch.equal(object_tokens(encoder, masks), torch.cat(each))
+
+
 def test_what_cannot_be_measured_is_refused(encoder, scenes):
     with pytest.raises(ValueError, match="toy/test has no object masks"):
         object_attention_by_depth(encoder, ArraySource("toy/test", scenes.images, {}, {}))
