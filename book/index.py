@@ -162,7 +162,8 @@ names = card["study"].map(lambda name: study(name).title)
 signs = card.assign(study=names, sign=signs).pivot(
     index="study", columns="number", values="sign"
 )
-signs = signs[card["number"].unique()].rename_axis(index=None, columns=None)
+signs = signs.loc[names.unique(), card["number"].unique()]
+signs = signs.rename_axis(index=None, columns=None)
 
 
 def coloured(sign):
@@ -171,10 +172,11 @@ def coloured(sign):
 
 
 # %% tags=["remove-input"]
-close = [{"selector": "th, td", "props": "padding: 0.2rem 0.35rem"}]
-half = -(-signs.shape[1] // 2)
-for part in (signs.iloc[:, :half], signs.iloc[:, half:]):
-    display(part.style.map(coloured).set_table_styles(close).set_uuid(part.columns[0]))
+close = "padding: 0.2rem 0.3rem; text-align: center"
+look = [{"selector": "th, td", "props": close}]
+for start in range(0, signs.shape[1], 15):  # as many columns as fit the page
+    part = signs.iloc[:, start : start + 15]
+    display(part.style.map(coloured).set_table_styles(look).set_uuid(part.columns[0]))
 
 # %% [markdown]
 # Each column is a row of the tables below, by its number: ✓ shows, ✗ does not show, ? undecided, – not measured.

@@ -56,6 +56,7 @@ from nbhelpers.results import difference_to_published, gather, late, published, 
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.results.summary import whole_layers
 from nbhelpers.scorecard.evidence import highest_less_last
+from nbhelpers.scorecard.page import figures
 from nbhelpers.studies import label
 
 plots.style()
@@ -297,7 +298,7 @@ fall = {
 }
 fall["published"] = falls(paper)
 shown = {
-    name: {who: f"{x.value:.3f}{' ✓' * (x.low > 0)}" for who, x in each.items()}
+    name: {who: figures(x.value)[0] + " ✓" * (x.low > 0) for who, x in each.items()}
     for name, each in fall.items()
 }
 pd.DataFrame(shown).fillna("")

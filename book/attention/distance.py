@@ -200,7 +200,9 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     for px in {*reach[name].values()}:
         dashed(ax, px)
     for half in {half_spread(e) for e in study(name).encoders(MODELS)}:
-        ax.axvline(half, color="#555555", lw=1, ls=":", label="half of the patches")
+        ax.axvline(
+            half, color="#555555", lw=1, ls=":", label="even over half of the patches"
+        )
 same_height(dict(zip(frames, axes, strict=False)))
 for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
     plots.note(ax, reason)
@@ -231,7 +233,9 @@ def far_heads(name):
 counts = {name: far_heads(name) for name in frames}
 rows = {(name, who): row for name in counts for who, row in counts[name].items()}
 columns = ["far heads", "of these select", "late entropy"]
-pd.DataFrame(rows, columns).T.convert_dtypes()
+if rows:
+    shown = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows), columns)
+shown if rows else None
 
 # %% tags=["hide-input"]
 cl = {study(k).title: each["CL"] for k, each in counts.items() if "CL" in each}

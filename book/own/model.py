@@ -78,7 +78,7 @@ pd.DataFrame(rows).T
 
 # %% tags=["hide-input"]
 what = f"{len(images):,} images of {images.name}"
-Markdown(f"Curves and spectra are of {what}, what shows single tokens of the first.")
+Markdown(f"Curves and spectra are of {what}; maps and single tokens are of the first.")
 
 # %% [markdown]
 # ## Attention maps

@@ -131,8 +131,9 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
         own = model.partition(".")[0] in TITLES
         look = STYLES.get(PUBLIC.get(model, name), STYLES.get(objective) if own else None)
         if look:
-            dashed = {"linestyle": ":" if look["linestyle"] == ":" else "--", "fillstyle": "bottom"}
-            look = look | (dashed if own and unusual else {})
+            if own and unusual:
+                half = {"fillstyle": "bottom", "mfcalt": "white"}
+                look = look | half | {"linestyle": ":" if look["linestyle"] == ":" else "--"}
             taken = [styles[other] for other in styles if called[other] != called[model]]
             looks = [look, *(look | {"marker": marker} for marker in MARKERS)]
             styles[model] = next((each for each in looks if each not in taken), look)
