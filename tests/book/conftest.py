@@ -208,7 +208,7 @@ def look_at(open_page, site: str) -> Callable[[str], Look]:
 def kernel() -> Iterator[KernelManager]:
     """A kernel for one chapter after the other, without photographs; starting it takes longer than most."""
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("MPLBACKEND", "NBHELPERS_CIFAR10"):
+        for name in ("MPLBACKEND", "NBHELPERS_CIFAR10", "NBHELPERS_IMAGENET"):
             environment.delenv(name, raising=False)
         manager, client = start_new_kernel(kernel_name="python3")
     client.stop_channels()

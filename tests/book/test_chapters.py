@@ -153,3 +153,10 @@ def test_first_exercise_as_its_text_says(name: str, run_chapter: Callable) -> No
     outputs = str([cell.get("outputs") for cell in run_chapter(BOOK / f"{name}.py", parameters)])
     names = [f"shapes.{value}"] if isinstance(value, str) else value
     assert all(kind(model) in outputs for model in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attention/distance", "attention/collapse", "attention/maps"])
+def test_a_study_without_its_images_is_a_note_in_the_figures(name: str, run_chapter: Callable) -> None:
+    cells = run_chapter(BOOK / f"{name}.py", {"STUDIES": ["imagenet"], "N_IMAGES": 8})
+    assert "set NBHELPERS_IMAGENET to a folder" in str([cell.get("outputs") for cell in cells])
