@@ -485,7 +485,7 @@ def test_the_remarks_are_true_of_the_stored_tables():
 
     remarks = [claim.number for claim in CLAIMS if claim.remark]
     # Each has its lines below.
-    assert remarks == "3a 3b 4 8a 9c 13b 14b 14c 14e 14f 14g 15c 16a 18 19b 20a 20b 21a 21b".split()
+    assert remarks == "3a 3b 4 5b 8a 9c 13b 14b 14c 14e 14f 14g 15c 16a 18 19b 20a 20b 21a 21b".split()
     line = stored("shapes", "along_training").query("metric == 'nmi' and head == -1 and objective == 'MIM'")
     line = line[(line["seen"] == line["seen"].max()) & (line["depth"] > 5)]["value"].mean()
     dot = late(rows("shapes", "profile", "nmi", "mim.w64.n600000")).value  # of the same recipe and seed
@@ -499,6 +499,8 @@ def test_the_remarks_are_true_of_the_stored_tables():
         kind: late(rows("cifar10", "metrics", "head_cosine", kind)).value for kind in ("cl", "mim", "random")
     }
     assert heads["cl"] - heads["mim"] < abs(heads["random"])
+    outputs = [late(rows("cifar10", "metrics", "attention_token_cosine", kind)) for kind in ("random", "cl")]
+    assert outputs[0].low > outputs[1].high  # 5b
     spectra = table("shapes", "metrics", ["shapes.cl", "shapes.mim"], metrics=["image_spectrum"])  # 8a
     ranks = scorecard.read_labels(spectra, late_effective_rank)
     assert 0 < ranks["CL"].value - ranks["MIM"].value < 1

@@ -24,7 +24,8 @@
 #
 # where the second form needs no pairs. It is 1 when all vectors point one way, 0 when they are orthogonal, and at
 # least $-1 / (M - 1)$. Three sets of vectors are compared: the outputs of the heads for one token, the tokens of one
-# image, and (with $M = 2$) one token before and after a block.
+# image, and (with $M = 2$) one token before and after a block. How the paper takes the tokens was not found. This book
+# takes them from the residual stream (row 5a) and, since the two differ, as outputs of attention, too (5b).
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -52,7 +53,7 @@ here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # ha
 # ## Result
 
 # %% tags=["hide-input"]
-scorecard.result(["4", "5", "6"], STUDIES, MODELS)
+scorecard.result(["4", "5a", "5b", "6"], STUDIES, MODELS)
 
 # %% tags=["hide-input"]
 said = []
@@ -228,8 +229,8 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 # ## Takeaways
 #
 # - That tokens and depths are more alike in CL does not show in the wide encoders, and its heads are more alike by less
-#   than untrained heads differ from 0. On average over the late blocks the outputs of attention are more alike in CL, as
-#   its maps are.
+#   than untrained heads differ from 0. On average over the late blocks the outputs of attention are more alike in CL (5b),
+#   as its maps are.
 # - Width or training decides, which of the two is not told apart here: in smaller encoders that were trained more briefly,
 #   tokens and depths are more alike in CL
 #   ([When do the findings appear?](../beyond/moments.py)).

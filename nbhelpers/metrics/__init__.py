@@ -31,7 +31,7 @@ from nbhelpers.metrics.fourier import (
     radial_delta_log_amplitude,
     radial_frequencies,
 )
-from nbhelpers.metrics.geometry import common_update_share, token_pca
+from nbhelpers.metrics.geometry import common_update_share
 from nbhelpers.metrics.objects import object_attention, object_prior, object_tokens, queries_by_kind
 from nbhelpers.metrics.spectrum import (
     ImageSpectrum,

@@ -1,26 +1,9 @@
 """How self-attention moves the tokens of an image: in unison, or one by one."""
 
-from typing import NamedTuple
-
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from nbhelpers.metrics.base import takes
-
-
-class TokenPCA(NamedTuple):
-    """Principal components of one image's tokens.
-
-    Attributes:
-        before: `N K` coordinates before the step.
-        after: `N K` coordinates after it, on the same axes.
-        explained: `K`, share of the variance of both sets together, descending.
-    """
-
-    before: Tensor
-    after: Tensor
-    explained: Tensor
 
 
 @takes("B N D", "B N D")
@@ -54,30 +37,3 @@ def common_update_share(before: Tensor, after: Tensor) -> Tensor:
     common = update.mean(1).square().sum(-1) * update.shape[1]
     whole = torch.linalg.vector_norm(update, dim=(1, 2)).square()
     return (common / whole.clamp(min=torch.finfo(whole.dtype).tiny)).clamp(max=1)
-
-
-@takes("N D", "N D")
-def token_pca(before: Tensor, after: Tensor, components: int = 3) -> TokenPCA:
-    """Principal components of one image's tokens before and after a step, on axes fitted to both together.
-
-    Of tokens `N D`, K components. The mean of both sets is the origin, so that a movement common to all
-    tokens stays visible. Each axis points to the side of its largest loading.
-
-    Returns:
-        Coordinates `N K` before and after in units of the tokens, and the explained share of variance `K`
-        (NaN where the tokens do not vary); float64, on the CPU.
-
-    Raises:
-        ValueError: different shapes, more components than dimensions, or values that are not finite.
-
-    Source: the paper's view of tokens before and after self-attention, on representations.
-
-    Example: all tokens move by 4 along one axis and do not differ otherwise.
-        >>> moved = torch.tensor([[4.0, 0.0]]).expand(3, 2)
-        >>> pca = token_pca(torch.zeros(3, 2), moved, components=1)
-        >>> torch.cat([pca.before[0], pca.after[0], pca.explained]).round()
-        tensor([-2.,  2.,  1.], dtype=torch.float64)
-    """
-    pca = PCA(components, svd_solver="full")
-    coordinates = torch.from_numpy(pca.fit_transform(torch.cat([before, after]).double().cpu().numpy()))
-    return TokenPCA(*coordinates.chunk(2), torch.from_numpy(pca.explained_variance_ratio_))

@@ -100,7 +100,6 @@ GOOD = {
     "mean_cosine": (TOKENS, TOKENS),
     "class_patch_cosine": (TOKENS, 1),
     "common_update_share": (TOKENS, TOKENS),
-    "token_pca": (TOKENS[0], TOKENS[1]),
     "token_spectrum": (TOKENS,),
     "log_amplitude": (TOKENS, (2, 2)),
     "feature_map_log_amplitude": (torch.ones(1, 2, 3, 3),),
@@ -143,7 +142,6 @@ def test_bad_input_is_named(name):
         ("token_spectrum", (torch.ones(2, 1, 4),), "N at least 2"),
         ("delta_log_amplitude", (torch.ones(1, 15, 2), (4, 4)), r"grid of \(4, 4\)"),
         ("delta_log_amplitude", (torch.ones(1, 16, 2), (2, 8)), r"half diagonal .* \(2, 8\)"),
-        ("token_pca", (torch.ones(3, 4), torch.ones(3, 4), 5), "n_components=5"),
         ("linear_cka", (torch.ones(3, 2), torch.ones(3, 2)), "B at least 4"),
     ],
 )
