@@ -178,10 +178,8 @@ Markdown(f"""Of the entries that show, {remarked} carry a remark on why they tel
 SIGNS = {verdict: sign for verdict, (sign, *_) in MARKS.items()}
 lines = {}
 for name, rows in card.set_index("number").groupby("study", sort=False):
-    lines[study(name).title] = rows["verdict"].map(SIGNS)
-    lines[f"{study(name).title}, seeds"] = (
-        rows["repeated_verdict"].map(SIGNS).fillna("")
-    )
+    lines[name] = rows["verdict"].map(SIGNS)
+    lines[f"{name}, seeds"] = rows["repeated_verdict"].map(SIGNS).fillna("")
 signs = pd.DataFrame(lines).T.rename_axis(columns=None)
 
 
@@ -195,6 +193,7 @@ close = "padding: 0.2rem 0.3rem; text-align: center"
 look = [{"selector": "th, td", "props": close}]
 for start in range(0, signs.shape[1], 15):  # as many columns as fit the page
     part = signs.iloc[:, start : start + 15]
+    part = part[(part != "").any(axis=1)]
     display(part.style.map(coloured).set_table_styles(look).set_uuid(part.columns[0]))
 
 # %% [markdown]

@@ -125,6 +125,15 @@ class Study:
         return [*map(load, listed(models) or first_seeds(self.models))]
 
 
+def at_hand(names: Iterable[str]) -> Study:
+    """The first of some studies whose images are on this machine, else that of generated images.
+
+    >>> at_hand(["imagenet", "shapes"]).name
+    'shapes'
+    """
+    return next((each for each in map(study, names) if not each.missing), study("shapes"))
+
+
 def listed(models: Iterable | None) -> list:
     """Models as a list, which is empty for None.
 

@@ -57,7 +57,7 @@ from nbhelpers.results.published import PUBLISHED
 from nbhelpers.results.summary import whole_layers
 from nbhelpers.scorecard.evidence import highest_less_last
 from nbhelpers.scorecard.page import figures
-from nbhelpers.studies import label
+from nbhelpers.studies import at_hand, label
 
 plots.style()
 METRICS = ["nmi", "attention_entropy"]
@@ -84,8 +84,8 @@ from nbhelpers.capture import capture
 from nbhelpers.metrics import nmi, patch_attention
 
 # of the first study whose images are on this machine
-here = next((name for name in STUDIES if not study(name).missing), "shapes")
-encoder, images = load((MODELS or study(here).models)[0]), study(here).images("test")
+here = at_hand(STUDIES)  # has images
+encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
     encoder.forward(encoder.batch(images, range(len(images))[:8]))

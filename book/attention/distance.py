@@ -45,7 +45,7 @@ from torch.testing import assert_close
 from nbhelpers import load, plots, scorecard, study
 from nbhelpers.metrics import patch_distances
 from nbhelpers.results import difference_to_published, gather, late, published
-from nbhelpers.studies import labels
+from nbhelpers.studies import at_hand, labels
 
 plots.style()
 METRICS = ["attention_distance", "attention_entropy"]
@@ -68,8 +68,8 @@ from nbhelpers.capture import capture
 from nbhelpers.metrics import attention_distance, patch_attention
 
 # of the first study whose images are on this machine
-here = next((name for name in STUDIES if not study(name).missing), "shapes")
-encoder, images = load((MODELS or study(here).models)[0]), study(here).images("test")
+here = at_hand(STUDIES)  # has images
+encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
     encoder.forward(encoder.batch(images, range(len(images))[:8]))

@@ -44,7 +44,7 @@ from nbhelpers.images import photographs
 from nbhelpers.measure import attention_maps, object_attention_by_depth
 from nbhelpers.results import at_end, by_label, gather, late, published_maps, table
 from nbhelpers.scorecard.evidence import READINGS
-from nbhelpers.studies import OWN, distinct_labels, label
+from nbhelpers.studies import OWN, at_hand, distinct_labels, label
 
 plots.style()
 frames, missing = gather(STUDIES, ["query_cosine"], MODELS, N_IMAGES, SEED)
@@ -121,8 +121,8 @@ from nbhelpers.capture import capture
 from nbhelpers.metrics import mean_pairwise_cosine, patch_attention
 
 # of the first study whose images are on this machine
-here = next((name for name in STUDIES if not study(name).missing), "shapes")
-encoder, images = load((MODELS or study(here).models)[0]), study(here).images("test")
+here = at_hand(STUDIES)  # has images
+encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
     encoder.forward(encoder.batch(images, range(len(images))[:8]))

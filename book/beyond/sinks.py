@@ -39,12 +39,12 @@ from nbhelpers.intervals import Interval
 from nbhelpers.results import gather, late
 from nbhelpers.results.summary import whole_layers
 from nbhelpers.scorecard.evidence import READINGS
-from nbhelpers.studies import label
+from nbhelpers.studies import at_hand, label
 
 plots.style()
 METRICS = ["prefix_attention", "token_norm_peak", "outlier_tokens"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
+here = at_hand(STUDIES)  # has images
 
 # %% [markdown]
 # ## Result

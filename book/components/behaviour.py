@@ -481,7 +481,7 @@ for ax, rows in zip(axes, parts, strict=False):
     by_width(rows, ax)
 for model, rows in sizes.groupby("model"):
     look = plots.line_style(model, rows["objective"].iloc[0])
-    look |= {"label": f"{rows['objective'].iloc[0]}: {model}", "mfc": "white"}
+    look = look | {"label": f"{rows['objective'].iloc[0]}: {model}", "mfc": "white"}
     axes[-1].plot(rows["size"], rows["value"], **look)
 axes[-1].set_ylabel("fine-tuned accuracy")
 legend = plots.legend_below(axes)

@@ -39,15 +39,15 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import plots, scorecard
 from nbhelpers.results import gather, late
-from nbhelpers.studies import label
+from nbhelpers.studies import at_hand, label
 
 plots.style()
 METRICS = ["token_cosine", "attention_token_cosine", "across_attention_cosine"]
 METRICS += ["across_block_cosine", "head_cosine"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
+here = at_hand(STUDIES)  # has images
 
 # %% [markdown]
 # ## Result

@@ -45,12 +45,12 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.results import at_end, by_label, early, gather, late, published
-from nbhelpers.studies import first_seeds, label
+from nbhelpers.studies import at_hand, first_seeds, label
 
 plots.style()
 METRICS = ["delta_log_amplitude", "fourier_radial"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
+here = at_hand(STUDIES)  # has images
 
 # %% [markdown]
 # ## Result

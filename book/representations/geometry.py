@@ -35,11 +35,11 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.results import at_end, by_label, gather, late
-from nbhelpers.studies import label
+from nbhelpers.studies import at_hand, label
 
 plots.style()
 frames, missing = gather(STUDIES, ["common_update_share"], MODELS, N_IMAGES, SEED)
-here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
+here = at_hand(STUDIES)  # has images
 
 # %% [markdown]
 # ## Result

@@ -123,7 +123,7 @@ ticks = ax.set_yticks([18, 52], ["agree", "disagree"])  # rows of 32 px, margins
 # Below, the same with more images and at every depth. On photographs the probe learns the seven classes of CIFAR-10 that
 # also occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those.
 
-# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1: a line per model, in one panel per study; no preference is a dashed line at one half."}, "figure": {"caption": "Shape bias of a linear probe by depth. Bands: the bootstrap's 95 % interval over trials; dashed: no preference, as of a probe that guesses. No published number was found to set beside it."}}
+# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1: a line per model, in one panel per study; no preference is a dashed line at one half."}, "figure": {"caption": "Shape bias of a linear probe by depth. Bands: Wilson's 95 % interval over the trials that were decided for either cue; on photographs it is too narrow, since the trials cross a smaller number of outlines and textures; dashed: no preference, as of a probe that guesses. No published number was found to set beside it."}}
 axes = plots.panels([*map(plots.title, bias.values()), *no_bias], sharey=True)
 for ax, frame in zip(axes, bias.values(), strict=False):
     plots.by_depth(frame, "shape_bias", ax, reference=(0.5, "no preference"))
@@ -275,8 +275,9 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. On generated images it is the
 #   wide CL that follows shape: those of width 64, trained for less time (stored in the table `shape_bias`), do so no more
 #   than MIM of their size.
-# - Noise of high frequency costs CL less of what it tells of shape or class, and more of what it tells of texture: an
-#   encoder is not robust as such; it depends on what is read from it.
+# - Noise of high frequency costs the wide CL less of what it tells of shape or class, and more of what it tells of
+#   texture: an encoder is not robust as such; it depends on what is read from it. It depends on the training, too: on
+#   generated images the narrower CL loses more of the shape than MIM of its size.
 # - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
 # - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
 # - Going by shape, resisting noise of high frequency and doing without high frequencies are three properties.

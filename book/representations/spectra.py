@@ -48,14 +48,14 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import plots, scorecard
 from nbhelpers.results import already, at_end, by_label, gather, late
-from nbhelpers.studies import label
+from nbhelpers.studies import at_hand, label
 
 plots.style()
 METRICS = ["token_effective_rank", "token_spectrum", "image_spectrum"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = study(next((n for n in STUDIES if not study(n).missing), "shapes"))  # has images
+here = at_hand(STUDIES)  # has images
 
 # %% [markdown]
 # ## Result

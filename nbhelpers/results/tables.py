@@ -236,8 +236,8 @@ def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 
 def _and_seeds(study: Study) -> tuple[str, ...]:
-    """The study's models, and those of one narrower width that were trained from several seeds."""
-    return (*study.models, *study.alike(*PAIR, "latent"))
+    """The models of a study, and of the book's own studies narrower ones that have several seeds."""
+    return (*study.models, *(study.alike(*PAIR, "latent") if study.name in OWN else ()))
 
 
 def _cues(study: Study) -> Images:
