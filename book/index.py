@@ -250,11 +250,9 @@ effect, low, high = (measured[column] for column in ("effect", "low", "high"))
 margin = (effect - low).where(effect > 0, high - effect)
 p = pd.Series(2 * norm.sf(norm.ppf(0.975) * effect.abs() / margin), measured.index)
 p = p.sort_values()
-holm = (p * range(len(p), 0, -1)).cummax()
+holm = (p * p.rank(ascending=False)).cummax()  # the smallest times their number
 lost = measured[(holm > 0.05) & (measured["verdict"] != "undecided")]
-lost = ", ".join(
-    f"{row.number} ({study(row.study).title})" for row in lost.itertuples()
-)
+lost = ", ".join(f"{row.number} on {row.study}" for row in lost.itertuples())
 Markdown(f"""- **Many rows.** Each interval is one of 95 % by itself: of so many, a few miss
   their true value by chance. Corrected for all of them together (Holm, normal
   approximation), these would be undecided, too: {lost or "none"}.""")
@@ -263,8 +261,8 @@ Markdown(f"""- **Many rows.** Each interval is one of 95 % by itself: of so many
 # - **Seeds.** Where a side of a comparison has several seeds, the interval is that of Student's t over them too. With few
 #   seeds it is wide, so that an added seed can turn an entry "undecided".
 # - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
-#   says so. Those of width 128, but for the supervised, were trained by a prototype of the trainer, in bfloat16 and with
-#   images drawn with replacement; the manifest in `data/encoders` has the recipe of each.
+#   says so. Those of width 128, but for MAE and the supervised, were trained by a prototype of the trainer, in bfloat16
+#   and with images drawn with replacement; the manifest in `data/encoders` has the recipe of each.
 # - **Averages and differences.** For a mean over depths the margins are added, which is cautious. Two encoders are treated
 #   as independent, though both saw the same images; for accuracies that is Newcombe's interval
 #   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened for the choice.
