@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,7 +240,8 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
             f"{known['name']}: cannot read {', '.join(missing)} from {type(module).__name__}; "
             f"pass {', '.join(f'{key}=' for key in missing)} to wrap()"
         )
-    known["mean"], known["std"] = tuple(known["mean"]), tuple(known["std"])
+    for each in ("mean", "std"):  # a single number is one channel's
+        known[each] = tuple(known[each]) if isinstance(known[each], Iterable) else (known[each],)
     module.eval().requires_grad_(False)
     encoder = Encoder(**known)
     if contradiction := _contradiction(encoder):

@@ -88,8 +88,8 @@ class Checkpoint:
             WeightsError: the file cannot be fetched or read, or does not fit.
         """
         encoder = self.build()
-        config = {} if self.addresses else encoder.module.pretrained_cfg
-        own_file = path is not None and not self.addresses  # of it timm knows nothing
+        own = self.addresses or path  # of such a file timm knows nothing
+        config = {} if own else encoder.module.pretrained_cfg
         path = path or self._fetch(config)
         content = read_weights(path)
         try:
@@ -99,8 +99,8 @@ class Checkpoint:
         encoder.provenance = {
             "source": str(path),
             "sha256": sha256(path),
-            "addresses": list(self.addresses) or (None if own_file else config.get("hf_hub_id")),
-            "licence": self.licence or (None if own_file else config.get("license")),
+            "addresses": list(self.addresses) or config.get("hf_hub_id"),
+            "licence": self.licence or config.get("license"),
             "paper": self.paper,
             "notes": self.notes,
             **taken,

@@ -103,7 +103,7 @@ def _blocks(depths: Sequence[float], blocks: int) -> list[int]:
 
 
 def head_maps(maps: Mapping[str, tuple[Tensor, Tensor]], query: Place, depth: float) -> Figure:
-    """Maps of one query in every head of a block, behind the image; arguments as of `query_maps`."""
+    """Maps of one query in every head of a block, after the image; arguments as of `query_maps`."""
     columns = min(HEADS_A_ROW, 1 + max(attention.shape[1] for _, attention in maps.values()))
     rows = [-(-(1 + attention.shape[1]) // columns) for _, attention in maps.values()]
     figure, axes = plt.subplots(sum(rows), columns, figsize=(7.2, 1.6 * sum(rows)), squeeze=False)

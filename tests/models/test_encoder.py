@@ -123,6 +123,7 @@ def test_feature_maps_become_tokens_and_what_is_no_tensor_is_named(mini):
         ({"grid": (4, 4)}, "4 x 4 .*32 x 32 .*4 x 4"),
         ({"image_size": (48, 32)}, "8 x 8 .*48 x 32 .*4 x 4"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 channels .* 1 and 1"),
+        ({"mean": 0.5, "std": 0.5}, "3 channels .* 1 and 1"),
         ({"std": (0.5, 0.5, 1.5)}, "std"),
         ({"std": (0.5,)}, "3 channels .* 3 and 1"),
         ({"crop": 87.5}, r"crop 87\.5"),
