@@ -583,7 +583,8 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # On photographs it does, on generated images it does not.
 rows = sized.query("parameter == 64")
-rows.set_index("model")["value"].sort_values().round(3)
+rows = rows.sort_values("value").set_index("model")[["value"]]
+rows.rename_axis(None).rename(columns={"value": "fine-tuned"}).round(3)
 
 # %% [markdown]
 # 2. **A predictor that knows nothing.** What is the mIoU of an object mask if every patch is called background?
@@ -591,7 +592,9 @@ rows.set_index("model")["value"].sort_values().round(3)
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # The background is right where it is, the object never: half of the background's share.
 nothing = mean_iou(torch.zeros_like(T.long()), T.long())[0]
-round(nothing, 3), round(float((~T).float().mean() / 2), 3)
+half = float((~T).float().mean() / 2)
+rows = {"mean IoU": nothing, "half of the background": half}
+pd.DataFrame(rows, index=["all background"]).round(3)
 
 # %% [markdown]
 # 3. **Fewer labels.** In *The quantity*, let the linear layer learn from 4 images instead of 8. How far does mIoU fall?
@@ -599,4 +602,5 @@ round(nothing, 3), round(float((~T).float().mean() / 2), 3)
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 few = target[: 4 * z.shape[1], None]
 w = torch.linalg.lstsq(z[:4].flatten(0, 1), few).solution
-round(mean_iou(((z[8:] @ w)[..., 0] > 0).long(), T.long())[0], 3)
+less = mean_iou(((z[8:] @ w)[..., 0] > 0).long(), T.long())[0]
+pd.DataFrame({"mean IoU": [float(mIoU), less]}, ["8 images", "4 images"]).round(3)
