@@ -182,19 +182,14 @@ for name, rows in card.set_index("number").groupby("study", sort=False):
     lines[f"{name}, seeds"] = rows["repeated_verdict"].map(SIGNS).fillna("")
 signs = pd.DataFrame(lines).T.rename_axis(columns=None)
 
-
-def coloured(sign):
-    """Light on either colour scheme."""
-    return {"✓": "background: #009e7340", "✗": "background: #d55e0040"}.get(sign)
-
-
 # %% tags=["remove-input"]
 close = "padding: 0.2rem 0.3rem; text-align: center"
 look = [{"selector": "th, td", "props": close}]
 for start in range(0, signs.shape[1], 15):  # as many columns as fit the page
     part = signs.iloc[:, start : start + 15]
     part = part[(part != "").any(axis=1)]
-    display(part.style.map(coloured).set_table_styles(look).set_uuid(part.columns[0]))
+    shown = part.style.map(scorecard.tint).set_table_styles(look)
+    display(shown.set_uuid(part.columns[0]))
 
 # %% [markdown]
 # Each column is a row of the tables below, by its number: ✓ shows, ✗ does not show, ? undecided, – not measured. *Seeds*:

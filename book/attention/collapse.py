@@ -50,6 +50,7 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
+# %% tags=["hide-input"]
 from nbhelpers import load, plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import difference_to_published, gather, late, published, table
@@ -83,8 +84,7 @@ scorecard.result(["2", "3a", "3b"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import nmi, patch_attention
 
-# of the first study whose images are on this machine
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
@@ -124,15 +124,15 @@ plots.published_by_depth(published(), "nmi", axes[-1])
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "nmi")
+every = pd.concat([pd.DataFrame(), *frames.values()])
+plots.download(every, "nmi")
 
 # %% [markdown]
 # With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
 # mean square), beside the error of reading these.
 
 # %% tags=["remove-input"]
-found = [difference_to_published(frame, "nmi") for frame in frames.values()]
-gaps = pd.concat([pd.DataFrame(), *found])
+gaps = difference_to_published(every, "nmi")
 gaps.round(3) if len(gaps) else None
 
 # %% [markdown]

@@ -67,8 +67,7 @@ scorecard.result(["1"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import attention_distance, patch_attention
 
-# of the first study whose images are on this machine
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
@@ -138,17 +137,15 @@ axes[-1].set(title="public ViT-B/16, 59 images", ylim=(0, 1.05 * axes[-1].dataLi
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "attention_distance")
+every = pd.concat([pd.DataFrame(), *frames.values()])
+plots.download(every, "attention_distance")
 
 # %% [markdown]
 # With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from these curves (root mean
 # square), beside the error of reading them.
 
 # %% tags=["remove-input"]
-found = [
-    difference_to_published(each, "attention_distance") for each in frames.values()
-]
-gaps = pd.concat([pd.DataFrame(), *found])
+gaps = difference_to_published(every, "attention_distance")
 gaps.round(1) if len(gaps) else None
 
 # %% [markdown]
@@ -182,6 +179,7 @@ def half_spread(encoder):
     return math.log(patches / 2, patches)
 
 
+# %% tags=["hide-input"]
 def dots(frame, ax):
     """A dot per head: its distance against its entropy."""
     models = by_head(frame).groupby(["model", "objective"], sort=False)
@@ -230,6 +228,7 @@ def far_heads(name):
     return found
 
 
+# %% tags=["hide-input"]
 counts = {name: far_heads(name) for name in frames}
 rows = {(name, who): row for name in counts for who, row in counts[name].items()}
 columns = ["far heads", "of these select", "late entropy"]

@@ -120,8 +120,7 @@ scorecard.result(["21a", "21b", "21c"], ["shapes"], MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import mean_pairwise_cosine, patch_attention
 
-# of the first study whose images are on this machine
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks = []
 with capture(encoder, on_attention=blocks.append):
@@ -214,6 +213,8 @@ blocks = []
 with capture(encoder, on_attention=blocks.append):
     encoder.forward(images.batch(range(8)))
 b = blocks[-1]
+
+# %%
 on = object_tokens(encoder, images.masks[:8])  # B N: the keys of the sum
 A = patch_attention(b.query, b.key, 0, b.bias, b.scale)  # B H N N, now over all tokens
 m = (A * on[:, None, None]).sum(-1)  # B H N: a share for each query

@@ -334,19 +334,12 @@ for name, grid in grids.items():
 Markdown(" ".join(said) or "No two trainings were followed.")
 
 # %% tags=["hide-input"]
-COLOURS = {"✓": "rgba(0, 158, 115, 0.2)", "✗": "rgba(213, 94, 0, 0.2)"}
-
-
-def colour(sign):
-    return f"background-color: {COLOURS[sign]}" if sign in COLOURS else ""
-
-
 for name, grid in grids.items():
     claims = [f"{number}. {claim}" for number, claim in grid["claim"].items()]
     signs = grid.drop(columns="claim").set_axis(claims)
     moments_shown = [*signs][:2] + [*signs][3:-2:2] + [*signs][-2:]
     shown = signs[moments_shown].rename_axis(columns=study(name).title).fillna("")
-    display(shown.style.map(colour).set_table_attributes('class="dataframe"'))
+    display(shown.style.map(scorecard.tint).set_table_attributes('class="dataframe"'))
 
 # %% [markdown]
 # Columns are images seen, about every second moment. Where a row changes its sign, two papers with trainings of different

@@ -34,7 +34,7 @@ import pandas as pd
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import load, plots, scorecard, study
 from nbhelpers.intervals import Interval
 from nbhelpers.results import gather, late
 from nbhelpers.results.summary import whole_layers
@@ -44,7 +44,7 @@ from nbhelpers.studies import at_hand, label
 plots.style()
 METRICS = ["prefix_attention", "token_norm_peak", "outlier_tokens"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 
 # %% [markdown]
 # ## Result
@@ -79,22 +79,26 @@ def intervals(frame, metric):
 
 
 # %% tags=["hide-input"]
+def paid_to_prefix(blocks, end, twice):
+    """What an encoder's attention pays to its prefix, in words."""
+    columns = ["sink in blocks", "largest share", "share late", "sink late"]
+    if not twice:
+        return dict.fromkeys(columns, "no prefix")
+    sinks = [f"{d}" for d, part in blocks.items() if above(part, twice) == "✓"]
+    largest = max(part.value for part in blocks.values())
+    shares = f"{largest:.2f}", f"{end.value:.3f}"
+    said = [", ".join(sinks) or "none", *shares, above(end, twice)]
+    return dict(zip(columns, said, strict=True))
+
+
+# %% tags=["hide-input"]
 rows = {}
 for name, frame in frames.items():
     paid, high = (intervals(frame, m) for m in ("prefix_attention", "outlier_tokens"))
     for who in dict.fromkeys(who for who, _ in paid):
         blocks = {d: paid[w, d] for w, d in paid if w == who and d != "late"}
-        twice, end = 2 * uniform[name, who], paid[who, "late"]
-        sinks = [f"{d}" for d, part in blocks.items() if above(part, twice) == "✓"]
-        rows[name, who] = {
-            "sink in blocks": ", ".join(sinks) or "none",
-            "largest share": f"{max(part.value for part in blocks.values()):.2f}",
-            "share late": f"{end.value:.3f}",
-            "sink late": above(end, twice),
-        }
-        if not twice:  # nothing to attend to
-            rows[name, who] = dict.fromkeys(rows[name, who], "no prefix")
-        rows[name, who]["high norms"] = above(high[who, "late"], 0.001)
+        said = paid_to_prefix(blocks, paid[who, "late"], 2 * uniform[name, who])
+        rows[name, who] = said | {"high norms": above(high[who, "late"], 0.001)}
 
 
 # %% tags=["hide-input"]
@@ -132,7 +136,7 @@ pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
 from nbhelpers.capture import capture
 from nbhelpers.metrics import norm_peak, patch_attention, prefix_attention, token_norms
 
-encoder, images = here.encoders(MODELS)[0], here.images("test")
+encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks, stream = [], []
 with capture(encoder, blocks.append, stream.append, places=["block"]):
     encoder.forward(encoder.batch(images, range(min(8, len(images)))))

@@ -39,7 +39,7 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard
+from nbhelpers import load, plots, scorecard
 from nbhelpers.results import gather, late
 from nbhelpers.studies import at_hand, label
 
@@ -47,7 +47,7 @@ plots.style()
 METRICS = ["token_cosine", "attention_token_cosine", "across_attention_cosine"]
 METRICS += ["across_block_cosine", "head_cosine"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 
 # %% [markdown]
 # ## Result
@@ -78,7 +78,7 @@ Markdown(lead + " ".join(said) + end) if said else None
 from nbhelpers.capture import capture
 from nbhelpers.metrics import mean_pairwise_cosine
 
-encoder, images = here.encoders(MODELS)[0], here.images("test")
+encoder, images = load((MODELS or here.models)[0]), here.images("test")
 blocks, stream = [], []
 with capture(encoder, blocks.append, stream.append, places=("block",)):
     encoder.forward(encoder.batch(images, range(min(8, len(images)))))

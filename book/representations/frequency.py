@@ -43,14 +43,14 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import load, plots, scorecard, study
 from nbhelpers.results import at_end, by_label, early, gather, late, published
 from nbhelpers.studies import at_hand, first_seeds, label
 
 plots.style()
 METRICS = ["delta_log_amplitude", "fourier_radial"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 
 # %% [markdown]
 # ## Result
@@ -72,7 +72,7 @@ scorecard.result(["9c", "9a", "9b"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import delta_log_amplitude
 
-encoder, images, depths = here.encoders(MODELS)[0], here.images("test"), []
+encoder, images, depths = load((MODELS or here.models)[0]), here.images("test"), []
 with capture(encoder, on_stream=depths.append, places=("block",)):
     encoder.forward(encoder.batch(images, range(min(8, len(images)))))
 z, grid = depths[-1].patches, depths[-1].grid  # B N D; rows and columns
@@ -107,7 +107,8 @@ plots.published_by_depth(published(), "delta_log_amplitude", axes[-1])
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "delta_log_amplitude")
+every = pd.concat([pd.DataFrame(), *frames.values()])
+plots.download(every, "delta_log_amplitude")
 
 # %% [markdown]
 # With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
@@ -116,8 +117,7 @@ plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "delta_log_amplitu
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
 
-gaps = [difference_to_published(f, "delta_log_amplitude") for f in frames.values()]
-gaps = pd.concat([pd.DataFrame(), *gaps])
+gaps = difference_to_published(every, "delta_log_amplitude")
 gaps.round(3) if len(gaps) else None
 
 # %% [markdown]

@@ -33,13 +33,13 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard, study
+from nbhelpers import load, plots, scorecard, study
 from nbhelpers.results import at_end, by_label, gather, late
 from nbhelpers.studies import at_hand, label
 
 plots.style()
 frames, missing = gather(STUDIES, ["common_update_share"], MODELS, N_IMAGES, SEED)
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 
 # %% [markdown]
 # ## Result
@@ -57,7 +57,7 @@ scorecard.result(["7"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import common_update_share
 
-encoder, images, stream = here.encoders(MODELS)[0], here.images("test"), []
+encoder, images, stream = load((MODELS or here.models)[0]), here.images("test"), []
 with capture(encoder, on_stream=stream.append):
     encoder.forward(encoder.batch(images, range(min(8, len(images)))))
 before, after = stream[-3].patches, stream[-2].patches  # B N D: of the last block

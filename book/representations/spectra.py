@@ -48,14 +48,14 @@ import torch
 from IPython.display import Markdown
 from torch.testing import assert_close
 
-from nbhelpers import plots, scorecard
+from nbhelpers import load, plots, scorecard
 from nbhelpers.results import already, at_end, by_label, gather, late
 from nbhelpers.studies import at_hand, label
 
 plots.style()
 METRICS = ["token_effective_rank", "token_spectrum", "image_spectrum"]
 frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
-here = at_hand(STUDIES)  # has images
+here = at_hand(STUDIES)
 
 # %% [markdown]
 # ## Result
@@ -73,7 +73,7 @@ scorecard.result(["8a", "8b"], STUDIES, MODELS)
 from nbhelpers.capture import capture
 from nbhelpers.metrics import effective_rank, token_spectrum
 
-encoder, source, stream = here.encoders(MODELS)[0], here.images("test"), []
+encoder, source, stream = load((MODELS or here.models)[0]), here.images("test"), []
 with capture(encoder, on_stream=stream.append, places=("block",)):
     encoder.forward(encoder.batch(source, range(min(8, len(source)))))
 z = stream[-1].patches.double()  # B N D: tokens after the last block

@@ -49,7 +49,7 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     and means little where the images differ in kind: accuracies on ten classes are not those on a thousand.
 
     Args:
-        frame: rows as `analyse` and the probes give them; models that nobody published are left out.
+        frame: rows as `analyse` and the probes give them, or none; models that nobody published are left out.
         metric: a metric with one value per model and depth, heads aside.
 
     Returns:
@@ -71,6 +71,8 @@ def difference_to_published(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     if theirs.empty:
         known = published().dropna(subset="depth")["metric"].unique()
         raise ValueError(f"no curve of {metric!r} was published; there are {', '.join(known)}")
+    if frame.empty:
+        return frame
     rows = whole_layers(frame[(frame["metric"] == metric) & frame["model"].isin(MODEL_OF)])
     curve = ["model", *(each for each in ("study", "label") if each in rows)]
     if (twice := rows[rows.duplicated([*curve, "depth"])]["model"].unique()).size:

@@ -8,7 +8,7 @@ from IPython.display import HTML, Markdown
 from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, Repeated, read_by, read_labels
-from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences
+from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences, tint
 
 COLUMNS = "number claim measure remark chapter study effect low high unit seeds".split()
 COLUMNS += "published published_unit source verdict note".split()

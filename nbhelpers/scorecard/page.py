@@ -19,6 +19,15 @@ MARKS = {
 PAPER = "Park et al. 2023, arXiv 2305.00729, "
 
 
+def tint(sign: str) -> str:
+    """The style of a cell that holds a sign of `MARKS`, light on either colour scheme; for `Styler.map`.
+
+    >>> tint("✓"), tint("?")
+    ('background: #009e7340', '')
+    """
+    return {"✓": "background: #009e7340", "✗": "background: #d55e0040"}.get(sign, "")
+
+
 def figures(value: float, *ends: float) -> list[str]:
     """A value and the ends of its interval with as many decimals as the interval is worth; alone, two digits.
 
