@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
+import nbhelpers
 from nbhelpers.files import ROOT, cache_dir
 from nbhelpers.images import ArraySource
 from nbhelpers.measure import IDENTITY, analyse, attention_maps, object_attention_by_depth
@@ -242,7 +243,12 @@ def test_what_an_encoder_is_too_small_for_is_named_and_all_else_is_there():
     with pytest.warns(UserWarning, match="head_cosine has no value for 7 of 7"):
         frame = analyse(encoder, toy(), list(METRICS))
     without = frame[frame["value"].isna()]
-    assert set(without["metric"]) == {"head_cosine", "delta_log_amplitude", "fourier_diagonal"}
+    assert set(without["metric"]) == {
+        "head_map_cosine",
+        "head_cosine",
+        "delta_log_amplitude",
+        "fourier_diagonal",
+    }
     assert set(frame["metric"]) == set(METRICS) and not without["images"].any()
 
 
@@ -357,6 +363,12 @@ def test_two_processes_give_the_frame_of_one(tmp_path, start_method):
             assert_frame_equal(found, whole, rtol=1e-6, atol=1e-7, check_dtype=False)
 
 
+@pytest.mark.parametrize("verb", ["analyse", "pretrain"])
+def test_importing_a_room_does_not_hide_the_verb_of_its_name(verb):
+    importlib.import_module(f"nbhelpers.{verb}")
+    assert callable(getattr(nbhelpers, verb))
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """The command line, with `tiny` for a model, in a folder with three photographs and a text."""
@@ -364,7 +376,7 @@ def command(tmp_path, monkeypatch):
     for index in range(3):
         Image.new("RGB", (50, 40), (index, 90, 200)).save(tmp_path / "photos" / f"{index}.png")
     (tmp_path / "photos" / "about.txt").write_text("not an image")
-    command = importlib.import_module("nbhelpers.analyse")
+    command = importlib.import_module("nbhelpers.analyse.__main__")
     monkeypatch.setattr(command, "load", lambda name, device, from_file: tiny())
     monkeypatch.setattr(command, "report", lambda *given, **options: f"page of {given} {options}")
     monkeypatch.chdir(tmp_path)

@@ -55,24 +55,26 @@ from nbhelpers import load, plots, scorecard, study
 from nbhelpers.images import MissingDataError
 from nbhelpers.results import difference_to_published, gather, late, published, table
 from nbhelpers.results.published import PUBLISHED
-from nbhelpers.results.summary import whole_layers
+from nbhelpers.results.summary import last_third, whole_layers
 from nbhelpers.scorecard.evidence import highest_less_last
 from nbhelpers.scorecard.page import figures
 from nbhelpers.studies import at_hand, label
 
 plots.style()
 METRICS = ["nmi", "attention_entropy"]
-frames, missing = gather(STUDIES, METRICS, MODELS, N_IMAGES, SEED)
+DRAWN = [*METRICS, "head_map_cosine"]
+frames, missing = gather(STUDIES, DRAWN, MODELS, N_IMAGES, SEED)
 
 # %% [markdown]
 # ## Result
 
 # %% tags=["hide-input"]
-scorecard.result(["2", "3a", "3b"], STUDIES, MODELS)
+scorecard.result(["2", "3a", "3b", "3c"], STUDIES, MODELS)
 
 # %% [markdown]
 # Row 3a asks only whether a curve ends below its highest point. Under *What would refute it*, other encoders are asked the
-# same. Row 3b asks whether that of CL falls further than that of MIM; it was added when the curves had been seen.
+# same. Row 3b asks whether that of CL falls further than that of MIM, and 3c whether its heads share a map. Both were added
+# when the curves had been seen.
 
 # %% [markdown]
 # ## The quantity
@@ -82,7 +84,7 @@ scorecard.result(["2", "3a", "3b"], STUDIES, MODELS)
 
 # %%
 from nbhelpers.capture import capture
-from nbhelpers.metrics import nmi, patch_attention
+from nbhelpers.metrics import mean_pairwise_cosine, nmi, patch_attention
 
 here = at_hand(STUDIES)
 encoder, images = load((MODELS or here.models)[0]), here.images("test")
@@ -185,6 +187,63 @@ text += "is held at that of CL or of MIM."
 Markdown(text) if said else None
 
 # %% [markdown]
+# ## Do the heads share a map?
+#
+# Collapse is said to befall all queries *and all heads*. NMI compares the maps of the queries within a head. Between the
+# $H$ heads of a block, compare the maps that they have for one query,
+#
+# $$
+# \frac{1}{N H (H - 1)} \sum_q \sum_{g \ne h}
+# \frac{A_{gq} \cdot A_{hq}}{\lVert A_{gq} \rVert \, \lVert A_{hq} \rVert} .
+# $$
+#
+# It is 1 when all heads look at the same places, and 0 when no two of them share a key.
+
+# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of two heads for a query against depth, from 0 to 1, a line per model in one panel per study; uniform attention is a dashed line at 1, on which the untrained encoder lies."}, "figure": {"caption": "Cosine between the attention maps that two heads of a block have for a query, mean over queries and pairs of heads. Lines and bands as above; dashed: uniform attention."}}
+axes = plots.panels(titles, sharey=True)
+for ax, frame in zip(axes, frames.values(), strict=False):
+    plots.by_depth(frame, "head_map_cosine", ax, reference=(1, "uniform attention"))
+for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
+    plots.note(ax, reason)
+legend = plots.legend_below(axes)
+
+# %% [markdown]
+# Flat maps are alike for a dull reason: both are nearly uniform. What two heads *select* is their maps less the uniform
+# map, $A_{hq} - 1/N$. The same cosine of these, of up to 64 images, is 0 for heads that select independently:
+
+
+# %% tags=["hide-input"]
+def between_heads(encoder, number):
+    """Cosine between maps of heads, as they are and less the uniform map, late."""
+    found = []
+
+    def add(b):
+        A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
+        pair = (A, A - 1 / A.shape[-1])
+        pair = [mean_pairwise_cosine(each.transpose(1, 2)).mean() for each in pair]
+        found.append([b.depth, *map(float, pair)])
+
+    with capture(encoder, on_attention=add):
+        encoder.forward(encoder.batch(images, range(number)))
+    rows = pd.DataFrame(found, columns=["depth", "maps", "less the uniform map"])
+    return rows[last_third(rows["depth"])].drop(columns="depth").mean()
+
+
+# %% tags=["hide-input"]
+rows = {}
+for name in frames:
+    images = study(name).images("test")
+    number = min(64, N_IMAGES, len(images))
+    for each in study(name).encoders(MODELS):
+        if each.heads > 1:
+            title = study(name).title, label(each.name)
+            rows[title] = between_heads(each, number)
+pd.DataFrame(rows).T.round(2) if rows else None
+
+# %% [markdown]
+# Where CL and MIM are apart in the first column and alike in the second, CL's heads share no more of what they select; they
+# merely select less.
+#
 # ## One method, or a kind of method?
 #
 # MoCo v3 pushes each image away from all others. DINO does not, but it too asks for one representation of two
@@ -338,6 +397,8 @@ Markdown(" ".join(said)) if said else None
 #   much of it that can explain; the rest is a weaker dependence on the query, as CL's NMI is still more than half of what
 #   its entropy allows. On photographs supervision goes with CL; on generated images that is undecided, and DINO too flat
 #   to tell. MAE stays with MIM on photographs; on generated images its NMI lies between the two.
+# - CL's heads have more alike maps than MIM's in both studies. On photographs that is flatness; on generated images a part
+#   is left when the uniform map is subtracted.
 # - Some narrow encoders of CL have collapsed further than the wide one: an NMI near 0, with an entropy that is clearly
 #   below 1.
 # - That NMI falls towards the last block is no mark of CL alone: on photographs the NMI of the wide CL falls further than
@@ -359,8 +420,8 @@ tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=
 pd.DataFrame({short[m]: late(tiny["shapes"], m) for m in METRICS}).round(3)
 
 # %% [markdown]
-# 2. **One by one, or together?** Do the heads of a block collapse together? Compare the largest with the smallest NMI
-#    among the heads of each block.
+# 2. **One by one, or together?** Does each head of a block collapse? Compare the largest with the smallest NMI among the
+#    heads of each block.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 heads = pd.concat([tiny["shapes"][:0], *frames.values()])

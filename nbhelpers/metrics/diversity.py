@@ -1,4 +1,4 @@
-"""How alike representations are: cosine similarity between heads, between tokens and between depths."""
+"""How alike maps and representations are: cosine similarity between heads, tokens and depths."""
 
 import torch
 from torch import Tensor
@@ -111,6 +111,32 @@ def head_cosine(outputs: Tensor) -> Tensor:
         tensor([0.5000])
     """
     return mean_pairwise_cosine(outputs.transpose(1, 2)).mean(1)
+
+
+@takes("B H N N", rows_sum_to_one=True, H=2)
+def head_map_cosine(attention: Tensor) -> Tensor:
+    r"""`mean_pairwise_cosine` between the heads' attention maps of a query, mean over queries.
+
+    .. math:: \frac{1}{N H (H - 1)} \sum_q \sum_{g \ne h}
+        \frac{A_{gq} \cdot A_{hq}}{\lVert A_{gq} \rVert \lVert A_{hq} \rVert}
+
+    Args:
+        attention: probabilities `B H N N` over patch tokens, rows sum to 1; H at least 2.
+
+    Returns:
+        `B` in 0..1: 1 when all heads have one map (also the uniform one), 0 when no two share a key.
+
+    Raises:
+        ValueError: not `B H N N`, a single head, rows that do not sum to 1 or are not finite.
+
+    Source: the paper's claim that attention collapses for all queries and heads; no function was released.
+
+    Example: two heads agree for one query, and look at different keys for the other.
+        >>> first, second = [[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [0.0, 1.0]]
+        >>> head_map_cosine(torch.tensor([[first, second]]))
+        tensor([0.5000])
+    """
+    return mean_pairwise_cosine(attention.transpose(1, 2)).mean(1)
 
 
 @takes("B H N D", N=2)

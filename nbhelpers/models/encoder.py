@@ -280,6 +280,42 @@ def _contradiction(encoder: Encoder) -> str | None:
     if encoder.device.type == "cpu" and (other := kinds - {torch.float32}):
         names = ", ".join(sorted(map(str, other)))
         return f"weights are {names}, images on a CPU torch.float32: call module.float()"
+    if encoder.device.type != "meta" and (found := _second_patch(encoder)) not in (None, encoder.prefix + 1):
+        return (
+            f"the second patch, read row by row, changes token {found} (of 0..{encoder.tokens - 1}), not "
+            f"{encoder.prefix + 1}: blocks are to get the {encoder.prefix} prefix tokens first, then patches "
+            "row by row"
+        )
+    return None
+
+
+class _Embedded(Exception):
+    """Ends a pass before its first block, with the tokens that the block was to get."""
+
+
+@torch.no_grad()
+def _second_patch(encoder: Encoder) -> int | None:
+    """The token that changes most with an image's second patch, read row by row; None where none is found."""
+
+    def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Embedded(*args, *kwargs.values())
+
+    rows, columns = encoder.patch_size
+    top, left = (0, columns) if encoder.grid[1] > 1 else (rows, 0)
+    shape = (2, len(encoder.mean), *encoder.image_size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(encoder.device)
+    pixels = noise[:1].repeat(2, 1, 1, 1)
+    pixels[1, :, top : top + rows, left : left + columns] = noise[1, :, :rows, :columns]
+    hook = encoder.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        encoder._tokens(pixels)
+    except _Embedded as reached:
+        tokens = reached.args[0]
+        if getattr(tokens, "shape", None) == (2, encoder.tokens, encoder.width):
+            change = (tokens[1] - tokens[0]).float().norm(dim=-1)  # N
+            return int(change.argmax()) if change.max() > 0 else None
+    finally:
+        hook.remove()
     return None
 
 

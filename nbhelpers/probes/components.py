@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nbhelpers.images.source import ImageSource
+from nbhelpers.intervals import mean_interval
 from nbhelpers.measure import identified
 from nbhelpers.models import Encoder
 from nbhelpers.probes.layers import Labels, accuracy, features, row, targets_of
@@ -40,7 +41,9 @@ def components_by_share(
     (x - \bar x)$: rotated back, so that a linear probe of all components is the linear probe of the book.
 
     - `knn_without_leading`: k-NN in $x - \bar x$ without the leading share of the components.
+    - `knn_gained`: how much more than with all components that is.
     - `linear_leading`, `linear_trailing`: a linear probe of the leading or of the trailing share alone.
+    - `linear_beyond`: how much more one of all components reaches than one of the leading share.
     - `variance_leading`: the leading share's part of the variance.
 
     Args:
@@ -52,8 +55,8 @@ def components_by_share(
 
     Returns:
         Tidy frame `study model objective seed metric depth parameter label value low high images`; the
-        parameter is the share of components in [0, 1], `low` and `high` are Wilson's 95 % interval over test
-        images (NaN for the variance).
+        parameter is the share of components in [0, 1], `low` and `high` are a 95 % interval over test images
+        (NaN for the variance): Wilson's, and of a gain the t interval of the difference on the same images.
 
     Raises:
         ValueError: the errors of `features`, `fit_linear` and `knn_predict`.
@@ -75,11 +78,10 @@ def components_by_share(
 
     rows = []
     for name, (known, checked, truth) in targets_of([train, validation, test], label).items():
-        found = {}
+        found, guesses = {}, {}
         for share in (share for share in REMOVED if number(share) or not share):
             rest = slice(number(share), None)
-            predicted = knn_predict(seen(learnt, rest), known, seen(asked, rest))
-            found["knn_without_leading", share] = accuracy(predicted, truth)
+            guesses["knn_without_leading", share] = knn_predict(seen(learnt, rest), known, seen(asked, rest))
         for share in filter(number, HELD):
             count = number(share)
             held = float(variances[:count].sum() / variances.sum())
@@ -87,8 +89,21 @@ def components_by_share(
             for end, part in {"leading": slice(count), "trailing": slice(-count, None)}.items():
                 if end == "leading" or count < len(variances):  # with all components they are the same
                     probe = fit_linear(seen(learnt, part), known, seen(chosen, part), checked)
-                    reached = accuracy(probe.predict(seen(asked, part)), truth)
-                found[f"linear_{end}", share] = reached
+                    predicted = probe.predict(seen(asked, part))
+                guesses[f"linear_{end}", share] = predicted
+        found |= {key: accuracy(guess, truth) for key, guess in guesses.items()}
+        right = {key: (guess == truth).double() for key, guess in guesses.items()}
+        gains = {
+            ("knn_gained", share): right["knn_without_leading", share] - right["knn_without_leading", 0]
+            for metric, share in right
+            if metric == "knn_without_leading" and share > 0
+        }
+        gains |= {
+            ("linear_beyond", share): right["linear_leading", 1] - right["linear_leading", share]
+            for metric, share in right
+            if metric == "linear_leading" and share < 1
+        }
+        found |= {key: row(*map(float, mean_interval(gain)), len(truth)) for key, gain in gains.items()}
         place = {"depth": encoder.depth, "label": name}
         rows += [
             {"metric": metric, "parameter": share} | place | last for (metric, share), last in found.items()

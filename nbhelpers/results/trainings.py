@@ -26,8 +26,9 @@ OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
 # A pair that is measured on the way, and one that is trained at each amplitude of what does not matter.
-FOLLOWED = {"width": 64, "heads": 4, "images": 600_000, "batch_size": 128}
-DIALLED, NUISANCES = FOLLOWED | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
+SMALLER = {"width": 64, "heads": 4, "batch_size": 128}
+FOLLOWED = {"shapes": {"images": 512_000}, "cifar10": SMALLER | {"images": 600_000}}
+DIALLED, NUISANCES = SMALLER | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
 RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 
 
@@ -97,7 +98,7 @@ def _followed(
     "along_training",
     TABLES["probes"].images,
     code="pretrain",
-    runs=lambda study: _pair(study, **FOLLOWED),
+    runs=lambda study: _pair(study, **FOLLOWED[study.name]),
     slow=True,
     why=tables.SMALL,
 )

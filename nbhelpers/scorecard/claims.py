@@ -1,7 +1,7 @@
 """Claims of paper and book, rows of `data/claims.csv`, each an effect that is above 0 when the claim shows.
 
 All of it was fixed before any effect was computed: which table, which metric, where in the encoder, which
-side is subtracted; only 3b, 5b, 11b, 14g and those numbered 21 were added when their curves had been seen.
+side is subtracted; only 3b, 3c, 5b, 11b, 14g and those numbered 21 were added when their curves had been seen.
 Having been seen with few labels of the photographs, 14a, 14c, 14e and 14f went over to all of them, and 14c
 and 14g to longer fine-tuning; those numbered 21 were first compared with uniform attention. "Late" is the
 last third of the blocks; a claim that names no place is judged there. The columns, which are the attributes

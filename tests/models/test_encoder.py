@@ -1,11 +1,14 @@
 """Layout, preprocessing and refusals of encoders."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from nbhelpers.images import ArraySource, folder
@@ -62,8 +65,30 @@ def test_layout_is_read_from_the_module(name, options, layout):
 
 
 def test_layout_is_read_from_a_vit_inside_another_module():
-    encoder = wrap(nn.ModuleDict({"vit": mini_vit(32, 2, 2)}), blocks="vit.blocks", mean=HALF, std=HALF)
+    inside = nn.Sequential(OrderedDict(vit=mini_vit(32, 2, 2)))
+    encoder = wrap(inside, blocks="vit.blocks", mean=HALF, std=HALF)
     assert (encoder.prefix, encoder.grid, encoder.heads, encoder.width) == (1, (8, 8), 2, 32)
+
+
+@pytest.mark.parametrize("order", ["class token last", "column by column"])
+@pytest.mark.parametrize("grid", [(8, 8), (8, 1), (1, 8)])
+def test_tokens_in_another_order_are_refused(order, grid):
+    size = tuple(4 * side for side in grid)
+    vit = VisionTransformer(size, 4, embed_dim=32, depth=1, num_heads=2, num_classes=0)
+    wrap(vit, mean=HALF, std=HALF)
+    embed = vit._pos_embed
+
+    def reordered(patches):
+        if order == "class token last":
+            return embed(patches).roll(-1, 1)
+        return embed(patches.unflatten(1, grid).transpose(1, 2).flatten(1, 2))
+
+    vit._pos_embed = reordered
+    if order == "column by column" and 1 in grid:
+        wrap(vit, mean=HALF, std=HALF)
+    else:
+        with pytest.raises(ValueError, match="second patch, read row by row, changes token"):
+            wrap(vit, mean=HALF, std=HALF)
 
 
 def test_what_cannot_be_read_is_asked_for():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from nbhelpers.probes import (
     components_by_share,
@@ -56,6 +57,16 @@ def test_shares_by_a_loop_over_directions_and_all_of_them_are_the_plain_probe(en
         assert row(frame, f"linear_{metric}", 1 / 4) == accuracy(probe.predict(parts[2]), labels[2])["value"]
     too_few = frame[frame["parameter"].between(1e-9, 1 / 16 - 1e-9)]  # less than half of one of eight
     assert too_few.empty
+    hits = {}
     for share, rest in {0: range(8), 1 / 4: range(2, 8)}.items():
         predicted = knn_predict(only(learnt, rest), labels[0], only(asked, rest))
+        hits[share] = (predicted == labels[2]).double()
         assert row(frame, "knn_without_leading", share) == accuracy(predicted, labels[2])["value"]
+    gain = (hits[1 / 4] - hits[0]).numpy()  # image by image
+    gained = frame.query("metric == 'knn_gained' and parameter == 0.25")[["value", "low", "high"]]
+    assert set(frame.query("metric == 'knn_gained'")["parameter"]) == {1 / 8, 1 / 4, 1 / 2}
+    margin = stats.t.ppf(0.975, 39) * stats.sem(gain)
+    assert gained.to_numpy()[0] == pytest.approx([gain.mean(), gain.mean() - margin, gain.mean() + margin])
+    beyond = row(frame, "linear_leading", 1) - row(frame, "linear_leading", 1 / 4)
+    assert row(frame, "linear_beyond", 1 / 4) == pytest.approx(beyond)
+    assert set(frame.query("metric == 'linear_beyond'")["parameter"]) == {1 / 4}
