@@ -8,9 +8,9 @@
 # # What do self-supervised Vision Transformers learn?
 #
 # This book compares two ways to train a Vision Transformer without labels. **Contrastive learning** (CL) shows it two
-# altered views of an image and asks for one representation of both. **Masked image modelling** (MIM) hides most of an
-# image and asks for the missing pixels. {cite:t}`park2023what` asked how the two differ inside; here their answers are
-# measured again.
+# altered views of an image and trains it to give both the same representation. **Masked image modelling** (MIM) hides
+# most of an image and trains it to predict the missing pixels. {cite:t}`park2023what` asked how encoders trained in these
+# two ways differ inside; this book measures their answers again.
 
 # %% tags=["parameters", "remove-input"]
 STUDIES = ["shapes", "cifar10"]
@@ -35,18 +35,18 @@ asked = set()  # rows behind the answers
 
 # %% tags=["remove-input"]
 def conclude(sentence, numbers):
-    """A sentence, and in how many of the measured entries of its rows it shows."""
+    """A sentence, and how many of the measured entries of these rows show it."""
     asked.update(numbers)
     rows = card[card["number"].isin(numbers) & (card["verdict"] != "not measured")]
     shows = (rows["verdict"] == "shows").sum()
-    said = f"This shows in {shows} of {len(rows)} entries of the scorecard."
+    said = f"This shows in {shows} of the {len(rows)} scorecard entries that test it."
     return Markdown(f"{sentence} {said}")
 
 
 def panels(tables, metric, **options):
     """A metric by depth, a panel per study."""
     axes = plots.panels(STUDIES, height=2.4, sharey=True)
-    axes[0].figure.set_figwidth(5.6)  # what stands beside an answer
+    axes[0].figure.set_figwidth(5.6)  # the width beside an answer
     for ax, frame in zip(axes, tables, strict=True):
         plots.by_depth(frame, metric, ax, **options)
         ax.set_yticks([0, 0.5, 1])
@@ -67,13 +67,13 @@ def outline(ax, row, column):
 
 # %% tags=["remove-input", "answer"]
 conclude(
-    "**Where does it look?** Late in a contrastive encoder, attention reaches further "
-    "than in a masked one and depends less on the query, the latter in part "
-    "since it is flatter.",
+    "**Where does it look?** In the late blocks, a contrastive encoder's attention "
+    "reaches further than a masked one's and depends less on the query, which is "
+    "partly because it is flatter.",
     ["1", "2"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three outlined query patches, and beside it the attention map of each of them in the last but one block, its query outlined, a row for CL and one for MIM: for CL they reach across the image, for MIM each lies around its query."}, "figure": {"caption": "Attention of three outlined patches in the last block but one, mean over heads, each map on its own scale: dark nothing, bright its maximum. The photograph comes with scikit-image, unlike those of the training."}}
+# %% tags=["remove-input"] mystnb={"image": {"classes": "pictures", "alt": "A photograph with three query patches outlined and, beside it, the attention map of each query in the last block but one, one row for CL and one for MIM: CL's maps reach across the image, each of MIM's stays around its query."}, "figure": {"caption": "Attention maps of the three outlined query patches in the last block but one, averaged over heads. Each map has its own scale, from dark (zero) to bright (its maximum). The photograph comes with scikit-image; the encoders were trained on CIFAR-10."}}
 figure, axes = plt.subplots(2, 4, figsize=(5.6, 2.6))
 for line, kind in zip(axes, ("CL", "MIM"), strict=True):
     A = attention_maps(load(f"cifar10.{kind.lower()}"), picture)[-2, 0].mean(0)  # N N
@@ -91,27 +91,27 @@ for ax in axes.flat:
 
 # %% tags=["remove-input", "answer"]
 conclude(
-    "**What does it see?** Where shape and texture disagree, a contrastive encoder "
-    "follows the shape more than a masked one; noise of high frequency spoils less of "
-    "what it tells of shape or class (of texture, more: row 11b), and its late tokens "
-    "hold fewer high frequencies (on generated images, after one late block of three).",
+    "**What does it see?** When shape and texture disagree, a contrastive encoder "
+    "follows the shape more than a masked one does. High-frequency noise costs it less "
+    "accuracy on shape or class (more on texture: row 11b). Its late tokens hold fewer "
+    "high frequencies (on generated images, only after one of the three late blocks).",
     ["9c", "10", "11a"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias by depth, one panel per study, a line per model: late in depth that of CL lies far above that of MIM."}, "figure": {"caption": "Shape bias; at 1 shape alone decides; dashed: no preference (random: untrained). The chapter's figure says when its numbers were stored."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Shape bias against depth, one panel per study, one line per model: in the late blocks CL lies far above MIM."}, "figure": {"caption": "Shape bias against depth: at 1, shape alone decides. Dashed: no preference. random: an untrained encoder. The chapter's own figure gives the date of stored numbers."}}
 none = {"reference": (0.5, "no preference")}
 legend = panels([table(study, "shape_bias") for study in STUDIES], "shape_bias", **none)
 
 # %% tags=["remove-input", "answer"]
 conclude(
-    "**What is it good for?** A linear layer reads shape or class better from a "
-    "contrastive encoder (MoCo v3) than from a masked one (SimMIM), and on generated "
-    "images at a later depth. Fine-tuning (not drawn) closes most of that gap, and "
-    "does not put the masked one ahead (row 14g).",
+    "**What is it good for?** A linear probe reads shape or class better from a "
+    "contrastive encoder (MoCo v3) than from a masked one (SimMIM); on generated "
+    "images its best depth is also later. Fine-tuning (not drawn) closes most of the "
+    "gap but does not put the masked encoder ahead (row 14g).",
     ["12", "14a"],
 )
 
-# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind and declines towards the last block."}, "figure": {"caption": "Linear probe of the shape (left), of the class (right); dashed: chance. The chapter's figure says when its numbers were stored."}}
+# %% tags=["remove-input"] mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one panel per study, a line per model: CL ends highest, MIM falls behind and declines towards the last block."}, "figure": {"caption": "Accuracy of a linear probe for the shape (left) and for the class (right). Dashed: chance. The chapter's own figure gives the date of stored numbers."}}
 frames = [table(study, "probes") for study in STUDIES]
 shown = [rows[rows["label"].isin(["shape", "class"])] for rows in frames]
 legend = panels(shown, "linear", reference=(0.1, "chance"))
@@ -120,7 +120,7 @@ legend = panels(shown, "linear", reference=(0.1, "chance"))
 count = card["verdict"].value_counts()
 words = ("shows", "does not show", "undecided", "not measured")
 behind = card.loc[card["number"].isin(asked), "seeds"].dropna()
-runs = " Those behind the answers rest on one training run of each encoder."
+runs = " The entries behind the three answers rest on one training run per encoder."
 Markdown(
     f"**All {len(card)} entries**: "
     + ", ".join(f"{word} {count.get(word, 0)}" for word in words)
@@ -133,15 +133,15 @@ both = again[["verdict", "repeated_verdict"]].agg(set, axis=1)
 turned = again[both == {"shows", "does not show"}]
 turned = [f"{row.number} on {study(row.study).title}" for row in turned.itertuples()]
 held = again.loc[again["verdict"] == "shows", "repeated_verdict"]
-Markdown(f"""**Another training?** {len(again)} entries could be asked again of encoders that
-were trained from several seeds, narrower and for a shorter time
-({again["repeated_note"].iloc[0]}). Of the {len(held)} of them that show,
-{(held == "shows").sum()} show there too and {(held == "undecided").sum()} are undecided.
-The opposite is found in {len(turned)}: {", ".join(turned) or "none"}.""")
+Markdown(f"""**Do they hold for other training runs?** {len(again)} entries could be measured
+again on narrower encoders, trained for a shorter time from several seeds
+({again["repeated_note"].iloc[0]}). Of the {len(held)} among them that show,
+{(held == "shows").sum()} also show there and {(held == "undecided").sum()} are undecided
+there. The verdict is reversed in {len(turned)}: {", ".join(turned) or "none"}.""")
 
 # %% [markdown]
-# MIM, which is SimMIM here, is not all masked models: on generated images an MAE that took more and smaller steps is read
-# better than CL ([Behaviour](components/behaviour.py)).
+# MIM here means SimMIM, which does not stand for all masked models: on generated images, a linear probe reads an MAE that
+# was trained in more and smaller steps better than CL ([Behaviour](components/behaviour.py)).
 #
 # Click through the [attention maps of your own picture](own/picture.py), or read how each answer was found: where it looks
 # ([distance](attention/distance.py), [collapse](attention/collapse.py)), what it sees
@@ -151,27 +151,33 @@ The opposite is found in {len(turned)}: {", ".join(turned) or "none"}.""")
 # %% [markdown]
 # ## The scorecard
 #
-# Each finding of the paper that can be measured here is a row, and so are most claims that the book adds (of sinks and
-# gradients their own pages judge): what is claimed, what is measured, and how large the effect is in each study, with its
-# 95 % interval. An effect is written so that it is above 0 when the claim shows: **shows** if the whole interval lies
-# above 0, **does not show** if no part of it does, **undecided** if neither, **not measured** if an encoder or a table is
-# missing. *Late* is the mean over the last third of the blocks. Accuracies on generated images are of the shape, unless a
-# row says otherwise. What is measured and this rule were fixed before the table was first computed, with these
-# exceptions: 3b, 3c, 5b, 11b, 14g and the rows numbered 21 were added when their curves had been seen; 14a, 14c, 14e and 14f
-# first read few labels of the photographs, and now read all of them, 14c and 14g after longer fine-tuning than at first;
-# those numbered 21 were first compared with uniform attention; and wide encoders are fine-tuned at the rate that is best
-# on validation images since a higher one had been seen to harm them. Before these changes 14c, 14e and 14f were undecided
-# on photographs and 14g did not show there, and 21b and 21c showed. All effects on this page are drawn from the book's
-# tables.
+# Each finding of the paper that can be measured here has a row in the tables below, and so have most claims that the book
+# adds (those about sinks and gradients are judged on their own pages). A row gives the claim, what is measured, and the
+# effect in each study with its 95 % interval. Effects are signed so that a value above 0 supports the claim. The verdict
+# is **shows** if the whole interval lies above 0, **does not show** if no part of it does, **undecided** if neither, and
+# **not measured** if an encoder or a table is missing. *Late* is the mean over the last third of the blocks. Accuracies
+# on generated images are for the shape, unless a row says otherwise.
+#
+# The measurements and this rule were fixed before the table was first computed, with these exceptions:
+#
+# - Rows 3b, 3c, 5b, 11b, 14g and those numbered 21 were added after their curves had been seen.
+# - Rows 14a, 14c, 14e and 14f first used few labels of the photographs and now use all of them; 14c and 14g also use
+#   longer fine-tuning than at first.
+# - The rows numbered 21 were first compared with uniform attention.
+# - Wide encoders are fine-tuned at the learning rate that is best on validation images, because a higher one had been
+#   seen to harm them.
+#
+# Before these changes 14c, 14e and 14f were undecided on photographs, 14g did not show there, and 21b and 21c showed. All
+# effects on this page come from the book's tables.
 #
 # The full text of the paper was not at hand. Its claims are taken from its abstract, poster, code and figures, and from
-# its author's answers in the code's repository; *none found* means that none of these has a number.
+# its author's answers in the code's repository; *none found* means that none of these sources gives a number.
 
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")
 listed = "; ".join(f"{row.claim} ({row.number})" for row in fails.itertuples())
 remarked = ((card["verdict"] == "shows") & (card["remark"] != "")).sum()
-Markdown(f"""Of the entries that show, {remarked} carry a remark on why they tell less.
+Markdown(f"""Of the entries that show, {remarked} carry a remark that limits what they tell.
 **Does not show in at least one study:** {listed or "none"}.""")
 
 # %% tags=["remove-input"]
@@ -192,10 +198,10 @@ for start in range(0, signs.shape[1], 15):  # as many columns as fit the page
     display(shown.set_uuid(part.columns[0]))
 
 # %% [markdown]
-# Each column is a row of the tables below, by its number: ✓ shows, ✗ does not show, ? undecided, – not measured. *Seeds*:
-# the same asked again of narrower encoders that were trained from several seeds, where their rows are stored.
+# Each column stands for the row of that number in the tables below: ✓ shows, ✗ does not show, ? undecided, – not
+# measured. *Seeds*: the same measurement on narrower encoders that were trained from several seeds, where it is stored.
 #
-# Some of them turn with the length of training: [When do the findings appear?](beyond/moments.py)
+# Some verdicts change with the length of training: [When do the findings appear?](beyond/moments.py)
 #
 # ### How do self-attentions behave?
 
@@ -227,7 +233,7 @@ scorecard.rows("hybrid", STUDIES)
 scorecard.rows("beyond", STUDIES)
 
 # %% [markdown]
-# ### How far to trust it
+# ### How far to trust the scorecard
 
 # %% tags=["remove-input"]
 measured = card[card["verdict"] != "not measured"]
@@ -235,9 +241,9 @@ single = (measured["seeds"] == 1).sum()
 which = "All" if single == len(measured) else f"{single} of the"
 Markdown(
     f"{which} {len(measured)} measured entries rest on one training run of at least "
-    "one of their encoders: their intervals hold for other test images, and are too "
+    "one of their encoders: their intervals hold for other test images but are too "
     "narrow as statements about another run of the method. Where narrower encoders of "
-    "several seeds could be asked, the tables say what they say."
+    "several seeds could be measured, the tables give that result too."
 )
 
 # %% tags=["remove-input"]
@@ -248,23 +254,24 @@ p = p.sort_values()
 holm = (p * p.rank(ascending=False)).cummax()  # the smallest times their number
 lost = measured[(holm > 0.05) & (measured["verdict"] != "undecided")]
 lost = ", ".join(f"{row.number} on {row.study}" for row in lost.itertuples())
-Markdown(f"""- **Many rows.** Each interval is one of 95 % by itself: of so many, a few miss
-  their true value by chance. Corrected for all of them together (Holm, normal
-  approximation), these would be undecided, too: {lost or "none"}.""")
+Markdown(f"""- **Many rows.** Each interval is a 95 % interval on its own; among so many, a few
+  miss their true value by chance. If all are corrected together (Holm, normal
+  approximation), these would also be undecided: {lost or "none"}.""")
 
 # %% [markdown]
-# - **Seeds.** Where a side of a comparison has several seeds, the interval is that of Student's t over them too. With few
-#   seeds it is wide, so that an added seed can turn an entry "undecided".
+# - **Seeds.** Where one side of a comparison has several seeds, the interval also covers the spread over them, by
+#   Student's t. With few seeds it is wide, so that adding a seed can turn an entry "undecided".
 # - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
-#   says so. Those of width 128, but for MAE and the supervised, were trained by a prototype of the trainer, in bfloat16
-#   and with images drawn with replacement; the manifest in `data/encoders` has the recipe of each.
-# - **Averages and differences.** For a mean over depths the margins are added, which is cautious. Two encoders are treated
-#   as independent, though both saw the same images; for accuracies that is Newcombe's interval
-#   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened for the choice.
-# - **Sure and small.** A verdict is about the sign of an effect; whether its size matters is for the chapters, which show
-#   the curves behind each row. A published value comes from larger encoders on other images: compare the sign.
+#   says so. Encoders of width 128, except MAE and the supervised ones, were trained with a prototype of the trainer, in
+#   bfloat16 and on images drawn with replacement; the manifest in `data/encoders` has the recipe of each encoder.
+# - **Averages and differences.** For a mean over depths the margins are added, which is conservative. Two encoders are
+#   treated as independent, although both saw the same images; for accuracies this gives Newcombe's interval
+#   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened to allow for the choice.
+# - **A certain effect can be small.** A verdict concerns the sign of an effect. Whether its size matters is left to the
+#   chapters, which show the curves behind each row. Published values come from larger encoders on other images: compare
+#   only the signs.
 #
-# `nbhelpers.scorecard.scorecard(["shapes", "cifar10"])` gives the same as a data frame, with the sources.
+# `nbhelpers.scorecard.scorecard(["shapes", "cifar10"])` returns the same as a data frame, with the sources.
 #
 # ## Read, run, change
 #
@@ -276,10 +283,10 @@ Markdown(f"""- **Many rows.** Each interval is one of 95 % by itself: of so many
 # make lab    # open the chapters as notebooks
 # ```
 #
-# Most chapters have a cell of parameters with `MODELS`. Put another model's name there and run the chapter again to see
-# where that model stands; it takes the place of each study's own, so keep the study that it is to be compared in. A ViT-S
-# on one core does a few images a second: begin with `N_IMAGES = 100`.
+# Most chapters have a parameter cell with `MODELS`. Put another model's name there and rerun the chapter to see where
+# that model stands. It replaces the study's own models, so leave in `STUDIES` only those on which you want to measure it.
+# A ViT-S on one core processes a few images a second: begin with `N_IMAGES = 100`.
 #
-# A formula that a chapter writes out checks itself against the package's by `assert_close`: take that line away to change
-# it. To have the curves drawn by your own, put `METRICS["nmi"] = replace(METRICS["nmi"], function=yours)` above the
-# parameters (`METRICS` is in `nbhelpers.metrics`, `replace` in `dataclasses`).
+# Where a chapter writes out a formula, `assert_close` checks it against the package: remove that line before you change
+# the formula. To draw the curves with your own version, put `METRICS["nmi"] = replace(METRICS["nmi"], function=yours)`
+# above the parameter cell (`METRICS` is in `nbhelpers.metrics`, `replace` in `dataclasses`).
