@@ -11,8 +11,8 @@
 # image models, above all in the late blocks {cite:p}`park2023what`.
 #
 # A convolution sees as far as its kernel. A Vision Transformer can look across the whole image from its first block on;
-# how far it looks is learnt. One would expect that to fill in a hidden patch its neighbours are the best guide, and that
-# to tell one image from all others no single neighbourhood is enough.
+# how far it looks is learnt. One would expect neighbours to be the best guide for filling in a hidden patch, whereas no
+# single neighbourhood is enough to tell one image from all others.
 #
 # The *attention distance* of a head is the distance in pixels between a query patch and the patches it attends to,
 # weighted by attention and averaged over the $N$ queries:
@@ -24,9 +24,9 @@
 # \end{gathered}
 # $$
 #
-# with $x$ the centres of the patches and $A$ the attention among patch tokens, rows summing to one. Attention that is the
-# same everywhere has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px.
-# A distance can be read only beside that value.
+# where $x$ are the centres of the patches and $A$ is the attention among patch tokens, with rows that sum to one. Uniform
+# attention has a distance too: the mean of $d$ over all pairs, 116.5 px on a grid of $14 \times 14$ patches of 16 px. A
+# distance can be interpreted only beside that value.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -60,8 +60,8 @@ scorecard.result(["1"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
-# softmax over the patch tokens gives $A$, and the formula is the line that begins with `D =`.
+# Eight images pass through one encoder. `capture` collects the queries and keys of each block as the model uses them; a
+# softmax over the patch tokens gives $A$, and the line that begins with `D =` is the formula.
 
 # %%
 from nbhelpers.capture import capture
@@ -89,8 +89,8 @@ pd.DataFrame(line, index=["D, px"]).round(2)
 # %% [markdown]
 # ## Distance by depth
 #
-# The same over all images, for every block and head. The dashed line is the distance of uniform attention on the grid of
-# the models in the panel, so compare pixels only between panels with the same line.
+# The same quantity over all images, for every block and head. The dashed line is the distance of uniform attention on the
+# panel's patch grid; compare pixels only between panels with the same line.
 
 
 # %% tags=["hide-input"]
@@ -114,14 +114,14 @@ def dashed(ax, px):
 
 
 def same_height(drawn):
-    """Panels of studies whose dashed lines are the same can be compared by eye."""
+    """Give panels with the same dashed lines the same height, to compare by eye."""
     for name, ax in drawn.items():
         lines = {*reach[name].values()}
         alike = [drawn[other] for other in drawn if {*reach[other].values()} == lines]
         ax.set_ylim(0, 1.05 * max(each.dataLim.ymax for each in alike))
 
 
-# %% mystnb={"image": {"alt": "Attention distance in pixels against depth: a line per model and a dot per head, uniform attention dashed, in one panel per study; a last panel holds curves of public ViT-B/16 on 59 images, in which MoCo v3 rises almost to uniform attention in the late blocks and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the error of reading is within the marks."}}
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth, one panel per study: a line per model, a dot per head, and a dashed line for uniform attention. The last panel shows public ViT-B/16 on 59 images: in the late blocks MoCo v3 rises almost to uniform attention and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the reading error is smaller than the markers."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
@@ -141,15 +141,16 @@ every = pd.concat([pd.DataFrame(), *frames.values()])
 plots.download(every, "attention_distance")
 
 # %% [markdown]
-# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from these curves (root mean
-# square), beside the error of reading them.
+# If `STUDIES` contains `"imagenet"`, a table follows: the root-mean-square difference between the paper's own models,
+# measured here, and these curves, beside the error of reading them off.
 
 # %% tags=["remove-input"]
 gaps = difference_to_published(every, "attention_distance")
 gaps.round(1) if len(gaps) else None
 
 # %% [markdown]
-# Averaged over the last third of the blocks, in pixels, and what uniform attention has on the grid of each model:
+# Attention distance in pixels, averaged over the last third of the blocks, and that of uniform attention on each model's
+# grid:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -159,10 +160,11 @@ for name, frame in frames.items():
 pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
-# ## Near, far, or not looking at all?
+# ## Does a head look far, or everywhere?
 #
-# A distance at the dashed line can mean a map that follows a large object, or a map that is flat. The **attention
-# entropy** of a head tells them apart: it is 1 for the flat map alone ([Attention collapse](collapse.py) has its formula).
+# A distance at the dashed line can come from a map that follows a large object or from a flat map. The **attention
+# entropy** of a head tells the two apart: it is 1 only for the flat map ([Attention collapse](collapse.py) gives its
+# formula).
 
 
 # %% tags=["hide-input"]
@@ -191,7 +193,7 @@ def dots(frame, ax):
     ax.set(xlabel=x, ylabel=y, xlim=(0, 1.02))
 
 
-# %% mystnb={"image": {"alt": "Attention distance against attention entropy, a dot per head of every block, one panel per study; dashed lines mark the distance of uniform attention, dotted ones the entropy below which a head counts as selective."}, "figure": {"caption": "Attention distance against attention entropy, a dot per head of every block. Upper left: looks far and selects. Lower left: looks near. At the right end of the dashed line: close to uniform, its distance is that of the grid and not of anything in the image. Dotted: the entropy of an even spread over half of the patches, below which the count under this figure lets a head select."}}
+# %% mystnb={"image": {"alt": "Attention distance against attention entropy, one panel per study, a dot for each head of every block. A dashed line marks the distance of uniform attention, a dotted line the entropy below which a head counts as selective."}, "figure": {"caption": "Attention distance against attention entropy, a dot for each head of every block. Upper left: heads that look far and select. Lower left: heads that look near. Right end of the dashed line: nearly uniform heads, whose distance comes from the grid and not from anything in the image. Dotted: the entropy of attention spread evenly over half of the patches; the table below counts heads below it as selective."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing])
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     dots(frame, ax)
@@ -207,17 +209,17 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# Where the far heads of an encoder lie at the right end, its long distance comes from selecting little. Only heads in the
-# upper left look far and choose what they look at.
+# If an encoder's far heads lie at the right end, its long distance comes from selecting little. Only heads in the upper
+# left look far and choose what they look at.
 #
-# Count them. Call a head *far* if it reaches at least as far as uniform attention, and let it *select* if its entropy is
-# below $\log (N / 2) / \log N$, that of an even spread over half of the patches. The test is strict: an object in the
-# middle is nearer to most queries than the patches are on average.
+# To count them, call a head *far* if it reaches at least as far as uniform attention, and *selective* if its entropy is
+# below $\log (N / 2) / \log N$, that of attention spread evenly over half of the patches. The test is strict: a head that
+# looks at an object in the middle tends to fail it, because that object is nearer to most queries than the average patch.
 
 
 # %% tags=["hide-input"]
 def far_heads(name):
-    """By label: how many heads are far and how many of these select; late entropy."""
+    """By label: the far heads, how many of these are selective, and late entropy."""
     found, entropy = {}, late(frames[name], METRICS[1])
     encoders = study(name).encoders(MODELS)
     for e, who in zip(encoders, labels(e.name for e in encoders).values(), strict=True):
@@ -239,19 +241,19 @@ shown if rows else None
 # %% tags=["hide-input"]
 cl = {study(k).title: each["CL"] for k, each in counts.items() if "CL" in each}
 without = [name for name, (_, some, _) in cl.items() if not some]
-said = "Some far heads of CL also select."
+said = "Some far heads of CL are also selective."
 if without:
-    said = f"So far does not mean selective: on {' and '.join(without)} no far "
-    said += "head of CL selects, and its late entropy there is "
+    said = f"A far head need not be selective: on {' and '.join(without)} no far "
+    said += "head of CL is, and CL's late entropy there is "
     said += " and ".join(f"{cl[name][2]:.2f}" for name in without) + "."
 Markdown(said if cl else "CL is not among these encoders.")
 
 # %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose distance in the last third of its blocks is not above that of a masked encoder of the same
-# architecture, trained on the same images, by more than the 95 % interval. This is a row of the
-# [scorecard](../index.py), which also gave the result above:
+# A contrastive encoder whose distance in the last third of its blocks does not exceed that of a masked encoder of the
+# same architecture, trained on the same images, by more than the 95 % interval. The row of the [scorecard](../index.py)
+# that gave the result above tests this:
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/distance", STUDIES, MODELS)
@@ -259,20 +261,22 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL's late attention reaches further than MIM's; on generated images the wide pair shows it, and narrower ones disagree.
-#   Its late maps are flatter: their entropy is higher. By the test above no far head of CL, at any depth, selects.
-# - Attention distance is what a receptive field is for a convolution, but learnt.
-# - It has no meaning without the line of uniform attention: to look nowhere in particular counts as looking far.
-# - To *look at* something far, a head must be far and selective. So count the heads in the upper left of the second
-#   figure: neither a mean over heads nor a distance shows them.
+# - CL's late attention reaches further than MIM's. On generated images only the wide pair shows this; narrower pairs
+#   disagree among themselves.
+# - CL's late maps are also flatter: their entropy is higher. By the test above, no far head of CL is selective at any
+#   depth, so its long reach is no evidence that it looks *at* something distant.
+# - Attention distance is the counterpart of a convolution's receptive field, except that it is learnt.
+# - It means nothing without the value of uniform attention: looking nowhere in particular counts as looking far.
+# - To look at something distant, a head must be both far and selective. Count such heads in the upper left of the second
+#   figure; neither a mean over heads nor a distance alone shows them.
 #
 # ## Exercises
 #
-# 1. **Another model.** Where do you expect an untrained ViT with twelve blocks, at 224 px? Check with
-#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+# 1. **Another model.** What distance do you expect of an untrained ViT with twelve blocks at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Small random weights give nearly uniform attention, of 116.49 px on this grid.
+# Small random weights give nearly uniform attention: 116.49 px on this grid.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
 pd.DataFrame({plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}).round(2)
 
@@ -289,7 +293,8 @@ furthest = furthest.sort_values(["model", "depth"]).set_index(
 furthest[["value"]].rename(columns={"value": "px"}).round(1)
 
 # %% [markdown]
-# 3. **A neighbour only.** Which distance has a head that attends to the patch on the right alone? Build its $A$ and check.
+# 3. **One neighbour.** What is the distance of a head that attends only to the patch on its right? Build its $A$ and
+#    check.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 right = torch.eye(4).roll(1, dims=1).expand(1, 1, 4, 4)  # patch 4 looks back at patch 1
