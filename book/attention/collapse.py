@@ -10,21 +10,22 @@
 # **Claim.** In the late blocks of a contrastive encoder all query tokens attend to nearly the same places: the map no
 # longer depends on where the query is {cite:p}`park2023what`.
 #
-# Ask a patch of sky and a patch of wing where they look. Where attention is local, each looks around itself. In a late
-# block of a contrastive encoder both may look at the bird, and the map of the one can stand for the map of the other.
-# The paper calls this *attention collapse* and measures it by how much the query tells about the key.
+# In a photograph of a bird, take one query on a patch of sky and another on a patch of wing. If attention is local, each
+# looks around itself. In a late block of a contrastive encoder both may look at the bird, so that their maps are
+# interchangeable. The paper calls this *attention collapse* and measures it by how much the query tells about the key.
 #
-# Let $A_{qk}$ be the attention of query $q$ to key $k$ among the $N$ patch tokens; rows sum to one. Draw a query at
-# random, $p(q) = 1/N$. Then a key is attended with $p(k) = \frac{1}{N} \sum_q A_{qk}$, and knowing the query removes
+# Let $A_{qk}$ be the attention of query $q$ to key $k$ among the $N$ patch tokens, with rows that sum to one. If the
+# query is drawn at random, $p(q) = 1/N$, key $k$ is attended to with probability $p(k) = \frac{1}{N} \sum_q A_{qk}$.
+# Knowing the query then reduces the uncertainty about the key by
 #
 # $$
 # \begin{gathered}
 # I(q; k) = H(k) - \frac{1}{N} \sum_q H(A_{q\cdot}), \\[0.6em]
-# H(p) = -\sum_i p_i \log p_i
+# H(p) = -\sum_i p_i \log p_i .
 # \end{gathered}
 # $$
 #
-# of the uncertainty about the key. Relative to the two entropies this is the *normalised mutual information*
+# Divided by the geometric mean of the two entropies, this is the *normalised mutual information*
 #
 # $$
 # \begin{gathered}
@@ -72,15 +73,15 @@ frames, missing = gather(STUDIES, DRAWN, MODELS, N_IMAGES, SEED)
 scorecard.result(["2", "3a", "3b", "3c"], STUDIES, MODELS)
 
 # %% [markdown]
-# Row 3a asks only whether a curve ends below its highest point. Under *What would refute it*, other encoders are asked the
-# same. Row 3b asks whether that of CL falls further than that of MIM, and 3c whether its heads share a map. Both were added
-# when the curves had been seen.
+# Row 3a asks only whether CL's curve ends below its highest point; *What would refute it* asks the same of other
+# encoders. Row 3b asks whether CL's curve falls further than MIM's, and row 3c whether the maps of its heads are more
+# alike. Both were added after the curves had been seen.
 
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder. `capture` hands over the queries and keys of each block as the model uses them; the
-# softmax over the patch tokens gives $A$, and the formula is four lines.
+# Eight images pass through one encoder. `capture` collects the queries and keys of each block as the model uses them; a
+# softmax over the patch tokens gives $A$, and the formula takes four lines.
 
 # %%
 from nbhelpers.capture import capture
@@ -112,10 +113,10 @@ by_head.T.map("{:.3f}".format)
 # %% [markdown]
 # ## NMI by depth
 #
-# The same over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the late
-# blocks have become one map, or flat; the next section tells which.
+# The same quantity over all images, for every block and head. Where a curve falls towards 0 at the right, the maps of the
+# late blocks either have become one map or are flat; the next section tells which.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; a last panel holds the published curves, in which MoCo v3 falls towards 0 in the late blocks and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper; the error of reading is within the marks."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study: a line per model and a dot per head. The last panel shows the published curves: in the late blocks MoCo v3 falls towards 0 and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper; the reading error is smaller than the markers."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -130,21 +131,21 @@ every = pd.concat([pd.DataFrame(), *frames.values()])
 plots.download(every, "nmi")
 
 # %% [markdown]
-# With `"imagenet"` among `STUDIES`, a table follows: how far the paper's own models lie from their published curves (root
-# mean square), beside the error of reading these.
+# If `STUDIES` contains `"imagenet"`, a table follows: the root-mean-square difference between the paper's own models,
+# measured here, and their published curves, beside the error of reading these off.
 
 # %% tags=["remove-input"]
 gaps = difference_to_published(every, "nmi")
 gaps.round(3) if len(gaps) else None
 
 # %% [markdown]
-# ## Flat, or the same object for all?
+# ## One map for all queries, or a flat one?
 #
-# Two quite different heads have an NMI of 0. One looks at the same object from everywhere; the other looks everywhere
-# and selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it
-# is 1 for the flat map alone.
+# Two quite different heads have an NMI of 0: one looks at the same object from every query, the other looks everywhere
+# and selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it is
+# 1 only for the flat map.
 
-# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1: a line per model and a dot per head, in one panel per study; uniform attention is a dashed line at 1."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention."}}
+# %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1, one panel per study: a line per model, a dot per head, and a dashed line at 1 for uniform attention."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention."}}
 titles = [*map(plots.title, frames.values()), *missing]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -154,9 +155,9 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# A curve that is low in the first figure and clearly below the dashed line in the second has collapsed: it selects, and
-# selects the same for all. A curve at the dashed line has not collapsed. It does not select; an untrained encoder lies
-# there at every depth.
+# Attention has collapsed where its curve is low in the first figure and clearly below the dashed line in the second: it
+# selects, and selects the same keys for all queries. At the dashed line, attention has not collapsed but selects nothing;
+# an untrained encoder lies there at every depth.
 #
 # In numbers, averaged over the last third of the blocks:
 
@@ -171,8 +172,8 @@ for name, frame in frames.items():
 pd.DataFrame(rows).T.map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# No head has an NMI above 1 less its entropy, so the last line is NMI as a share of the largest that the entropy
-# allows. Where it is lower in CL, flatter maps alone do not explain CL's lower NMI; they explain the rest of the gap:
+# A head's NMI is at most 1 minus its entropy, so the last line gives NMI as a share of the largest value that the entropy
+# allows. Where this share is lower in CL, flatter maps do not explain the whole gap in NMI between CL and MIM:
 
 # %% tags=["hide-input"]
 said = []
@@ -181,25 +182,25 @@ for title in dict.fromkeys(title for title, _ in rows):
     if {"CL", "MIM"} <= used.keys() and values["MIM"] > values["CL"]:
         flatter = (entropy["CL"] - entropy["MIM"]) / (values["MIM"] - values["CL"])
         part = sorted(flatter * used[who] for who in ("CL", "MIM"))
-        said += [f"{part[0]:.0%} to {part[1]:.0%} of it on {title}"]
-text = f"Flatter maps explain {' and '.join(said)}, depending on whether the last line "
-text += "is held at that of CL or of MIM."
+        said += [f"{part[0]:.0%} to {part[1]:.0%} of the gap on {title}"]
+text = f"Flatter maps explain {' and '.join(said)}, depending on whether the share in "
+text += "the last line is held at CL's value or at MIM's."
 Markdown(text) if said else None
 
 # %% [markdown]
-# ## Do the heads share a map?
+# ## Do the heads of a block share a map?
 #
-# Collapse is said to befall all queries *and all heads*. NMI compares the maps of the queries within a head. Between the
-# $H$ heads of a block, compare the maps that they have for one query,
+# According to the paper, the map is the same for all queries *and all heads*. NMI compares the maps of different queries
+# within a head. To compare the $H$ heads of a block, take the mean cosine between their maps for the same query,
 #
 # $$
 # \frac{1}{N H (H - 1)} \sum_q \sum_{g \ne h}
 # \frac{A_{gq} \cdot A_{hq}}{\lVert A_{gq} \rVert \, \lVert A_{hq} \rVert} .
 # $$
 #
-# It is 1 when all heads look at the same places, and 0 when no two of them share a key.
+# It is 1 if all heads have the same map, and 0 if no two of them share a key.
 
-# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of two heads for a query against depth, from 0 to 1, a line per model in one panel per study; uniform attention is a dashed line at 1, on which the untrained encoder lies."}, "figure": {"caption": "Cosine between the attention maps that two heads of a block have for a query, mean over queries and pairs of heads. Lines and bands as above; dashed: uniform attention."}}
+# %% mystnb={"image": {"alt": "Mean cosine between two heads' attention maps for the same query against depth, from 0 to 1, one panel per study: a line per model, and a dashed line at 1 for uniform attention, on which the untrained encoder lies."}, "figure": {"caption": "Cosine between the attention maps of two heads of a block for the same query, averaged over queries and pairs of heads. Lines and bands as above; dashed: uniform attention."}}
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "head_map_cosine", ax, reference=(1, "uniform attention"))
@@ -208,13 +209,14 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# Flat maps are alike for a dull reason: both are nearly uniform. What two heads *select* is their maps less the uniform
-# map, $A_{hq} - 1/N$. The same cosine of these, of up to 64 images, is 0 for heads that select independently:
+# Flat maps are alike for a trivial reason: all are nearly uniform. What a head *selects* is its map minus the uniform
+# map, $A_{hq} - 1/N$. The same cosine between these differences is 0 for heads that select independently. Both cosines,
+# on up to 64 images, averaged over the last third of the blocks:
 
 
 # %% tags=["hide-input"]
 def between_heads(encoder, number):
-    """Cosine between maps of heads, as they are and less the uniform map, late."""
+    """Late cosine between heads' maps, as they are and minus the uniform map."""
     found = []
 
     def add(b):
@@ -241,22 +243,22 @@ for name in frames:
 pd.DataFrame(rows).T.round(2) if rows else None
 
 # %% [markdown]
-# Where CL and MIM are apart in the first column and alike in the second, CL's heads share no more of what they select; they
-# merely select less.
+# Where CL and MIM differ in the first column but not in the second, CL's heads do not agree more on what they select;
+# they merely select less.
 #
-# ## One method, or a kind of method?
+# ## Which training objectives collapse?
 #
-# MoCo v3 pushes each image away from all others. DINO does not, but it too asks for one representation of two
-# views. {term}`MAE` hides patches as SimMIM does, but its encoder never sees a mask token. Supervised training, too, asks
-# for one answer per image: the label. If collapse comes with *one answer per image*, DINO and supervision should fall
-# with CL, and MAE should stay with MIM.
+# MoCo v3 pushes each image away from all others. DINO does not, but it also asks for the same representation of two
+# views. Supervised training asks for one answer per image as well: the label. {term}`MAE` hides patches as SimMIM does,
+# but its encoder never sees a mask token. If collapse comes with *one answer per image*, NMI should be low for DINO and
+# supervised training, as for CL, and MAE should stay near MIM.
 
 # %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 draw = {"n_images": N_IMAGES, "seed": SEED}
 others, absent = gather(STUDIES, METRICS, MODELS, **draw, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, a line per training objective: contrastive, DINO, masked image modelling, MAE and supervised; one panel per study and one for the published curves."}, "figure": {"caption": "NMI by depth for five training objectives. Where a label names width or images, that encoder is smaller or was trained for less time than CL and MIM; the second table below compares it with a CL and a MIM of its size. Last panel: ViT-B/16, MoCo v3, SimMIM and MAE read off the paper, DINO off a third party's run of the official code on 59 images."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study and one for published curves: a line for each training objective (contrastive, DINO, masked image modelling, MAE and supervised)."}, "figure": {"caption": "NMI against depth for five training objectives. If a label names a width or a number of images, that encoder is smaller than CL and MIM or was trained more briefly; the second table below compares it with a CL and a MIM of its size. Last panel: ViT-B/16; MoCo v3, SimMIM and MAE are read off the paper, DINO off a third party's run of the official code on 59 images."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
@@ -277,11 +279,12 @@ rows = {
 pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# Read both columns. An NMI near 0 with an entropy near 1 is flatness: that encoder has not learnt to select, and says
-# nothing about collapse. Here an entropy above 0.95 counts as flat. Any other encoder is nearer to the NMI of CL or to
-# that of MIM. Some are smaller than CL and MIM, or were trained for less time. So each objective is also compared with a
-# CL and a MIM of the same width and images, whose late NMI stands beside its own. Where that CL has an NMI near 0 in part
-# since it is flat, as on generated images, being nearer to MIM is weak evidence:
+# Read both columns together. An NMI near 0 with an entropy near 1 means flat maps: that encoder has not learnt to select,
+# and says nothing about collapse. Here an entropy above 0.95 counts as flat; any other encoder is classed by whether its
+# NMI is nearer to CL's or to MIM's. Because some encoders are smaller than CL and MIM or were trained more briefly, each
+# objective is also compared with a CL and a MIM of its own width and number of images; the last columns give the late NMI
+# of all three. Where that CL has an NMI near 0 partly because it is flat, as on generated images, being nearer to MIM is
+# weak evidence:
 
 # %% tags=["hide-input"]
 EXPECTED = {"DINO": "CL", "supervised": "CL", "MAE": "MIM"}
@@ -319,26 +322,27 @@ shown.round(3) if rows else None
 verdicts = {}
 for (name, who), (wanted, side, equal, *_) in rows.items():
     both = {side, equal or side}
-    verdict = "against it" if wanted not in both else "undecided"
+    verdict = "against the expectation" if wanted not in both else "undecided"
     verdict = "as expected" if both == {wanted} else verdict
     verdict = "flat, hence no evidence" if "flat" in both else verdict
     verdicts.setdefault(verdict, []).append(f"{who} on {study(name).title}")
 said = (f"*{verdict}*: {', '.join(who)}" for verdict, who in sorted(verdicts.items()))
-said = f"Both comparisons together. {'; '.join(said)}." if verdicts else ""
+said = f"Both comparisons together: {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose late NMI is not below that of a masked encoder of the same architecture, trained on the
-# same images; or one whose NMI does not fall again after its peak, or falls no further than that of the masked one. These
-# are rows of the [scorecard](../index.py), which also gave the result above:
+# A contrastive encoder whose late NMI is not below that of a masked encoder of the same architecture, trained on the same
+# images; or one whose NMI does not fall again after its peak, or falls no further than that of the masked one, or whose
+# heads have maps no more alike. These are the rows of the [scorecard](../index.py) that gave the result above:
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/collapse", STUDIES, MODELS)
 
 # %% [markdown]
-# The measure of row 3a, for every encoder of this page and the published ones; ✓ where the whole interval lies above zero:
+# Row 3a measured for every encoder on this page and for the published ones; ✓ marks those whose whole interval lies above
+# zero:
 
 
 # %% tags=["hide-input"]
@@ -368,9 +372,7 @@ others_too = [x.low > 0 for who, x in named if who in ("MIM", "MAE")]
 others_too += [x.low > 0 for who, x in named if who.startswith("random")]
 text = f"Of {len(others_too)} masked or untrained encoders, {sum(others_too)} pass row 3a. "
 if any(others_too):
-    text += (
-        "So a ✓ alone tells little, and nothing about contrast: for that see row 3b."
-    )
+    text += "So a ✓ alone tells little, and nothing about CL in particular: see row 3b."
 Markdown(text)
 
 # %% tags=["hide-input"]
@@ -380,7 +382,7 @@ for name, frame in frames.items():
     curve = curve[curve["model"].map(label) == "CL"].groupby("depth")["value"].mean()
     if len(curve) and (low := curve[curve.idxmax() :].idxmin()) < curve.index.max():
         rise = curve.iloc[-1] - curve[low]
-        where = f"On {study(name).title}, CL's NMI is lowest after its peak in block"
+        where = f"On {study(name).title}, CL's NMI after its peak is lowest in block"
         said += [f"{where} {low} and rises by {rise:.3f} from there to the end."]
     cl, mim = (
         fall[name][who].value if who in fall[name] else 0 for who in ("CL", "MIM")
@@ -393,34 +395,35 @@ Markdown(" ".join(said)) if said else None
 # %% [markdown]
 # ## Takeaways
 #
-# - CL's late maps depend less on the query than MIM's in both studies. They are also flatter; the numbers above say how
-#   much of it that can explain; the rest is a weaker dependence on the query, as CL's NMI is still more than half of what
-#   its entropy allows. On photographs supervision goes with CL; on generated images that is undecided, and DINO too flat
-#   to tell. MAE stays with MIM on photographs; on generated images its NMI lies between the two.
-# - CL's heads have more alike maps than MIM's in both studies. On photographs that is flatness; on generated images a part
-#   is left when the uniform map is subtracted.
-# - Some narrow encoders of CL have collapsed further than the wide one: an NMI near 0, with an entropy that is clearly
+# - CL's late maps depend less on the query than MIM's in both studies. Part of the difference is that they are flatter;
+#   the numbers above say how much. The rest is a weaker dependence on the query rather than full collapse: CL's NMI is
+#   still more than half of what its entropy allows.
+# - On photographs, supervised training goes with CL and MAE with MIM. On generated images, supervised training is
+#   undecided, DINO is too flat to tell, and MAE's NMI lies between CL's and MIM's.
+# - The heads of a block have more similar maps in CL than in MIM in both studies. On photographs this is flatness; on
+#   generated images part of it remains after the uniform map is subtracted.
+# - Some narrow CL encoders have collapsed further than the wide one: their NMI is near 0 while their entropy is clearly
 #   below 1.
-# - That NMI falls towards the last block is no mark of CL alone: on photographs the NMI of the wide CL falls further than
-#   that of the wide MIM, on generated images it is the other way round, and so it is for most narrower pairs of both.
-# - NMI asks whether *where I am* matters for *where I look*. At 0 the answer is no.
-# - A low NMI alone is no collapse. Read it beside the entropy, and beside an untrained encoder.
-# - A collapsed map still says *what* in the image matters, which is enough to tell images apart, and nothing about *this*
-#   patch. Whether that harms dense prediction is [another question](../components/behaviour.py).
+# - An NMI that falls towards the last block is not peculiar to CL. On photographs the wide CL's falls further than the
+#   wide MIM's; on generated images, and for most narrower pairs in both studies, it is the other way round.
+# - NMI asks whether where a query *is* matters for where it *looks*. At 0 it does not.
+# - A low NMI alone does not mean collapse. Read it beside the entropy and beside an untrained encoder.
+# - A collapsed map still says *what* in the image matters, which is enough to tell images apart, but nothing about the
+#   individual patch. Whether that harms dense prediction is [a separate question](../components/behaviour.py).
 #
 # ## Exercises
 #
-# 1. **Another model.** Which NMI and which entropy do you expect of an untrained ViT with twelve blocks, at 224 px? Check
-#    with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+# 1. **Another model.** What NMI and entropy do you expect of an untrained ViT with twelve blocks at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Small random weights give nearly equal logits: entropy near 1, and with flat maps
-# an NMI near 0.
+# Small random weights give nearly equal logits: the maps are flat, with an entropy
+# near 1 and an NMI near 0.
 tiny, _ = gather(["shapes"], METRICS, ["random:vit_tiny_patch16_224"], n_images=16)
 pd.DataFrame({short[m]: late(tiny["shapes"], m) for m in METRICS}).round(3)
 
 # %% [markdown]
-# 2. **One by one, or together?** Does each head of a block collapse? Compare the largest with the smallest NMI among the
+# 2. **Every head, or only some?** Do all heads of a block collapse? Compare the largest with the smallest NMI among the
 #    heads of each block.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
@@ -431,8 +434,8 @@ ends = {end: by_block.agg(end).unstack() for end in ("min", "max")}
 pd.concat(ends).round(2)
 
 # %% [markdown]
-# 3. **A map that is neither.** Write down an attention matrix of four tokens with an NMI of 0 and an entropy of ½, and
-#    check both with `nbhelpers.metrics`.
+# 3. **The same for all, but not flat.** Write down an attention matrix of four tokens with an NMI of 0 and an entropy of
+#    ½, and check both with `nbhelpers.metrics`.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 from nbhelpers.metrics import attention_entropy
