@@ -7,14 +7,13 @@
 # %% [markdown]
 # # Attention maps
 #
-# **Claim.** Ask two different tokens of an image where they look. In the late blocks of a contrastive encoder both answer
-# with the same map, often the outline of the object; in a masked image model each looks around itself
-# {cite:p}`park2023what`.
+# **Claim.** In the late blocks of a contrastive encoder, different query tokens of an image have the same attention map,
+# often the outline of the object; in a masked image model each query looks around itself {cite:p}`park2023what`.
 #
-# An attention map is easy to look at, and easy to read too much into. This chapter shows maps first, and then measures
+# An attention map is easy to look at, and easy to read too much into. This chapter first shows maps and then measures
 # what they seem to show: how alike the maps of two queries are, and whether they lie on the object.
 #
-# The map of query $q$ is its row of the attention among the patch tokens, and two maps are compared by their cosine:
+# The map of query $q$ is its row of the attention matrix among the patch tokens. Two maps are compared by their cosine:
 #
 # $$
 # \begin{gathered}
@@ -53,8 +52,8 @@ pairs = {name: MODELS or [f"{name}.cl", f"{name}.mim"] for name in OWN}
 # %% [markdown]
 # ## Three queries on one image
 #
-# Beside the image, as the model sees it, stand the maps of a query, averaged over heads; the query patch is outlined. Each
-# map has its own scale: dark is nothing, bright the map's maximum. Compare the three rows of one model in the last column.
+# Each row shows the image as the model sees it, followed by the maps of one query at three depths. Compare the three rows
+# of a model in the last column.
 
 # %% tags=["hide-input"]
 DEPTHS = (1 / 8, 1 / 2, 1)  # as shares of each model's own
@@ -69,16 +68,16 @@ def maps(encoders, image):
     return found
 
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image, at three depths: a row per model and query, first the image, then its maps, the query patch outlined in each."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale: dark nothing, bright the map's maximum. Columns: the image with the query, then an early, a middle and the last block. An encoder whose rows are alike in the last column gives one answer to all three."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image at three depths: one row per model and query, with the image first and then the maps, the query patch outlined in each."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale from dark (zero) to bright (the map's maximum). Columns: the image with the query outlined, then an early, a middle and the last block. If a model's rows are alike in the last column, all three queries look at the same places."}}
 image = study("shapes").images("test").batch([IMAGE])
 looking = maps(study("shapes").encoders(pairs["shapes"]), image)
 figure = plots.query_maps(looking, QUERIES, DEPTHS)
 
 # %% [markdown]
-# Then a photograph, which comes with scikit-image, shown to encoders that were trained on CIFAR-10, unless `MODELS` names
-# others:
+# The same for a photograph that comes with scikit-image. Unless `MODELS` names others, the encoders are those trained on
+# CIFAR-10:
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a photograph of a cup of coffee, at three depths: a row per model and query, first the photograph, then its maps, the query patch outlined in each."}, "figure": {"caption": "As above, on a photograph of a cup of coffee. The photograph is none of the images of CIFAR-10 and has none of their ten classes."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a photograph of a cup of coffee at three depths: one row per model and query, with the photograph first and then the maps, the query patch outlined in each."}, "figure": {"caption": "As above, for a photograph of a cup of coffee, which is not in CIFAR-10 and shows none of its ten classes."}}
 encoders = study("cifar10").encoders(pairs["cifar10"])
 size = max(max(e.image_size) for e in encoders)
 photograph_maps = maps(encoders, photographs(size).batch([3]))
@@ -87,16 +86,16 @@ figure = plots.query_maps(photograph_maps, QUERIES, DEPTHS)
 # %% [markdown]
 # ## Result
 #
-# Whether the map depends on the query is judged by the mutual information of the two, for which see
-# [Attention collapse](collapse.py):
+# Whether the map depends on the query is judged by the mutual information of query and key (see [Attention
+# collapse](collapse.py)):
 
 # %% tags=["hide-input"]
 scorecard.result(["2"], STUDIES, MODELS)
 
 # %% [markdown]
-# Whether the map lies on the object is a second question. Its answer depends on which query is asking, and on what it is
-# compared with. These rows were fixed after curves of them had been seen, and compared with the object's area at first;
-# a map that always looks at the middle, where objects lie, passes that:
+# Whether the map lies on the object is a second question. The answer depends on the kind of query and on the reference
+# for comparison. The rows below were fixed after their curves had been seen. Their first reference was the object's area,
+# but a map can exceed that by always looking at the middle, where objects lie:
 
 # %% tags=["hide-input"]
 scorecard.result(["21a", "21b", "21c"], ["shapes"], MODELS)
@@ -104,17 +103,17 @@ scorecard.result(["21a", "21b", "21c"], ["shapes"], MODELS)
 # %% [markdown]
 # ## Any query, at any depth, in any head
 #
-# On [Your own picture](../own/picture.py) you click a patch, or move the query with the arrow keys, and see its map at
-# any depth and in any head, on generated images, photographs and pictures of yours. [Your own model](../own/model.py)
-# does the same for any encoder. Compare the last depths, where the two kinds of training differ most to the eye, and
-# the attention distance below each map with that of uniform attention: uniform attention reaches further from a corner
-# than from the middle.
+# On [Your own picture](../own/picture.py) you can click a patch, or move the query with the arrow keys, and see its map
+# at any depth and in any head, on generated images, photographs and your own pictures. [Your own model](../own/model.py)
+# does the same for any encoder. Look at the last blocks, where the two kinds of training differ most visibly, and compare
+# the attention distance below each map with that of uniform attention, which reaches further from a corner than from the
+# middle.
 
 # %% [markdown]
 # ## The quantity
 #
-# Three queries on one image prove nothing. So take eight images through one encoder: `capture` hands over the queries and
-# keys of each block as the model uses them, and `patch_attention` is the softmax of the formula above.
+# Three queries on one image prove nothing, so eight images pass through one encoder. `capture` collects the queries and
+# keys of each block as the model uses them, and `patch_attention` is the softmax in the formula above.
 
 # %%
 from nbhelpers.capture import capture
@@ -141,9 +140,9 @@ pd.DataFrame(values, index=["cosine"]).rename_axis(columns="head").round(3)
 # %% [markdown]
 # ## How alike are the maps of different queries?
 #
-# What the eye sees on one image, counted over all of them, for every block and head.
+# The figure measures over all images, for every block and head, what the maps above show for one.
 
-# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1: a line per model and a dot per head, in one panel per study."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: one map for all queries, which flat maps have too."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1, one panel per study: a line per model and a dot per head."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the same map for all queries, as flat maps also give."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     same = (1, "same map for all queries")
@@ -156,8 +155,8 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "query_cosine")
 
 # %% [markdown]
-# Averaged over the last third of the blocks, with the two maps of the paper's own figure 2 below (published; read off the
-# poster, each map scaled to its own range, one image and two queries):
+# The cosine averaged over the last third of the blocks. The row *published* compares the two maps in the paper's figure 2
+# (one image and two queries, read off the poster, each map scaled to its own range):
 
 # %% tags=["hide-input"]
 paper = published_maps().set_index(["objective", "query"])["value"]
@@ -170,34 +169,35 @@ both = pd.DataFrame(rows | {"published": theirs}).T
 both.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# A cosine near 1 has two causes: all queries look at the same places, or all look everywhere alike, as in an untrained
-# encoder. The entropy of [Attention collapse](collapse.py) tells them apart, and so does the next section.
+# A cosine near 1 has two possible causes: all queries look at the same places, or all look everywhere equally, as in an
+# untrained encoder. The entropy in [Attention collapse](collapse.py) tells them apart, and so does the next section.
 
 # %% [markdown]
 # ## Does attention follow the object?
 #
-# On `shapes` every pixel of the object is known, so the question has a number: the share of a query's attention that falls
-# on patches of the object,
+# In the images of `shapes`, the object's pixels are known, so the question can be answered by a number: the share of a
+# query's attention that falls on patches of the object,
 #
 # $$
 # m_q = \sum_{k \in \mathrm{object}} A_{qk} .
 # $$
 #
 # Here $A$ is the softmax over *all* tokens, since the class token is one of the queries. A query that looks everywhere
-# alike has a share equal to the object's area $a$, and one that looks at the object alone has 1. It matters which query is
-# asking: the class token, a patch of the object (which finds the object by looking next to itself), or a patch of the
-# background (which has to look for it).
+# equally has a share equal to the object's area $a$; one that looks only at the object has a share of 1. The kind of
+# query matters: the class token, a patch of the object (which finds the object by looking next to itself), or a patch of
+# the background (which has to look for it).
 #
-# Objects lie near the middle. A map that always looks there, whatever the image, has a share above the area without having
-# found anything. So the same map is laid over the objects of *other* images,
+# Objects lie near the middle, so a map that always looks there has a share above the area without having found anything.
+# The same map is therefore also laid over the objects of *other* images,
 #
 # $$
 # \bar m_q = a + \sum_{k} A_{qk} \, \langle o'_k - a' \rangle ,
 # $$
 #
-# with $o'_k = 1$ where key $k$ lies on another image's object, else 0, and $a'$ the area of that object, so that sizes do
-# not count. The mean is over images that are like the query's own: a patch of the object is compared with objects that
-# cover it too, any other query with those that do not. Only what $m_q$ has beyond $\bar m_q$ was found in the image.
+# where $o'_k$ is 1 if key $k$ lies on another image's object and 0 otherwise, and $a'$ is that object's area, subtracted
+# so that sizes do not count. The mean is over images in which the query is of the same kind: a patch of the object is
+# compared with objects that also cover it, any other query with objects that do not. Only the excess of $m_q$ over
+# $\bar m_q$ was found in the image itself.
 
 # %%
 from nbhelpers.measure import BEYOND_PLACE, OTHER_IMAGES
@@ -248,7 +248,7 @@ of = {kind: rows for kind, rows in whole.groupby("label", sort=False)}
 areas = of.pop("uniform attention").groupby("model")["value"].mean()
 kinds = [kind for kind in of if not kind.endswith((OTHER_IMAGES, BEYOND_PLACE))]
 
-# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, in a panel for each kind of query: class token, patches of the object, patches of the background; a line per model, and a dotted one for the same maps on the objects of other images; the object's area dashed."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query; mean over heads, with the 95 % interval over images. Dotted, in the same colour: what the same maps have on the objects of other images. Dashed: the object's share of all tokens, which a query that looks everywhere alike gives it. The maximum is 1."}}
+# %% mystnb={"image": {"alt": "Share of attention on the object against depth, from 0 to 1, one panel per kind of query (class token, object patches, background patches): a solid line per model, a dotted one for the same maps on the objects of other images, and a dashed line for the object's area."}, "figure": {"caption": "Share of attention that falls on the object, on generated images, by kind of query; mean over heads, with the 95 % interval over images. Dotted, in the same colour: the share of the same maps on the objects of other images. Dashed: the object's share of all tokens, which is also its share of uniform attention. The maximum is 1."}}
 axes = plots.panels(kinds, sharey=True)
 looks = plots.line_styles(zip(whole["model"], whole["objective"], strict=True))
 for ax, kind in zip(axes, kinds, strict=True):
@@ -264,7 +264,7 @@ legend = plots.legend_below(axes)
 plots.download(shares, "object_attention")
 
 # %% [markdown]
-# In the last block, in brackets the same maps on the objects of other images:
+# The share in the last block and, in brackets, that of the same maps on the objects of other images:
 
 
 # %% tags=["hide-input"]
@@ -285,27 +285,27 @@ columns["area"] = areas.rename(label).map("{:.2f}".format).to_dict()
 pd.DataFrame(columns)
 
 # %% [markdown]
-# "Attention follows the object" would be true of an encoder if all three kinds of query looked at it more than its place
-# explains. The patches of the background are the test: they have to look for it. The class token is a test only where
-# training has used it. MIM's loss does not read the class token, so a low share there says nothing about masked image
-# modelling.
+# "Attention follows the object" would be true of an encoder if all three kinds of query looked at the object more than
+# its position explains. The background patches are the real test, since they have to look for it. The class token is a
+# test only where training has used it: MIM's loss does not read the class token, so a low share there says nothing about
+# masked image modelling.
 
 
 # %% tags=["hide-input"]
 def found(kind):
-    """Labels of encoders whose maps of the last block lie on the object beyond its place."""
+    """Labels of encoders whose last maps find the object beyond what position explains."""
     beyond = scorecard.read_labels(of[kind + BEYOND_PLACE], READINGS["last"])
     return {who for who, part in beyond.items() if part.low > 0}
 
 
 # %% tags=["hide-input"]
 names = {kind: " and ".join(sorted(found(kind))) or "no encoder" for kind in kinds}
-said = "; ".join(f"of the {kind} in {those}" for kind, those in names.items())
-Markdown(f"""In the last block the object gets more attention than its place explains from
-queries {said}.""")
+said = "; ".join(f"from the {kind} in {those}" for kind, those in names.items())
+Markdown(f"""In the last block, the object gets more attention than its position explains
+{said}.""")
 
 # %% [markdown]
-# How far the queries of the background lie above the dotted line in each block, in points:
+# How far the share of the background patches lies above the dotted line in each block, in percentage points:
 
 # %% tags=["hide-input"]
 beyond = of["background patches" + BEYOND_PLACE]
@@ -318,9 +318,9 @@ points.rename_axis(index=None, columns="block").map("{:+.1f}".format).replace(
 # %% [markdown]
 # ## What would refute it
 #
-# Maps of a contrastive encoder's late blocks that depend on the query as much as those of a masked encoder: row 2 of
-# [Attention collapse](collapse.py), *does not show*. That they follow the object is refuted for a kind of query whose curve
-# lies late at its dotted line or under it: rows 21a and 21b, *does not show*.
+# If the late maps of a contrastive encoder depended on the query as much as those of a masked encoder, row 2 of
+# [Attention collapse](collapse.py) would not show. If the late curve of a kind of query lay at its dotted line or below
+# it, that kind would not follow the object, and row 21a (class token) or 21b (background patches) would not show.
 
 # %% tags=["hide-input"]
 scorecard.rows("attention/maps", STUDIES, MODELS)
@@ -328,42 +328,44 @@ scorecard.rows("attention/maps", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Late maps are more alike in CL than in MIM, and not equal. On generated images the class token of CL finds the
-#   object, though most of what it has beyond the area it owes to where objects lie. CL's patches of the background hardly
-#   do: a little more than place explains after one late block, a little less after the last two, which makes a mean just
-#   above zero. Those of MIM do in the middle blocks, and no longer in the last.
-# - Compare a map with the right reference. That attention lies on objects more than their area explains is no news where
-#   objects lie in the middle; lay the same map over other images.
+# - The late maps of different queries are more alike in CL than in MIM, but not equal.
+# - On generated images CL's class token finds the object, though most of its excess over the object's area is due to
+#   where objects lie. CL's background patches hardly find it: their share is a little above what position explains after
+#   one late block and a little below after the last two, so its mean is just above zero. MIM's background patches find it
+#   in the middle blocks, but no longer in the last.
+# - Compare a map with the right reference. Where objects lie in the middle, a share above their area proves nothing; lay
+#   the same map over other images.
 # - Look at several queries before you believe a map: one map cannot show whether it depends on the query.
-# - A high cosine between maps means "the same for all". Only a reference, here the known object, says whether it is the
-#   same *something*.
-# - The clear maps that made DINO known are of the class token {cite:p}`caron2021dino`. Those of patches can look otherwise.
+# - A high cosine says that all queries have the same map, not that this map picks anything out. Only a reference, here
+#   the known object, shows that.
+# - The clear maps that made DINO known are those of the class token {cite:p}`caron2021dino`. Maps of patches can look
+#   different.
 #
 # ## Exercises
 #
-# 1. **Another model.** Where does an untrained ViT with twelve blocks look, at 224 px? Run the chapter with
-#    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below, on eight images.
+# 1. **Another model.** Where does an untrained ViT with twelve blocks look at 224 px? Run the chapter with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below on eight images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Nowhere in particular: each kind of query gives the object about the area that it
-# has on these eight images.
+# Nowhere in particular: each kind of query gives the object a share close to its
+# area in these eight images.
 (tiny,) = study("shapes").encoders(["random:vit_tiny_patch16_224"])
 rows = object_attention_by_depth(tiny, images.select(range(8))).query("head < 0")
 at_end(rows, "object_attention").set_index("label")[["value"]].round(2)
 
 # %% [markdown]
-# 2. **One head at a time.** An average over heads can hide that each looks elsewhere. Draw every head of the last block
-#    for the second query.
+# 2. **One head at a time.** An average over heads can hide that each head looks somewhere else. Draw every head of the
+#    last block for the second query.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "The photograph with one query outlined, and the attention maps of that query in every head of the last block, a row per model."}}
 figure = plots.head_maps(photograph_maps, QUERIES[1], depth=1)
 
 # %% [markdown]
-# 3. **A fairer class token.** No loss trains the class token of MIM. As a substitute take the mean map of all patches,
-#    and compare its share on the object with the area.
+# 3. **A fairer class token.** No loss trains MIM's class token. Take the mean map of all patches in its place, and
+#    compare its share on the object with the area.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# The share is linear in the map: that of the mean map is the mean of the shares.
+# The share is linear in the map: the mean map's share is the mean of the shares.
 curves = whole.pivot_table("value", ["model", "depth"], "label", sort=False)
 area = curves["uniform attention"]
 mean = area * curves["object patches"] + (1 - area) * curves["background patches"]
