@@ -10,10 +10,9 @@
 # **Claim.** The representations of a contrastive encoder are more alike than those of a masked image model: across
 # heads, across depths and across the tokens of an image, above all in the later layers {cite:p}`park2023what`.
 #
-# Think of the token of each patch as a needle that points somewhere. If
-# [all patches attend to the same places](../attention/collapse.py), they receive the same answer, and one expects the
-# needles to turn into one direction. How far they do is the mean cosine over all pairs of $M$ vectors
-# $v_1, \dots, v_M$,
+# Think of each patch token as a compass needle. If [all patches attend to the same places](../attention/collapse.py),
+# they receive the same output, and one expects the needles to turn in one direction. How closely $M$ vectors
+# $v_1, \dots, v_M$ align is measured by the mean cosine over all pairs,
 #
 # $$
 # \begin{gathered}
@@ -22,10 +21,11 @@
 # \end{gathered}
 # $$
 #
-# where the second form needs no pairs. It is 1 when all vectors point one way, 0 when they are orthogonal, and at
-# least $-1 / (M - 1)$. Three sets of vectors are compared: the outputs of the heads for one token, the tokens of one
-# image, and (with $M = 2$) one token before and after a block. How the paper takes the tokens was not found. This book
-# takes them from the residual stream (row 5a) and, since the two differ, as outputs of attention, too (5b).
+# where the second form avoids the sum over pairs. It is 1 when all vectors point one way, 0 when they are orthogonal, and
+# never below $-1 / (M - 1)$. Three sets of vectors are compared: the outputs of the heads for one token, the tokens of
+# one image, and (with $M = 2$) one token before and after a block. The sources at hand do not say where in the network
+# the paper takes the tokens. This book takes them from the residual stream (row 5a) and, since it makes a difference,
+# also from the output of attention (row 5b).
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -61,18 +61,18 @@ for name, frame in frames.items():
     heads = late(frame, "head_cosine")
     if {"CL", "MIM", "random"} <= heads.keys():
         apart, chance = abs(heads["CL"] - heads["MIM"]), abs(heads["random"])
-        text = f"On `{name}` CL and MIM are {apart:.3f} apart, and the untrained "
+        text = f"On `{name}`, CL and MIM are {apart:.3f} apart, and the untrained "
         said.append(text + f"encoder is {chance:.3f} from 0.")
-lead = """Row 4 needs a scale: by chance, initial weights alone give heads a cosine
-other than 0, which no interval over images covers. """
-end = """ Where CL and MIM are less apart than that, the row tells a sign at most."""
+lead = """Row 4 needs a scale: random initial weights alone give heads a cosine that
+differs from 0 by chance, which no interval over images covers. """
+end = """ Where CL and MIM are closer than that, row 4 gives a sign at most."""
 Markdown(lead + " ".join(said) + end) if said else None
 
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder. `capture` hands over the tokens of the residual stream and, from inside each block,
-# what every head gives to every token. The second form of $\bar c$ is three lines.
+# Eight images pass through one encoder. `capture` collects the tokens of the residual stream and, inside each block, the
+# output of every head for every token. The second form of $\bar c$ takes three lines.
 
 # %%
 from nbhelpers.capture import capture
@@ -102,10 +102,10 @@ pd.DataFrame(rows, index=["mean cosine, last block"]).round(3)
 # %% [markdown]
 # ## Tokens in the residual stream
 #
-# The same over all images, for the tokens of one image at every depth, from the embedding (depth 0) on. As in
-# MoCo v3, CL does not train its patch embedding, so at depth 0 it is like an untrained encoder.
+# The mean cosine between the tokens of an image, averaged over all images, at every depth from the embedding (depth 0)
+# on. As in MoCo v3, CL does not train its patch embedding, so at depth 0 it is like an untrained encoder.
 
-# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image against depth, a line per model in one panel per study; a dashed line at 1 is where all tokens point one way, and the dotted line is an untrained encoder."}, "figure": {"caption": "Mean cosine between the tokens of an image against depth, in the residual stream; bands: 95 % interval over images. Dashed: all tokens point one way. Dotted: an untrained encoder, which is where training starts."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image against depth, one panel per study: a line per model, dotted for the untrained encoder, and a dashed line at 1, where all tokens point one way."}, "figure": {"caption": "Mean cosine between the tokens of an image against depth, in the residual stream; bands: 95 % interval over images. Dashed: all tokens point one way. Dotted: an untrained encoder, which is where training starts."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_cosine", ax, reference=(1, "all tokens alike"))
@@ -118,17 +118,17 @@ tokens = [frame.query("metric == 'token_cosine'") for frame in frames.values()]
 plots.download(pd.concat(tokens), "token_cosine") if tokens else None
 
 # %% [markdown]
-# Compare each curve first with that of an untrained encoder of its architecture, which is dotted for the book's own. These
-# have tokens that are very much alike before training (those of other ViTs need not be, see exercise 1), so a high
-# cosine is where they start and a low one is what was learnt. An encoder that was trained too briefly has similar
-# tokens for that reason alone; the claim needs CL above MIM when both have left the dotted line.
+# First compare each curve with that of an untrained encoder of the same architecture, dotted for the book's own encoders.
+# Their tokens are very much alike before training (those of other ViTs need not be, see exercise 1), so a high cosine is
+# the starting point and a low one has been learnt. An encoder that was trained too briefly has similar tokens for that
+# reason alone; the claim requires CL above MIM after both have left the dotted line.
 #
-# ## Tokens as attention delivers them
+# ## Tokens in the output of attention
 #
-# Before it is added to the stream, the output of self-attention for token $q$ is $\sum_k A_{qk} v_k$, here with all
-# heads side by side. A collapsed map has to show here: tokens with the same map get the same output, and a cosine of 1.
+# Before it is added to the residual stream, the output of self-attention for token $q$ is $\sum_k A_{qk} v_k$, here with
+# all heads concatenated. Collapse has to show here: tokens with the same map get the same output, so their cosine is 1.
 
-# %% mystnb={"image": {"alt": "Mean cosine between the attention outputs of the tokens of an image against depth, a line per model in one panel per study, with a dashed line at 1 where all outputs are alike; the untrained encoder lies near that line."}, "figure": {"caption": "Mean cosine between the outputs of self-attention for the tokens of an image, before the residual is added. Lines and bands as above. The untrained encoder attends uniformly, so that all tokens get nearly the same output."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the attention outputs of the tokens of an image against depth, one panel per study: a line per model, and a dashed line at 1, where all outputs are alike; the untrained encoder lies near it."}, "figure": {"caption": "Mean cosine between the outputs of self-attention for the tokens of an image, before the residual is added. Lines and bands as above. The untrained encoder attends uniformly, so that all tokens get nearly the same output."}}
 alike = (1, "all tokens alike")
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -142,16 +142,16 @@ outputs = [f.query("metric == 'attention_token_cosine'") for f in frames.values(
 plots.download(pd.concat(outputs), "attention_token_cosine") if outputs else None
 
 # %% [markdown]
-# Where CL lies above MIM here and not in the first figure, collapse is real and the stream hides it. A block *adds* its
-# output to what the tokens already were. One answer for all moves all needles alike and keeps the differences between
-# them; only if the common addition outgrows what was there do the tokens become alike. [Token geometry](geometry.py)
-# measures how common the addition is.
+# Where CL lies above MIM here but not in the first figure, collapse is real but hidden by the residual stream. A block
+# *adds* its output to the tokens. The same output for all moves all tokens alike and keeps the differences between them;
+# only if this common addition outgrows what was there do the tokens become alike. [Token geometry](geometry.py) measures
+# how much of the addition is common.
 #
-# ## Where is the origin?
+# ## Without the vector that all tokens share
 #
-# There is a second reason to be careful. A cosine is an angle seen from the origin, and the origin is arbitrary: a
-# vector that all tokens of all images share raises every cosine without making two tokens harder to tell apart.
-# Subtract that vector, and look again at the tokens after the last block, of some of the images that were looked at above:
+# There is a second reason to be careful. A cosine measures an angle at the origin, and the origin is arbitrary: a vector
+# that all tokens of all images share raises every cosine without making two tokens harder to tell apart. The table shows
+# the cosine between tokens after the last block with and without that vector, for some of the images used above:
 
 
 # %%
@@ -172,16 +172,17 @@ for encoder in here.encoders(MODELS):
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# What is left in the second column is what the tokens of *one* image share and those of other images do not. Where it
-# is near 0, the likeness in the first column was a constant and says nothing about images. Where CL and MIM change
-# places between the columns, the raw cosine does not say which of them has the more similar tokens.
-# [Singular spectra](spectra.py) subtract the mean from the beginning.
+# The second column keeps what the tokens of *one* image share with each other but not with those of other images. Where
+# it is near 0, the similarity in the first column came from a constant vector and says nothing about images. Where the
+# order of CL and MIM differs between the columns, the raw cosine does not say which of them has the more similar tokens.
+# [Singular spectra](spectra.py) subtract the mean from the start.
 #
 # ## Between depths
 #
-# The stream carries each token past the blocks. A cosine near 1 says that a block leaves a token's direction as it was.
+# The residual stream carries each token past the blocks. A cosine near 1 between a token before and after a block says
+# that the block leaves its direction unchanged.
 
-# %% mystnb={"image": {"alt": "Cosine of a token before and after each block against depth, from 0 to 1, a line per model in one panel per study, with an untrained encoder near 1."}, "figure": {"caption": "Cosine of a token before and after a block (attention and MLP), mean over tokens, against depth. Lines and bands as above; at 1 (dashed) a block turns no token."}}
+# %% mystnb={"image": {"alt": "Cosine between a token before and after each block against depth, from 0 to 1, one panel per study: a line per model, with the untrained encoder near 1."}, "figure": {"caption": "Cosine between a token before and after a block (attention and MLP), averaged over tokens, against depth. Lines and bands as above. Dashed: the block turns no token."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "across_block_cosine", ax, reference=(1, "no token turns"))
@@ -194,11 +195,11 @@ depths = [frame.query("metric == 'across_block_cosine'") for frame in frames.val
 plots.download(pd.concat(depths), "across_block_cosine") if depths else None
 
 # %% [markdown]
-# Untrained blocks add little to the stream, and so again lie at the top. Of the trained ones, the higher curve belongs
-# to the model whose blocks change a token less.
+# Untrained blocks add little to the residual stream, so the untrained encoder again lies at the top. Of the trained ones,
+# the higher curve belongs to the model whose blocks change a token less.
 #
-# All five cosines (*across attention*: a token before and after self-attention alone), averaged over the last third of
-# the blocks:
+# All five cosines, averaged over the last third of the blocks (*across attention*: a token before and after
+# self-attention alone):
 
 # %% tags=["hide-input"]
 rows = {
@@ -209,9 +210,9 @@ rows = {
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# The last of them, between heads, has no figure. Every head has value weights of its own, whose outputs are orthogonal
-# up to chance before any training, so a number near 0 is no sign of a diversity that was learnt. Neither the
-# poster nor the released code has numbers for these cosines, so there is no published curve to set beside ours.
+# The last one, between heads, has no figure. Each head has its own value weights, so the outputs of heads are orthogonal
+# up to chance before any training, and a value near 0 is no sign of learnt diversity. Neither the poster nor the released
+# code has numbers for these cosines, so there is no published curve for comparison.
 #
 # ## What would refute it
 #
@@ -223,27 +224,26 @@ pd.DataFrame(rows).T.round(3)
 scorecard.rows("representations/diversity", STUDIES, MODELS)
 
 # %% [markdown]
-# A row that does not show need not contradict [attention collapse](../attention/collapse.py). That is a statement about
-# maps; this one is about the stream, which adds up what all maps have delivered.
+# A row that does not show need not contradict [attention collapse](../attention/collapse.py). Collapse concerns maps,
+# whereas rows 5a and 6 concern the residual stream, which sums the outputs of all blocks.
 #
 # ## Takeaways
 #
-# - That tokens and depths are more alike in CL does not show in the wide encoders, and its heads are more alike by less
-#   than untrained heads differ from 0. On average over the late blocks the outputs of attention are more alike in CL (5b),
-#   as its maps are.
-# - Width or training decides, which of the two is not told apart here: in smaller encoders that were trained more briefly,
-#   tokens and depths are more alike in CL
-#   ([When do the findings appear?](../beyond/moments.py)).
-# - Read a cosine beside that of an untrained encoder: here it is high for tokens and depths, and near 0 but not at 0 for
-#   heads.
+# - In the wide encoders, neither the tokens in the residual stream nor successive depths are more alike in CL. Its heads
+#   are, but by less than untrained heads differ from 0. Averaged over the late blocks, the outputs of attention are more
+#   alike in CL (5b), as its maps are.
+# - In smaller encoders that were trained more briefly, tokens and depths are more alike in CL ([When do the findings
+#   appear?](../beyond/moments.py)). Whether width or training decides is not separated here.
+# - Read a cosine beside that of an untrained encoder, which here is high for tokens and depths, and near 0 but not at 0
+#   for heads.
 # - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the
-#   differences.
+#   differences between tokens.
 # - Before you call vectors alike, subtract what all of them share.
 #
 # ## Exercises
 #
-# 1. **Another model.** Which cosines do you expect of an untrained ViT with twelve blocks, at 224 px? Check with
-#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+# 1. **Another model.** What cosines do you expect of an untrained ViT with twelve blocks at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Small weights: flat attention gives all tokens nearly the same output, and blocks
@@ -253,8 +253,8 @@ rows = {plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# 2. **As unlike as can be.** What is $\bar c$ of five unit vectors spread evenly over a circle? Why can no five vectors
-#    have less?
+# 2. **As different as possible.** What is $\bar c$ for five unit vectors spread evenly over a circle? Why can no five
+#    vectors have a smaller value?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # They sum to zero, and a squared length cannot be less: (0 - 5) / (5 * 4) = -1/4.
@@ -263,12 +263,11 @@ lowest = c_bar(torch.stack([angle.cos(), angle.sin()], dim=-1)).item()
 pd.DataFrame({"mean cosine": lowest}, index=["five on a circle"]).round(2)
 
 # %% [markdown]
-# 3. **Same map, same answer?** Is a block with a low NMI always one whose outputs are alike? Set the two beside each
-#    other, block by block.
+# 3. **Same map, same output?** Are the outputs of a block with a low NMI always alike? Compare the two block by block.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Not always. At an NMI of 0 all outputs are equal; at a low one, small differences of
-# maps can outweigh what they share. And values may be alike where maps are not.
+# Not always. At an NMI of 0 all outputs are equal; at a low one, small differences
+# between maps can outweigh what they share. Values may be alike where maps are not.
 pair = ["nmi", "attention_token_cosine"]
 few, _ = gather(["shapes"], pair, MODELS, n_images=min(64, N_IMAGES))
 whole = few["shapes"].query("head < 0")
