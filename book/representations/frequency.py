@@ -10,13 +10,13 @@
 # **Claim.** The late tokens of a masked image model hold more high frequencies than those of a contrastive encoder
 # {cite:p}`park2023what`.
 #
-# Look at a photograph through frosted glass: the outlines stay, the fur is gone. What stays are low frequencies, what
-# goes are high ones. A Vision Transformer may blur its own tokens in the same way, until neighbours on the grid are
-# nearly the same. A model that names the object can afford that; one that has to paint the fur cannot.
+# Seen through frosted glass, an animal keeps its outline and loses its fur: low spatial frequencies stay, high ones go. A
+# Vision Transformer may blur its own tokens in the same way, until neighbours on the patch grid are nearly the same. A
+# model that names the object can afford that; one that has to reconstruct the fur cannot.
 #
-# The patch tokens $z$ of an image, channel by channel, are a small picture on the patch grid. Its Fourier transform
-# $\hat z_d$ has an amplitude at each frequency, and the **Δ log amplitude** compares one frequency with the constant
-# part, frequency 0 {cite:p}`park2022how`:
+# Each of the $D$ channels of an image's patch tokens $z$ is a small picture on the patch grid. The Fourier transform
+# $\hat z_d$ of channel $d$ has an amplitude at each frequency, and the **Δ log amplitude** compares one frequency with
+# the constant part, frequency 0 {cite:p}`park2022how`:
 #
 # $$
 # \begin{gathered}
@@ -25,9 +25,10 @@
 # \end{gathered}
 # $$
 #
-# It is 0 where a frequency is as strong as the mean, and the lower, the smoother the tokens are over the grid. The
-# paper draws the last frequency of the diagonal below the grid's Nyquist frequency (one wave per two patches): 6/7 of
-# it on a grid of $14 \times 14$, 3/4 on one of $8 \times 8$. Compare signs and shapes between the two, not levels.
+# It is 0 where a frequency is as strong as the constant part; the smoother the tokens are over the grid, the lower it is.
+# The paper plots the highest frequency on the diagonal below the grid's Nyquist frequency (one wave per two patches): 6/7
+# of it on a grid of $14 \times 14$, 3/4 on one of $8 \times 8$. Between the two grids, compare signs and shapes, not
+# levels.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -55,8 +56,8 @@ here = at_hand(STUDIES)
 # %% [markdown]
 # ## Result
 #
-# The claim itself first. The paper says two things beside it: that masked models are ahead at all depths, and that
-# their last blocks lower high frequencies, as if they were a decoder.
+# Row 9c is the claim itself. The paper also says that masked models are ahead at all depths (9a), and that their last
+# blocks lower high frequencies, as if they were a decoder (9b).
 
 # %% tags=["hide-input"]
 scorecard.result(["9c", "9a", "9b"], STUDIES, MODELS)
@@ -64,9 +65,9 @@ scorecard.result(["9c", "9a", "9b"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder; `capture` hands over the tokens $z$ after each block. Folded back onto the grid
-# they are a picture of $D$ channels, and the formula is a Fourier transform, a logarithm and a mean. On a grid that is not
-# square the library reads the longer axis between its frequencies, and the check is left out.
+# Eight images pass through one encoder; `capture` collects the tokens $z$ after each block. Folded back onto the grid
+# they form a picture with $D$ channels, and the formula is a Fourier transform, a logarithm and a mean. On a grid that is
+# not square, the library interpolates between the frequencies of the longer axis, and the check is left out.
 
 # %%
 from nbhelpers.capture import capture
@@ -93,10 +94,11 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 # %% [markdown]
 # ## High frequencies by depth
 #
-# The last column of this table, over all images and for every block. Depth 0 is the embedding: patches and positions,
-# before any block. As in MoCo v3, CL does not train its patch embedding, so there it is like an untrained encoder.
+# The last column of the table above, over all images and for every block. Depth 0 is the embedding: patches and
+# positions, before any block. As in MoCo v3, CL does not train its patch embedding, so at depth 0 it is like an untrained
+# encoder.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, a line per model, in one panel per study; a last panel holds the published curves, in which SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist, by depth. Lines: means, with the 95 % interval over images. At 0 the frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the error of reading is within the marks."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, one panel per study, a line per model. The last panel shows the published curves: SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal below Nyquist, against depth. Lines: means, with the 95 % interval over images. At 0 that frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the reading error is smaller than the markers."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -111,8 +113,8 @@ every = pd.concat([pd.DataFrame(), *frames.values()])
 plots.download(every, "delta_log_amplitude")
 
 # %% [markdown]
-# With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
-# published curves (root mean square), beside the error of reading these.
+# If `STUDIES` contains `"imagenet"`, a table follows: the root-mean-square difference between the paper's own models,
+# measured here, and their published curves, beside the error of reading these off.
 
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
@@ -121,10 +123,10 @@ gaps = difference_to_published(every, "delta_log_amplitude")
 gaps.round(3) if len(gaps) else None
 
 # %% [markdown]
-# Compare MIM with CL in the last blocks: that is the claim. Then look at the last steps of MIM's line: down means that
-# the last blocks lower high frequencies, as published; up means that they raise them, and do not act as a decoder.
-# Whether they smooth is the next section's question. Dotted: an untrained encoder. Averaged over the first and the last
-# third of the blocks:
+# First compare MIM with CL in the last blocks: that is the claim. Then look at the end of MIM's line: if it falls, the
+# last blocks lower high frequencies, as published; if it rises, they raise them and do not act as a decoder. Whether they
+# smooth the tokens is the question of the next section. Dotted: an untrained encoder. Averaged over the first and the
+# last third of the blocks:
 
 # %% tags=["hide-input"]
 rows = {
@@ -140,18 +142,18 @@ for name, frame in frames.items():
     end = by_label(at_end(frame, "delta_log_amplitude"))
     if {"CL", "MIM"} <= end.keys():
         pair = f"{end['MIM']:.2f} in MIM and {end['CL']:.2f} in CL".replace("-", "−")
-        said.append(f"On {study(name).title} it is {pair}.")
-Markdown(f"After the last block alone: {' '.join(said)}") if said else None
+        said.append(f"{pair} on {study(name).title}")
+Markdown(f"After the last block alone it is {'; '.join(said)}.") if said else None
 
 # %% [markdown]
 # ## Smooth, or merely alike?
 #
-# A low Δ log amplitude has two possible causes. The tokens may be smooth over the grid. Or they may share one large
-# vector: then the constant part is huge, and *all* other frequencies lie far below it, high and low ones alike. The
-# whole spectrum tells the two apart. It is averaged over rings of equal radius, from the constant part (0) to the
-# corner (1.41 times the Nyquist frequency of one axis).
+# A low Δ log amplitude has two possible causes. The tokens may be smooth over the grid, or they may share one large
+# vector: then the constant part is huge, and *all* other frequencies lie far below it, high and low ones alike. The whole
+# spectrum tells the two apart. Here it is averaged over rings of equal radius, from the constant part (0) to the corner
+# (1.41 times the Nyquist frequency of one axis).
 
-# %% mystnb={"image": {"alt": "Δ log amplitude against the radius of the frequency, one panel per model and one line per depth, coloured from light to dark."}, "figure": {"caption": "The whole spectrum after each block, from the embedding (light) to the last block (dark), a panel per model. The step from 0 to the first ring is what tokens share; the slope beyond it is how smooth they are."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude against the radius of the frequency, one panel per model and one line per depth, coloured from light to dark."}, "figure": {"caption": "The whole spectrum after each block, from the embedding (light) to the last block (dark), a panel per model. The step from 0 to the first ring shows how much the tokens share; the slope beyond it shows how smooth they are."}}
 models, titles = plots.per_model(list(frames.values()))
 axes = plots.panels([*titles, *missing], height=2.3, sharex=True, sharey=True)
 deepest = max((rows["depth"].max() for rows in models), default=1)
@@ -176,9 +178,9 @@ spectra = [at_end(frame, "fourier_radial") for frame in frames.values()]
 plots.download(pd.concat([pd.DataFrame(), *spectra]), "fourier_radial_last_block")
 
 # %% [markdown]
-# The table splits the dark lines into these two parts. Only the second column says how smooth the tokens are. Where two
-# models differ mostly in the first, one of them has made the tokens of an image *alike*, which is what the chapter on
-# [diversity](diversity.py) measures.
+# The table splits the darkest line of each panel into these two parts. Only the second column says how smooth the tokens
+# are. Where two models differ mostly in the first column, one of them has made the tokens of an image *alike*, which is
+# what the chapter on [diversity](diversity.py) measures.
 
 # %% tags=["hide-input"]
 said = []
@@ -186,22 +188,22 @@ for name in frames:
     if {(name, "CL"), (name, "MIM")} <= parts.keys():
         (step, fall), (step_cl, fall_cl) = parts[name, "MIM"], parts[name, "CL"]
         rougher, alike = fall_cl - fall, step - step_cl
-        text = f"On `{name}`, MIM's tokens are {'' if rougher > 0 else 'not '}rougher: "
-        text += f"they fall by {fall:.2f} beyond the first ring, CL's by {fall_cl:.2f}."
+        text = f"On `{name}`, MIM's tokens are {'' if rougher > 0 else 'not '}rougher "
+        text += f"than CL's: beyond the first ring their spectrum falls by {fall:.2f}, "
+        text += f"CL's by {fall_cl:.2f}."
         if min(rougher, alike) > 0:
             share = "all" if alike >= rougher else f"{alike / rougher:.0%}"
-            text += f" MIM's step to that ring, larger by {alike:.2f}, hides {share} of that at the "
-            text += "highest frequency."
+            text += f" MIM's step to that ring is larger by {alike:.2f}, which hides "
+            text += f"{share} of this difference at the highest frequency."
         said.append(text)
 Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose Δ log amplitude in the last third of its blocks is not below that of a masked encoder of
-# the same architecture, trained on the same images (9c). A masked encoder that is behind at a single depth refutes
-# the wider statement (9a), and one whose last blocks do not lower it refutes the reading as a decoder (9b), not the
-# claim.
+# A contrastive encoder whose Δ log amplitude in the last third of its blocks is not below that of a masked encoder of the
+# same architecture, trained on the same images (9c). A masked encoder that is behind at a single depth refutes only the
+# wider statement (9a), and one whose last blocks do not lower it refutes only the comparison with a decoder (9b).
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/frequency", STUDIES, MODELS)
@@ -209,19 +211,21 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, on generated images after the first of
-#   the late blocks alone. That MIM's last blocks lower them shows on generated images alone, and there the constant part
-#   grows: the tokens become more alike, not smoother. On photographs both lie far above the untrained encoder: training
-#   makes tokens rougher in both, in CL less so.
+# - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, but on generated images only after the
+#   first of the late blocks.
+# - MIM's last blocks lower high frequencies only on generated images, and there it is because the constant part grows:
+#   the tokens become more alike, not smoother.
+# - On photographs both lie far above the untrained encoder: training makes tokens rougher in both, in CL less so.
 # - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
-# - Look at the whole spectrum before you say *smooth*: a large vector that all tokens share lowers every frequency.
-# - "More high frequencies late" and "the last blocks lower them" are two statements; an encoder may show the one
-#   without the other.
+# - Look at the whole spectrum before you call tokens *smooth*: a large vector that all tokens share lowers every
+#   frequency.
+# - "More high frequencies late" and "the last blocks lower them" are two statements; an encoder may show one without the
+#   other.
 #
 # ## Exercises
 #
 # 1. **Another model.** Do twelve untrained blocks smooth their tokens? Check with
-#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Hardly: what an untrained block adds is small, so early and late differ little.
@@ -230,12 +234,12 @@ rows = {when.__name__: when(tiny["shapes"], METRICS[0]) for when in (early, late
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# 2. **Without the mean.** Subtract from every token the mean token of its image. What happens to
-#    $F(f)$ for $f > 0$, and what to $\Delta F$?
+# 2. **Without the mean.** Subtract from every token the mean token of its image. What happens to $F(f)$ for $f > 0$, and
+#    to $\Delta F$?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# The mean is the constant part alone: F(f > 0) stays, of F(0) only rounding is
-# left, and ΔF means nothing any more.
+# The mean is the constant part alone: F(f > 0) stays, F(0) is only rounding error,
+# and ΔF no longer means anything.
 from nbhelpers.metrics import log_amplitude
 
 centred = z - z.mean(1, keepdim=True)
