@@ -7,19 +7,20 @@
 # %% [markdown]
 # # Token geometry
 #
-# **Claim.** Self-attention of a contrastive encoder moves all tokens of an image in unison; that of a masked image
+# **Claim.** The self-attention of a contrastive encoder moves all tokens of an image in unison; that of a masked image
 # model moves each one separately {cite:p}`park2023what`.
 #
-# Watch the tokens of one image as a flock of birds. A block can blow the whole flock to the side, which tells this image
-# from others and leaves every bird where it was in the flock. Or it can send each bird somewhere else, which tells
-# places apart. A block adds an update $u_n = z'_n - z_n$ to each of the $N$ patch tokens, $z_n$ before its
-# self-attention and $z'_n$ after the residual. The share of it that is common to all tokens is
+# Think of the tokens of one image as a flock of birds. A block can shift the whole flock, which sets this image apart
+# from others and leaves every bird where it was in the flock. Or it can send each bird somewhere else, which sets the
+# patches apart. Self-attention adds an update $u_n = z'_n - z_n$ to each of the $N$ patch tokens, where $z_n$ is the
+# token before self-attention and $z'_n$ after it, residual included. The share of the update that is common to all tokens
+# is
 #
 # $$
 # \frac{N \lVert \bar u \rVert^2}{\sum_n \lVert u_n \rVert^2}, \qquad \bar u = \frac{1}{N} \sum_n u_n .
 # $$
 #
-# It is 1 when all tokens move by the same vector, and about $1/N$ when each goes its own way.
+# It is 1 when all tokens move by the same vector, and about $1/N$ when they move independently.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -50,8 +51,8 @@ scorecard.result(["7"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder. `capture` hands over the residual stream at the embedding, and then twice in each
-# block: after self-attention, and after the MLP. So the places before and after an attention take turns.
+# Eight images pass through one encoder. `capture` collects the residual stream at the embedding and then twice in each
+# block: after self-attention and after the MLP. States before and after self-attention therefore alternate.
 
 # %%
 from nbhelpers.capture import capture
@@ -73,10 +74,10 @@ table = pd.DataFrame(share[None].cpu().numpy(), index=["common share"])
 table.rename_axis(columns="image").map("{:.3f}".format)
 
 # %% [markdown]
-# ## One image, before and after each attention
+# ## One image, before and after self-attention
 #
-# The same as a picture: the tokens of one image, to the right along $\bar u$, the step that is common to them, and upwards
-# in the direction in which they vary most beside it.
+# The figure draws the update of each token of one image in four blocks. Tokens that move in unison all move to the right,
+# along $\bar u$, by the same amount.
 
 
 # %% tags=["hide-input"]
@@ -101,7 +102,7 @@ def token_steps(encoders, steps):
     return plots.token_steps(steps, (1 / 8, 1 / 2, 7 / 8, 1), colours)
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one image before and after the self-attention of four blocks, along their common step, a row per model: lines lead from where each token was to a dot where it is afterwards, with the common share written below each panel."}, "figure": {"caption": "Tokens of one image along the step that is common to them (to the right) and in the direction in which they vary most beside it (upwards). A line leads from where a token was to the dot where it is after self-attention; level lines of one length are a movement in unison. What leads out of this plane is not seen. Below: the common share of the update, in all dimensions."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Tokens of one image before and after the self-attention of four blocks, one row per model: a line leads from where each token was to a dot where it is afterwards, and the common share is written below each panel."}, "figure": {"caption": "Tokens of one image: to the right, the step that is common to them; upwards, the direction in which they otherwise vary most. A line leads from where a token was to the dot where it is after self-attention; horizontal lines of equal length are movement in unison. Movement out of this plane is not visible. Below: the common share of the update, in all dimensions."}}
 encoders = here.encoders(MODELS)
 steps = moves(encoders, images, int(share.argsort()[len(share) // 2]))
 figure = token_steps(encoders, steps)
@@ -114,10 +115,10 @@ for who, pairs in steps.items():
 if {"CL", "MIM"} <= one.keys() and here.name in frames:
     every = by_label(at_end(frames[here.name], "common_update_share"))
     agrees = (one["CL"] > one["MIM"]) == (every["CL"] > every["MIM"])
-    text = "One image is an example only: in the last block its common share "
-    text += f"is {one['CL']:.2f} in CL and {one['MIM']:.2f} in MIM. Over all images it "
+    text = "One image is only an example. In the last block its common share "
+    text += f"is {one['CL']:.2f} in CL and {one['MIM']:.2f} in MIM; over all images it "
     text += f"is {every['CL']:.2f} and {every['MIM']:.2f}, "
-    text += "the same order." if agrees else "the other way round."
+    text += "in the same order." if agrees else "in the opposite order."
 Markdown(text) if text else None
 
 # %% [markdown]
@@ -125,7 +126,7 @@ Markdown(text) if text else None
 #
 # The share over all images, for every block:
 
-# %% mystnb={"image": {"alt": "Share of the update that is common to all tokens of an image against depth, from 0 to 1, a line per model in one panel per study; a dashed line near 0 marks independent updates, and an untrained encoder is dotted."}, "figure": {"caption": "Share of the update by self-attention that is common to all tokens of an image, against depth, with the 95 % interval over images. Dashed: 1/N, updates that have nothing in common. Dotted: an untrained encoder."}}
+# %% mystnb={"image": {"alt": "Share of the update that is common to all tokens of an image against depth, from 0 to 1, one panel per study: a line per model, dotted for the untrained encoder, and a dashed line near 0 for independent updates."}, "figure": {"caption": "Share of the update by self-attention that is common to all tokens of an image, against depth, with the 95 % interval over images. Dashed: 1/N, the share of independent updates. Dotted: an untrained encoder."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "common_update_share", ax)
@@ -142,9 +143,9 @@ plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "common_update_sha
 
 # %% [markdown]
 # Read each curve beside the dotted one. Untrained attention is uniform, gives every token the same output and moves all
-# of them together. A high share is therefore where a model *starts*, and a low one has been learnt. If the share rises
-# again towards the last block, in an encoder whose early and middle blocks have left the dotted line, then moving in
-# unison has been learnt too.
+# of them together. A high share is therefore the starting point, and a low one has been learnt. If the share rises again
+# towards the last block, in an encoder whose early and middle blocks have left the dotted line, then moving in unison has
+# been learnt too.
 #
 # Averaged over the last third of the blocks:
 
@@ -153,16 +154,16 @@ rows = {name: late(frame, "common_update_share") for name, frame in frames.items
 pd.DataFrame(rows).T.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# The movement is published as a picture; neither the poster nor the released code has a number for it, so there is no
+# The paper shows this movement as a picture; neither the poster nor the released code has a number for it, so there is no
 # published curve here.
 #
 # ## Do tokens gather by image?
 #
-# If blocks move the tokens of an image together, the tokens of different images may come apart. The **silhouette** says
-# whether they do: with $a$ the mean distance of a token to the others of its image and $b$ that to the nearest other
-# image, it is the mean of $(b - a) / \max(a, b)$. It is 1 for tight clumps far apart, and 0 or below where a token lies
-# as near to those of other images. We take 18 images, in all dimensions of the stream. Only where images are at hand can
-# this be computed, so a study without them has no panel.
+# If blocks move the tokens of an image together, the tokens of different images may separate. The **silhouette** says
+# whether they do. With $a$ the mean distance of a token to the other tokens of its image and $b$ its mean distance to
+# those of the nearest other image, it is the mean of $(b - a) / \max(a, b)$: 1 for tight clusters far apart, and 0 or
+# below where tokens lie as near to those of another image. It is computed for 18 images, in all dimensions of the
+# residual stream. This takes the images themselves, so a study without them has no panel.
 
 # %% tags=["hide-input"]
 from nbhelpers.probes import silhouette_by_depth
@@ -178,7 +179,7 @@ for name in STUDIES:
     scores = [silhouette_by_depth(encoder, few, kind) for encoder in encoders]
     groups[name] = pd.concat(scores).assign(source="computed")
 
-# %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, a line per model in one panel per study, with a dashed line at 0 where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups."}}
+# %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, one panel per study: a line per model, and a dashed line at 0, where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups."}}
 titles = [study(name).title for name in groups or absent]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, groups.values(), strict=False):
@@ -191,9 +192,10 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat(groups.values()), "silhouette") if groups else None
 
 # %% [markdown]
-# A curve above 0 says that an image's tokens keep together. One at 0 or below, beside a high common share, says that
-# tokens move together and yet do not gather: their common vector is small beside what sets them apart, or the same for
-# all images. In the paper's map of 18 images, CL has one clump per image (published; by t-SNE, without numbers).
+# A curve above 0 says that an image's tokens stay together. A curve at 0 or below despite a high common share says that
+# tokens move together but do not gather by image: their common vector is small compared with what sets them apart, or it
+# is the same for all images. In the paper's t-SNE map of 18 images, CL has one cluster per image (published, without
+# numbers).
 
 # %% tags=["hide-input"]
 said = []
@@ -206,16 +208,16 @@ for name, frame in groups.items():
         end = at_end(rows, "silhouette_image").set_index("model").loc["CL"]
         clumps = f"tokens {'' if end['low'] > 0 else 'do not '}gather by image"
         last = f"{end['value']:.2f}".replace("-", "−")
-        said.append(f"""On {study(name).title}, CL ends at {last}: {clumps}. CL lies
-below MIM after {under[0]} of {len(curves)} blocks, and below the untrained encoder
-after {under[1]}.""")
+        said.append(f"""On {study(name).title}, CL's silhouette ends at {last}: {clumps}.
+It lies below MIM's after {under[0]} of {len(curves)} blocks, and below that of the
+untrained encoder after {under[1]}.""")
 Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
 # ## What would refute it
 #
-# A contrastive encoder whose common share of the update, late, is not higher than that of a masked encoder of the same
-# architecture, trained on the same images. It is the row of the [scorecard](../index.py) that gave the result above:
+# A contrastive encoder whose late common share of the update is not higher than that of a masked encoder of the same
+# architecture, trained on the same images. This is the row of the [scorecard](../index.py) that gave the result above:
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/geometry", STUDIES, MODELS)
@@ -224,16 +226,17 @@ scorecard.rows("representations/geometry", STUDIES, MODELS)
 # ## Takeaways
 #
 # - Late attention moves tokens more in unison in CL than in MIM, though MIM's do not move separately either: much of
-#   their update is common, far more than 1/N. On generated images neither's tokens gather by image.
+#   their update is common, far more than 1/N. On generated images, the tokens of neither gather by image.
 # - The common share tells whether a block moves an image as a whole or its tokens one by one. It follows from how alike
-#   the maps of an image are: this is row 2 of the scorecard in the units of the stream, no independent evidence.
-# - It is 1 for an encoder that knows nothing. Read it beside the untrained one, and over all depths.
-# - Moving together is not being together: whether tokens end up as clumps is a question of its own.
+#   the attention maps of an image are, so row 7 is row 2 of the scorecard expressed in the residual stream, not
+#   independent evidence.
+# - It is 1 for an untrained encoder, so read it beside that encoder, and over all depths.
+# - Tokens that move together need not end up together: whether they form clusters is a separate question.
 #
 # ## Exercises
 #
-# 1. **Another model.** Which common share do you expect of an untrained ViT with twelve blocks, at 224 px? Check with
-#    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+# 1. **Another model.** What common share do you expect of an untrained ViT with twelve blocks at 224 px? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Near 1: flat attention gives each token the same mean of the values.
@@ -251,22 +254,22 @@ measured = common_update_share(torch.zeros_like(u), u).mean().item()
 pd.DataFrame({"share": measured, "1/N": 1 / 64}, index=["64 vectors"]).round(3)
 
 # %% [markdown]
-# 3. **A photograph.** Draw the tokens of one of the photographs that come with scikit-image, for the encoders that were
-#    trained on CIFAR-10.
+# 3. **A photograph.** Draw the tokens of one of the photographs that come with scikit-image, for the encoders trained on
+#    CIFAR-10.
 
-# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Tokens of a photograph before and after the self-attention of four blocks, along their common step, a row per model."}}
+# %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"classes": "pictures", "alt": "Tokens of a photograph before and after the self-attention of four blocks, one row per model."}}
 from nbhelpers.images import photographs
 
 encoders = study("cifar10").encoders()
 figure = token_steps(encoders, moves(encoders, photographs(32), 0))
 
 # %% [markdown]
-# 4. **A map.** t-SNE puts tokens near each other that are near each other in the stream. Draw one for six images, in
-#    which each image has a colour. Does it show more groups than the silhouette says?
+# 4. **A t-SNE map.** t-SNE places tokens near each other if they are near each other in the residual stream. Draw such a
+#    map for six images, with one colour per image. Does it show more grouping than the silhouette?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution", "image": {"alt": "A map of the patch tokens of a few images by t-SNE, coloured by image."}}
-# A map shows neighbours and distorts distances: a lattice of small clumps is
-# places, not images.
+# A t-SNE map shows neighbours and distorts distances: a lattice of small clusters
+# stands for positions, not images.
 from nbhelpers.probes import token_map
 
 six = study("shapes").images("test").subset(6, SEED)
