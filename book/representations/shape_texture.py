@@ -9,10 +9,10 @@
 #
 # **Claim.** Contrastive encoders go by shape, masked image models by texture {cite:p}`park2023what`.
 #
-# A cat with the skin of an elephant: most people say cat, many networks say elephant {cite:p}`geirhos2019texture`.
-# Somebody who can read both cues may still trust one of them more, and only a picture whose cues disagree will tell. So
-# let a probe learn where shape and texture agree, and test it on the $n$ images where they do not. It decides $n_s$ times
-# for the shape and $n_t$ times for the texture:
+# Shown a cat with the skin of an elephant, most people say cat and many networks say elephant
+# {cite:p}`geirhos2019texture`. A viewer who can read both cues may still trust one of them more, and only a picture whose
+# cues disagree will tell which. So a probe is trained on images where shape and texture agree, and tested on $n$ images
+# where they do not. It decides $n_s$ times for the shape and $n_t$ times for the texture:
 #
 # $$
 # \begin{gathered}
@@ -21,20 +21,20 @@
 # \end{gathered}
 # $$
 #
-# The bias is 1 for a reader that goes by shape alone, 0 for one that goes by texture alone. It rests on the covered trials:
-# a reader that guesses among $K$ classes has a bias of ½, but covers only two trials in $K$.
+# The bias is 1 for a probe that goes by shape alone and 0 for one that goes by texture alone. It rests on the covered
+# trials: a probe that guesses among $K$ classes has a bias of ½ but covers only two trials in $K$.
 #
-# Loss and views differ together: contrastive views change colours and crop more, masked ones leave colours alone. Which of
-# the two makes an encoder follow the shape is not separated here, nor in the paper. The paper's own tests are accuracy on
-# Stylized-ImageNet and under noise of one frequency; of the first no numbers were found, nor whether its encoders were
-# fine-tuned for it. Here the first test is a shape bias on cues that disagree, and both read a frozen encoder by a linear
-# probe.
+# CL and MIM differ in both loss and views: contrastive views change colours and crop more, masked ones leave colours
+# alone. Neither this book nor the paper separates which of the two makes an encoder follow the shape. The paper's own
+# tests are accuracy on Stylized-ImageNet and under noise of one frequency; for the first, neither numbers nor whether the
+# encoders were fine-tuned could be found. Here a shape bias on conflicting cues takes the place of the first test, and
+# both tests use a linear probe of a frozen encoder.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # names, paths of weight files or Encoders; None: the study's own
-N_IMAGES = 2000  # test images; with half of them, a probe learns from half as many too
-SEED = 0  # which images are drawn where they are fewer
+N_IMAGES = 2000  # test images; half of them halves the training images of a probe, too
+SEED = 0  # which images are drawn if not all are used
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -53,7 +53,7 @@ plots.style()
 
 # %% tags=["hide-input"]
 def tables(kind):
-    """The table of each study that has it, and what the others are missing."""
+    """The table of each study that has one, and why the others have none."""
     frames, missing = {}, {}
     for name in STUDIES:
         try:
@@ -69,8 +69,9 @@ noise, no_noise = tables("noise")
 # %% [markdown]
 # ## Result
 #
-# If the claim holds, noise of high frequency, which is thought to spoil texture and spare outlines, should cost the
-# masked model more. A third test, at the end, removes high frequencies instead, and does not support the claim.
+# If the claim holds, high-frequency noise should cost the masked model more, since such noise is thought to spoil texture
+# and spare outlines. A third test, at the end of the page, removes high frequencies instead; it does not support the
+# claim.
 
 # %% tags=["hide-input"]
 scorecard.result(["10", "11a", "11b"], STUDIES, MODELS)
@@ -78,8 +79,9 @@ scorecard.result(["10", "11a", "11b"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# On `shapes`, shapes and textures are both numbered 0 to 9, independently. In a tenth of the images the two numbers agree:
-# from these a probe of the last block learns, and either cue suffices. The trials are test images whose numbers differ.
+# In `shapes`, shapes and textures are each numbered 0 to 9, independently. In a tenth of the images the two numbers
+# agree; a probe of the last block is trained on these, where either cue suffices. The trials are test images whose
+# numbers differ.
 
 # %%
 from nbhelpers.probes import features, fit_linear, shape_bias
@@ -109,9 +111,10 @@ pd.DataFrame(counts | shares, index=["last block"]).round(2)
 # %% [markdown]
 # ## Which cue is followed?
 #
-# In the upper row either cue tells the number. In the lower one the two disagree, and a probe has to decide.
+# A probe is trained on images like those in the upper row, where either cue tells the number. On images like those in the
+# lower row it has to choose between the cues.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images in which shape and texture have the same number, above eight in which their numbers differ: each shows one object with a pattern on a coloured background."}, "figure": {"caption": "Generated images whose cues agree (top) and disagree (bottom). From images like the upper ones the probe learns, on images like the lower ones it has to decide for a cue."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Eight generated images in which shape and texture have the same number, above eight in which the numbers differ; each shows one patterned object on a coloured background."}, "figure": {"caption": "Generated images whose cues agree (top) and disagree (bottom)."}}
 source = study("shapes").images("test")
 same = source.labels["shape"] == source.labels["texture"]
 rows = [source.batch(which.nonzero()[:8, 0]) for which in (same, ~same)]
@@ -120,10 +123,10 @@ ax.tick_params(length=0, grid_alpha=0)
 ticks = ax.set_yticks([18, 52], ["agree", "disagree"])  # rows of 32 px, margins of 2
 
 # %% [markdown]
-# Below, the same with more images and at every depth. On photographs the probe learns the seven classes of CIFAR-10 that
-# also occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those.
+# The next figure shows the bias for more images and at every depth. On photographs the probe learns the seven classes of
+# CIFAR-10 that also occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those stimuli.
 
-# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1: a line per model, in one panel per study; no preference is a dashed line at one half."}, "figure": {"caption": "Shape bias of a linear probe by depth. Bands: Wilson's 95 % interval over the trials that were decided for either cue; on photographs it is too narrow, since the trials cross a smaller number of outlines and textures; dashed: no preference, as of a probe that guesses. No published number was found to set beside it."}}
+# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1, one panel per study: a line per model, and a dashed line at one half for no preference."}, "figure": {"caption": "Shape bias of a linear probe against depth. Bands: Wilson's 95 % interval over the trials decided for either cue; on photographs it is too narrow, since the trials combine a smaller number of outlines and textures. Dashed: no preference, as for a probe that guesses. No published number was found for comparison."}}
 axes = plots.panels([*map(plots.title, bias.values()), *no_bias], sharey=True)
 for ax, frame in zip(axes, bias.values(), strict=False):
     plots.by_depth(frame, "shape_bias", ax, reference=(0.5, "no preference"))
@@ -135,7 +138,7 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*bias.values(), pd.DataFrame()]), "shape_bias")
 
 # %% [markdown]
-# A bias without its coverage is worth nothing. At the last block:
+# A bias means nothing without its coverage. Both at the last block:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -155,18 +158,18 @@ ends = pd.DataFrame.from_dict(rows, orient="index").round(2)
 ends if rows else Markdown("no table")
 
 # %% [markdown]
-# The claim is about the order of CL and MIM, not about the level. The level also depends on how loud each cue is in the
-# images, as the untrained encoder shows, and on what a mean over tokens keeps: it knows more about what the patches
-# show than about where they are. The stimuli for photographs are few, and shrunk from larger pictures, so that panel is
-# the weaker evidence of the two.
+# The claim is about the order of CL and MIM, not about the level. The level also depends on how strong each cue is in the
+# images, as the untrained encoder shows, and on what the mean over tokens keeps, which is more about what the patches
+# show than about where they are. The stimuli for photographs are few and scaled down from larger pictures, so that panel
+# is the weaker evidence of the two.
 
 # %% [markdown]
 # ## Noise at one frequency
 #
-# Now the probe learns from plain images, and noise limited to a ring of frequencies is added to the test images. 0 is no
-# noise; 1 is the Nyquist frequency of the image, one wave per two pixels.
+# In this test the probe is trained on unchanged images, and noise limited to a ring of frequencies is added to the test
+# images. On the axes below, 0 is no noise and 1 is the Nyquist frequency of the image, one wave per two pixels.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "A generated image without noise and with noise of five frequencies, from coarse to fine, and below each the noise alone on grey."}, "figure": {"caption": "A generated image with noise of one frequency, given as a share of Nyquist (top), and that noise alone, four times as strong (bottom)."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "A generated image without noise and with noise of five frequencies, from coarse to fine, and below each the noise alone on grey."}, "figure": {"caption": "Top: a generated image with noise of one frequency, given as a share of Nyquist. Bottom: that noise alone, four times as strong."}}
 from nbhelpers.probes.noise import CHANGES, make_change
 
 picture = source.batch([0]) / 255  # 1 C H W
@@ -194,7 +197,7 @@ shown = {  # `shapes` has two labels, so it has two panels
     for read in noise[name]["label"].unique()
 }
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the centre frequency of the noise added to the test images, from 0 to 1: a line per model, in a panel for the shape and one for the texture of generated images, and one for the class of photographs; guessing is a dashed line."}, "figure": {"caption": "Accuracy of a linear probe of the last block when noise of one frequency is added; at 0, without noise. Bands: 95 % interval over test images; dashed: guessing among ten classes. No published numbers were found to set beside it."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the centre frequency, from 0 to 1, of the noise added to the test images: one panel each for the shape and the texture of generated images and for the class of photographs, a line per model, and a dashed line for guessing."}, "figure": {"caption": "Accuracy of a linear probe of the last block when noise of one frequency is added; at 0, without noise. Bands: 95 % interval over test images. Dashed: guessing among ten classes. No published numbers were found for comparison."}}
 titles = [f"{read}: {plots.title(rows)}" for (_, read), rows in shown.items()]
 axes = plots.panels([*titles, *no_noise], sharey=True)
 x_name = "centre frequency of the noise / Nyquist"
@@ -210,10 +213,10 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*noise.values(), pd.DataFrame()]), "noise")
 
 # %% [markdown]
-# Compare how far each line falls from its own start, not where it ends: a line that starts low has little to lose. And
-# compare models at one ring, not rings: the more frequencies a ring holds, the more noise it lets through. What the noise
-# spoils depends on what is read: rows 11a and 11b differ in nothing else, and the second was added when both curves had
-# been seen.
+# Compare how far each line falls from its own start, not where it ends: a line that starts low has little to lose.
+# Compare models at the same ring, not one ring with another: the more frequencies a ring holds, the more noise it lets
+# through. What the noise spoils depends on what is read: rows 11a and 11b differ in nothing else. Row 11b was added after
+# both curves had been seen.
 
 # %% tags=["hide-input"]
 from nbhelpers.images.filters import ring_mask
@@ -222,15 +225,15 @@ size, half = encoder.image_size, 0.1 * torch.pi
 held = [ring_mask(size, ring * torch.pi, half).sum() for ring in CHANGES["noise"]]
 Markdown(
     f"The last ring is cut off by Nyquist: at {size[0]} px it holds {held[-1]:,} "
-    f"frequencies, the ring before it {held[-2]:,}. A line that recovers there was "
-    "also given less noise."
+    f"frequencies, the ring before it {held[-2]:,}. A line that recovers there also "
+    "received less noise."
 )
 
 # %% [markdown]
 # ## Without high frequencies
 #
-# The paper also says that CL goes by low frequencies and MIM by high ones. A low-pass filter of the test images should then
-# cost MIM more. Accuracy of the same probes, by the cut-off as a share of Nyquist:
+# The paper also says that CL goes by low frequencies and MIM by high ones. A low-pass filter on the test images should
+# then cost MIM more. Accuracy of the same probes by the filter's cut-off, as a share of Nyquist:
 
 # %% tags=["hide-input"]
 kept = {}
@@ -250,11 +253,11 @@ for name in noise:
     if {"CL", "MIM"} <= loss.keys():
         says = scorecard.verdict(difference(loss["MIM"], loss["CL"]))
         cl, mim = loss["CL"].value, loss["MIM"].value
-        text = f"On `{name}`, the cut at half of Nyquist costs CL {cl:.2f} and MIM "
+        text = f"On `{name}`, a cut-off at half of Nyquist costs CL {cl:.2f} and MIM "
         text += f"{mim:.2f}, {meaning.get(says, 'which is undecided')}."
         ahead = kept[name].loc["CL"] - kept[name].loc["MIM"]
         if ahead["no filter"] > 0 > ahead[0.3]:
-            text += " At 0.3, CL is behind MIM though it starts ahead."
+            text += " At 0.3, CL is behind MIM; without a filter it is ahead."
         said.append(text)
 Markdown(" ".join(said)) if said else None
 
@@ -263,8 +266,8 @@ Markdown(" ".join(said)) if said else None
 #
 # A contrastive encoder whose shape bias at the last block is not above that of a masked encoder of the same architecture,
 # trained on the same images (10); or one that loses more than the masked encoder to noise in rings centred above 2/3 of
-# Nyquist (11a; 11b asks the same of the texture). The two tests are independent: of an encoder that passes one and fails
-# the other, "goes by shape" is only half of the truth.
+# Nyquist (11a; 11b asks the same of the texture). The two tests are independent: for an encoder that passes one and fails
+# the other, "goes by shape" is only half the truth.
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/shape_texture", STUDIES, MODELS)
@@ -272,24 +275,25 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. On generated images it is the
-#   wide CL that follows shape: those of width 64, trained for less time (stored in the table `shape_bias`), do so no more
-#   than MIM of their size.
-# - Noise of high frequency costs the wide CL less of what it tells of shape or class, and more of what it tells of
-#   texture: an encoder is not robust as such; it depends on what is read from it. It depends on the training, too: on
-#   generated images the narrower CL loses more of the shape than MIM of its size.
-# - A cue that can be read from an encoder need not be the one that is followed. Only cues that disagree show which is.
-# - A shape bias stands on the covered trials; near ½ with little coverage it is a guess.
-# - Going by shape, resisting noise of high frequency and doing without high frequencies are three properties.
+# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. On generated images only the
+#   wide CL follows shape more: CL encoders of width 64, trained for less time (stored in the table `shape_bias`), do so
+#   no more than MIM of their size.
+# - High-frequency noise costs the wide CL less accuracy than MIM on shape or class, and more on texture: whether an
+#   encoder is robust depends on what is read from it. It also depends on its size or training: on generated images the
+#   narrower CL loses more of the shape than MIM of its size.
+# - A cue that can be read from an encoder need not be the one that a probe follows. Only cues that disagree show which
+#   one is.
+# - A shape bias rests on the covered trials; near ½ and with little coverage it is a guess.
+# - Going by shape, resisting high-frequency noise and doing without high frequencies are three different properties.
 #
 # ## Exercises
 #
-# 1. **Another model.** Which bias and which coverage do you expect of an untrained ViT? Check with
-#    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
+# 1. **Another model.** What bias and what coverage do you expect of an untrained ViT? Check with
+#    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# What it reads is colour and roughness, which say more about texture: few trials
-# are covered, and the bias is hardly known.
+# Colour and roughness can be read from it, which say more about texture. Few trials
+# are covered, so the bias is poorly known.
 from nbhelpers.probes import shape_bias_by_depth
 
 parts = {"train": 600, "val": 200, "test": 64}
@@ -299,12 +303,12 @@ rows = shape_bias_by_depth(tiny, *splits, depths=[tiny.depth])
 rows.set_index("metric")[["value", "low", "high", "images"]].round(2)
 
 # %% [markdown]
-# 2. **Other damage.** What is left to CL and MIM when the patches of the test images are shuffled? The table `noise` has it
-#    for patches of several sizes.
+# 2. **Shuffled patches.** How accurate do CL and MIM remain when the patches of the test images are shuffled? The table
+#    `noise` has the answer for several patch sizes.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Near guessing, shuffling has taken all that was read of the shape. Where more is
-# left, the class can be told from pieces.
+# Where accuracy is near guessing, shuffling has destroyed all that was read of the
+# shape. Where more is left, the class can be told from pieces.
 left = {}
 for name in noise:
     rows = last_block(name, "accuracy").query("change == 'patch-shuffle'")
@@ -313,8 +317,8 @@ for name in noise:
 pd.concat(left) if left else Markdown("no table")
 
 # %% [markdown]
-# 3. **By hand.** Of 200 trials, 30 go to the shape, 20 to the texture. What are bias and coverage, and would you believe
-#    the bias of an encoder of ten classes?
+# 3. **By hand.** Of 200 trials, 30 go to the shape and 20 to the texture. What are bias and coverage, and would you trust
+#    the bias if there are ten classes?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Bias 0.6, coverage 0.25: hardly above the 0.2 of guessing, and the interval holds
