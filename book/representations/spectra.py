@@ -7,24 +7,24 @@
 # %% [markdown]
 # # Singular spectra
 #
-# **Claim.** Contrastive learning spreads *images* over more directions than masked image modelling; masked image
-# modelling spreads the *tokens* of an image over more directions than contrastive learning {cite:p}`park2023what`.
+# **Claim.** Contrastive learning spreads *images* over more directions than masked image modelling does; with the
+# *tokens* of an image it is the other way round {cite:p}`park2023what`.
 #
-# Think of the tokens of one image as a cloud of points. A cloud shaped like a cigar uses one direction, a ball uses all of
-# them. The same can be asked of the cloud of all images, with a point for each. The claim predicts opposite orders of CL
-# and MIM on the two levels: what helps to tell images apart is not what helps to tell places apart.
+# Think of the tokens of one image as a cloud of points. A cloud shaped like a cigar uses one direction, a ball uses all
+# of them. The same can be asked of the cloud of all images, with one point per image. The claim predicts opposite orders
+# of CL and MIM at the two levels: what helps to tell images apart is not what helps to tell patches apart.
 #
-# Let $z_n$ be the $N$ patch tokens of an image at some depth. Their cloud has its axes along the eigenvectors of the
-# covariance, with variances
+# Let $z_n$ be the $N$ patch tokens of an image at some depth. The axes of their cloud are the eigenvectors of the
+# covariance. The variances along them, largest first, are
 #
 # $$
 # \begin{gathered}
 # \lambda = \operatorname{eig}\Big( \frac{1}{N - 1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \Big), \\[0.6em]
-# \Delta \log \lambda_r = \log \lambda_r - \log \lambda_1 ,
+# \Delta \log \lambda_r = \log \lambda_r - \log \lambda_1 .
 # \end{gathered}
 # $$
 #
-# largest first. The **effective rank** is the number of directions that they amount to,
+# The **effective rank** is the number of directions that these amount to,
 #
 # $$
 # \begin{gathered}
@@ -33,8 +33,8 @@
 # \end{gathered}
 # $$
 #
-# It is 1 for a cigar and the number of ranks for a ball. At the **image level**, $z_n$ is the mean token of image $n$
-# instead, and one covariance is taken over all images.
+# It is 1 for a thin cigar and the number of ranks for a ball. At the **image level**, $z_n$ is instead the mean token of
+# image $n$, and there is one covariance over all images.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -66,8 +66,8 @@ scorecard.result(["8a", "8b"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder; `capture` hands over the tokens of the residual stream. One function serves both
-# levels: for the tokens of each image, and for the mean tokens of all images as one cloud.
+# Eight images pass through one encoder; `capture` collects the tokens of the residual stream. One function serves both
+# levels: it is applied to the tokens of each image, and to the mean tokens of all images as one cloud.
 
 # %%
 from nbhelpers.capture import capture
@@ -102,7 +102,7 @@ pd.DataFrame(rows, index=["effective rank, last block"]).round(2)
 #
 # First the tokens of an image:
 
-# %% mystnb={"image": {"alt": "Effective rank of the tokens of an image against depth, from the embedding on, a line per model in one panel per study, with an untrained encoder as a dotted line."}, "figure": {"caption": "Effective rank of the tokens of an image against depth, with the 95 % interval over images. Dotted: an untrained encoder, whose tokens differ mostly by their place."}}
+# %% mystnb={"image": {"alt": "Effective rank of the tokens of an image against depth, from the embedding on, one panel per study: a line per model, dotted for the untrained encoder."}, "figure": {"caption": "Effective rank of the tokens of an image against depth, with the 95 % interval over images. Dotted: an untrained encoder, whose tokens differ mostly by their position."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_effective_rank", ax)
@@ -117,9 +117,10 @@ tokens = [frame.query("metric == 'token_effective_rank'") for frame in frames.va
 plots.download(pd.concat([pd.DataFrame(), *tokens]), "token_effective_rank")
 
 # %% [markdown]
-# Part of this needs no image. The position embedding spreads the tokens over a few directions, the same in every image,
-# and these hold most of the variance in the book's untrained encoders; the third exercise subtracts them. Then the
-# images:
+# Part of this does not depend on the image: the position embedding spreads the tokens over a few directions that are the
+# same in every image. They hold most of the variance in the book's untrained encoders; the third exercise subtracts them.
+#
+# Next, the images:
 
 # %% tags=["hide-input"]
 by = ["study", "source", "model", "objective", "seed", "depth"]
@@ -137,7 +138,7 @@ for name, frame in frames.items():
     rows = rank.reset_index().assign(metric="image_effective_rank", head=-1)
     ranks[name] = rows.assign(low=rows["value"], high=rows["value"])
 
-# %% mystnb={"image": {"alt": "Effective rank of the mean tokens of all images against depth, a line per model in one panel per study, with an untrained encoder as a dotted line."}, "figure": {"caption": "Effective rank over images, of their mean tokens, against depth. There is one covariance of all images, hence no interval. Lines as above."}}
+# %% mystnb={"image": {"alt": "Effective rank of the mean tokens of all images against depth, one panel per study: a line per model, dotted for the untrained encoder."}, "figure": {"caption": "Effective rank of the mean tokens of all images against depth. There is one covariance over all images, hence no interval. Lines as above."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, ranks.values(), strict=False):
     plots.by_depth(frame, "image_effective_rank", ax)
@@ -151,8 +152,8 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([pd.DataFrame(), *ranks.values()]), "image_effective_rank")
 
 # %% [markdown]
-# The claim holds in full for a study where, late, CL is the lower of the two in the first figure and the higher of the
-# two in the second. In numbers, averaged over the last third of the blocks:
+# The claim holds in full for a study in which, in the late blocks, CL lies below MIM in the first figure and above it in
+# the second. In numbers, averaged over the last third of the blocks:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -164,7 +165,7 @@ pd.DataFrame(rows).T.round(1)
 
 # %% tags=["hide-input"]
 def behind(curves_of, fewer, more):
-    """By study, the blocks after which one objective has fewer directions, in words."""
+    """By study, in words: the blocks after which one objective has fewer directions."""
     found = []
     for name, rows in curves_of.items():
         rows = rows.assign(model=rows["model"].map(label)).query("depth > 0")
@@ -201,10 +202,10 @@ for name, right in read.items():
         continue  # a model that has no stored probe may have the most directions
     most, best = max(right, key=rank.get), max(right, key=right.get)
     text = f"On `{name}`, {most} has the most directions over images "
-    text += f"({rank[most]:.1f}), and a linear probe of its last block is right in "
+    text += f"({rank[most]:.1f}), and a linear probe of its last block is right for "
     text += f"{right[most]:.0%} of the images"
     if best != most:
-        text += f". {best} has {rank[best]:.1f}, and its probe is right in {right[best]:.0%}. "
+        text += f". {best} has {rank[best]:.1f}, and its probe is right for {right[best]:.0%}. "
         text += "Many directions alone do not make a label readable"
     said.append(f"{text}.")
 Markdown(" ".join(said)) if said else None
@@ -212,14 +213,14 @@ Markdown(" ".join(said)) if said else None
 # %% [markdown]
 # ## The spectra themselves
 #
-# One number hides how the variance is divided. It is decided by the first ranks, where nearly all of the variance lies: there
-# a flat curve uses many directions, a steep one few. What the logarithm shows far below counts little. After the last
-# block, over the tokens of an image:
+# A single number hides how the variance is divided. The effective rank is decided by the first ranks, where nearly all of
+# the variance lies: a curve that is flat there uses many directions, a steep one few. Values far down the logarithmic
+# axis count little. The spectrum of an image's tokens after the last block:
 
 
 # %% tags=["hide-input"]
 def over_ranks(metric):
-    """Log eigenvalues after the last block over their rank, a panel per study."""
+    """Log eigenvalues after the last block against their rank, a panel per study."""
     axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
     for ax, frame in zip(axes, frames.values(), strict=False):
         last = at_end(frame, metric)
@@ -235,13 +236,13 @@ def over_ranks(metric):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank on a logarithmic scale; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank on a logarithmic scale; mean over images. Tokens have one rank less than their number. What lies below −8 is not drawn."}}
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of an image's tokens after the last block, relative to the largest, against rank on a logarithmic scale, one panel per study: a falling line per model."}, "figure": {"caption": "Eigenvalues of the covariance of an image's tokens after the last block, as natural logarithms relative to the largest, against rank on a logarithmic scale; mean over images. There is one rank fewer than there are tokens. Values below −8 are not drawn."}}
 legend = over_ranks("token_spectrum")
 
 # %% [markdown]
-# And over the images of the set:
+# And that of the images:
 
-# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of the images' mean tokens after the last block, relative to the largest, against rank on a logarithmic scale; a falling line per model in one panel per study."}, "figure": {"caption": "Eigenvalues of the covariance of the images' mean tokens after the last block, as natural logarithms relative to the largest, against rank on a logarithmic scale. Lines and limits as above."}}
+# %% mystnb={"image": {"alt": "Log eigenvalue of the covariance of the images' mean tokens after the last block, relative to the largest, against rank on a logarithmic scale, one panel per study: a falling line per model."}, "figure": {"caption": "Eigenvalues of the covariance of the images' mean tokens after the last block, as natural logarithms relative to the largest, against rank on a logarithmic scale. Lines and limits as above."}}
 legend = over_ranks("image_spectrum")
 
 # %% tags=["remove-input"]
@@ -249,15 +250,16 @@ ends = [at_end(frame, metric) for frame in frames.values() for metric in METRICS
 plots.download(pd.concat([pd.DataFrame(), *ends]), "spectra")
 
 # %% [markdown]
-# Neither the poster nor the released code has numbers for these spectra, so there is no published curve to set beside
-# ours. The definition, eigenvalues of the covariance, is the one the author gave in answer to a question.
+# Neither the poster nor the released code has numbers for these spectra, so there is no published curve for comparison.
+# The definition by eigenvalues of the covariance is the one that the author gave in answer to a question.
 #
 # ## What would refute it
 #
-# An effective rank of tokens, late, that is not lower in CL than in a masked encoder of the same architecture, trained
-# on the same images; or one of images that is not higher. The two can fail apart: a model may lose directions on both
-# levels. The interval of 8a takes eigenvalues to err as those of normal data do {cite:p}`anderson1963asymptotic`; pooled
-# features come in clusters, so read it as approximate. The rows of the [scorecard](../index.py) that gave the result above:
+# A late effective rank of tokens that is not lower in CL than in a masked encoder of the same architecture, trained on
+# the same images; or a late effective rank of images that is not higher. Either can fail without the other: a model may
+# lose directions at both levels. The interval of row 8a assumes that eigenvalues vary as those of normal data do
+# {cite:p}`anderson1963asymptotic`; mean tokens form clusters, so read it as approximate. These are the rows of the
+# [scorecard](../index.py) that gave the result above:
 
 # %% tags=["hide-input"]
 scorecard.rows("representations/spectra", STUDIES, MODELS)
@@ -265,16 +267,18 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Late, CL spreads images and MIM spreads tokens over more directions. The first is clear on photographs; on generated
-#   images it is small. The second is reversed after some late block in either study.
-# - Ask of a spectrum first *what* its points are: tokens of one image, or images.
-# - The covariance subtracts the mean. What all tokens share, which [raises a cosine](diversity.py), does not count here.
-# - An effective rank has a ceiling: the number of points less one, and the width of the encoder.
+# - In the late blocks, CL spreads images over more directions than MIM, and MIM spreads tokens over more than CL. The
+#   first is clear on photographs but small on generated images. The second holds on average over these blocks; in each
+#   study it is reversed after one or more of them.
+# - Before reading a spectrum, ask *what* its points are: tokens of one image, or images.
+# - The covariance subtracts the mean, so a vector that all tokens share, which [raises a cosine](diversity.py), does not
+#   count here.
+# - An effective rank can exceed neither the number of points minus one nor the width of the encoder.
 #
 # ## Exercises
 #
-# 1. **Another model.** How many directions do you expect the tokens of an untrained ViT with twelve blocks to use, at
-#    224 px? Check with `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
+# 1. **Another model.** How many directions do you expect the tokens of an untrained ViT with twelve blocks to use at 224
+#    px? Check with `MODELS = ["random:vit_tiny_patch16_224"]`, or on a few images in the hidden cell below.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Few, of the 195 that 196 tokens could use; compare with `random` in the figures.
@@ -293,11 +297,11 @@ rows = {"cigar": directions(cigar).item(), "ball": directions(ball).item()}
 pd.DataFrame(rows, index=["effective rank"]).round(2)
 
 # %% [markdown]
-# 3. **Without places.** Subtract from each token the mean, over images, of the tokens at the same place. How many
+# 3. **Without places.** Subtract from each token the mean over images of the tokens at the same position. How many
 #    directions are left that depend on the image?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# What goes is the same in every image. If it held most of the
+# The subtracted part is the same in every image. If it held most of the
 # variance, the rank rises.
 without = z - z.mean(0)
 clouds = {"all": z, "without places": without}
