@@ -7,10 +7,10 @@
 # %% [markdown]
 # # What do self-supervised Vision Transformers learn?
 #
-# This book compares two ways to train a Vision Transformer without labels. **Contrastive learning** (CL) shows it two
-# altered views of an image and trains it to give both the same representation. **Masked image modelling** (MIM) hides
-# most of an image and trains it to predict the missing pixels. {cite:t}`park2023what` asked how encoders trained in these
-# two ways differ inside; this book measures their answers again.
+# This book compares two ways to train a Vision Transformer without labels. **Contrastive learning** (CL) shows the model
+# two altered views of an image and trains it to give both the same representation. **Masked image modelling** (MIM) hides
+# most of an image and trains the model to predict the missing pixels. {cite:t}`park2023what` asked how encoders trained
+# in these two ways differ inside; this book measures their answers again.
 
 # %% tags=["parameters", "remove-input"]
 STUDIES = ["shapes", "cifar10"]
@@ -161,8 +161,8 @@ there. The verdict is reversed in {len(turned)}: {", ".join(turned) or "none"}."
 # The measurements and this rule were fixed before the table was first computed, with these exceptions:
 #
 # - Rows 3b, 3c, 5b, 11b, 14g and those numbered 21 were added after their curves had been seen.
-# - Rows 14a, 14c, 14e and 14f first used few labels of the photographs and now use all of them; 14c and 14g also use
-#   longer fine-tuning than at first.
+# - Rows 14a, 14c, 14e and 14f first used few labels of the photographs and now use all of them; 14c and 14g use longer
+#   fine-tuning than at first.
 # - The rows numbered 21 were first compared with uniform attention.
 # - Wide encoders are fine-tuned at the learning rate that is best on validation images, because a higher one had been
 #   seen to harm them.

@@ -266,7 +266,7 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # - CL's late maps are also flatter: their entropy is higher. By the test above, no far head of CL is selective at any
 #   depth, so its long reach is no evidence that it looks *at* something distant.
 # - Attention distance is the counterpart of a convolution's receptive field, except that it is learnt.
-# - It means nothing without the value of uniform attention: looking nowhere in particular counts as looking far.
+# - A distance means nothing without the value of uniform attention: looking nowhere in particular counts as looking far.
 # - To look at something distant, a head must be both far and selective. Count such heads in the upper left of the second
 #   figure; neither a mean over heads nor a distance alone shows them.
 #

@@ -293,7 +293,7 @@ pd.DataFrame(columns)
 
 # %% tags=["hide-input"]
 def found(kind):
-    """Labels of encoders whose last maps find the object beyond what position explains."""
+    """Labels of encoders whose last maps lie on the object beyond its position."""
     beyond = scorecard.read_labels(of[kind + BEYOND_PLACE], READINGS["last"])
     return {who for who, part in beyond.items() if part.low > 0}
 
@@ -301,8 +301,8 @@ def found(kind):
 # %% tags=["hide-input"]
 names = {kind: " and ".join(sorted(found(kind))) or "no encoder" for kind in kinds}
 said = "; ".join(f"from the {kind} in {those}" for kind, those in names.items())
-Markdown(f"""In the last block, the object gets more attention than its position explains
-{said}.""")
+Markdown(f"""In the last block, the object gets more attention than its position
+explains {said}.""")
 
 # %% [markdown]
 # How far the share of the background patches lies above the dotted line in each block, in percentage points:

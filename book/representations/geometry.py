@@ -208,8 +208,8 @@ for name, frame in groups.items():
         end = at_end(rows, "silhouette_image").set_index("model").loc["CL"]
         clumps = f"tokens {'' if end['low'] > 0 else 'do not '}gather by image"
         last = f"{end['value']:.2f}".replace("-", "−")
-        said.append(f"""On {study(name).title}, CL's silhouette ends at {last}: {clumps}.
-It lies below MIM's after {under[0]} of {len(curves)} blocks, and below that of the
+        said.append(f"""On {study(name).title}, CL's silhouette ends at {last}:
+{clumps}. It lies below MIM's after {under[0]} of {len(curves)} blocks, and below that of the
 untrained encoder after {under[1]}.""")
 Markdown(" ".join(said)) if said else None
 

@@ -182,6 +182,6 @@ pairs = torch.bincount(10 * shape + shuffled, minlength=100).view(10, 10)
 round(association(pairs.numpy(), method="cramer"), 3)
 
 # %% [markdown]
-# 2. **Another model.** Run any model from `timm` on these images: `nbhelpers.analyse(nbhelpers.load(NAME),
-#    images.subset(500), ["nmi", "attention_distance"])`.
+# 2. **Another model.** Run any model from `timm` on these images:
+#    `nbhelpers.analyse(nbhelpers.load(NAME), images.subset(500), ["nmi", "attention_distance"])`.
 # 3. **An eleventh shape.** `nbhelpers.images.shapes.shape_distance` draws a silhouette from a formula. Write another one.
