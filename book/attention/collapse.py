@@ -131,8 +131,8 @@ every = pd.concat([pd.DataFrame(), *frames.values()])
 plots.download(every, "nmi")
 
 # %% [markdown]
-# If `STUDIES` contains `"imagenet"`, a table follows: the root-mean-square difference between the paper's own models,
-# measured here, and their published curves, beside the error of reading these off.
+# If `STUDIES` contains `"imagenet"`, a table follows with the root-mean-square deviation of the paper's own models from
+# their published curves, beside the reading error.
 
 # %% tags=["remove-input"]
 gaps = difference_to_published(every, "nmi")
@@ -141,9 +141,9 @@ gaps.round(3) if len(gaps) else None
 # %% [markdown]
 # ## One map for all queries, or a flat one?
 #
-# Two quite different heads have an NMI of 0: one looks at the same object from every query, the other looks everywhere
-# and selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it is
-# 1 only for the flat map.
+# Two quite different heads have an NMI of 0: one looks at the same object for every query, the other looks everywhere and
+# selects nothing. The **attention entropy**, $H(A_{q\cdot}) / \log N$ averaged over queries, tells them apart: it is 1
+# only for the flat map.
 
 # %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1, one panel per study: a line per model, a dot per head, and a dashed line at 1 for uniform attention."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention."}}
 titles = [*map(plots.title, frames.values()), *missing]
@@ -258,7 +258,7 @@ KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 draw = {"n_images": N_IMAGES, "seed": SEED}
 others, absent = gather(STUDIES, METRICS, MODELS, **draw, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study and one for published curves: a line for each training objective (contrastive, DINO, masked image modelling, MAE and supervised)."}, "figure": {"caption": "NMI against depth for five training objectives. If a label names a width or a number of images, that encoder is smaller than CL and MIM or was trained more briefly; the second table below compares it with a CL and a MIM of its size. Last panel: ViT-B/16; MoCo v3, SimMIM and MAE are read off the paper, DINO off a third party's run of the official code on 59 images."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study and one for published curves: a line for each training objective (contrastive, DINO, masked image modelling, MAE and supervised)."}, "figure": {"caption": "NMI against depth for five training objectives. If a label names a width or a number of images, that encoder is smaller than CL and MIM or was trained more briefly; the second table below compares at equal size. Last panel: ViT-B/16; MoCo v3, SimMIM and MAE are read off the paper, DINO off a third party's run of the official code on 59 images."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, others.values(), strict=False):
@@ -281,10 +281,9 @@ pd.DataFrame(rows).map("{:.3f}".format, na_action="ignore").fillna("")
 # %% [markdown]
 # Read both columns together. An NMI near 0 with an entropy near 1 means flat maps: that encoder has not learnt to select,
 # and says nothing about collapse. Here an entropy above 0.95 counts as flat; any other encoder is classed by whether its
-# NMI is nearer to CL's or to MIM's. Because some encoders are smaller than CL and MIM or were trained more briefly, each
-# objective is also compared with a CL and a MIM of its own width and number of images; the last columns give the late NMI
-# of all three. Where that CL has an NMI near 0 partly because it is flat, as on generated images, being nearer to MIM is
-# weak evidence:
+# NMI is nearer to CL's or to MIM's. Each objective is also compared with a CL and a MIM of its own width and number of
+# images; the last columns give the late NMI of all three. Where that CL has an NMI near 0 partly because it is flat, as
+# on generated images, being nearer to MIM is weak evidence:
 
 # %% tags=["hide-input"]
 EXPECTED = {"DINO": "CL", "supervised": "CL", "MAE": "MIM"}

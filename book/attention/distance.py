@@ -141,8 +141,8 @@ every = pd.concat([pd.DataFrame(), *frames.values()])
 plots.download(every, "attention_distance")
 
 # %% [markdown]
-# If `STUDIES` contains `"imagenet"`, a table follows: the root-mean-square difference between the paper's own models,
-# measured here, and these curves, beside the error of reading them off.
+# If `STUDIES` contains `"imagenet"`, a table follows with the root-mean-square deviation of the paper's own models from
+# these curves, beside the reading error.
 
 # %% tags=["remove-input"]
 gaps = difference_to_published(every, "attention_distance")

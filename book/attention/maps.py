@@ -140,7 +140,7 @@ pd.DataFrame(values, index=["cosine"]).rename_axis(columns="head").round(3)
 # %% [markdown]
 # ## How alike are the maps of different queries?
 #
-# The figure measures over all images, for every block and head, what the maps above show for one.
+# The same cosine over all images, for every block and head:
 
 # %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1, one panel per study: a line per model and a dot per head."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the same map for all queries, as flat maps also give."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)

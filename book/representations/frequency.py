@@ -113,8 +113,8 @@ every = pd.concat([pd.DataFrame(), *frames.values()])
 plots.download(every, "delta_log_amplitude")
 
 # %% [markdown]
-# If `STUDIES` contains `"imagenet"`, a table follows: the root-mean-square difference between the paper's own models,
-# measured here, and their published curves, beside the error of reading these off.
+# If `STUDIES` contains `"imagenet"`, a table follows with the root-mean-square deviation of the paper's own models from
+# their published curves, beside the reading error.
 
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published

@@ -67,7 +67,7 @@ scorecard.result(["8a", "8b"], STUDIES, MODELS)
 # ## The quantity
 #
 # Eight images pass through one encoder; `capture` collects the tokens of the residual stream. One function serves both
-# levels: it is applied to the tokens of each image, and to the mean tokens of all images as one cloud.
+# levels: the tokens of each image, and the mean tokens of all images as one cloud.
 
 # %%
 from nbhelpers.capture import capture
@@ -268,8 +268,8 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # ## Takeaways
 #
 # - In the late blocks, CL spreads images over more directions than MIM, and MIM spreads tokens over more than CL. The
-#   first is clear on photographs but small on generated images. The second holds on average over these blocks; in each
-#   study it is reversed after one or more of them.
+#   first is clear on photographs but small on generated images. The second is an average over these blocks, and in each
+#   study is reversed after some of them.
 # - Before reading a spectrum, ask *what* its points are: tokens of one image, or images.
 # - The covariance subtracts the mean, so a vector that all tokens share, which [raises a cosine](diversity.py), does not
 #   count here.
