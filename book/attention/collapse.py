@@ -74,8 +74,8 @@ scorecard.result(["2", "3a", "3b", "3c"], STUDIES, MODELS)
 
 # %% [markdown]
 # Row 3a asks only whether CL's curve ends below its highest point; *What would refute it* asks the same of other
-# encoders. Row 3b asks whether CL's curve falls further than MIM's, and row 3c whether the maps of its heads are more
-# alike. Both were added after the curves had been seen.
+# encoders. Row 3b asks whether CL's curve falls further than MIM's, and row 3c whether CL's heads have more similar maps.
+# Both were added after the curves had been seen.
 
 # %% [markdown]
 # ## The quantity

@@ -68,7 +68,7 @@ def maps(encoders, image):
     return found
 
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image at three depths: one row per model and query, with the image first and then the maps, the query patch outlined in each."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale from dark (zero) to bright (the map's maximum). Columns: the image with the query outlined, then an early, a middle and the last block. If a model's rows are alike in the last column, all three queries look at the same places."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Attention maps of three query patches on a generated image at three depths: one row per model and query, with the image first and then the maps, the query patch outlined in each."}, "figure": {"caption": "Attention maps of three query patches on a generated image, averaged over heads, each on its own scale from dark (zero) to bright (the map's maximum). Columns: the image with the query outlined, then an early, a middle and the last block. If a model's rows are alike in the last column, all three queries have the same map."}}
 image = study("shapes").images("test").batch([IMAGE])
 looking = maps(study("shapes").encoders(pairs["shapes"]), image)
 figure = plots.query_maps(looking, QUERIES, DEPTHS)
@@ -93,9 +93,9 @@ figure = plots.query_maps(photograph_maps, QUERIES, DEPTHS)
 scorecard.result(["2"], STUDIES, MODELS)
 
 # %% [markdown]
-# Whether the map lies on the object is a second question. The answer depends on the kind of query and on the reference
-# for comparison. The rows below were fixed after their curves had been seen. Their first reference was the object's area,
-# but a map can exceed that by always looking at the middle, where objects lie:
+# Whether the map lies on the object is a second question. The answer depends on the kind of query and on the reference.
+# The rows below were fixed after their curves had been seen. Their reference is the same map on the objects of other
+# images; the first one was the object's area, which a map exceeds by always looking at the middle, where objects lie:
 
 # %% tags=["hide-input"]
 scorecard.result(["21a", "21b", "21c"], ["shapes"], MODELS)
