@@ -213,8 +213,8 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 #
 # - MIM's late tokens hold more high frequencies than CL's: clearly on photographs, but on generated images only after the
 #   first of the late blocks.
-# - MIM's last blocks lower high frequencies only on generated images, and there it is because the constant part grows:
-#   the tokens become more alike, not smoother.
+# - MIM's last blocks lower high frequencies only on generated images, and there the constant part grows: the tokens
+#   become more alike, not smoother.
 # - On photographs both lie far above the untrained encoder: training makes tokens rougher in both, in CL less so.
 # - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
 # - Look at the whole spectrum before you call tokens *smooth*: a large vector that all tokens share lowers every
