@@ -54,13 +54,21 @@ from torch.testing import assert_close
 # %% tags=["hide-input"]
 from nbhelpers import load, plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import difference_to_published, gather, late, published, table
+from nbhelpers.results import (
+    difference_to_published,
+    gather,
+    late,
+    published,
+    rows_of,
+    table,
+)
 from nbhelpers.results.published import PUBLISHED
 from nbhelpers.results.summary import last_third, whole_layers
 from nbhelpers.scorecard.evidence import highest_less_last
 from nbhelpers.scorecard.page import figures
 from nbhelpers.studies import at_hand, label
 
+# %% tags=["hide-input"]
 plots.style()
 METRICS = ["nmi", "attention_entropy"]
 DRAWN = [*METRICS, "head_map_cosine"]
@@ -330,6 +338,28 @@ said = f"Both comparisons together: {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
+# ## Complete collapse in narrower encoders
+#
+# CL and MIM above are single, wide encoders. The same late means for the pair that was trained from several seeds, narrower
+# and on fewer images, a number per seed:
+
+# %% tags=["hide-input"]
+rows = {}
+for name in () if MODELS else STUDIES:
+    with suppress(LookupError):
+        every = rows_of(name, "profile", study(name).alike("cl", "mim"))
+        for who, own in every.groupby(every["model"].map(label), sort=False):
+            each = [seed for _, seed in own.groupby("model")]
+            rows[study(name).title, who] = {
+                short[metric]: ", ".join(f"{late(e, metric)[who]:.3f}" for e in each)
+                for metric in METRICS
+            }
+pd.DataFrame(rows).T if rows else None
+
+# %% [markdown]
+# An NMI of 0 with an entropy clearly below 1 is complete collapse: all queries select the same keys. Where MIM's NMI is far
+# above 0 at the same size, the training objective decides, not the size.
+#
 # ## What would refute it
 #
 # A contrastive encoder whose late NMI is not below that of a masked encoder of the same architecture, trained on the same
@@ -401,7 +431,7 @@ Markdown(" ".join(said)) if said else None
 #   undecided, DINO is too flat to tell, and MAE's NMI lies between CL's and MIM's.
 # - The heads of a block have more similar maps in CL than in MIM in both studies. On photographs this is flatness; on
 #   generated images part of it remains after the uniform map is subtracted.
-# - Some narrow CL encoders have collapsed further than the wide one: their NMI is near 0 while their entropy is clearly
+# - Narrow CL encoders have collapsed further than the wide one: their NMI is near 0, while the entropy of most is clearly
 #   below 1.
 # - An NMI that falls towards the last block is not peculiar to CL. On photographs the wide CL's falls further than the
 #   wide MIM's; on generated images, and for most narrower pairs in both studies, it is the other way round.
