@@ -7,23 +7,24 @@
 # %% [markdown]
 # # Bring a model
 #
-# **Claim.** A Vision Transformer whose heads each compute a softmax over one grid of patches can be read as it is,
-# without a change of its code, unless it hides that softmax, as a compiled one does. One whose attention is of another
-# kind is refused, with the reason.
+# **Claim.** A Vision Transformer whose heads each compute a softmax over one grid of patches can be analysed without
+# changing its code, unless the softmax is hidden, as in a compiled model. A model with another kind of attention is
+# refused, with the reason.
 #
-# A model that timm or a hub knows by name, or whose weights a file holds, is loaded by `load`, which is what a chapter
-# does with each entry of its `MODELS`. Of a module that you built yourself, `wrap` makes an encoder. It reads what the
-# module says of itself, and you tell it the rest: how many tokens stand before the patches (`prefix`), how the patches
-# are arranged (`grid`, `patch_size`), where the blocks are (`blocks`), which part of a block first sees the tokens after
-# attention (`after_attention`), `heads` and `width`, and the `mean` and `std` of your preprocessing. Nothing can check
-# these two; of `after_attention` only that it runs after the attention is checked. Of PyTorch's
-# `nn.TransformerEncoderLayer` it is `norm2` with `norm_first`, else `norm1`. Blocks take tokens as `B N D` (of PyTorch's
-# layers: `batch_first=True`).
+# If timm or a hub knows your model by name, or a file holds its weights, use `load`: a chapter does this for each entry
+# of its `MODELS`. If you built the module yourself, `wrap` turns it into an encoder. It reads from the module what it
+# can, and you tell it the rest: the number of tokens before the patches (`prefix`), the arrangement of the patches
+# (`grid`, `patch_size`), where the blocks are (`blocks`), the first part of a block that sees the tokens after attention
+# (`after_attention`), `heads` and `width`, and the `mean` and `std` of your preprocessing. `mean` and `std` cannot be
+# checked; for `after_attention`, the only check is that it runs after the attention. In PyTorch's
+# `nn.TransformerEncoderLayer` it is `norm2` with `norm_first`, otherwise `norm1`. Blocks must take tokens as `B N D`
+# (for PyTorch's layers: `batch_first=True`).
 #
-# `wrap` takes the module over: evaluation mode, and no gradients. Pass a `copy.deepcopy` of one that you go on training.
+# `wrap` takes the module over: it switches it to evaluation mode and turns gradients off. If you want to go on training
+# the module, pass a `copy.deepcopy` of it.
 #
-# This page brings one model in each of four ways. They are small and untrained, and look at a few images: enough to see
-# that they are read. What trained ones look like is on [Your own model](model.py).
+# This page brings in one model in each of four ways. The models are small and untrained and look at a few images, which
+# is enough to see that they can be read. [Your own model](model.py) shows trained ones.
 
 # %% tags=["parameters"]
 STUDY = "shapes"
@@ -56,16 +57,16 @@ pixels = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as in your trainin
 brought = []
 
 # %% [markdown]
-# ## Four ways
+# ## Four ways to bring a model
 #
-# **timm.** Its ViTs say all about their tokens, at any size of the image:
+# **timm.** A timm ViT carries everything about its tokens, at any image size:
 
 # %%
 module = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), depth=3)
 brought.append(wrap(module, **pixels, name="timm"))
 
 # %% [markdown]
-# **torchvision.** The blocks are at `encoder.layers`, and `ln_2` is the norm in front of the MLP:
+# **torchvision.** The blocks are at `encoder.layers`, and `ln_2` is the norm before the MLP:
 
 # %%
 module = VisionTransformer(
@@ -76,8 +77,8 @@ where = {"blocks": "encoder.layers", "after_attention": "ln_2"}
 brought.append(wrap(module, **layout, **where, **pixels, name="torchvision"))
 
 # %% [markdown]
-# **Plain PyTorch.** A block may call `nn.MultiheadAttention`, as here, or `F.scaled_dot_product_attention`, or multiply,
-# take the softmax and multiply again by hand. This model has no class token.
+# **Plain PyTorch.** A block may call `nn.MultiheadAttention`, as here, or `F.scaled_dot_product_attention`, or write the
+# attention out as product, softmax and product. This model has no class token.
 
 
 # %%
@@ -123,14 +124,14 @@ plain = wrap(
 brought.append(plain)
 
 # %% [markdown]
-# **A file.** `load` builds an architecture of timm's and puts the weights of a `.pth` or `.safetensors` file into it.
-# `replace` gives each encoder a name of its own, which two checkpoints of one run need. Weights do not tell the number of
-# heads, the activation or the epsilon of the norms: choose the architecture that has those of your training. MoCo v3's
-# ViT-S, for example, has 12 heads and timm's 6; `load("mocov3.vit_small_patch16_224", from_file=path)` has the 12. Nor do
-# weights tell how images were prepared: mean, deviation and crop are those of the weights that timm has under this name.
-# Where your training had others, `replace` sets them: `replace(load(...), mean=..., std=..., crop=1.0)`. A checkpoint of
-# another image size does not fit: build its module by `timm.create_model(NAME, img_size=64)`, give it the weights by
-# `load_state_dict`, and `wrap` it.
+# **A file.** `load` builds a timm architecture and fills it with the weights of a `.pth` or `.safetensors` file.
+# `replace` gives each encoder its own name, which you need for two checkpoints of one run. Weights do not reveal the
+# number of heads, the activation or the epsilon of the norms, so choose an architecture with the same ones as in your
+# training. MoCo v3's ViT-S, for example, has 12 heads where timm's has 6:
+# `load("mocov3.vit_small_patch16_224", from_file=path)` has the 12. Nor do weights reveal the preprocessing: `load` takes
+# mean, standard deviation and crop from the weights that timm has under this name. If your training used others, set
+# them: `replace(load(...), mean=..., std=..., crop=1.0)`. A checkpoint of another image size does not fit: build its
+# module with `timm.create_model(NAME, img_size=64)`, load the weights with `load_state_dict`, and `wrap` it.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -139,11 +140,11 @@ with tempfile.TemporaryDirectory() as folder:
     brought.append(replace(load("vit_tiny_patch16_224", from_file=path), name="file"))
 
 # %% [markdown]
-# ## Read them
+# ## Check and measure them
 #
-# What was read off each. If a row is not what you expect of your model, no number that follows can be trusted. Look at the
-# grid, rows before columns: 6 x 4 in place of 4 x 6 has the right number of tokens. So nothing complains, but images get
-# the wrong shape, and distances and frequencies are wrong:
+# The table shows what was read from each model. If a row is not what you expect, do not trust any number below it. Check
+# the grid above all, which gives rows before columns: 6 x 4 instead of 4 x 6 has the right number of tokens, so no error
+# is raised, but images get the wrong shape, and distances and frequencies are wrong.
 
 # %%
 rows = {
@@ -159,11 +160,12 @@ rows = {
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# One loop measures all four. In a chapter, make such an encoder in a cell above the parameters and name it there, beside
-# the study's own: `STUDIES = ["shapes"]` and `MODELS = [*study("shapes").models, plain]`. A list of models stands for the
-# own ones of every study, so keep to one: encoders of generated images look at photographs as strangers do.
+# One loop measures all four. To use such an encoder in a chapter, make it in a cell above the parameters and list it
+# beside the study's own: `STUDIES = ["shapes"]` and `MODELS = [*study("shapes").models, plain]`. Name a single study,
+# because a list of models replaces the models of every study, and encoders trained on generated images would then look
+# at photographs, a kind of image they have never seen.
 
-# %% mystnb={"image": {"alt": "NMI against depth of four untrained models, one each of timm, torchvision, plain PyTorch and a file; all lie close to zero."}, "figure": {"caption": "NMI against depth of four models with random weights that were brought in four ways; mind the scale."}}
+# %% mystnb={"image": {"alt": "NMI against depth for four untrained models, from timm, torchvision, plain PyTorch and a file; all four lines lie close to zero."}, "figure": {"caption": "NMI against depth for four models with random weights, brought in four ways; note the scale."}}
 own = pd.concat([analyse(encoder, few, ["nmi"]) for encoder in brought])
 (ax,) = plots.panels([""])
 plots.by_depth(own, "nmi", ax)
@@ -171,14 +173,14 @@ ax.set_ylim(0, 1.2 * ax.dataLim.ymax)
 legend = plots.legend_below([ax])
 
 # %% [markdown]
-# Random weights attend nearly uniformly, so NMI is nearly 0: what an untrained model looks like in every figure of NMI.
-# If a trained one looks so, look at its entropy: near 1, its weights were perhaps not loaded; clearly below 1, its maps
-# have collapsed.
+# With random weights, attention is nearly uniform and NMI nearly 0: this is how an untrained model looks in every figure
+# of NMI. If a trained model looks like this, check its attention entropy. Near 1, its weights were perhaps not loaded;
+# clearly below 1, its maps have collapsed.
 #
 # ## HuggingFace
 #
-# The book does not install `transformers`, so this is not run here. It was tried with version 5; in version 4 the blocks
-# are at `encoder.layer`.
+# The book does not install `transformers`, so the code below is not run here. It was tried with version 5; in version 4
+# the blocks are at `encoder.layer`.
 #
 # ```python
 # from transformers import ViTModel
@@ -201,8 +203,8 @@ legend = plots.legend_below([ax])
 #
 # ## What cannot be read
 #
-# A model whose attention cannot be seen (it uses `bmm`, say, or was compiled) ends in an error that shows the two
-# lines to change.
+# If the attention of a model cannot be observed (because it uses `bmm`, say, or was compiled), you get an error that
+# shows which line to change, and how.
 #
 # Architectures whose attention is confined to windows (Swin), pools its queries or keys (Hiera, MViT), or runs over
 # channels (XCiT) have no $N \times N$ map over one grid. They are refused by name, with the reason, rather than
@@ -215,10 +217,10 @@ except UnsupportedArchitecture as reason:
     print(textwrap.fill(str(reason), 80))
 
 # %% [markdown]
-# ## Families of timm
+# ## Which timm families can be read
 #
-# One small model of every family of timm's ViTs was run with random weights (`python tests/test_coverage.py`). These
-# can be analysed, and their relatives of other sizes should be:
+# One small model of every family of timm's ViTs was run with random weights (`python tests/test_coverage.py`). The
+# following can be analysed, and so should their other sizes:
 
 # %%
 families = pd.read_csv(DATA / "coverage.csv").convert_dtypes()
@@ -227,7 +229,7 @@ analysed = families[families["outcome"] == "analysed"]
 analysed.drop(columns=["outcome", "reason", "heads"]).rename_axis(None)
 
 # %% [markdown]
-# And these are refused, with the reason:
+# The following are refused, for the reason given:
 
 # %% tags=["hide-output"]
 refused = families[families["outcome"] == "refused"]
@@ -237,6 +239,6 @@ Markdown("\n".join(f"- `{family}`: {reason}." for family, reason in reasons.item
 # %% [markdown]
 # ## Try it yourself
 #
-# 1. Wrap a module of yours, and compare `encoder.forward(images)` with what your module gives for the same images.
-# 2. Give it a wrong `grid`, or leave `prefix` away: what does the error say?
-# 3. Put the encoder into `MODELS` of a chapter, such as [Attention distance](../attention/distance.py).
+# 1. Wrap a module of your own, and compare `encoder.forward(images)` with your module's output for the same images.
+# 2. Pass a wrong `grid`, or leave out `prefix`: what does the error say?
+# 3. Put the encoder into the `MODELS` of a chapter, such as [Attention distance](../attention/distance.py).
