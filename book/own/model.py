@@ -7,18 +7,19 @@
 # %% [markdown]
 # # Your own model
 #
-# **Claim.** Nothing in this book is tied to its models. It can read any Vision Transformer whose heads each compute a
+# **Claim.** Nothing in this book is tied to its own models. It can read any Vision Transformer whose heads each compute a
 # softmax over one grid of patches. This page draws the book's curves of attention, tokens and spectra for the models that
-# it is given. What needs labels or training, such as probes and fine-tuning, stays in the book's chapters.
+# you give it. What needs labels or training, such as probes and fine-tuning, is left to the chapters.
 #
-# The figures need little of a model: the queries, keys and values of every block as the model uses them, and the residual
-# stream between blocks. They are taken from the running model, after normalisation, rotary positions and position bias, so
-# no code of the model has to change.
+# The figures need little from a model: the queries, keys and values of every block as the model uses them, and the
+# residual stream between blocks. These are captured while the model runs, after normalisation, rotary positions and
+# position bias, so the model's code need not change.
 
 # %% [markdown] tags=["site"]
-# Change one line below to see a model of yours. The two that stand there were trained on photographs, CIFAR-10, and look at
-# generated shapes here: images of a kind that they never saw. With `IMAGES = "cifar10"` they look at their own. A module
-# that you built yourself goes into `MODELS` after one call of `wrap`: see [Bring a model](bring.py).
+# Change one line below to see a model of your own. The two models listed there were trained on the photographs of
+# CIFAR-10 and look at generated shapes here, a kind of image that they have never seen. With `IMAGES = "cifar10"` they
+# look at photographs of their own kind. To use a module that you built yourself, `wrap` it and put the result into
+# `MODELS`: see [Bring a model](bring.py).
 
 # %% tags=["parameters"]
 # the book's names, timm names, "hf-hub:...", files of save_encoder, or "random:..."
@@ -28,7 +29,7 @@ N_IMAGES = 500  # None: all
 SEED = 0
 BATCH_SIZE = 64
 DEVICE = None  # "cpu", "cuda"; None: a GPU when there is one
-FROM_FILE = None  # local copy of the weights of a single model
+FROM_FILE = None  # local weight file, if MODELS has one entry
 OUT = None  # a folder for metrics.csv
 
 # %% tags=["hide-input"]
@@ -48,11 +49,11 @@ from nbhelpers.studies import distinct_labels
 plots.style()
 
 # %% [markdown]
-# ## What was read off the models
+# ## What was read from the models
 #
-# Prefix tokens, patch grid and preprocessing come from the model: mean and deviation of the colours, and the share of a
-# resized image's side that is cut out of its middle. If an entry of this table is not what you expect, no figure further
-# down can be trusted.
+# Prefix tokens, patch grid and preprocessing are read from each model. Preprocessing is the mean and standard deviation
+# of the colours, and the centre crop as a share of the resized image's side. If an entry of this table is not what you
+# expect, do not trust any figure below it.
 
 # %%
 encoders = [load(model, device=DEVICE, from_file=FROM_FILE) for model in MODELS]
@@ -78,15 +79,15 @@ pd.DataFrame(rows).T
 
 # %% tags=["hide-input"]
 what = f"{len(images):,} images of {images.name}"
-Markdown(f"Curves and spectra are of {what}; maps and single tokens are of the first.")
+Markdown(f"Curves and spectra use {what}; maps and single tokens use the first.")
 
 # %% [markdown]
 # ## Attention maps
 #
-# The first of the images, as each model sees it, and beside it the maps of three queries at four depths, which are the same
-# shares of each model's blocks.
+# The first image as each model sees it, and beside it the attention maps of three queries at four depths. The depths are
+# the same fractions of each model's number of blocks.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "The image with one of three queries outlined, and beside it the attention maps of that query at four depths of one model, a row per query; a figure for each model."}, "figure": {"caption": "Attention maps of the model named at the left: the queries (left column) and their maps at four depths, means over heads, each on its own scale: dark nothing, bright the map's maximum."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "One figure per model, one row per query: the image with the query outlined, and beside it the attention maps of that query at four depths."}, "figure": {"caption": "Attention maps of the model named at the left: the image with the query outlined (left column) and the query's maps at four depths, averaged over heads. Each map has its own scale, from dark (no attention) to bright (the map's maximum)."}}
 pictures = [encoder.resize(images.batch([0])) for encoder in encoders]
 queries = [(0.2, 0.2), (0.5, 0.5), (0.8, 0.6)]
 depths = (1 / 8, 3 / 8, 5 / 8, 1)
@@ -95,7 +96,7 @@ for name, e, image in zip(names, encoders, pictures, strict=True):
     figure = plots.query_maps(maps, queries, depths)
 
 # %% [markdown]
-# Click any patch, or move the query by the arrow keys:
+# Click any patch, or move the query with the arrow keys:
 
 # %%
 interactive.explore(pictures[0], encoders)
@@ -103,8 +104,8 @@ interactive.explore(pictures[0], encoders)
 # %% [markdown]
 # ## Curves
 #
-# One pass over the images per model measures everything. Lines are means over heads and images with the 95 % interval
-# over images, dots single heads; depth 0 is the embedding.
+# One pass over the images per model measures everything. Lines are means over heads and images, with the 95 % interval
+# over images; dots are single heads; depth 0 is the embedding.
 
 # %%
 each = [analyse(encoder, images, list(METRICS), BATCH_SIZE) for encoder in encoders]
@@ -114,7 +115,7 @@ if OUT:
 plots.download(frame, "metrics")
 
 # %% tags=["hide-input"]
-REFERENCES = {  # what a model of no structure is, by the metric that sees it
+REFERENCES = {  # metric -> what a model without structure has
     "attention_distance": "uniform attention",
     "attention_entropy": "uniform attention",
     "prefix_attention": "uniform attention",
@@ -125,14 +126,14 @@ REFERENCES = {  # what a model of no structure is, by the metric that sees it
 
 
 def references(metric):
-    """The values that such a model has, one for each grid."""
+    """The values of a model without structure, one for each grid."""
     reference = METRICS[metric].reference
     return sorted({reference(e) for e in encoders}) if metric in REFERENCES else []
 
 
 # %%
 def curves(*metrics, heads=False):
-    """Panels of some metrics, dashed where a model of no structure lies."""
+    """A panel per metric, with a dashed line for a model without structure."""
     axes = plots.panels([""] * len(metrics))
     dashed = {"color": "#555555", "lw": 1, "ls": (0, (4, 2))}
     for ax, metric in zip(axes, metrics, strict=True):
@@ -143,33 +144,33 @@ def curves(*metrics, heads=False):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "attention distance in pixels against depth, a line per model."}, "figure": {"caption": "Attention distance against depth, in pixels of the model's input. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth, a line per model."}, "figure": {"caption": "Attention distance against depth, in pixels of the model's input. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
 legend = curves("attention_distance", heads=True)
 
 # %% [markdown]
-# NMI is 0 where all queries have the same map, entropy 1 where attention is uniform, and the cosine between the maps of
-# different queries 1 where all are the same.
+# NMI is 0 if all queries have the same map, entropy is 1 if attention is uniform, and the cosine between the maps of
+# different queries is 1 if they are all the same.
 
-# %% mystnb={"image": {"alt": "normalised mutual information and attention entropy against depth, a line per model."}, "figure": {"caption": "NMI of query and key, and attention entropy as a share of its maximum, against depth."}}
+# %% mystnb={"image": {"alt": "Normalised mutual information and attention entropy against depth, a line per model."}, "figure": {"caption": "NMI of query and key, and attention entropy as a share of its maximum, against depth."}}
 legend = curves("nmi", "attention_entropy", heads=True)
 
-# %% mystnb={"image": {"alt": "cosine between the maps of queries and cosine between heads against depth, a line per model."}, "figure": {"caption": "Cosine similarity between the maps of different queries, and between the outputs of different heads."}}
+# %% mystnb={"image": {"alt": "Cosine between the maps of queries, and cosine between heads, against depth, a line per model."}, "figure": {"caption": "Cosine similarity between the maps of different queries, and between the outputs of different heads, against depth."}}
 legend = curves("query_cosine", "head_cosine")
 
 # %% [markdown]
-# Cosines: how alike the tokens of an image are, how alike their updates by attention, and how little attention and a whole
-# block turn a token.
+# The next four cosines say how alike the tokens of an image are, how alike the outputs of attention for them are, and how
+# little a token's direction changes across attention and across a whole block.
 
-# %% mystnb={"image": {"alt": "cosine between tokens, between attention outputs, across attention and across a block against depth, a line per model."}, "figure": {"caption": "Four cosine similarities against depth: between tokens of an image, between their attention outputs, and of a token with itself across attention and across a block."}}
+# %% mystnb={"image": {"alt": "Cosine between tokens, between attention outputs, across attention and across a block, against depth, a line per model."}, "figure": {"caption": "Four cosine similarities against depth: between the tokens of an image, between the outputs of attention for them, and of a token with itself before and after attention and before and after a block."}}
 between = ["token_cosine", "attention_token_cosine"]
 legend = curves(*between, "across_attention_cosine", "across_block_cosine")
 
 # %% [markdown]
-# The first image's tokens before and after attention: to the right along the step that is common to them, upwards in the
-# direction in which they vary most beside it. Below: the share of that movement that is common to all tokens; independent
-# updates of N tokens would give 1 / N.
+# The tokens of the first image before and after attention. The horizontal axis is the mean update of all tokens, their
+# common step; the vertical axis is the direction in which the tokens vary most apart from it. The number below each panel
+# is the share of the movement that is common to all tokens; independent updates of N tokens would give 1 / N.
 
-# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, along their common step, a row per model: a line for each token."}, "figure": {"caption": "Tokens of one image along the step that is common to them (to the right) and in the direction in which they vary most beside it (upwards): a line from where a token was before self-attention to a dot where it is afterwards. Below each panel, the common share of that movement."}}
+# %% mystnb={"image": {"alt": "Tokens of an image before and after self-attention at four depths, a row per model: each token is a line that ends in a dot."}, "figure": {"caption": "Tokens of one image in a plane: to the right, their common step; upwards, the direction in which they vary most apart from it. Each line runs from a token's place before self-attention to a dot at its place afterwards. Below each panel: the common share of the movement."}}
 steps, colours = {}, {}
 looks = plots.line_styles([(encoder.name, encoder.objective) for encoder in encoders])
 for name, encoder, image in zip(names, encoders, pictures, strict=True):
@@ -181,11 +182,12 @@ for name, encoder, image in zip(names, encoders, pictures, strict=True):
     colours[name] = looks[encoder.name]["color"]
 figure = plots.token_steps(steps, (1 / 8, 3 / 8, 5 / 8, 1), colours)
 
-# %% mystnb={"image": {"alt": "common share of the update and effective rank of the tokens against depth, a line per model."}, "figure": {"caption": "Common share of the tokens' update by self-attention (dashed: independent updates), and effective rank of an image's tokens."}}
+# %% mystnb={"image": {"alt": "Common share of the update, and effective rank of the tokens, against depth, a line per model."}, "figure": {"caption": "Common share of the tokens' update by self-attention (dashed: independent updates), and effective rank of an image's tokens, against depth."}}
 legend = curves("common_update_share", "token_effective_rank")
 
 # %% [markdown]
-# Spectra of the tokens of an image and of the images, and the amplitude of frequencies, a line per depth:
+# Eigenvalue spectra over the tokens of an image and over images, and the amplitude of spatial frequencies, a line per
+# depth:
 
 
 # %%
@@ -199,35 +201,35 @@ def spectra(metric):
     return plots.depth_bar(axes, deepest)
 
 
-# %% mystnb={"image": {"alt": "token spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of an image's tokens, relative to the largest, against rank. What lies below −15 is not drawn."}}
+# %% mystnb={"image": {"alt": "Token spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of an image's tokens, relative to the largest, against rank. Values below −15 are not drawn."}}
 bar = spectra("token_spectrum")
 
-# %% mystnb={"image": {"alt": "image spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of the images' mean tokens, relative to the largest, against rank."}}
+# %% mystnb={"image": {"alt": "Image spectrum, a panel per model and a line per depth."}, "figure": {"caption": "Log eigenvalues of the covariance of the images' mean tokens, relative to the largest, against rank."}}
 bar = spectra("image_spectrum")
 
-# %% mystnb={"image": {"alt": "log amplitude against spatial frequency, a panel per model and a line per depth."}, "figure": {"caption": "Log amplitude of spatial frequencies of the tokens on their grid, relative to the constant part."}}
+# %% mystnb={"image": {"alt": "Log amplitude against spatial frequency, a panel per model and a line per depth."}, "figure": {"caption": "Log amplitude of the tokens on their grid against spatial frequency, relative to frequency 0."}}
 bar = spectra("fourier_radial")
 
-# %% mystnb={"image": {"alt": "delta log amplitude against depth, a line per model."}, "figure": {"caption": "Log amplitude at the highest frequency below Nyquist, relative to the constant part, against depth."}}
+# %% mystnb={"image": {"alt": "Delta log amplitude against depth, a line per model."}, "figure": {"caption": "Log amplitude at the highest frequency below Nyquist, relative to frequency 0, against depth."}}
 legend = curves("delta_log_amplitude")
 
 # %% [markdown]
-# Sinks: the norm of patch tokens, the largest of an image against the median, and the attention that they pay to prefix
-# tokens.
+# Four quantities show attention sinks: the norm of the patch tokens, the largest norm in an image relative to the median,
+# the share of tokens with more than three times the median norm, and the attention that patches pay to prefix tokens.
 
-# %% mystnb={"image": {"alt": "token norm, its peak, the share of outlier tokens and attention to prefix tokens against depth, a line per model."}, "figure": {"caption": "Norm of patch tokens, largest norm of an image against its median, share of tokens above three medians, and attention that patches pay to prefix tokens."}}
+# %% mystnb={"image": {"alt": "Token norm, its peak, the share of outlier tokens and attention to prefix tokens, against depth, a line per model."}, "figure": {"caption": "Norm of patch tokens, largest norm in an image relative to the median, share of tokens with more than three times the median norm, and attention of patches to prefix tokens, against depth."}}
 legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_attention")
 
 # %% [markdown]
-# ## Where do two models part?
+# ## At which depths do two models differ?
 #
-# Two checkpoints of one run, before and after fine-tuning, two objectives, two sizes: with exactly two models, the first
-# less the second, depth by depth. Where they have different numbers of blocks, the depths are the first one's, and the
-# second is read at the same share of its own. The intervals treat the two as independent although both saw the same images,
-# which makes them wider than necessary: a marked difference is
-# not an accident of the images. Whether another training would repeat it, one run of each cannot say.
+# With exactly two models, such as two checkpoints of one run, a model before and after fine-tuning, two objectives or two
+# sizes, this section draws the first minus the second, depth by depth. If their numbers of blocks differ, the depths are
+# those of the first, and the second is read at the same fraction of its own depth. The intervals treat the two models as
+# independent although both saw the same images, which makes them wider than necessary: a difference marked with a dot is
+# not an accident of the images. Whether other training runs would repeat it, one run of each cannot say.
 
-# %% mystnb={"image": {"alt": "Difference of the two models against depth with its interval, a panel per metric; dots mark depths at which they differ."}, "figure": {"caption": "The first model less the second. Bands: 95 % interval over images; dots: depths at which an interval that holds for all depths together leaves out 0."}}
+# %% mystnb={"image": {"alt": "Difference between the two models against depth with its interval, a panel per metric; dots mark the depths at which they differ."}, "figure": {"caption": "The first model minus the second, against depth. Bands: 95 % interval over images; dots: depths at which an interval that holds for all depths together excludes 0."}}
 SIDES = ["attention_distance", "nmi", "head_cosine", "token_cosine"]
 SIDES += ["token_effective_rank", "delta_log_amplitude"]
 two = len(encoders) == 2
@@ -250,21 +252,21 @@ if two:
     where = where.set_axis(["first depth apart", "depths apart"], axis=1)
     where = where.reindex(SIDES).fillna({"depths apart": 0})
     where = where.rename(plots.metric_label).rename_axis(None)
-    display(where.rename_axis(f"{names[0]} less {names[1]}", axis=1))
+    display(where.rename_axis(f"{names[0]} − {names[1]}", axis=1))
 else:
-    print("with two models, this is where their differences are drawn")
+    print("With exactly two models, this section shows their differences.")
 
 # %% [markdown] tags=["site"]
 # ## From a shell
 #
-# The same, as a folder with a page, its figures and the numbers behind them:
+# The same analysis from the command line, as a folder with a page, its figures and the numbers behind them:
 #
 # ```bash
 # python -m nbhelpers.analyse vit_small_patch16_224.dino \
 #     --images /path/to/images --out report
 # ```
 #
-# Two models on one line are compared, by names or files that `save_encoder` wrote:
+# To compare two models, give both on the command line, as names or as files that `save_encoder` wrote:
 # `python -m nbhelpers.analyse vit_base_patch16_224.mae vit_base_patch16_224.dino --images ... --out report`.
 
 # %% [markdown] tags=["site"]
@@ -272,4 +274,4 @@ else:
 #
 # 1. Set `MODELS` to names that `timm` knows, such as `"vit_base_patch16_224.mae"`.
 # 2. Set `IMAGES` to a folder of your own photographs.
-# 3. Fine-tune a model and put it beside the one you started from: which figures move most?
+# 3. Fine-tune a model and put it beside the one you started from: which figures change most?
