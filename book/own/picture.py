@@ -8,7 +8,7 @@
 # # Your own picture
 #
 # **Invitation.** Drop a photograph on this page and see where contrastive and
-# masked encoders look in it. They run in your browser; the picture does not leave it.
+# masked encoders look in it. The encoders run in your browser; the picture does not leave it.
 
 # %% tags=["parameters", "hide-input"]
 MODELS = {
@@ -20,13 +20,13 @@ FOLDER = "../_static/own_picture"  # where the weights are written, beside this 
 # %% [markdown]
 # ## Look
 #
-# Take one of the six pictures or one of yours. Click a patch, or move the outlined one
-# with the arrow keys once it has the focus. There are three views. The first is each
-# encoder's attention map of the query, on a scale of its own. The second is the cosine
-# between the query's token and every other after the chosen block. The third shows each
-# token's first three principal components as red, green and blue: patches of one colour
-# are alike to the encoder. A photograph of a whole street is not what these encoders were
-# trained on: CIFAR-10 shows one large object in the middle.
+# Choose one of the six pictures or one of your own. Click a patch to make it the query, or
+# move the outlined patch with the arrow keys once it has the focus. There are three views.
+# The first is each encoder's attention map of the query, each on its own scale. The second
+# is the cosine between the query's token and every other token after the chosen block. The
+# third shows the first three principal components of each token as red, green and blue:
+# patches of one colour are alike to the encoder. Choose a picture with one large object in
+# the middle, as in CIFAR-10: these encoders were not trained on scenes such as a whole street.
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -60,12 +60,12 @@ own_picture.page(groups, pictures, FOLDER)
 # %% [markdown]
 # ## What to look for
 #
-# - **Move the query.** Does the map follow it? NMI is 0 if it never does.
-# - **Far or near.** How far away does a patch look, on a picture of 32 × 32 pixels?
-# - **All alike?** How similar are the tokens of one picture?
+# - **Dependence on the query.** Move the query. Does the map follow it? NMI is 0 if it never does.
+# - **Reach.** How far away does a patch look, on a picture of 32 × 32 pixels?
+# - **Similarity.** How alike are the tokens of one picture?
 #
-# These are the quantities that the paper compares {cite:p}`park2023what`. On the book's
-# test images they are, as means over the last third of the blocks:
+# These are quantities that the paper compares {cite:p}`park2023what`. The table gives
+# their values on the book's test images, averaged over the last third of the blocks:
 
 # %% tags=["hide-input"]
 rows = {
@@ -80,21 +80,22 @@ pd.DataFrame(rows).T.map("{:.2f}".format)
 # %% [markdown]
 # ## How it is done
 #
-# - **Weights.** Each encoder is a script beside this page: its half-precision weights in
-#   base64. It is loaded when you take a picture, not before, and nothing is sent.
-# - **Pictures.** The square in the middle is reduced to the resolution of the training,
-#   32 pixels a side, by area averaging: each pixel is the mean colour of an equal part
-#   of yours. Then come each encoder's own mean and deviation; those of `shapes` also
-#   standardise every picture.
-# - **Encoder.** Eight blocks of width 128 with four heads over 65 tokens, in plain typed
-#   arrays, in a Worker, so that the page stays responsive. Tests hold its maps to
-#   PyTorch's within 0.001 at every depth and in every head.
+# - **Weights.** Each encoder's half-precision weights are stored as base64 in a script
+#   beside this page. The script is loaded only when you choose a picture, and nothing is sent.
+# - **Pictures.** The central square is reduced to the resolution of the training images,
+#   32 pixels a side, by area averaging: each pixel is the mean colour of an equal part of
+#   your picture. Then each encoder normalises it with its own mean and standard deviation;
+#   the encoders of `shapes` also standardise every picture.
+# - **Encoder.** Eight blocks of width 128 with four heads over 65 tokens, computed with plain
+#   typed arrays in a Worker, so that the page stays responsive. Tests require its maps to
+#   agree with PyTorch's within 0.001 at every depth and in every head.
 # - **Numbers.** Attention is the softmax over patch tokens, as in most chapters. Solid
-#   lines are this picture, dashed ones the mean over the test images.
+#   lines show this picture, dashed lines the mean over the test images.
 #
 # ## Try it yourself
 #
 # 1. Put other encoders into `MODELS`, such as `"cifar10.random"`, and run the page
 #    again: what does an untrained model look like?
-# 2. Choose the encoders of generated images for a photograph. What is left?
-# 3. Find a picture whose NMI lies far from the dashed line, and say why.
+# 2. Look at a photograph with the encoders of generated images. Which differences between
+#    the two encoders remain?
+# 3. Find a picture whose NMI lies far from the dashed line, and explain why.

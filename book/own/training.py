@@ -9,14 +9,14 @@
 #
 # **Claim.** A short run on your own machine lowers the loss on images that it never saw.
 #
-# One trainer made the encoders of this book, a prototype of it most of those of width 128. Here it runs on your machine,
-# for a minute. From random weights that is enough to see a loss fall, and too little for attention to take shape on one
-# core. So this run goes on from the book's masked encoder, adds the contrastive loss, and shows what becomes of its
-# attention.
+# The trainer on this page made the encoders of this book; most of those of width 128 were made by a prototype of it. Here
+# it runs on your machine for a minute. From random weights, a minute is enough to see a loss fall, but on one core it is
+# too short for attention to take shape. So this run continues from the book's masked encoder, adds the contrastive loss,
+# and shows how its attention changes.
 #
 # A hybrid minimises $L = (1 - \lambda) L_{\mathrm{MIM}} + \lambda L_{\mathrm{CL}}$, as in
 # [its chapter](../hybrid/hybrid.py). The learning rate follows half a cosine down to zero, so a run has to know its
-# length before it begins. This page takes a few steps on trial, measures how long a step takes here, and plans a run that
+# length before it begins. This page takes a few trial steps, measures how long a step takes here, and plans a run that
 # fits the time.
 
 # %% tags=["parameters"]
@@ -33,8 +33,8 @@ FOLDER = None  # where your encoder goes; None: the folder `own` in the cache fo
 # %% [markdown]
 # ## Images and recipe
 #
-# The recipe is the book's for this objective, with smaller batches: they give more steps in the same time. A folder of your
-# own photographs is read with the recipe for CIFAR-10.
+# The recipe is the book's recipe for this objective, but with smaller batches, which give more steps in the same time. A
+# folder of your own photographs uses the recipe for CIFAR-10.
 
 # %%
 from dataclasses import replace
@@ -74,22 +74,22 @@ from IPython.display import Markdown
 from nbhelpers.models import manifest
 
 seen = "".join(
-    f" Its encoder {each} saw {manifest()[each]['images_seen']:,}."
+    f" The book's encoder {each} saw {manifest()[each]['images_seen']:,}."
     for each in study(name).trained(OBJECTIVE)[:1]
 )
 book = recipe(name, OBJECTIVE).images
 Markdown(
     f"A step of {BATCH_SIZE} images takes {cost:.2f} s here. In {SECONDS} s that makes "
-    f"**{chosen.steps} steps**, or {chosen.images:,} images. The book's recipe sees "
+    f"**{chosen.steps} steps**, or {chosen.images:,} images. The book's recipe uses "
     f"{book:,}.{seen}"
 )
 
 # %% [markdown]
 # ## The training loop
 #
-# Training draws views, computes the loss and its gradient, and takes a step. The loop below works on a copy, so that the
-# run after it begins where it should; `Trainer` adds a schedule of the learning rate and checkpoints. Four steps are too
-# few to see the loss fall.
+# Each training step draws views, computes the loss and its gradient, and updates the weights. The loop below works on a
+# copy, so that the run after it starts from unchanged weights; `Trainer` adds a learning-rate schedule and checkpoints.
+# Four steps are too few to see the loss fall.
 
 # %%
 import copy
@@ -122,9 +122,9 @@ first_losses
 # %% [markdown]
 # ## The run
 #
-# `Trainer.steps` takes one step after the other and gives the loss of each. In a notebook the figure grows while the
-# encoder trains. The loss is noisy, since every batch shows other images, other views and other masks; the line is a mean
-# over ten steps.
+# `Trainer.steps` takes one step after another and yields the loss of each. In a notebook, the figure grows while the
+# encoder trains. The loss is noisy because every batch has different images, views and masks; the line is a mean over
+# ten steps.
 
 # %%
 from nbhelpers.models import save_encoder
@@ -142,7 +142,7 @@ from IPython.display import display
 
 
 def curve(losses):
-    """The loss against the step, and its mean over ten steps."""
+    """Draw the loss against the step, and its mean over ten steps."""
     (ax,) = plots.panels([f"{OBJECTIVE} on {train.name}"])
     series = pd.Series(losses, index=range(1, len(losses) + 1))
     ax.plot(series, color="#999999", lw=0.6)
@@ -153,7 +153,7 @@ def curve(losses):
     return ax.figure
 
 
-# %% mystnb={"image": {"alt": "Training loss against the step: each step in grey, and the mean over ten steps."}, "figure": {"caption": "Training loss of each step (grey), and its mean over the ten steps around it (black)."}}
+# %% mystnb={"image": {"alt": "Training loss against step: single steps in grey, the mean over ten steps in black."}, "figure": {"caption": "Training loss of each step (grey), and its mean over the ten steps around it (black)."}}
 losses, picture, drawn = [], None, 0.0
 for loss in trainer.steps():
     losses.append(float(loss))
@@ -171,14 +171,14 @@ numbers = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
 plots.download(numbers, "loss")
 
 # %% [markdown]
-# ## What became of attention
+# ## How attention changed
 #
-# {term}`NMI` of query and key says how much a token's map depends on where the token is: 0 where all maps are alike.
-# The paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and a hybrid's
-# high in the middle blocks and low in the last. "Before" is where this run began. The book's small hybrid is low in the
-# middle, too.
+# {term}`NMI` of query and key says how much a token's attention map depends on where the token is; it is 0 if all maps are
+# alike. The paper finds it [high in a masked encoder and low in a contrastive one](../attention/collapse.py), and in a
+# hybrid high in the middle blocks and low in the last. In the book's small hybrid it is low in the middle, too. In the
+# figure, "before" is where this run began.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, before and after training, and of a finished encoder."}, "figure": {"caption": "NMI of query and key against depth: where this run began, where it ended (yours), and a finished encoder of the book, which can be of another width and began with random weights: it shows a direction, not a target. Lines: mean over heads, with the 95 % interval over images; dots: single heads."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth for three encoders: before this run, after it, and a finished one of the book."}, "figure": {"caption": "NMI of query and key against depth: at the start of this run (before), at its end (yours), and in a finished encoder of the book. The finished encoder can have another width and started from random weights: it shows a direction, not a target. Lines: mean over heads, with the 95 % interval over images; dots: single heads."}}
 from nbhelpers import analyse
 
 after = load(save_encoder(trainer.objective.saved, "yours", about, place))
@@ -205,11 +205,10 @@ first, last = early(frame, "nmi"), late(frame, "nmi")
 loss_after, held_out = trainer.validation_loss(), sum(len(b[0]) for b in trainer.val)
 verdict = "fell" if loss_after < loss_before else "did not fall"
 Markdown(
-    f"In this run of {chosen.steps} steps the loss on held-out images **{verdict}**, "
-    f"from {loss_before:.3f} to {loss_after:.3f}. Both are means over the same "
-    f"{held_out:,} images with the same views, of one run, so without an interval over "
-    "seeds. "
-    "NMI of query and key:"
+    f"In this run of {chosen.steps} steps, the loss on held-out images **{verdict}**, "
+    f"from {loss_before:.3f} to {loss_after:.3f}. Both values are means over the same "
+    f"{held_out:,} images with the same views. This is a single run, so there is no "
+    "interval over seeds. The table gives NMI of query and key:"
 )
 
 # %% tags=["hide-input"]
@@ -217,25 +216,24 @@ thirds = {"first third of the blocks": first, "last third": last}
 pd.DataFrame(thirds).map("{:.3f}".format)
 
 # %% [markdown]
-# On a faster machine yours sees more images in the same time, and may move further.
+# On a faster machine, your encoder sees more images in the same time and may change more.
 #
-# ## Keep it
+# ## Keep your encoder and train longer
 #
-# The encoder is the file `yours.safetensors` in `FOLDER`, by default `.cache/own` in the clone (`print(place)` says where),
-# until this page runs again. Put its path into `MODELS` of a chapter on attention or representations, or of
-# [Layers](../components/layers.py), and the figures are drawn for your encoder too. To go on for longer from where this
-# page starts, raise `SECONDS`. A longer run from random weights, which survives being interrupted, is one command in a
-# shell:
+# Until this page runs again, the encoder is the file `yours.safetensors` in `FOLDER`, by default `.cache/own` in the clone
+# (`print(place)` says where). Put its path into `MODELS` of a chapter on attention or representations, or of
+# [Layers](../components/layers.py), and the figures are drawn for your encoder too. For a longer run from the same start,
+# raise `SECONDS`. A longer run from random weights that can be interrupted and resumed is one shell command:
 #
 # ```bash
 # python -m nbhelpers.pretrain --study shapes --objective hybrid-0.2 \
 #     --seed 7 --images 100000
 # ```
 #
-# It goes on where it stopped when the same command is given again, and ends in `data/encoders` under a name that `MODELS`
-# knows, `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
+# Give the same command again to resume where it stopped. The result is stored in `data/encoders` under a name that you can
+# use in `MODELS`, `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
 #
-# The command knows the images of the book alone. A long run on photographs of your own is a `Trainer` in a script:
+# The command trains only on the book's own images. For a long run on your own photographs, use a `Trainer` in a script:
 #
 # ```python
 # from dataclasses import replace
@@ -250,34 +248,36 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 # train = mine.select([i for i in range(len(mine)) if i % 10])
 # longer = replace(recipe("cifar10", "mim"), images=1_000_000, batch_size=256)
 # trainer = Trainer(longer, train, val, Path("runs/mine"))
-# trainer.run()  # or run(until=5_000), for a look on the way
+# trainer.run()  # or run(until=5_000), to look at an intermediate state
 # save_encoder(trainer.objective.saved, "mine", description(trainer, "cifar10"), Path("runs"))
 # ```
 #
 # `run` writes `checkpoint.pt` into its folder every three minutes, and when it is stopped by Ctrl-C or SIGTERM. Run the
-# same script again, also after it was killed, and it goes on from there. The encoder is then `runs/mine.safetensors`.
+# same script again, even after it was killed, and it resumes from the last checkpoint. The finished encoder is
+# `runs/mine.safetensors`.
 
 # %% [markdown]
 # ## What would refute it
 #
-# A loss on held-out images that does not fall over a run of some hundred steps. A shorter run may miss it: adding a loss
-# changes the sum at once, and its momentum encoder follows slowly.
+# A loss on held-out images that does not fall over a run of some hundred steps. In a shorter run the fall may not show
+# yet: adding the contrastive loss changes the sum at once, and its momentum encoder follows slowly.
 #
 # ## Takeaways
 #
-# - Training is four lines: views, loss, gradient, step. All else is bookkeeping that makes a run end where it should, and
-#   go on where it stopped.
-# - A schedule has to know the length of the run. A run that is cut short differs from one that was planned short.
-# - A falling loss says that something is learnt, not what. Look at attention, or ask a probe.
+# - Training is four lines: views, loss, gradient, step. Everything else is bookkeeping, which lets a run end when it should
+#   and resume where it stopped.
+# - The learning-rate schedule depends on the length of the run, so a run that is cut short differs from one that was
+#   planned to be short.
+# - A falling loss shows that something is learnt, not what. To see what, look at attention or train a probe.
 #
 # ## Exercises
 #
-# 1. **Other models.** Draw others beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. Which parent is yours
-#    closer to after one minute, and after ten?
+# 1. **Other models.** Draw other encoders beside yours with `MODELS`, such as `["shapes.cl", "shapes.mim"]`. To which of
+#    the two is yours closer after one minute, and after ten?
 # 2. **Another objective.** Set `OBJECTIVE` to another lambda, or `STUDY` to a folder of your own photographs, laid out as
 #    `CLASS/FILE`.
-# 3. **An objective of your own.** Write a class like those in `nbhelpers/pretrain/simmim.py`, enter it, and set
-#    `OBJECTIVE = "mine"`; `trainer.encoder()` can stand in the `MODELS` of a chapter.
+# 3. **An objective of your own.** Write a class like those in `nbhelpers/pretrain/simmim.py`, register it as below, and set
+#    `OBJECTIVE = "mine"`; you can use `trainer.encoder()` in the `MODELS` of a chapter.
 #
 #    ```python
 #    from nbhelpers.pretrain import recipes
@@ -285,6 +285,6 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 #    mine = replace(recipe("shapes", "mim"), objective="mine", options={})
 #    recipes.CLASSES["mine"], recipes.STUDIES["shapes"]["mine"] = Mine, mine
 #    ```
-# 4. **From nothing.** Begin with `START = None` and take an hour. Does the order in which the losses begin to fall agree
-#    with [who pulls harder](../hybrid/agreement.py)? Another architecture is
+# 4. **From random weights.** Set `START = None` and train for an hour. Does the order in which the losses begin to fall
+#    agree with [which loss pulls harder](../hybrid/agreement.py)? For another architecture, use
 #    `replace(recipe(name, OBJECTIVE), width=96, heads=6, depth=6)`.
