@@ -233,7 +233,7 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 # Give the same command again to resume where it stopped. The result is stored in `data/encoders` under a name that you can
 # use in `MODELS`, `shapes.hybrid-0.2.n100000.s7`. On several GPUs: `torchrun --nproc-per-node 4 -m nbhelpers.pretrain ...`.
 #
-# The command trains only on the book's own images. For a long run on your own photographs, use a `Trainer` in a script:
+# The command trains only on the images of the book. For a long run on your own photographs, use a `Trainer` in a script:
 #
 # ```python
 # from dataclasses import replace

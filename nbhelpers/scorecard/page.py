@@ -13,7 +13,7 @@ NOT_MEASURED = "not measured"
 MARKS = {
     "shows": ("✓", "shows", "shows", "above zero"),
     "does not show": ("✗", "fails", "does not show", "not above zero"),
-    "undecided": ("?", "open", "is undecided", "an interval that holds zero"),
+    "undecided": ("?", "open", "is undecided", "an interval that includes zero"),
     NOT_MEASURED: ("–", "absent", "is not measured", ""),
 }
 PAPER = "Park et al. 2023, arXiv 2305.00729, "
