@@ -7,9 +7,9 @@
 # %% [markdown]
 # # Questions that users of the paper's code asked
 #
-# The repositories of the paper, of its predecessor and of related work have public lists of issues. Most questions there
-# are about code that was not released, or about a model that the code does not take. This page answers them with a few
-# lines each. The models below are small; any other can stand in their place.
+# The repositories of the paper, its predecessor and related work have public issue lists. Most questions there are about
+# code that was not released, or about a model that the code does not accept. This page answers them with a few lines of
+# code each. The models below are small; you can replace them by any other.
 
 # %% tags=["parameters"]
 MODELS = ["shapes.cl", "shapes.mim"]  # names, paths of weight files or Encoders
@@ -32,8 +32,8 @@ encoders = study("shapes").encoders(MODELS)
 # %% [markdown]
 # ## How do I average attention maps over a data set?
 #
-# Keep one sum per depth and add to it image by image. Nothing else is stored, so the number of images does not matter. The
-# mean over images hides what an image shows, and leaves what the model does with *places*.
+# Keep one sum per depth and add each batch to it. Nothing else is stored, so memory does not grow with the number of
+# images. The mean hides what single images show and leaves what the model does with *positions*.
 
 # %%
 from nbhelpers.metrics import patch_attention
@@ -54,7 +54,7 @@ def mean_attention(encoder, images, batch=32):
     return total / len(images)
 
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches: mean attention of one query patch in the last but one block, for CL and for MIM; in each the query is outlined."}, "figure": {"caption": "Attention of one query in the last but one block, averaged over heads and images, a panel per model. White: the query."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Two maps of eight by eight patches, for CL and for MIM: mean attention of one query patch in the last block but one, with the query outlined."}, "figure": {"caption": "Attention of one query in the last block but one, averaged over heads and images, a panel per model. White outline: the query."}}
 axes = plots.panels([encoder.objective for encoder in encoders])
 for ax, encoder in zip(axes, encoders, strict=True):
     rows, columns = encoder.grid
@@ -66,11 +66,11 @@ for ax, encoder in zip(axes, encoders, strict=True):
     drawn_on = ax.set(xticks=[], yticks=[])
 
 # %% [markdown]
-# ## What is the feature map variance, and how does it run with depth?
+# ## What is the feature map variance, and how does it change with depth?
 #
-# The variance of an image's tokens around their mean, averaged over channels and images (asked in
-# [how-do-vits-work 6](https://github.com/xxxnell/how-do-vits-work/issues/6)). It grows where a block makes tokens differ, and
-# falls where it averages them. It also grows with the length of the tokens, which rises with depth: divide by their mean
+# It is the variance of an image's tokens around their mean, averaged over channels and images (asked in
+# [how-do-vits-work 6](https://github.com/xxxnell/how-do-vits-work/issues/6)). It grows where a block makes tokens differ and
+# falls where a block averages them. It also grows with the norm of the tokens, which rises with depth: divide by their mean
 # squared norm before you compare depths.
 
 # %%
@@ -89,10 +89,10 @@ for encoder in encoders:
 pd.DataFrame(rows).rename_axis("depth").T.round(2)
 
 # %% [markdown]
-# ## Fourier analysis of a network that is not a ViT?
+# ## How do I apply the Fourier analysis to a network that is not a ViT?
 #
-# `feature_map_log_amplitude` takes any feature map `B C H W`: a single convolution, a stage of a CNN, a hierarchical ViT.
-# Sizes differ from stage to stage, so frequencies are given as shares of each map's own highest one (asked in how-do-vits-work
+# `feature_map_log_amplitude` takes any feature map `B C H W`: from a single convolution, a stage of a CNN or a hierarchical
+# ViT. Sizes differ between stages, so frequencies are given as fractions of each map's Nyquist frequency (asked in how-do-vits-work
 # [4](https://github.com/xxxnell/how-do-vits-work/issues/4) and
 # [45](https://github.com/xxxnell/how-do-vits-work/issues/45),
 # [ViT-Adapter 152](https://github.com/czczup/ViT-Adapter/issues/152) and
@@ -107,7 +107,7 @@ pictures = images.batch(range(min(16, N_IMAGES))).float() / 255
 with torch.no_grad():
     stages = cnn(torch.nn.functional.interpolate(pictures, size=128))
 
-# %% mystnb={"image": {"alt": "Relative log amplitude against spatial frequency, a line per stage of an untrained CNN; all fall from zero."}, "figure": {"caption": "Relative log amplitude of the stages of an untrained ResNet. Each stage has its own grid, so its line has its own number of points."}}
+# %% mystnb={"image": {"alt": "Relative log amplitude against spatial frequency, a line per stage of an untrained CNN; all lines fall from zero."}, "figure": {"caption": "Relative log amplitude against frequency for the stages of an untrained ResNet. The stages have grids of different sizes, so their lines have different numbers of points."}}
 (ax,) = plots.panels(["ResNet, random weights"])
 for number, features in enumerate(stages, 1):
     if min(features.shape[-2:]) < 3:
@@ -122,9 +122,9 @@ legend = ax.legend()
 # ## Do two losses pull my model the same way?
 #
 # The code for training with both losses was never released (asked in
-# [cl-vs-mim 4](https://github.com/naver-ai/cl-vs-mim/issues/4)). The book's is in
-# [its chapter on hybrids](../hybrid/hybrid.py), and [another](../hybrid/agreement.py) follows the gradients. For two losses of
-# your own, ask for both gradients every few steps of your loop, and give them to `block_alignment`:
+# [cl-vs-mim 4](https://github.com/naver-ai/cl-vs-mim/issues/4)). The book's own code is in
+# [The hybrid](../hybrid/hybrid.py), and [Do the losses agree?](../hybrid/agreement.py) follows the gradients. For two losses
+# of your own, compute both gradients every few steps of your training loop and pass them to `block_alignment`:
 
 # %%
 from nbhelpers.pretrain.alignment import block_alignment, loss_gradients
@@ -137,7 +137,7 @@ x, labels = batch.split(N_IMAGES // 4), images.labels["shape"].split(N_IMAGES //
 
 # %%
 seen = []
-for batch, y in zip(x, labels, strict=True):  # in the place of your training loop
+for batch, y in zip(x, labels, strict=True):  # your training loop goes here
     tokens = vit.forward_features(batch)
     classify = torch.nn.functional.cross_entropy(vit.forward_head(tokens), y)
     spread = tokens[:, 1:].var(1).mean()
@@ -148,23 +148,23 @@ frame = frame.set_index("depth").drop(columns="metric").round(3)
 frame.rename_axis(index=None, columns="depth")
 
 # %% [markdown]
-# Where the whole interval lies below 0, the two losses pull that block against each other. A value near 0 says little:
-# a batch's gradient can be mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` estimates
-# the cosine without this noise as `direction`, and says how far the first loss (`mim_cosine`) and the second
-# (`cl_cosine`) agree with themselves.
+# Where the whole interval lies below 0, the two losses pull that block in opposing directions. A value near 0 says little:
+# a batch's gradient can be mostly noise, which draws the cosine towards 0. With enough batches, `block_alignment` also
+# estimates the cosine without this noise, as `direction`, and says how well the gradients of different batches agree for
+# the first loss (`mim_cosine`) and for the second (`cl_cosine`).
 #
-# ## And the others
+# ## Short answers to other questions
 #
 # | question | answer |
 # | --- | --- |
-# | Where is the code of the singular value spectra? ([cl-vs-mim 2](https://github.com/naver-ai/cl-vs-mim/issues/2)) | [Spectra](../representations/spectra.py): by the Gram matrix, with the same values as a decomposition of the covariance |
-# | Where is NMI computed, and with which prior? ([cl-vs-mim 5](https://github.com/naver-ai/cl-vs-mim/issues/5), [UNIP 7](https://github.com/casiatao/UNIP/issues/7)) | [Attention collapse](../attention/collapse.py), four lines; the prior over queries is uniform |
-# | Is my Fourier curve of MoCo v3 right? ([how-do-vits-work 25](https://github.com/xxxnell/how-do-vits-work/issues/25)) | [Frequency](../representations/frequency.py) draws the published curves beside ours, as data in `data/published.csv` |
-# | Attention hooks collect nothing, or lists are empty ([vit-explain 23](https://github.com/jacobgil/vit-explain/issues/23)) | Fused attention has no map to hook. `capture` sees the call itself, and counts: too few blocks are an error |
-# | Registers break my reshape ([dinov2 90](https://github.com/facebookresearch/dinov2/issues/90)) | An `Encoder` knows its [prefix tokens](glossary.md); `stream.patches` is what is left |
-# | One hot cell swallows the map ([dinov2 306](https://github.com/facebookresearch/dinov2/pull/306)) | [Registers and sinks](../beyond/sinks.py): look at token norms and at the attention that the prefix gets |
-# | My images are not square ([dinov2 506](https://github.com/facebookresearch/dinov2/issues/506)) | Metrics that need the grid take `grid=(rows, columns)`; patches may have any height and width |
+# | Where is the code of the singular value spectra? ([cl-vs-mim 2](https://github.com/naver-ai/cl-vs-mim/issues/2)) | [Spectra](../representations/spectra.py) computes them from the Gram matrix, which gives the same values as a decomposition of the covariance |
+# | Where is NMI computed, and with which prior? ([cl-vs-mim 5](https://github.com/naver-ai/cl-vs-mim/issues/5), [UNIP 7](https://github.com/casiatao/UNIP/issues/7)) | In [Attention collapse](../attention/collapse.py), in four lines; the prior over queries is uniform |
+# | Is my Fourier curve of MoCo v3 right? ([how-do-vits-work 25](https://github.com/xxxnell/how-do-vits-work/issues/25)) | [Frequency](../representations/frequency.py) draws the published curves beside ours; their data are in `data/published.csv` |
+# | Why do attention hooks collect nothing, or only empty lists? ([vit-explain 23](https://github.com/jacobgil/vit-explain/issues/23)) | Fused attention has no map to hook. `capture` observes the call itself and counts the blocks; too few are an error |
+# | Why do registers break my reshape? ([dinov2 90](https://github.com/facebookresearch/dinov2/issues/90)) | They are extra tokens. An `Encoder` knows its [prefix tokens](glossary.md), and `stream.patches` holds only the patch tokens |
+# | Why does one bright cell dominate the map? ([dinov2 306](https://github.com/facebookresearch/dinov2/pull/306)) | See [Registers and sinks](../beyond/sinks.py): look at token norms and at the attention to prefix tokens |
+# | What if my images are not square? ([dinov2 506](https://github.com/facebookresearch/dinov2/issues/506)) | Metrics that need the grid take `grid=(rows, columns)`; patches may have any height and width |
 # | Which block and which pooling does a linear probe of SimMIM need? ([SimMIM 14](https://github.com/microsoft/SimMIM/issues/14)) | [Layers](../components/layers.py) probes every depth, mean-pooled without the final norm; `norm` and `pool` are arguments |
 # | Where are the weights of MAE's decoder? ([mae 8](https://github.com/facebookresearch/mae/issues/8)) | In the files called *visualize*, which `load("mae_visualize.vit_base_patch16_224")` knows |
-# | Which stimuli count for the shape bias? ([texture-vs-shape 6](https://github.com/rgeirhos/texture-vs-shape/issues/6)) | [Shape or texture](../representations/shape_texture.py): those whose two cues differ, with the share that was decided for either |
-# | Hessian spectra and loss landscapes? ([how-do-vits-work 11](https://github.com/xxxnell/how-do-vits-work/issues/11)) | Not in this book |
+# | Which stimuli count for the shape bias? ([texture-vs-shape 6](https://github.com/rgeirhos/texture-vs-shape/issues/6)) | Those whose two cues differ; [Shape or texture](../representations/shape_texture.py) also gives the share of them that was decided for either cue |
+# | Does the book have Hessian spectra and loss landscapes? ([how-do-vits-work 11](https://github.com/xxxnell/how-do-vits-work/issues/11)) | No |
