@@ -22,7 +22,7 @@ SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
 SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # its arguments, in their order
 MASKED = -1e4  # where a bias is at most that, a key gets nothing: masks are -inf, or the least of their type
 UNUSUAL = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask", "q_proj_weight")
-TWO_LINES = """write the block's attention as the one call that can be seen,
+TWO_LINES = """write the block's attention as the one call that can be observed:
     -  x = (q @ k.transpose(-2, -1) * scale).softmax(-1) @ v
     +  x = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)"""
 
@@ -177,7 +177,7 @@ def capture(
         )
     if any(part.training for part in encoder.module.modules()):
         raise RuntimeError(
-            f"{encoder.name} has parts in training mode (dropout is on): encoder.module.eval()"
+            f"{encoder.name} has parts in training mode (dropout is on): call encoder.module.eval()"
         )
     tap = _Tap(encoder, on_attention, on_stream, places if on_stream is not None else ())
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -194,7 +194,9 @@ def capture(
             stack.enter_context(tap)
         yield
     if tap.last != encoder.depth:
-        raise RuntimeError(f"{encoder.name}: the last pass ran {tap.last} of {encoder.depth} blocks")
+        raise RuntimeError(
+            f"{encoder.name}: the last pass ran {tap.last} of {encoder.depth} blocks; run them all"
+        )
 
 
 class _Tap(TorchFunctionMode):
@@ -254,7 +256,8 @@ class _Tap(TorchFunctionMode):
         elif self.left is not None and not torch.equal(self.left, given[0]):
             raise UnsupportedArchitecture(
                 f"{self.encoder.name}: tokens change between blocks {last} and {last + 1}, so what attention "
-                "adds cannot be told; put the change into the block, or ask for one place"
+                "adds cannot be determined; move the change into a block, or ask for one place only, "
+                "places=('block',) or places=('+sa',)"
             )
         self.running, self.seen, self.product, self.logits = last + 1, [], None, None
 
@@ -273,12 +276,12 @@ class _Tap(TorchFunctionMode):
             if asked and self.seen.count(what) != 1:
                 raise RuntimeError(
                     f"{self.encoder.name}: block {depth} ({type(block).__name__}) gave {what} "
-                    f"{self.seen.count(what)} times instead of once; without torch.compile, {TWO_LINES}"
+                    f"{self.seen.count(what)} times instead of once; do not compile it; {TWO_LINES}"
                 )
         if self.seen == ["+sa", "attention"]:
             raise UnsupportedArchitecture(
                 f"{self.encoder.name}: {self.encoder.after_attention} of block {depth} runs before its "
-                "attention; after_attention= in wrap() is the first part of a block that runs after it"
+                "attention; set after_attention= in wrap() to the first part that runs after the attention"
             )
         if "block" in self.places:
             self._stream(depth, "block", output)
@@ -292,7 +295,7 @@ class _Tap(TorchFunctionMode):
         found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(value).__name__
         expected = (encoder.tokens, encoder.width)
         if found[1:] != expected:
-            first = " Tokens come first: make the blocks batch-first." if found[0] == encoder.tokens else ""
+            first = " Tokens come first: make blocks batch-first." if found[0] == encoder.tokens else ""
             raise RuntimeError(
                 f"{encoder.name}: stream at depth {depth} ({place}) is {found}, not B N D with N D = "
                 f"{expected} ({encoder.prefix} prefix tokens, grid {encoder.grid}).{first}"
@@ -306,7 +309,8 @@ class _Tap(TorchFunctionMode):
         """A call of `F.multi_head_attention_forward` on tokens `N B D`, by its arguments."""
         if call["add_zero_attn"] or any(call[name] is not None for name in UNUSUAL):
             raise UnsupportedArchitecture(
-                f"{self.encoder.name}: block {self.running} adds keys, masks some or projects them apart"
+                f"{self.encoder.name}: block {self.running} adds keys, masks some of them or projects "
+                "queries and keys by separate weights, which cannot be read"
             )
         tokens = (call["query"], call["key"], call["value"])
         bias, mask = call["in_proj_bias"], call["attn_mask"]
@@ -349,16 +353,18 @@ class _Tap(TorchFunctionMode):
         """Check and hand on an attention, by the arguments of `F.scaled_dot_product_attention`."""
         encoder, depth, bias = self.encoder, self.running, call.get("attn_mask")
         if call.get("dropout_p", 0.0) > 0:
-            raise RuntimeError(f"{encoder.name}: attention dropout is on in block {depth}")
+            raise RuntimeError(f"{encoder.name}: attention dropout is on in block {depth}; switch it off")
         masked = bias is not None and (bias.dtype == torch.bool or (bias <= MASKED).any())
         if call.get("is_causal") or masked:
-            raise UnsupportedArchitecture(f"{encoder.name}: block {depth} masks some tokens")
+            raise UnsupportedArchitecture(
+                f"{encoder.name}: block {depth} masks some tokens; only attention over all tokens can be read"
+            )
         self.seen.append("attention")
         expected = (encoder.heads, encoder.tokens)
         shapes = [tuple(t.shape) for t in (query, key, value)]
         if any(len(shape) != 4 or shape[1:3] != expected for shape in shapes):
             raise RuntimeError(
-                f"{encoder.name}: attention of block {depth} has query, key, value {shapes}, not B H N D "
+                f"{encoder.name}: attention of block {depth} has query, key and value {shapes}, not B H N D "
                 f"with H N = {expected} ({encoder.prefix} prefix tokens, grid {encoder.grid})"
             )
         scale = query.shape[-1] ** -0.5 if call.get("scale") is None else call["scale"]

@@ -116,7 +116,8 @@ class Study:
         found = [self.trained(objective, vary=VARIED) for objective in objectives]
         if not (common := set.intersection(*({*map(nearness, names)} for names in found))):
             raise LookupError(
-                f"no {' and '.join(objectives)} of {self.name} have one width and length of training"
+                f"no encoders of {self.name} for {' and '.join(objectives)} share a width and a number of "
+                "training images"
             )
         return tuple(name for names in found for name in names if nearness(name) == max(common))
 
@@ -142,11 +143,11 @@ def listed(models: Iterable | None) -> list:
         ValueError: an empty list, which is not the default but a choice that found nothing.
     """
     if isinstance(models, str | Path | Encoder):
-        raise TypeError(f"models are a list of encoders, names or files, not a {type(models).__name__}")
+        raise TypeError(f"models must be a list of encoders, names or files, not a {type(models).__name__}")
     if models is None:
         return []
     if not (chosen := list(models)):
-        raise ValueError("an empty list of models; None stands for the study's own")
+        raise ValueError("the list of models is empty; pass None for the study's own models")
     return chosen
 
 
@@ -254,7 +255,7 @@ def _imagenet() -> ImageSource:
         )
     number = os.environ.get(PER_CLASS)
     if number and not number.isdecimal():
-        raise ValueError(f"{PER_CLASS} is a number of images, got {number!r}")
+        raise ValueError(f"{PER_CLASS} must be a number of images, got {number!r}")
     images = sources.folder(path)
     images.name = "imagenet"  # in tables, rather than where it lies on this machine
     if number:  # as classes take turns, each gives so many or all that it has
@@ -276,7 +277,7 @@ def study(name: str) -> Study:
     """
     family = "cifar10" if name.startswith("folder:") else name
     if family not in TITLES:
-        raise ValueError(f"unknown study {name!r}: there are {', '.join(TITLES)} and folder:PATH")
+        raise ValueError(f"unknown study {name!r}; the studies are {', '.join(TITLES)} and folder:PATH")
     if name == "imagenet":
         return Study(name, TITLES[name], IMAGENET_MODELS)
     chosen = Study(name, TITLES.get(name, name), ())

@@ -36,7 +36,7 @@ def decode(data: bytes, size: Size | None = None) -> Tensor:
             # Pillow compares a transparent colour, stored at the file's depth, with values of 8 bits.
             by_colour = image.format == "PNG" and image.mode != "P" and "transparency" in image.info
             if by_colour and (depth := data[24]) != 8:
-                raise RefusedError(f"a transparent colour in a PNG of {depth} bits")
+                raise RefusedError(f"it has a transparent colour in a PNG of {depth} bits; save it with 8")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             upright = _rgb(image)
@@ -45,7 +45,7 @@ def decode(data: bytes, size: Size | None = None) -> Tensor:
     except Image.DecompressionBombError as error:
         raise RefusedError(str(error)) from error
     except Exception as error:  # Pillow's plug-ins raise almost any type on broken bytes
-        raise RefusedError(disguise(data) or "cannot be decoded") from error
+        raise RefusedError(disguise(data) or "it cannot be decoded") from error
     return resize(upright, size)
 
 
@@ -73,8 +73,8 @@ def resize(image: Image.Image, size: Size | None = None) -> Tensor:
 def _rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB, transparent pixels on the background."""
     if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
-        what = f"grey of more than 8 bits (mode {image.mode})"
-        raise RefusedError(f"{what}, of which it is not known what is white; save it with 8")
+        what = f"it is grey with more than 8 bits (mode {image.mode})"
+        raise RefusedError(f"{what}, so it is unknown which value is white; save it with 8")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)

@@ -36,7 +36,7 @@ def ring_mask(size: tuple[int, int], frequency: float, half_width: float = 0.2) 
         raise ValueError(f"frequency must be >= 0 and half_width > 0, got {frequency} and {half_width}")
     mask = _centred_box(size, frequency + half_width) & ~_centred_box(size, frequency - half_width)
     if not mask.any():
-        ring = f"{frequency:.3f} +- {half_width:.3f} rad holds no frequency of a {size[0]} x {size[1]} image"
+        ring = f"{frequency:.3f} ± {half_width:.3f} rad has no frequency of a {size[0]} x {size[1]} image"
         raise ValueError(f"the ring of {ring}; widen it or choose a frequency in 0..pi")
     return mask
 
@@ -173,5 +173,5 @@ def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images must be floating B C H W, got {images.dtype} {tuple(images.shape)}")
     if not images.isfinite().all():
-        raise ValueError(f"images hold values that are not finite; shape {tuple(images.shape)}")
+        raise ValueError(f"images of shape {tuple(images.shape)} hold values that are not finite")
     return images.to(torch.promote_types(images.dtype, torch.float32))

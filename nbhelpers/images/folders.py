@@ -61,7 +61,7 @@ class FileSource(ImageSource):
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if self._seen.setdefault(path, digest) != digest:
-            raise RefusedError("its content changed since it was first read")
+            raise RefusedError("its content has changed since it was first read")
         return data
 
     def _keep(self, indices: Tensor) -> None:
@@ -210,9 +210,10 @@ def _by_class(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         groups.setdefault(os.path.dirname(name), []).append(name)
     if len({(os.path.dirname(parent), parent == "") for parent in groups}) > 1:
         places = [str(path / parent) for parent in sorted(groups)[:: max(1, len(groups) // 4)]]
-        where = f"not in {', '.join(places)} ...; name one set's folder (an archive has to be unpacked first)"
-        raise ValueError(f"{path}: images must lie in CLASS/FILE, classes side by side, {where}")
+        where = f"but they lie in {', '.join(places)} ...; name one set's folder (unpack an archive first)"
+        raise ValueError(f"{path}: images must lie in CLASS/FILE, all classes in one folder, {where}")
     classes = {os.path.basename(parent) or path.name: files for parent, files in sorted(groups.items())}
     if len(classes) > 1 and (parts := [name for name in classes if name.lower() in NO_CLASSES]):
-        warnings.warn(f"{path}: {', '.join(parts)} are taken for classes; or name one of them", stacklevel=4)
+        listed = ", ".join(parts)
+        warnings.warn(f"{path}: {listed} are taken for classes; if not, name one of them", stacklevel=4)
     return classes

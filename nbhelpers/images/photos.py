@@ -115,7 +115,7 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
         if match is None:
             raise ValueError(
                 f"{file} is no cue-conflict stimulus; expected names such as "
-                f"airplane/airplane1-bicycle2.png, the classes being {', '.join(CUE_CLASSES)}"
+                f"airplane/airplane1-bicycle2.png with the classes {', '.join(CUE_CLASSES)}"
             )
         cues.append([CUE_CLASSES.index(match[label]) for label in ("shape", "texture")])
     shapes, textures = torch.tensor(cues).T
@@ -201,7 +201,7 @@ def _read_torchvision(batches: Path) -> tuple[str, Part, Part]:
         try:
             data = CIFAR10(str(batches.parent), train=train)
         except RuntimeError as error:
-            raise ValueError(f"{batches} is incomplete or fails its checksums; get it again") from error
+            raise ValueError(f"{batches} is incomplete or fails its checksums; fetch it again") from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         official.append((images, torch.tensor(data.targets)))
     return "torchvision (original)", *official

@@ -236,10 +236,10 @@ def shapes(split: str = "test", nuisance: float = 1.0, rendering: int = 0) -> Ar
         ValueError: for another split, or a nuisance below 0.
     """
     if split not in SPLITS:
-        raise ValueError(f"shapes has no split {split!r}; there are {', '.join(SPLITS)}")
+        raise ValueError(f"shapes has no split {split!r}; it has {', '.join(SPLITS)}")
     if not 0 <= nuisance < math.inf:
         raise ValueError(
-            f"nuisance {nuisance} is no amplitude: give 0 for none, 1 for the usual one, or more"
+            f"nuisance must be an amplitude of 0 or more (0: none, 1: the usual one), got {nuisance}"
         )
     make = partial(generate_block, split, nuisance=nuisance, rendering=rendering)
     first = make(0)  # so that a changed generator never reads an older one's images

@@ -218,7 +218,7 @@ class ArraySource(ImageSource):
                 raise ValueError(f"{self.name}: {what} must be {dtype} {shape} with N > 0, got {found}")
         if self.labels.keys() != self.classes.keys():
             names = f"labels {sorted(self.labels)} and classes {sorted(self.classes)}"
-            raise ValueError(f"{self.name}: {names} differ in name")
+            raise ValueError(f"{self.name}: {names} must have the same names")
         for label, values in self.labels.items():
             last = len(self.classes[label]) - 1
             if values.min() < 0 or values.max() > last:
@@ -288,5 +288,5 @@ def named_path(variable: str) -> Path | None:
     if not (named := os.environ.get(variable)):
         return None
     if not (path := Path(named).expanduser()).exists():
-        raise MissingDataError(f"{variable} names {path}, which does not exist")
+        raise MissingDataError(f"{variable} names {path}, which does not exist; correct or unset it")
     return path

@@ -185,8 +185,8 @@ class Encoder:
         expected, again = self._tokens(pixels)[:1], self._tokens(pixels[:1])
         if (again - expected).abs().max() > 5e-2 * expected.abs().max():
             raise UnsupportedArchitecture(
-                f"{self.name}: a second pass gives the first image other features (is it random, or does it "
-                "mix images?)"
+                f"{self.name}: a second pass over the first image gives different features; is the model "
+                "random, or does it mix the images of a batch?"
             )
 
     def _tokens(self, pixels: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class Encoder:
         tokens = getattr(tokens, "last_hidden_state", tokens)  # HuggingFace's output objects
         if not isinstance(tokens, Tensor):
             raise UnsupportedArchitecture(
-                f"{self.name}: its forward pass gives a {type(tokens).__name__}, not tokens B N D; wrap a "
+                f"{self.name}: its forward pass returns a {type(tokens).__name__}, not tokens B N D; wrap a "
                 "module whose forward or forward_features returns them"
             )
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # some of timm's give B H W D
@@ -245,7 +245,7 @@ def wrap(module: nn.Module, *, blocks: str = "blocks", **fields: Any) -> Encoder
     module.eval().requires_grad_(False)
     encoder = Encoder(**known)
     if contradiction := _contradiction(encoder):
-        raise ValueError(f"{encoder.name}: {contradiction}; pass what fits to wrap()")
+        raise ValueError(f"{encoder.name}: {contradiction}; correct the module or what is passed to wrap()")
     return encoder
 
 
@@ -255,36 +255,38 @@ def _contradiction(encoder: Encoder) -> str | None:
         if (value := getattr(encoder, name)) not in known:
             return f"{name} {value!r} is not one of {', '.join(known)}"
     if not 0 < encoder.crop <= 1:
-        return f"crop {encoder.crop} is no share of a side in 0..1 (divide by 100?)"
+        return f"crop {encoder.crop} is not a share of a side, above 0 and at most 1 (divide by 100?)"
     if encoder.prefix < 0:
-        return f"prefix {encoder.prefix} is no number of tokens"
+        return f"prefix {encoder.prefix} is not a number of tokens"
     parts = dict(encoder.blocks[0].named_modules())
     if encoder.after_attention is not None and encoder.after_attention not in parts:
         names = ", ".join(name for name, _ in encoder.blocks[0].named_children())
-        return f"after_attention {encoder.after_attention!r} is no part of a block, which has {names}"
+        return f"after_attention {encoder.after_attention!r} is not a part of a block; its parts are {names}"
     sides = (encoder.grid, encoder.image_size, encoder.patch_size)
     if any(n not in (s // p, -(-s // p)) for n, s, p in zip(*sides, strict=True)):
         grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)
         return f"a grid of {grid} patches contradicts images of {image} px in patches of {patch} px"
     if math.prod(encoder.grid) < 2:
-        return f"images of {encoder.image_size} px are one patch, among which there is no attention"
+        return (
+            f"images of {encoder.image_size} px hold only one patch, so there is no attention between patches"
+        )
     # A patch embedding without convolution says nothing of channels.
     convolution = next((part for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), None)
     means, deviations = len(encoder.mean), len(encoder.std)
     channels = means if convolution is None else convolution.in_channels
     if not channels == means == deviations:
-        return f"{channels} channels need as many means and deviations, not {means} and {deviations}"
+        return f"{channels} channels need as many entries in mean and std, not {means} and {deviations}"
     if not all(0 <= m <= 1 and 0 < d <= 1 for m, d in zip(encoder.mean, encoder.std, strict=True)):
-        return f"mean {encoder.mean} and std {encoder.std} are not of pixel values in 0..1 (divide by 255?)"
+        return f"mean {encoder.mean} and std {encoder.std} do not fit pixel values in 0..1 (divide by 255?)"
     kinds = {value.dtype for value in encoder.module.parameters() if value.is_floating_point()}
     if encoder.device.type == "cpu" and (other := kinds - {torch.float32}):
         names = ", ".join(sorted(map(str, other)))
-        return f"weights are {names}, images on a CPU torch.float32: call module.float()"
+        return f"weights are {names}, but images on a CPU are torch.float32: call module.float()"
     if encoder.device.type != "meta" and (found := _second_patch(encoder)) not in (None, encoder.prefix + 1):
         return (
             f"the second patch, read row by row, changes token {found} (of 0..{encoder.tokens - 1}), not "
-            f"{encoder.prefix + 1}: blocks are to get the {encoder.prefix} prefix tokens first, then patches "
-            "row by row"
+            f"{encoder.prefix + 1}: blocks must receive the {encoder.prefix} prefix tokens first, then the "
+            "patches row by row"
         )
     return None
 

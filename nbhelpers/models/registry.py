@@ -114,11 +114,11 @@ class Checkpoint:
             if config.get("hf_hub_id"):
                 return _from_hub(config["hf_hub_id"], config.get("hf_hub_filename"))
             if not addresses:
-                raise DownloadError(f"timm has no weights of {self.timm}")
+                raise DownloadError(f"timm has no weights for {self.timm}")
             return fetch(addresses, cache_dir() / "weights" / f"{self.name}.weights")
         except WeightsError as error:
-            ways = f"load({self.name!r}, from_file=...), random weights with load('random:{self.timm}')"
-            raise type(error)(f"{error}\nA local copy is taken with {ways}") from error
+            ways = f"load({self.name!r}, from_file=...), or random weights with load('random:{self.timm}')"
+            raise type(error)(f"{error}\nUse a local copy with {ways}") from error
 
 
 def _from_hub(repository: str, filename: str | None) -> Path:
@@ -202,14 +202,14 @@ def load(
         return name if device is None else name.to(device)
     if not isinstance(name, str | Path):
         kind = type(name).__name__
-        raise TypeError(f"load takes a name or a file; of a {kind}, nbhelpers.models.wrap makes an encoder")
+        raise TypeError(
+            f"load takes a name or a file, not a {kind}; nbhelpers.models.wrap makes an encoder of a module"
+        )
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on what was loaded
         if isinstance(name, Path) or FILE.fullmatch(name):
             _refuse(str(name), seed=seed, from_file=from_file)
             if not Path(name).exists():
-                other = (
-                    "timm's models on a hub are hf-hub:timm/NAME, modules of other libraries go through wrap"
-                )
+                other = "name a timm model on a hub hf-hub:timm/NAME, and wrap a module of another library"
                 raise FileNotFoundError(f"there is no file {name}; {other}")
             encoder = store.load_saved(Path(name))
         else:
@@ -221,7 +221,7 @@ def _refuse(name: str, **given: object) -> None:
     """Raise if more was given than a name can use."""
     for option, value in given.items():
         if value is not None:
-            raise ValueError(f"{name!r} says all about itself, so {option}={value} cannot be used")
+            raise ValueError(f"{option}={value} cannot be used with {name!r}; leave it out")
 
 
 def _by_name(name: str, seed: int | None, path: Path | None) -> Encoder:

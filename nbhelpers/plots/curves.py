@@ -130,7 +130,7 @@ def published_by_depth(
     rows = published[(published["metric"] == metric) & published["depth"].notna()]
     encoders = rows[rows["part"] == "encoder"]
     if encoders.empty:
-        raise ValueError(f"no published curve of {metric!r}")
+        raise ValueError(f"there is no published curve of {metric!r}")
     curves = {}
     for model in models:
         line = encoders[encoders["model"] == model]

@@ -49,7 +49,7 @@ def _cell(ax: Axes, image: Tensor, grid: torch.Size, query: Place, values: Tenso
         ValueError: the place is outside the image.
     """
     if not all(0 <= share <= 1 for share in query):
-        raise ValueError(f"a query is a place in the image, two shares in 0..1, not {query}")
+        raise ValueError(f"a query must be a place in the image, two shares in 0..1, not {query}")
     (height, width), (rows, columns) = image.shape[-2:], grid
     row, column = (min(int(share * n), n - 1) for share, n in zip(query, grid, strict=True))
     place = {"extent": (0, width, height, 0), "interpolation": "nearest"}

@@ -285,7 +285,7 @@ def test_a_name_that_looks_like_a_file_is_told_from_one_of_a_hub():
 
 
 def test_of_a_module_it_is_said_how_to_make_an_encoder():
-    with pytest.raises(TypeError, match=r"of a Linear, nbhelpers\.models\.wrap"):
+    with pytest.raises(TypeError, match=r"not a Linear; nbhelpers\.models\.wrap"):
         load(torch.nn.Linear(1, 1))
 
 
