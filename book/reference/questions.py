@@ -68,10 +68,10 @@ for ax, encoder in zip(axes, encoders, strict=True):
 # %% [markdown]
 # ## What is the feature map variance, and how does it change with depth?
 #
-# It is the variance of an image's tokens around their mean, averaged over channels and images (asked in
-# [how-do-vits-work 6](https://github.com/xxxnell/how-do-vits-work/issues/6)). It grows where a block makes tokens differ and
-# falls where a block averages them. It also grows with the norm of the tokens, which rises with depth: divide by their mean
-# squared norm before you compare depths.
+# It is the variance of an image's tokens around their mean, averaged over channels and images (asked in [how-do-vits-work
+# 6](https://github.com/xxxnell/how-do-vits-work/issues/6)). It grows where a block makes tokens differ and falls where a
+# block averages them. It also grows with the norm of the tokens, which rises with depth: divide by their mean squared
+# norm before you compare depths.
 
 # %%
 from nbhelpers.metrics import feature_variance
@@ -91,12 +91,11 @@ pd.DataFrame(rows).rename_axis("depth").T.round(2)
 # %% [markdown]
 # ## How do I apply the Fourier analysis to a network that is not a ViT?
 #
-# `feature_map_log_amplitude` takes any feature map `B C H W`: from a single convolution, a stage of a CNN or a hierarchical
-# ViT. Sizes differ between stages, so frequencies are given as fractions of each map's Nyquist frequency (asked in how-do-vits-work
-# [4](https://github.com/xxxnell/how-do-vits-work/issues/4) and
-# [45](https://github.com/xxxnell/how-do-vits-work/issues/45),
-# [ViT-Adapter 152](https://github.com/czczup/ViT-Adapter/issues/152) and
-# [iFormer 2](https://github.com/sail-sg/iFormer/issues/2)).
+# `feature_map_log_amplitude` takes any feature map `B C H W`: from a single convolution, a stage of a CNN or a
+# hierarchical ViT. Sizes differ between stages, so frequencies are given as fractions of each map's Nyquist frequency
+# (asked in how-do-vits-work [4](https://github.com/xxxnell/how-do-vits-work/issues/4) and
+# [45](https://github.com/xxxnell/how-do-vits-work/issues/45), [ViT-Adapter
+# 152](https://github.com/czczup/ViT-Adapter/issues/152) and [iFormer 2](https://github.com/sail-sg/iFormer/issues/2)).
 
 # %%
 from nbhelpers.metrics import feature_map_log_amplitude, half_diagonal_frequencies
@@ -121,10 +120,10 @@ legend = ax.legend()
 # %% [markdown]
 # ## Do two losses pull my model the same way?
 #
-# The code for training with both losses was never released (asked in
-# [cl-vs-mim 4](https://github.com/naver-ai/cl-vs-mim/issues/4)). The book's own code is in
-# [The hybrid](../hybrid/hybrid.py), and [Do the losses agree?](../hybrid/agreement.py) follows the gradients. For two losses
-# of your own, compute both gradients every few steps of your training loop and pass them to `block_alignment`:
+# The code for training with both losses was never released (asked in [cl-vs-mim
+# 4](https://github.com/naver-ai/cl-vs-mim/issues/4)). The book's own code is in [The hybrid](../hybrid/hybrid.py), and
+# [Do the losses agree?](../hybrid/agreement.py) follows the gradients. For two losses of your own, compute both gradients
+# every few steps of your training loop and pass them to `block_alignment`:
 
 # %%
 from nbhelpers.pretrain.alignment import block_alignment, loss_gradients
