@@ -79,7 +79,7 @@ pd.DataFrame(rows).T
 
 # %% tags=["hide-input"]
 what = f"{len(images):,} images of {images.name}"
-Markdown(f"Curves and spectra use {what}; maps and single tokens use the first.")
+Markdown(f"Curves and spectra use {what}; maps and single tokens use the first image.")
 
 # %% [markdown]
 # ## Attention maps
@@ -166,7 +166,7 @@ between = ["token_cosine", "attention_token_cosine"]
 legend = curves(*between, "across_attention_cosine", "across_block_cosine")
 
 # %% [markdown]
-# The tokens of the first image before and after attention. The horizontal axis is the mean update of all tokens, their
+# The tokens of the first image before and after attention. The horizontal axis is the direction of their mean update, the
 # common step; the vertical axis is the direction in which the tokens vary most apart from it. The number below each panel
 # is the share of the movement that is common to all tokens; independent updates of N tokens would give 1 / N.
 
