@@ -7,16 +7,16 @@
 # %% [markdown]
 # # Layers
 #
-# **Claim.** What contrastive learning is good for is read best in its last blocks, what masked image modelling is good
-# for is read best in the middle of the encoder {cite:p}`park2023what`.
+# **Claim.** A probe reads a contrastive encoder best in its last blocks, and a masked encoder best in its middle blocks
+# {cite:p}`park2023what`.
 #
-# An encoder is like a queue of clerks, each of whom adds a note to a file. Contrastive learning judges the file at the
-# very end, so every clerk works towards that. A masked model has to hand back pixels at the end, and the notes of its
-# last clerks may cover up what the middle ones had written.
+# Think of an encoder as a line of clerks who each add a note to a file. Contrastive learning judges the file at the very
+# end, so every clerk works towards that. A masked model has to return pixels at the end, and the notes of its last clerks
+# may cover up what the middle ones wrote.
 #
-# A {term}`linear probe` at {term}`depth` $\ell$ asks what a simple reader finds in the file there: the encoder stays
-# frozen, $x$ is the mean of an image's patch tokens after block $\ell$, standardised, and the probe is fitted to labels $y$
-# by penalised maximum likelihood,
+# A {term}`linear probe` at {term}`depth` $\ell$ measures what a simple reader finds in the file at that point: the
+# encoder stays frozen, $x$ is the mean of an image's patch tokens after block $\ell$, standardised, and the probe is
+# fitted to labels $y$ by penalised maximum likelihood,
 #
 # $$
 # \begin{gathered}
@@ -30,8 +30,8 @@
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # names, paths of weight files or Encoders; None: the study's own
-N_IMAGES = 2000  # test images; with half of them, a probe learns from half as many too
-SEED = 0  # which images are drawn where they are fewer
+N_IMAGES = 2000  # test images; halving them halves what a probe learns from, too
+SEED = 0  # which images are drawn, where these are not all
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -71,8 +71,8 @@ scorecard.result(["12"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# A probe for the shape in up to 200 images, at the last block of one encoder. `fit_linear` returns $W$ and $b$; the
-# formula, written out, must then be at its minimum. $J$ is convex, so it is enough that its gradient is zero.
+# A probe of the shape is fitted to up to 200 images at the last block of one encoder. `fit_linear` returns $W$ and $b$;
+# the formula, written out, must be at its minimum there. $J$ is convex, so it is enough that its gradient is zero.
 
 # %%
 from nbhelpers.probes import features, fit_linear
@@ -99,10 +99,10 @@ pd.DataFrame(found, index=["last block"]).round(2)
 # %% [markdown]
 # ## A linear probe at every depth
 #
-# The probes below learn from more images, choose $C$ on others and are tested on yet others. The label is easiest to read
-# where a line is highest.
+# The probes below learn from more images; $C$ is chosen on a second set, and accuracy is measured on a third. The label
+# is easiest to read where a line is highest.
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth, a line per model, one panel per study and label; guessing is a dashed line. A last panel holds published curves, in which MoCo v3 rises to its end and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, in a panel per label. Bands: 95 % interval over test images; dashed: guessing among the classes of the test images. Where a label names a number of images, that encoder was trained for less time than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one line per model, one panel per study and label; a dashed line marks guessing. The last panel shows published curves, in which MoCo v3 rises up to the last block and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, one panel per label. Bands: 95 % interval over test images; dashed: guessing among the classes of the test images. A number of images in the legend marks an encoder that saw fewer than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
 titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
 axes = plots.panels([*titles, *missing, "published"], sharey=True)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
@@ -119,8 +119,8 @@ every = pd.concat([pd.DataFrame(), *panels.values()])
 plots.download(every, "probes")
 
 # %% [markdown]
-# With `"imagenet"` among `STUDIES`, one more table would stand here: how far the paper's own models lie from their
-# published curves (root mean square), beside the error of reading these.
+# With `"imagenet"` in `STUDIES`, another table appears here: the root-mean-square distance of the paper's own models from
+# their published curves, next to the error made in reading those curves off the poster.
 
 # %% tags=["remove-input"]
 from nbhelpers.results import difference_to_published
@@ -140,23 +140,23 @@ for column in found:
 found.fillna("")
 
 # %% [markdown]
-# Best depth and accuracy there are chosen and read on the same test images, which flatters both a little. Read the best
-# depth together with the curve. Where CL is best late but its curve has been flat for some blocks, these
-# blocks do no harm, and not much good either. Where MIM is best in the middle *and* its curve falls clearly after that, its
-# last blocks cover up what a probe could read. Whether a label that the training target needs, such as the texture for
-# predicting pixels, is covered up less, this probe cannot tell where it is near its ceiling. Read from
-# [single tokens](behaviour.py), MIM's texture falls too.
+# The best depth and its accuracy are taken from the same test images, which flatters both a little. Read the best depth
+# together with the curve. Where CL is best late but its curve has been flat for some blocks, those blocks do no harm, but
+# not much good either. Where MIM is best in the middle *and* its curve then falls clearly, its last blocks cover up what
+# a probe could read. A label that the training target needs, such as texture for predicting pixels, might be covered up
+# less; where this probe is near its ceiling, it cannot tell. Read from [single tokens](behaviour.py), MIM's texture falls
+# too.
 #
-# The row of the untrained encoder is what a mean over random features gives away. MAE has a [decoder](decoder.py) behind
-# it: if the last blocks of a masked model fall because they have to decode, MAE's curve should not fall, and the published
-# one hardly does.
+# The row of the untrained encoder shows what a mean over random features already gives away. MAE has a
+# [decoder](decoder.py) behind it: if a masked model's curve falls in its last blocks because these have to decode, MAE's
+# curve should not fall, and the published one hardly does.
 #
-# ## Which blocks could be made new?
+# ## What is lost when blocks are re-initialised?
 #
-# Another way to ask what a layer is worth: give some blocks random weights again, fine-tune the whole encoder, and see what
-# is lost. Blocks that serve the pre-training task alone should cost nothing. Fine-tuning is short, little more than one
-# epoch: others must be learnt anew in that time. This takes too long for a build of the book, so the numbers are stored
-# ones, whatever `MODELS` says.
+# Another way to measure what blocks are worth is to give some of them random weights again, fine-tune the whole encoder,
+# and see how much accuracy is lost. Blocks that serve the pre-training task alone should cost nothing. Any others must be
+# learnt again during fine-tuning, which is short: little more than one epoch. This takes too long for a build of the
+# book, so the numbers are stored ones, whatever `MODELS` says.
 
 # %% tags=["hide-input"]
 tuned = {}
@@ -168,14 +168,14 @@ for name in filter(lambda name: study(name).splits, STUDIES):
     whole = rows_of(name, "fine_tuning", new["model"].unique())
     tuned[name] = pd.concat([whole, new], ignore_index=True).query("share == 1")
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of blocks made new, a line for CL and one for MIM; on the left the first blocks, on the right the last ones, a row per study."}, "figure": {"caption": "Accuracy after fine-tuning, the first (left) or the last blocks (right) made new before. Bands: 95 % interval over test images."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of re-initialised blocks, one line for CL and one for MIM; the first blocks on the left, the last ones on the right, one row per study."}, "figure": {"caption": "Accuracy after fine-tuning with the first (left) or the last blocks (right) re-initialised beforehand. Bands: 95 % interval over test images."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
 titles = [f"{end} blocks: {plots.title(tuned[name])}" for name, end in ends]
 axes = plots.panels(titles or ["fine-tuning"], sharey="row")
 for ax, (name, end) in zip(axes, ends, strict=False):
     other = {"first": "last", "last": "first"}[end]
     rows = tuned[name][tuned[name][other] == 0]
-    rows, axis = rows.assign(parameter=rows[end]), f"{end} blocks made new"
+    rows, axis = rows.assign(parameter=rows[end]), f"{end} blocks re-initialised"
     plots.by_parameter(rows, "fine_tuning", axis, ax)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 if not ends:
@@ -186,7 +186,7 @@ legend = ends and plots.legend_below(axes)
 plots.download(pd.concat([pd.DataFrame(), *tuned.values()]), "new_blocks")
 
 # %% [markdown]
-# How many points of accuracy are lost where the most blocks are made new:
+# Points of accuracy lost where the most blocks are re-initialised:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -200,9 +200,9 @@ for name, frame in tuned.items():
 pd.DataFrame(rows).round(1)
 
 # %% [markdown]
-# If the last blocks of MIM are only a decoder, making them new should cost it less than making the first ones new, and
-# less than it costs CL. The first holds for CL too, and layer decay slows new first blocks, so the second is the test.
-# With the 95 % interval over images:
+# If MIM's last blocks are only a decoder, re-initialising them should cost MIM less than re-initialising its first
+# blocks, and less than the same costs CL. The first comparison comes out this way for CL too, and layer decay slows the
+# learning of re-initialised first blocks, so the second is the real test. With the 95 % interval over images:
 
 
 # %% tags=["hide-input"]
@@ -211,7 +211,7 @@ from nbhelpers.scorecard.evidence import mean
 
 
 def lost(frame, more, less):
-    """Points between two states of encoders, by label."""
+    """Points of accuracy between two states of the same encoders, by label."""
 
     def points(rows):
         return 100 * difference(mean(rows.query(more)), mean(rows.query(less)))
@@ -233,13 +233,13 @@ for name, frame in tuned.items():
     first_less = lost(frame, last, first)
     costs = lost(frame, "first == 0 and last == 0", last)
     for mim in sorted(who for who in costs if who.split(", ")[0] == "MIM"):
-        text = f"On {study(name).title}, renewing the last blocks costs MIM less than "
-        text += f"renewing the first: {verdict(first_less[mim])}."
+        text = f"On {study(name).title}, re-initialising the last blocks costs MIM "
+        text += f"less than re-initialising the first: {verdict(first_less[mim])}."
         if (cl := mim.replace("MIM", "CL")) in costs:
             less = difference(costs[cl], costs[mim])
             text += f" It costs MIM less than CL: {verdict(less)}."
         said.append(text)
-Markdown("\n\n".join(said) or "There is nothing stored to answer it with.")
+Markdown("\n\n".join(said) or "No stored results answer this.")
 
 # %% tags=["remove-input"]
 said = []
@@ -249,15 +249,15 @@ for name, frame in tuned.items():
     nmi = late(nmi, "nmi").values() if len(nmi) else ()
     said += [f"{value:.3f} on {study(name).title}" for value in nmi if value < 0.01]
 text = f"""The late NMI of these CL encoders is {" and ".join(said)}: their late
-attention does not depend on the query, and what such blocks are worth may not hold for
-another CL."""
+attention hardly depends on the query, so what these blocks are worth may not carry over
+to another CL encoder."""
 Markdown(text) if said else None
 
 # %% [markdown]
 # ## What would refute it
 #
 # A contrastive encoder whose probe is not best at a later depth than that of a masked encoder of the same architecture,
-# trained on the same images. An interval that holds 0 says neither: a flat curve has no best depth.
+# trained on the same images. An interval that contains 0 decides neither way: a flat curve has no best depth.
 
 # %% tags=["hide-input"]
 scorecard.rows("components/layers", STUDIES, MODELS)
@@ -265,19 +265,19 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: on generated images CL is read best near its end and MIM in the middle, after which its curve falls. On
-#   photographs both curves are nearly flat at the end, so that their best depths cannot be told apart.
-# - Making MIM's last blocks new costs it little, as it should if they are only a decoder, and on photographs less than it
-#   costs CL. On generated images both lose hardly anything.
-# - A representation is not what comes out last. For a masked model, look for the depth that reads best.
-# - A probe that falls with depth does not mean that information is gone: blocks add to the residual stream, and what
-#   they add may cover up what was there.
-# - How much the last blocks cover up depends on the label and on how it is read: for MIM the probe of the shape falls
-#   after the middle. That of the texture hardly does, near its ceiling, but that of single tokens does.
+# - What shows: on generated images CL is read best near its end, and MIM in the middle, after which its curve falls. What
+#   does not: on photographs both curves are nearly flat at the end, so their best depths cannot be told apart.
+# - Re-initialising MIM's last blocks costs it little, as it should if they are only a decoder. On photographs it costs
+#   MIM less than CL; on generated images both lose hardly anything.
+# - The last block is not always the best representation. For a masked model, look for the depth that a probe reads best.
+# - A probe accuracy that falls with depth does not mean that information is gone: blocks add to the residual stream, and
+#   what they add may cover up what was there.
+# - How much the last blocks cover up depends on the label and on how it is read. For MIM, the probe of the shape falls
+#   after the middle; that of the texture, near its ceiling, hardly does, but the one on single tokens does.
 #
 # ## Exercises
 #
-# 1. **Another model.** At which depth do untrained blocks read best? Check with
+# 1. **Another model.** At which depth is an untrained encoder read best? Check with
 #    `MODELS = ["random:vit_tiny_patch16_224"]` (some minutes), or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
@@ -291,16 +291,16 @@ rows = linear_by_depth(tiny, *splits, label="texture", depths=[0, 6, 12])
 rows.set_index("depth")[["value", "low", "high"]].round(2)
 
 # %% [markdown]
-# 2. **Without training anything.** A trained probe can pick out a direction that hardly varies; voting among the nearest
+# 2. **Without training a probe.** A trained probe can pick out a direction that hardly varies; a vote among the nearest
 #    training images ({term}`k-NN`) cannot. Is the best depth the same?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Within a block in CL, MIM and MAE; that of the untrained encoder means little.
+# Within one block for CL, MIM and MAE; that of the untrained encoder means little.
 rows = {key: peak(frame, "knn") for key, frame in panels.items()}
 pd.DataFrame(rows)  # best depth of k-NN
 
 # %% [markdown]
-# 3. **The same from a library.** Fit scikit-learn's `LogisticRegression` to `x_std` with the same $C$. How far are its
+# 3. **The same with a library.** Fit scikit-learn's `LogisticRegression` to `x_std` with the same $C$. How far are its
 #    weights from $W$?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
