@@ -8,12 +8,12 @@
 # # The decoder
 #
 # **Claim.** With a transformer decoder behind it, a masked encoder no longer lowers high frequencies in its late blocks,
-# the last one excepted, and the decoder is where query and key tell most about each other {cite:p}`park2023what`.
+# except in the last one, and it is in the decoder that query and key tell most about each other {cite:p}`park2023what`.
 #
-# Somewhere a masked model must turn its representation back into pixels. SimMIM has a single linear layer for that, so
-# its last blocks may have to do the work. {term}`MAE` {cite:p}`he2022mae` has a decoder for it: its encoder $f$ sees
-# only the patches $V$ that stayed visible, a quarter of them; the decoder $g$ gets their tokens and a
-# {term}`mask token` $m$ at every hidden place $i \in H$, and predicts the pixels there, patch by patch normalised:
+# A masked model must turn its representation back into pixels somewhere. SimMIM has only a linear layer for that, so its
+# last blocks may have to do the work. {term}`MAE` {cite:p}`he2022mae` has a decoder: its encoder $f$ sees only the
+# visible patches $V$, a quarter of all; the decoder $g$ gets their tokens and a {term}`mask token` $m$ at every hidden
+# position $i \in H$, and predicts the pixels there, normalised within each patch:
 #
 # $$
 # \begin{gathered}
@@ -22,7 +22,7 @@
 # \end{gathered}
 # $$
 #
-# Predicting nothing but each patch's mean costs about 1; a lower loss means that the decoder predicts more than that.
+# Predicting only each patch's mean costs about 1; a lower loss means that the decoder predicts more than that.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -61,7 +61,7 @@ for name in STUDIES:
 
 # %% tags=["hide-input"]
 def with_pair(name, frame):
-    """The frame, and every MIM and MAE of one width and length; row 13a compares the widest."""
+    """The frame, and MIMs and MAEs of equal width and length; 13a takes the widest."""
     found = [study(name).trained(kind, vary=VARIED) for kind in ("mim", "mae")]
     sizes = set.intersection(*({*map(nearness, names)} for names in found))
     alike = {each for names in found for each in names if nearness(each) in sizes}
@@ -80,19 +80,19 @@ def with_pair(name, frame):
 scorecard.result(["13a", "13b"], STUDIES, MODELS)
 
 # %% [markdown]
-# 13a compares encoders of one width that saw equally many images: on generated images the wide pair, of which MAE took
-# more steps with smaller batches; on photographs, where the wide MAE saw fewer images than the wide MIM, narrower ones,
-# in all their seeds. 13b compares the decoder of the wide MAE with its own encoder.
+# Row 13a compares encoders of equal width that saw equally many images. On generated images this is the wide pair, in
+# which MAE took more steps with smaller batches. On photographs, where the wide MAE saw fewer images than the wide MIM,
+# it is the narrower encoders, in all their seeds. Row 13b compares the decoder of the wide MAE with its own encoder.
 #
 # MIM and MAE differ in more than the decoder: MAE hides more, crops more, its loss is a squared error of standardised
-# patches, and no mask token passes through its encoder. So what 13a shows would not be the decoder's doing alone. The
-# paper finds, too, that the NMI of MAE's encoder is below that of SimMIM, on average over its blocks. Of encoders of equal
-# size it is so here in all narrow ones on photographs and in the wide pair on generated images, where seeds of narrow ones
-# overlap.
+# patches, and no mask token passes through its encoder. So a difference in row 13a would not be due to the decoder alone.
+# The paper also finds that the NMI of MAE's encoder, averaged over its blocks, is below that of SimMIM. Among encoders of
+# equal size this holds here for all narrow ones on photographs and for the wide pair on generated images, where the seeds
+# of the narrow ones overlap.
 #
 # ## The quantity
 #
-# Eight images, a quarter of their patches visible. Of the decoder's predictions only those at hidden places count.
+# Eight images with a quarter of their patches visible. Only the decoder's predictions at hidden positions count.
 
 # %%
 from nbhelpers.models import MaskedAutoencoder
@@ -120,27 +120,27 @@ means = {"hidden patches (L)": L.item(), "visible patches": error[~H].mean().ite
 pd.DataFrame(means, index=["mean squared error"]).map("{:.2f}".format)
 
 # %% [markdown]
-# The second number is no mistake. The loss never asks the decoder for the visible patches, so it does not learn to
-# reproduce them.
+# The second number is not a mistake: the loss leaves out the visible patches, so the decoder does not learn to reproduce
+# them.
 #
-# ## What it makes of a quarter of an image
+# ## Reconstructing an image from a quarter of it
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Eight images and the MAE of generated images. Above: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others, with mean and deviation of each hidden patch taken from the image, since they are not predicted. Below: the image."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Three rows of eight images: a quarter of the patches on grey; the same patches amid blurred predictions of the others; the original images."}, "figure": {"caption": "Eight images and the MAE trained on generated images. Top: what the encoder sees. Middle: the same patches, and the decoder's prediction of the others; the mean and standard deviation of each hidden patch are taken from the image, since they are not predicted. Bottom: the image."}}
 shown, filled = reconstruct(encoder, images, MASK_RATIO, SEED)
 (ax,) = plots.panels([""], height=3)
 pictures = torch.cat([shown, filled, images.cpu()])
 ax = plots.gallery(pictures, len(images), ax)
 
 # %% [markdown]
-# Where a visible patch tells what is beside it, the prediction continues it; elsewhere it is a smooth guess. Under a
-# squared error the best answer to doubt is the mean of what could be there, and a mean is blurred.
+# Where a visible patch tells what lies beside it, the prediction continues it; elsewhere it is a smooth guess. Under a
+# squared error, the best answer in doubt is the mean of what could be there, and a mean is blurred.
 #
 # ## Where do query and key tell most about each other?
 #
 # From here on nothing is hidden, as in the paper: encoder and decoder see every patch. [NMI](../attention/collapse.py) is
-# 0 where all queries share one map, and grows where each has its own.
+# 0 where all queries share one attention map, and grows as their maps come to differ.
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth for SimMIM, the encoder of MAE and, dotted behind it, the decoder of MAE; one panel per study and one for the published curves, in which the decoder lies highest."}, "figure": {"caption": "NMI by depth. Depth counts on from the encoder into its decoder (dotted). Bands: 95 % interval over images. Uniform attention has an NMI of 0. Last panel: published curves (ViT-B/16 on ImageNet), read off the paper."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth for SimMIM, the encoder of MAE and, dotted after it, the decoder of MAE; one panel per study and one for the published curves, in which the decoder lies highest."}, "figure": {"caption": "NMI by depth. The count of depth continues from the encoder into its decoder (dotted). Bands: 95 % interval over images. Uniform attention has an NMI of 0. Last panel: published curves (ViT-B/16 on ImageNet), read off the paper."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
@@ -155,8 +155,8 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat(frames.values()), "decoder")
 
 # %% [markdown]
-# A decoder has to fill each hidden place from its own surroundings, so one expects maps that differ from query to
-# query. Single blocks of it may still have a low NMI. Averaged over all blocks:
+# A decoder has to fill each hidden position from its own surroundings, so one expects maps that differ from query to
+# query. Single decoder blocks may still have a low NMI. Averaged over all blocks:
 
 # %% tags=["hide-input"]
 rows = {}
@@ -169,12 +169,12 @@ rows.map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% tags=["hide-input"]
 def ahead(frame):
-    """By MAE: the mean NMI of its decoder less that of its encoder."""
+    """The mean NMI of each MAE's decoder less that of its encoder."""
     rows = frame[(frame["metric"] == "nmi") & (frame["head"] < 0)]
     means = rows.groupby("model")["value"].mean()
     decoders = means[means.index.str.endswith(":decoder")]
     decoders.index = decoders.index.str.removesuffix(":decoder")
-    return (decoders - means).dropna()  # of encoders without a decoder there is none
+    return (decoders - means).dropna()  # encoders without a decoder drop out
 
 
 # %% tags=["hide-input"]
@@ -184,17 +184,17 @@ for name, frame in frames.items():
     gaps = ahead(frame if MODELS else rows_of(name, "profile", every))
     if len(gaps):
         said.append(f"in {(gaps > 0).sum()} of {len(gaps)} on {study(name).title}")
-which = "the MAEs drawn" if MODELS else "all MAEs, seeds of narrower ones among them"
-text = f"Of {which}, it is higher in the decoder {'; '.join(said)}."
+which = "the MAEs drawn" if MODELS else "all MAEs, including seeds of narrower ones"
+text = f"Among {which}, the decoder has the higher mean NMI {'; '.join(said)}."
 Markdown(text) if said else None
 
 # %% [markdown]
 # ## Does the encoder keep its high frequencies?
 #
-# The [Δ log amplitude](../representations/frequency.py) is 0 where a high frequency is as strong as the constant part.
-# A curve that bends down at the end is an encoder whose last blocks lower high frequencies.
+# The [Δ log amplitude](../representations/frequency.py) is 0 where a high frequency is as strong as the constant part. A
+# curve that bends down at its end means that the last blocks lower high frequencies.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth for SimMIM, the encoder of MAE and, dotted behind it, the decoder of MAE; one panel per study and one for the published curves, in which SimMIM falls at its end."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist, by depth, also of a narrower pair that saw equally many images; lines, bands and last panel as above. The first dot of the decoder is its input, brought to the decoder's width."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth for SimMIM, the encoder of MAE and, dotted after it, the decoder of MAE; one panel per study and one for the published curves, in which SimMIM falls at its end."}, "figure": {"caption": "Δ log amplitude at the last frequency below Nyquist on the diagonal, by depth, including a narrower pair that saw equally many images. Lines, bands and last panel as above. The decoder's first dot is its input, projected to the decoder's width."}}
 compared = {name: with_pair(name, frame) for name, frame in frames.items()}
 axes = plots.panels(titles, sharey=True)
 for ax, frame in zip(axes, compared.values(), strict=False):
@@ -207,14 +207,14 @@ legend = plots.legend_below(axes)
 
 # %% tags=["hide-input"]
 def by_encoder(frame, read):
-    """What is read off the curve of each encoder, over seeds, by label."""
+    """A value read off the curve of each encoder, over seeds, by label."""
     rows = frame[frame["metric"] == "delta_log_amplitude"]
     rows = rows[~rows["model"].str.endswith(":decoder")]
     return scorecard.read_labels(rows, read)
 
 
 def last_block(curve):
-    """The end of the last but one block less that of the last."""
+    """The value after the last block but one less that after the last."""
     end = curve["depth"].max()
     return difference(at(end - 1)(curve), at(end)(curve), same_encoder=True)
 
@@ -237,9 +237,9 @@ rows = rows.round(2) + 0.0  # no -0.00
 rows.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# *Lost in the last third*, which row 13a compares between encoders of one size, is what enters the last third of the
-# blocks less the mean over it. Above 0 these blocks lower high frequencies. The paper expects that of SimMIM, and about 0
-# of MAE, the last block excepted: there its published curve falls.
+# *Lost in the last third*, which row 13a compares between encoders of one size, is the value that enters the last third
+# of the blocks less the mean over that third. Above 0, these blocks lower high frequencies. The paper expects this of
+# SimMIM, and about 0 for MAE, except in its last block, where its published curve falls.
 
 # %% tags=["hide-input"]
 said = []
@@ -251,15 +251,15 @@ for name in frames:
     said.append(f"{lower or 'none of these encoders'}.")
     mim = taken.get("MIM")
     if mim and mim.low <= 0:
-        said.append("The wide MIM's last blocks do not decode in this sense, so a")
-        said.append("decoder has nothing to take over.")
+        said.append("The wide MIM's last blocks do not decode in this sense, so there")
+        said.append("is nothing for a decoder to take over.")
 Markdown("\n".join(said))
 
 # %% [markdown]
 # ## What would refute it
 #
-# An MAE whose encoder lowers high frequencies late more than MIM's does (13a), or whose decoder has a lower NMI than
-# its encoder (13b), by more than the interval.
+# An MAE whose encoder lowers high frequencies in its late blocks more than MIM's does (13a), or whose decoder has a lower
+# NMI than its encoder (13b), either by more than the interval.
 
 # %% tags=["hide-input"]
 scorecard.rows("components/decoder", STUDIES, MODELS)
@@ -267,24 +267,25 @@ scorecard.rows("components/decoder", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: the wide MAE's decoder has a higher mean NMI than its encoder. On photographs every narrow MAE repeats it,
-#   on generated images not every one does. Whether a decoder relieves the encoder is open. On generated images the wide
-#   MIM lowers high frequencies late and the wide MAE, which saw as many images, does not; but the narrower pairs do not
-#   repeat it, and on photographs it is undecided.
-# - MAE is judged on hidden patches alone; what it says about the visible ones was never trained.
+# - What shows: the wide MAE's decoder has a higher mean NMI than its encoder. On photographs every narrow MAE repeats
+#   this, on generated images not every one does.
+# - What remains open: whether a decoder relieves the encoder. On generated images the wide MIM lowers high frequencies
+#   late and the wide MAE, which saw as many images, does not; but the narrower pairs do not repeat this, and on
+#   photographs it is undecided.
+# - MAE's loss counts hidden patches alone; what its decoder predicts for the visible ones was never trained.
 # - "The last blocks act as a decoder" is testable: they should lower high frequencies, and a real decoder should relieve
-#   them of it.
+#   them of this.
 #
 # ## Exercises
 #
-# 1. **Another model.** An untrained ViT has no decoder. Does it smooth its tokens at its end? Check with
+# 1. **Another model.** An untrained ViT has no decoder. Does it smooth its tokens in its last blocks? Check with
 #    `MODELS = ["random:vit_tiny_patch16_224"]`, or in the hidden cell below, on a few images.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 untrained = ["random:vit_tiny_patch16_224"]
 tiny = table("shapes", "profile", untrained, metrics=METRICS, n_images=16)
 ends = tiny[tiny["metric"] == "delta_log_amplitude"].set_index("depth")["value"]
-ends.iloc[[0, len(ends) // 2, -1]].round(2)  # before, amid and after all blocks
+ends.iloc[[0, len(ends) // 2, -1]].round(2)  # before, halfway through and after
 
 # %% [markdown]
 # 2. **Hide more.** At which mask ratio does $L$ come close to 1?
