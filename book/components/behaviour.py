@@ -7,25 +7,25 @@
 # %% [markdown]
 # # Behaviour
 #
-# **Claim.** Which of the two is better depends on what is asked: contrastive encoders win when they stay frozen and a
-# linear layer reads them, masked encoders when all weights are trained on, when every part of the image has to be named,
-# and when the model is large {cite:p}`park2023what`.
+# **Claim.** Which of the two is better depends on the task: contrastive encoders win when they stay frozen and a linear
+# layer reads them; masked encoders win when all weights are trained further, when every patch of the image has to be
+# labelled, and when the model is large {cite:p}`park2023what`.
 #
-# Four ways of asking, each allowed more than the one before. **k-NN** lets the nearest images vote. A **linear probe**
-# may stretch directions before it decides. An {term}`attentive probe` may also choose which tokens to read.
-# {term}`Fine-tuning <fine-tuning>` trains all weights, the lower layers more slowly: the learning rate of layer $\ell$
-# of $L$ is $\eta\,\gamma^{L - \ell}$ with a {term}`layer decay` $\gamma < 1$. A gain from one to the next has two
-# sources: knowledge that the earlier one could not read, and what the labels teach. What the untrained encoder gains
-# owes nothing to pre-training.
+# There are four ways to test an encoder, each with more freedom than the one before. **k-NN** lets the nearest images
+# vote. A **linear probe** may stretch directions before it decides. An {term}`attentive probe` may also choose which
+# tokens to read. {term}`Fine-tuning <fine-tuning>` trains all weights, the lower layers more slowly: the learning rate of
+# layer $\ell$ of $L$ is $\eta\,\gamma^{L - \ell}$ with a {term}`layer decay` $\gamma < 1$. A gain from one test to the
+# next has two sources: knowledge that the earlier test could not read, and what the labels teach. What the untrained
+# encoder gains owes nothing to pre-training.
 #
-# Dense prediction asks a linear layer, token by token, what each patch shows. Its score is the mean
+# In {term}`dense prediction`, a linear layer says, token by token, what each patch shows. Its score is the mean
 # {term}`intersection over union` of the $C$ classes,
 #
 # $$
 # \mathrm{mIoU} = \frac{1}{C} \sum_{c} \frac{|P_c \cap T_c|}{|P_c \cup T_c|} ,
 # $$
 #
-# with $P_c$ the patches that are predicted to show class $c$ and $T_c$ those that do.
+# where $P_c$ are the patches predicted to show class $c$ and $T_c$ those that do show it.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -58,7 +58,7 @@ chosen = {
 
 
 def own_label(rows):
-    """Rows of the label that was fine-tuned on: the shape, or a photograph's class."""
+    """Rows of the fine-tuned label: the shape, or the class of a photograph."""
     wanted = "shape" if "shape" in set(rows["label"]) else "class"
     return rows[rows["label"] == wanted]
 
@@ -70,14 +70,14 @@ def own_label(rows):
 scorecard.result(["14a", "14b", "14c", "14g"], STUDIES, MODELS)
 
 # %% [markdown]
-# Fine-tuning and the probes of tokens take too long for a build of the book: they are computed once and stored with what
-# they were made from (`make results STUDY=shapes` makes them again). An encoder without such rows is left out. Rows 14d to
-# 14f stand at the end of the page.
+# Fine-tuning and the token probes take too long for a build of the book: they are computed once and stored together with
+# what they were made from (`make results STUDY=shapes` computes them again). An encoder without stored rows is left out.
+# Rows 14d to 14f are at the end of the page.
 #
 # ## The quantity
 #
-# Sixteen generated images through one encoder; their masks say which patches show the object. A linear layer learns from
-# the tokens of the first eight, by least squares, and names the patches of the others.
+# Sixteen generated images pass through one encoder; their masks say which patches show the object. A linear layer is
+# fitted by least squares to the tokens of the first eight images, and labels the patches of the others.
 
 # %%
 from nbhelpers.capture import capture
@@ -105,14 +105,14 @@ assert_close(float(mIoU), mean_iou(P.long(), T.long())[0], atol=1e-5, rtol=1e-5)
 pd.DataFrame({"mean IoU": [float(mIoU)]}, [label(encoder.name)]).round(3)
 
 # %% [markdown]
-# ## A linear layer on top, or all weights
+# ## Linear probe against fine-tuning
 #
-# A dot per encoder: across, a linear probe of its last layer; upwards, the same encoder fine-tuned. Far to the right:
-# easy to read as it is. Far above the dotted line: training on labels adds much; how much it adds without pre-training,
-# the untrained encoder tells.
+# Each dot is an encoder: across, a linear probe of its last layer; upwards, the same encoder fine-tuned. An encoder far
+# to the right is easy to read as it is. For one far above the dotted line, training on labels adds much; the untrained
+# encoder shows how much it adds without pre-training.
 
 # %% tags=["hide-input"]
-points, with_all = {}, []  # the second: studies whose every label was used
+points, with_all = {}, []  # the second: studies where all labels were used
 for name in STUDIES:
     probed, tuned, every = frozen_and_tuned(name, chosen[name])
     if len(tuned):
@@ -122,7 +122,7 @@ for name in STUDIES:
 
 # %% tags=["hide-input"]
 def against(probed, tuned, ax, **more):
-    """A dot per encoder with both intervals; the legend names the first seed alone."""
+    """A dot per encoder with both intervals; the legend names first seeds only."""
     both = probed.merge(tuned, on=["model", "objective"])
     looks = plots.line_styles(zip(both["model"], both["objective"], strict=True))
     for row in both.itertuples():
@@ -141,7 +141,7 @@ def against(probed, tuned, ax, **more):
 paper = published().query("source.str.endswith('figure 1a')", engine="python")
 theirs = [paper[paper["metric"] == metric] for metric in ("linear", "finetune")]
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against accuracy of a linear probe, a dot per encoder; a panel per study and one published, each with a dotted diagonal where fine-tuning gains nothing."}, "figure": {"caption": "Fine-tuned accuracy against a linear probe of the last layer, with 95 % intervals over test images. Dotted: nothing gained. Labels say where an encoder has another width or saw another number of images than CL and MIM. Last panel: ViT-B/16 on ImageNet, where errors of reading are within the marks; the probe of SimMIM there is of its 8th layer, average pooled, not of its last."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against accuracy of a linear probe, one dot per encoder; one panel per study and one of published values, each with a dotted diagonal where fine-tuning gains nothing."}, "figure": {"caption": "Fine-tuned accuracy against a linear probe of the last layer, with 95 % intervals over test images. Dotted: nothing gained. The legend names a width or number of images that differs from CL's and MIM's. Last panel: ViT-B/16 on ImageNet, where reading errors are smaller than the markers; SimMIM's probe there reads its 8th layer, average pooled, not its last."}}
 titles = [plots.title(probed) for probed, _ in points.values()]
 axes = plots.panels([*titles, "published: ViT-B/16, ImageNet"], height=3.2)
 for ax, pair in zip(axes, [*points.values(), theirs], strict=True):
@@ -156,13 +156,13 @@ drawn = [rows for pair in (*points.values(), theirs) for rows in pair]
 plots.download(pd.concat(drawn), "fine_tuning")
 
 # %% tags=["hide-input"]
-few = f"""fine-tuning took {FINE_TUNING.steps} steps of {FINE_TUNING.batch_size} from
-{LABELLED:,} labelled images, and the linear probe learnt from {TRAIN:,}"""
-every = f"""fine-tuning took {EPOCHS} epochs, and it and the linear probe had
+few = f"""fine-tuning took {FINE_TUNING.steps} steps of {FINE_TUNING.batch_size} images
+out of {LABELLED:,} labelled ones, and the linear probe learnt from {TRAIN:,}"""
+every = f"""fine-tuning took {EPOCHS} epochs, and both it and the linear probe used
 every label"""
 how = {name: every if name in with_all else few for name in points}
 how = " ".join(f"On {study(name).title}, {how[name]}." for name in points)
-rate = "Encoders of one width share a learning rate, which was chosen on validation images."
+rate = "Encoders of one width share a learning rate, chosen on validation images."
 Markdown(f"{how} {rate}")
 
 # %% tags=["hide-input"]
@@ -173,16 +173,16 @@ for name, (probed, tuned) in points.items():
     fell = pairs[name].query("high_y < low_x").index
     if len(fell):
         text += f"""\n\n**Read with care.** On {study(name).title}, fine-tuning ends below
-the linear probe for {" and ".join(fell)}: this recipe lost more than it added there."""
+the linear probe for {" and ".join(fell)}: there this recipe lost more than it added."""
     if "CL" in fell:
-        text += " Row 14c counts this loss of CL as a gain of MIM."
+        text += " Row 14c counts CL's loss as a gain for MIM."
 Markdown(text) if text else None
 
 # %% [markdown]
-# ### How long the fine-tuning lasts
+# ### Does longer fine-tuning change the order?
 #
-# A masked encoder may need more epochs before it is ahead. Where every label was used, CL and MIM were fine-tuned in fewer
-# epochs too; the rows of the scorecard and the figure are of the longer one.
+# A masked encoder may need more epochs to get ahead. Where every label was used, CL and MIM were also fine-tuned for
+# fewer epochs; the rows of the scorecard and the figure use the longer fine-tuning.
 
 # %% tags=["hide-input"]
 pair_of = {}  # by epochs: the rows of CL and MIM
@@ -209,10 +209,10 @@ def where_they_end(cl, mim):
     before, after = (100 * (cl[end] - mim[end]) for end in ("value_x", "value_y"))
     if cl["low_y"] <= mim["high_y"] and mim["low_y"] <= cl["high_y"]:
         left = 100 * (1 - cl["value_x"])
-        few = f": CL had {left:.1f} to gain at most, so that 14c repeats 14a"
-        return f"Both end alike{few if left < 5 else ''}"
+        few = f": CL had at most {left:.1f} to gain, so 14c repeats 14a"
+        return f"Both end level{few if left < 5 else ''}"
     if after > 0:
-        return f"CL stays ahead, by {after:.1f} points in place of {before:.1f}"
+        return f"CL stays ahead, by {after:.1f} points instead of {before:.1f}"
     return f"MIM ends ahead, by {-after:.1f} points"
 
 
@@ -230,13 +230,13 @@ for name, pair in pairs.items():
 
 # %% tags=["hide-input"]
 head = "Row 14c in parts:\n"
-Markdown("\n".join([head, *said]) if said else "Row 14c has no pair here.")
+Markdown("\n".join([head, *said]) if said else "There is no pair for row 14c here.")
 
 # %% [markdown]
 # ## With fewer labels
 #
-# Fine-tuning from a hundredth, a tenth and all of the labelled images, in as many steps each: where there are few, they
-# are only seen more often. The untrained encoder says how much of the accuracy the labels alone teach.
+# Fine-tuning on a hundredth, a tenth and all of the labelled images takes equally many steps each time: where there are
+# few images, they are only seen more often. The untrained encoder shows how much of the accuracy the labels alone teach.
 
 # %% tags=["hide-input"]
 fewer = []
@@ -246,7 +246,7 @@ for name in STUDIES:
     if len(rows):
         fewer.append(rows.assign(parameter=rows["share"] * LABELLED))
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of labelled images, a line each for CL, MIM, MAE and the untrained encoder, a panel per study."}, "figure": {"caption": "Accuracy after fine-tuning against the number of labelled images, with 95 % intervals over test images; dashed: chance. Labels say where an encoder saw another number of images than CL and MIM."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of labelled images, one line each for CL, MIM, MAE and the untrained encoder, one panel per study."}, "figure": {"caption": "Accuracy after fine-tuning against the number of labelled images, with 95 % intervals over test images; dashed: chance. The legend names a number of images that differs from CL's and MIM's."}}
 axes = plots.panels([*map(plots.title, fewer)] or ["fine-tuning"], sharey=True)
 for ax, rows in zip(axes, fewer, strict=False):
     plots.by_parameter(rows, "fine_tuning", "labelled images", ax, CHANCE)
@@ -267,15 +267,15 @@ for rows in fewer:
         ahead = (by["low", "CL"] > by["high", "MIM"]).sum()
         least = by["value"].iloc[0]
         title = study(rows["study"].iloc[0]).title
-        said.append(f"""- {title}: with the fewest labels CL has
+        said.append(f"""- {title}: with the fewest labels CL reaches
 {least["CL"]:.2f}, MIM {least["MIM"]:.2f}. CL's interval lies above MIM's at
-{ahead or "none"} of {len(by)} numbers of labels.""")
+{ahead or "none"} of the {len(by)} numbers of labels.""")
 Markdown("\n".join(said)) if said else None
 
 # %% [markdown]
-# ## k-NN, linear, attentive
+# ## k-NN, linear and attentive probes
 #
-# Three questions to the last block of every encoder, and the same three to public ViT-B/16 on ImageNet
+# The last block of every encoder, read in three ways, and the same three readings of public ViT-B/16 encoders on ImageNet
 # {cite:p}`psomas2026attention`.
 
 # %% tags=["hide-input"]
@@ -293,7 +293,7 @@ public = published_triples().query("size == 'ViT-B/16' and model in @four")
 kinds = published().drop_duplicates("model").set_index("model")["objective"]
 public = public.assign(objective=public["model"].map(kinds))
 
-# %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, a line per encoder, a panel per study; in the published panel SimMIM and MAE rise steeply from one to the next, MoCo v3 and DINO rise less."}, "figure": {"caption": "The same last block read in three ways. A steep line: much of what can be read hardly shows in distances between mean tokens. Photographs: every label for all three; generated images: few. Last panel: ViT-B/16 on ImageNet with all its labels."}}
+# %% mystnb={"image": {"alt": "Accuracy of k-NN, a linear probe and an attentive probe at the last block, one line per encoder, one panel per study; in the published panel SimMIM and MAE rise steeply from one reading to the next, MoCo v3 and DINO rise less."}, "figure": {"caption": "The same last block read in three ways. A steep line means that much of what can be read hardly shows in the distances between mean tokens. On photographs all three readings use every label, on generated images few. Last panel: ViT-B/16 on ImageNet with all labels."}}
 titles = [*map(plots.title, ours.values()), "published: ViT-B/16"]
 axes = plots.panels(titles, sharey=True, height=3.2)
 for ax, rows in zip(axes, [*ours.values(), public], strict=True):
@@ -312,18 +312,18 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([*ours.values(), public]), "triples")
 
 # %% tags=["hide-input"]
-learnt = f"On {' and '.join(with_few)}, each learnt from {TRAIN:,} images."
+learnt = f"On {' and '.join(with_few)}, each reading learnt from {TRAIN:,} images."
 Markdown(learnt) if with_few else None
 
 # %% [markdown]
 # ### Few labels or all
 #
-# Numbers of other work rest on all labels of the data set, and so do rows 14a, 14c, 14e and 14f for the photographs. What
-# the number of labels does to the last block's three probes:
+# Other work uses all labels of a data set, and so do rows 14a, 14c, 14e and 14f on photographs. How the number of labels
+# changes the three readings of the last block:
 
 # %% tags=["hide-input"]
 every = rows_of("cifar10", "all_labels", chosen.get("cifar10", []))
-shown = Markdown("(Of these encoders, nothing is stored.)")
+shown = Markdown("(Nothing is stored for these encoders.)")
 if len(every):
     few = [
         rows_of("cifar10", kind, every["model"].unique())
@@ -342,17 +342,18 @@ text = ""
 if len(every):
     linear = both["linear"]
     gain = 100 * (linear["all"] - linear[f"{TRAIN:,}"])
-    order = (
-        "the same" if linear[f"{TRAIN:,}"].is_monotonic_decreasing else "not the same"
-    )
-    text = f"""All labels add {gain.min():.0f} to {gain.max():.0f} points to the linear
-probe; the order of the encoders is {order} as with few. The best is {linear.index[0]}."""
+    order = "the same as"
+    if not linear[f"{TRAIN:,}"].is_monotonic_decreasing:
+        order = "different from that"
+    text = f"""Using all labels adds {gain.min():.0f} to {gain.max():.0f} points to the
+linear probe. The order of the encoders is {order} with few labels, and the best is
+{linear.index[0]}."""
 Markdown(text)
 
 # %% [markdown]
-# Two model cards report the accuracy on CIFAR-10 of ViTs as small as these. Those of one card were pre-trained on other
-# photographs, STL-10, and only they are fine-tuned: there MoCo is far ahead of MAE by k-NN and by a linear probe, and only
-# a little after fine-tuning.
+# Two model cards report accuracies on CIFAR-10 for ViTs as small as these. The encoders of one card were pre-trained on
+# other photographs, STL-10, and only they are fine-tuned: there MoCo is far ahead of MAE by k-NN and by a linear probe,
+# but only a little ahead after fine-tuning.
 
 # %% tags=["hide-input"]
 small = published_triples().query("images == 'CIFAR-10'")
@@ -372,18 +373,18 @@ text = ""
 if len(ends):
     own = ends.set_index("objective")["value"]
     text = f"""Pre-trained on CIFAR-10 itself, the book's own encoders end between
-{own.drop("random", errors="ignore").min():.2f} and {own.max():.2f} when they are
+{own.drop("random", errors="ignore").min():.2f} and {own.max():.2f} when
 fine-tuned with every label"""
     text += f", the untrained one at {own['random']:.2f}." if "random" in own else "."
 Markdown(text) if text else None
 
 # %% [markdown]
-# ## What every token knows
+# ## What single tokens know
 #
-# Generated images come with the mask of their object. Per patch, a linear layer is asked for object or background, and for
-# the texture of the object. The paper's evidence is another task: detection on COCO, for which the encoder itself is
-# fine-tuned. There MAE leads MoCo v3 by the points that row 14b quotes, and SimMIM was not tried. Here the encoder stays
-# frozen.
+# Generated images come with a mask of their object. For each patch, one linear layer decides between object and
+# background, and another names the texture of the object. The paper's evidence is another task: detection on COCO, for
+# which the encoder itself is fine-tuned. There MAE leads MoCo v3 by the points that row 14b quotes, and SimMIM was not
+# tested. Here the encoder stays frozen.
 
 # %% tags=["hide-input"]
 tokens = rows_of("shapes", "tokens", chosen.get("shapes", []))
@@ -395,7 +396,7 @@ def all_background(what):
     return mean_iou(torch.zeros_like(shown), shown)[0], "all background"
 
 
-# %% mystnb={"image": {"alt": "Mean IoU of a linear layer on single tokens against depth, one panel for the object's mask and one for its texture, a line per encoder, the untrained one among them, and a dashed line where every patch is called background."}, "figure": {"caption": "Mean IoU of a linear layer on single tokens, by depth, on generated images; what the untrained encoder reaches owes nothing to training. Dashed: every patch called background. Labels name another width or number of images than that of CL and MIM. Bands: 95 % interval over test images."}}
+# %% mystnb={"image": {"alt": "Mean IoU of a linear layer on single tokens against depth, one panel for the object's mask and one for its texture, one line per encoder, including the untrained one; a dashed line marks calling every patch background."}, "figure": {"caption": "Mean IoU of a linear layer on single tokens, by depth, on generated images; what the untrained encoder reaches owes nothing to training. Dashed: every patch called background. The legend names a width or number of images that differs from CL's and MIM's. Bands: 95 % interval over test images."}}
 ASKED = ["mask", "texture"]
 axes = plots.panels([f"{what}, generated images" for what in ASKED], sharey=True)
 for ax, what in zip(axes, ASKED, strict=True):
@@ -418,10 +419,10 @@ if len(trained):
     ends = at_end(trained, "miou").groupby("label")["value"].agg(["min", "max"])
     a, b = (f"{low:.2f} to {high:.2f}" for low, high in ends.loc[ASKED].to_numpy())
     text = f"""At the last block, the trained encoders reach a mean IoU of {a} for the
-mask, the only label of 14b, and of {b} for the texture."""
+mask, the only label that 14b uses, and of {b} for the texture."""
     gap = ends["max"] - ends["min"]
     if gap["mask"] < gap["texture"] / 2:
-        text += " Near its ceiling, the mask can hardly tell them apart."
+        text += " Near its ceiling, the mask hardly separates them."
 Markdown(text)
 
 # %% tags=["hide-input"]
@@ -444,8 +445,8 @@ Markdown("\n".join(said) or "CL and MIM are not both among these encoders.")
 # %% [markdown]
 # ## Small models and large ones
 #
-# CL and MIM were trained at several widths on the same number of images. From ViT-Ti to ViT-B the paper's width grows
-# by a factor of four.
+# CL and MIM were trained at several widths on the same number of images. In the paper, the width grows by a factor of
+# four from ViT-Ti to ViT-B.
 
 # %% tags=["hide-input"]
 SEEN = 256_000
@@ -475,7 +476,7 @@ def by_width(rows, ax):
     ax.set(xlabel="width", ylabel="fine-tuned accuracy", xticks=ticks)
 
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM: a dot per training seed and a line through their means, a panel per study; behind them the published panel, in which the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder. Dots: training seeds; lines: their means. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs, one training each."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM: one dot per training seed and a line through their means, one panel per study; in the last, published panel the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder. Dots: training seeds; lines: their means. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs, one training run each."}}
 axes = plots.panels([*map(plots.title, parts), "published: ImageNet"])
 for ax, rows in zip(axes, parts, strict=False):
     by_width(rows, ax)
@@ -490,14 +491,14 @@ legend = plots.legend_below(axes)
 plots.download(sized, "width")
 
 # %% [markdown]
-# In the published panel the lines cross: with more weights, SimMIM gains more. Where our dots of one width lie further
-# apart than the two lines, the order of the lines may be chance. Row 14d counts the seeds.
+# In the published panel the lines cross: SimMIM gains more from additional weights. Where the book's dots at one width
+# lie further apart than the two lines, the order of the lines may be chance. Row 14d takes the seeds into account.
 #
-# ## Trained for longer
+# ## Longer pre-training
 #
-# A difference that comes from short training should fade with a longer one. Here are CL and MIM from the shortest to the
-# longest training; the longest are also **twice as wide**, so no line leads to them.
-# [When do the findings appear?](../beyond/moments.py) follows single trainings.
+# A difference that comes from short training should fade with longer training. The figure shows CL and MIM from the
+# shortest to the longest training; the longest-trained are also **twice as wide**, so no line leads to them. [When do the
+# findings appear?](../beyond/moments.py) follows single training runs.
 
 # %% tags=["hide-input"]
 lengths = []
@@ -508,7 +509,7 @@ for name in STUDIES:
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, a line each for CL and MIM, a panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of width 64; the single dots on the right have width 128."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of width 64; the single dots on the right have width 128."}}
 linear = at_end(lengths, "linear")
 parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
@@ -540,8 +541,9 @@ Markdown(f"CL's interval lies above MIM's {'; '.join(said)}.")
 # ## What would refute it
 #
 # A masked encoder that a linear probe reads better than a contrastive one of the same architecture, trained on the same
-# images; or one that ends behind it once both are fine-tuned, or gains less from fine-tuning, from width, or from attention
-# over its tokens; or one whose single tokens say less about their patch. What the [scorecard](../index.py) says:
+# images; or one that ends behind it once both are fine-tuned, or gains less from fine-tuning, from width, from training a
+# probe, or from a probe that attends over its tokens; or one whose single tokens say less about their patch. The
+# [scorecard](../index.py) says:
 
 # %% tags=["hide-input"]
 scorecard.rows("components/behaviour", STUDIES, MODELS)
@@ -549,31 +551,35 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: a linear probe reads CL better than MIM, and MIM gains more from fine-tuning, on both studies. On generated
-#   images that is because CL has no room left. On photographs both gain much, and an untrained encoder as much as MIM: a
-#   larger gain is partly the mark of a worse start, and what pre-training is worth is the accuracy that is reached.
-# - Whether MIM ends ahead once it is fine-tuned depends on for how long. On photographs it is behind after the shorter
-#   fine-tuning, and the longer one leaves no difference that can be told. On generated images, where fine-tuning took
+# - What shows, in both studies: a linear probe reads CL better than MIM, and MIM gains more from fine-tuning. On
+#   generated images that is because CL has no room left. On photographs both gain much, and an untrained encoder no less
+#   than MIM: a larger gain is partly the mark of a worse start, and what pre-training is worth is the accuracy that is
+#   reached in the end.
+# - Whether MIM ends ahead after fine-tuning depends on how long that lasts. On photographs it is behind after the shorter
+#   fine-tuning, and after the longer one no difference can be detected. On generated images, where fine-tuning took
 #   little more than one epoch, it stays behind. Among encoders of half the width, which were trained briefly, masked ones
 #   do end ahead: every MAE in both studies, and every MIM on photographs.
-# - MIM, which is SimMIM here, is not all masked models. On generated images an MAE of the same width, which saw as many
-#   images in more and smaller steps, is read better than CL by k-NN and a linear probe, is ahead of it where few labels
-#   are fine-tuned on, and its single tokens tell more. At half the width, on photographs, a linear probe reads MAE as
-#   well as CL.
-# - On generated images the wide CL is ahead of MIM by far the most where both are fine-tuned from the fewest labels; on
-#   photographs by about as much with any number.
-# - What does not show: that MIM's single tokens tell object from ground better. That label is near its ceiling; of the
-#   texture MIM tells more from the first blocks on, until CL overtakes it near the end.
-# - MIM gains more from each probe that is allowed more: from one that is trained, and from one that also chooses tokens.
-#   On generated images CL again has hardly any room left; on photographs it takes all labels to tell the first of the two.
-# - Whether MIM gains more from width is undecided. On photographs every seed of MIM lies above every one of CL at width 64,
-#   but at width 16 the seeds of either kind lie as far apart as the two kinds; on generated images they do at both.
-# - No single number describes a representation. k-NN, linear, attentive and fine-tuned accuracy allow ever more, and
-#   rank encoders differently.
+# - MIM here means SimMIM, which does not stand for all masked models. On generated images an MAE of the same width, which
+#   saw as many images in more and smaller steps, is read better than CL by k-NN and by a linear probe, is ahead of CL
+#   when both are fine-tuned on few labels, and has single tokens that tell more. At half the width, on photographs, a
+#   linear probe reads MAE as well as CL.
+# - On generated images the wide CL is furthest ahead of MIM, by a wide margin, when both are fine-tuned on the fewest
+#   labels; on photographs its lead is about the same with any number of labels.
+# - What does not show: that MIM's single tokens tell object from background better. That label is near its ceiling. Of
+#   the texture, MIM's tokens tell more from the first blocks on, until CL overtakes near the end.
+# - MIM gains more than CL from each freedom that a probe is given: from being trained, and from choosing tokens. On
+#   generated images CL again has hardly any room left; on photographs the first of these gains can only be told with all
+#   labels.
+# - Whether MIM gains more from width is undecided. On photographs every MIM seed lies above every CL seed at width 64,
+#   but at width 16 the seeds of each kind lie as far apart as the two kinds do; on generated images they do so at both
+#   widths.
+# - No single number describes a representation: k-NN, linear probe, attentive probe and fine-tuning allow more and more,
+#   and rank encoders differently.
 # - Compare numbers only where the labels, the width and the numbers of images for pre-training and for the probe are
 #   the same.
-# - The mean token and single tokens are different questions: the supervised encoder, trained on the shape, names that of
-#   nearly every image, and its tokens say less about the texture than those of any other trained encoder drawn here.
+# - The mean token and single tokens answer different questions: the supervised encoder, trained on the shape, names the
+#   shape of nearly every image, yet its tokens say less about the texture than those of any other trained encoder drawn
+#   here.
 #
 # ## Exercises
 #
@@ -590,7 +596,7 @@ rows.rename_axis(None).rename(columns={"value": "fine-tuned"}).round(3)
 # 2. **A predictor that knows nothing.** What is the mIoU of an object mask if every patch is called background?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# The background is right where it is, the object never: half of the background's share.
+# IoU of the background: its share of the patches; of the object: 0. The mean is half.
 nothing = mean_iou(torch.zeros_like(T.long()), T.long())[0]
 half = float((~T).float().mean() / 2)
 rows = {"mean IoU": nothing, "half of the background": half}
