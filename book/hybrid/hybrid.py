@@ -7,22 +7,22 @@
 # %% [markdown]
 # # The hybrid
 #
-# **Claim.** Contrastive learning and masked image modelling complement each other. An encoder trained on the plain weighted
-# sum of both losses beats either parent, in a linear probe and after fine-tuning, for the right weight
-# {cite:p}`park2023what`. Its early blocks behave like those of a masked encoder, its late blocks like those of a
-# contrastive one.
+# **Claim.** Contrastive learning and masked image modelling complement each other. With the right weight, an encoder
+# trained on the plain weighted sum of both losses beats either parent (an encoder trained on one of the losses alone), in
+# a linear probe and after fine-tuning {cite:p}`park2023what`. Its early blocks behave like those of a masked encoder, its
+# late blocks like those of a contrastive one.
 #
-# One loss asks which picture this is, the other what its hidden patches look like. If the two do not get in each other's
-# way, one encoder can learn to answer both, each where it needs to: the patches early, the picture late. Both losses share
-# one encoder; each has its own views and heads,
+# One loss asks which image this is, the other what its hidden patches look like. If the two do not get in each other's
+# way, one encoder can learn to answer both, each where it is needed: the patches in early blocks, the image in late ones.
+# Both losses share one encoder; each has its own views and heads,
 #
 # $$
 # L = (1 - \lambda)\, L_{\mathrm{MIM}} + \lambda\, L_{\mathrm{CL}} ,
 # $$
 #
-# so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study and seed start
-# from the same weights and see the images in the same order. As in MoCo v3, pure CL leaves the patch embedding as it was
-# drawn, while every hybrid trains it: the step to $\lambda = 1$ is not one of weight alone.
+# so that $\lambda = 0$ is SimMIM and $\lambda = 1$ is MoCo v3. Encoders of one study and seed start from the same weights
+# and see the images in the same order. As in MoCo v3, pure CL leaves the patch embedding at its random initial weights,
+# while every hybrid trains it: the step to $\lambda = 1$ changes more than the weight of a loss.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -54,7 +54,7 @@ plots.style()
 from nbhelpers.models import manifest
 
 ABOUT = manifest()
-FAMILY = ".w64.n256000"  # the largest set of one width, all of which saw as many images
+FAMILY = ".w64.n256000"  # the largest set of equal width and number of images seen
 
 
 def weight(model):
@@ -90,14 +90,15 @@ scorecard.result(["15a", "15b", "15c"], STUDIES, MODELS)
 # %% [markdown]
 # ## The quantity
 #
-# Both losses on eight random rows. A query $q_i$ of one view has to find the key $k_i$ of the other among all keys;
-# SimMIM's error is counted on masked patches only, $m = 1$; the hybrid's loss is their weighted sum. The contrastive one is
+# Both losses on eight random rows. SimMIM counts the error on masked patches only, where $m = 1$; the hybrid's loss is
+# the weighted sum of the two. In the contrastive loss, a query $q_i$ of one view has to find the key $k_i$ of the other
+# view among all keys:
 #
 # $$
 # L_{CL} = -2\tau \, \frac{1}{B} \sum_i \log \frac{e^{\cos(q_i, k_i) / \tau}}{\sum_j e^{\cos(q_i, k_j) / \tau}} ,
 # $$
 #
-# with the factor $2\tau$ of MoCo v3, which also sets the scale that $\lambda$ weighs.
+# with MoCo v3's factor $2\tau$, which also sets the scale on which $\lambda$ weighs it.
 
 # %%
 from torch.testing import assert_close
@@ -127,7 +128,8 @@ pd.DataFrame(losses, index=["random inputs"]).astype(float).round(3)
 # %% [markdown]
 # ## Accuracy against the weight
 #
-# Hybrids and parents of one width, all of which saw equally many images. First a linear probe of the last layer:
+# The hybrids and parents drawn here have the same width and saw equally many images. First a linear probe of the last
+# layer:
 
 # %% tags=["hide-input"]
 names = [*map(plots.title, probed.values()), *missing, "published: ViT-B/16, ImageNet"]
@@ -155,21 +157,21 @@ def against_weight(kind, metric, theirs):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe against the weight of the contrastive loss, from 0, which is MIM, to 1, which is CL, a panel per study and one published, in which it is highest between the two ends."}, "figure": {"caption": "Accuracy of a linear probe against the weight λ of the contrastive loss, with 95 % intervals over test images. At λ = 0 stands MIM, at λ = 1 CL, of several seeds where there are some; the grey line joins their means. Last panel, on a scale of its own: ViT-B/16 on ImageNet, trained for 100 epochs."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe against the weight of the contrastive loss, from 0 (MIM) to 1 (CL); one panel per study and one of published values, which are highest in between."}, "figure": {"caption": "Accuracy of a linear probe against the weight λ of the contrastive loss, with 95 % intervals over test images. λ = 0 is MIM and λ = 1 is CL, with several seeds where available; the grey line joins the means over seeds. Last panel, on a scale of its own: ViT-B/16 on ImageNet, trained for 100 epochs."}}
 legend = against_weight(probed, "linear", "linear")
 
 # %% [markdown]
 # And the accuracy after [fine-tuning](../components/behaviour.py):
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the weight of the contrastive loss, from 0, which is MIM, to 1, which is CL, a panel per study and one published, in which it is highest between the two ends."}, "figure": {"caption": "Accuracy after fine-tuning against the weight λ. Lines and scales as above."}}
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the weight of the contrastive loss, from 0 (MIM) to 1 (CL); one panel per study and one of published values, which are highest in between."}, "figure": {"caption": "Accuracy after fine-tuning against the weight λ. Lines and scales as above."}}
 legend = against_weight(tuned, "fine_tuning", "finetune")
 
 # %% tags=["remove-input"]
 plots.download(pd.concat([*probed.values(), *tuned.values(), paper]), "hybrid")
 
 # %% [markdown]
-# In numbers, with the hybrid's interval over test images and the range of each parent's seeds. The best of several hybrids
-# is the best partly by luck; the rows above widen its interval for that.
+# The same in numbers, with the hybrid's interval over test images and the range of each parent over its seeds. The best
+# of several hybrids is best partly by luck; rows 15a and 15b widen its interval to allow for that.
 
 
 # %% tags=["hide-input"]
@@ -218,8 +220,8 @@ def where_it_lies(pair, kind):
     value, low = own[f"value_{kind}"], own[f"low_{kind}"]
     side = "between" if rest.min() < value < rest.max() else "below"
     side = "above" if value >= rest.max() else side
-    each = " and ".join(f"{number:.3f} of {label(who)}" for who, number in rest.items())
-    within = ", but above the better by less than its interval"
+    each = " and ".join(f"{number:.3f} ({label(who)})" for who, number in rest.items())
+    within = ", but above the better one by less than its interval"
     within = within if low <= rest.max() else ""
     return f"{value:.3f}, {side} {each}{within if side == 'above' else ''}"
 
@@ -231,20 +233,21 @@ for name, pair in large.items():
     mixed = next(who for who in seen if "hybrid" in who)
     parent = next(number for who, number in seen.items() if who != mixed)
     its = "With every label, its" if pair["every_label"].all() else "Its"
-    text += f"""Not drawn, since no parent is of its length: on {study(name).title}, a
-hybrid of width {ABOUT[mixed]["architecture"]["width"]} with λ = {weight(mixed):g} saw
-{seen[mixed]} images, its parents {parent}. {its} linear probe has
-{where_it_lies(pair, "linear")}; fine-tuned, it has {where_it_lies(pair, "tuned")}.
-The scorecard takes the widest encoder of each λ, so its rows have this one for
-{weight(mixed):g} and can name another best λ than the table."""
+    text += f"""Not drawn, since no parent saw equally many images: on
+{study(name).title}, a hybrid of width {ABOUT[mixed]["architecture"]["width"]} with
+λ = {weight(mixed):g} saw
+{seen[mixed]} images, its parents {parent}. {its} linear probe reaches
+{where_it_lies(pair, "linear")}; fine-tuned, it reaches {where_it_lies(pair, "tuned")}.
+The scorecard takes the widest encoder of each λ, so its rows use this one for λ =
+{weight(mixed):g} and may name a different best λ from the table."""
 Markdown(text or "No encoders of another size were compared.")
 
 # %% [markdown]
-# ## Attention, from one parent to the other?
+# ## Does attention change from MIM-like to CL-like with depth?
 #
-# If the hybrid takes its early layers from MIM and its late ones from CL, its {term}`NMI` must fall with depth. That of
-# the published hybrid is highest in the middle and low in the last block; by the measure of row 15c, first third less
-# last third, it passes by hardly more than the error of reading it.
+# If the hybrid's early layers are like MIM's and its late ones like CL's, its {term}`NMI` must fall with depth. The NMI
+# of the published hybrid is highest in the middle and low in the last block; by the measure of row 15c, first third less
+# last third, that hybrid passes by hardly more than the error of reading the curve.
 
 # %% tags=["hide-input"]
 PUBLISHED = ("MoCo v3", "SimMIM", "SimMIM+MoCo")
@@ -263,7 +266,7 @@ def beside_published(metric):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth for hybrids and their two parents, a panel per study; in the published panel the hybrid's curve begins between those of its parents and ends nearer to that of MoCo v3."}, "figure": {"caption": "NMI of query and key against depth for hybrids and their two parents. Thinner lines: further training seeds of a parent. Last panel: published curves of ViT-B/16."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth for hybrids and their two parents, one panel per study; in the published panel the hybrid's curve begins between those of its parents and ends nearer to that of MoCo v3."}, "figure": {"caption": "NMI of query and key against depth for hybrids and their two parents. Thinner lines: further training seeds of a parent. Last panel: published curves of ViT-B/16."}}
 legend = beside_published("nmi")
 
 # %% tags=["remove-input"]
@@ -271,8 +274,8 @@ parts = [frame.query("metric == 'nmi'") for frame in frames.values()]
 plots.download(pd.concat([*parts, pd.DataFrame()]), "nmi")
 
 # %% [markdown]
-# Averaged over the first and the last third of the blocks, with the [attention entropy](../attention/collapse.py) as a
-# share of its maximum. That is the control: at 1 attention is flat, and its NMI is small because it selects nothing.
+# The table averages over the first and the last third of the blocks. The [attention entropy](../attention/collapse.py),
+# as a share of its maximum, is the control: at 1, attention is flat, and its NMI is small because it selects nothing.
 
 # %% tags=["hide-input"]
 numbers = {}
@@ -296,15 +299,15 @@ def fall(rows, who):
 
 # %% tags=["hide-input"]
 def chosen(rows):
-    """The hybrid that row 15c takes, and those that are best by accuracy, in words."""
+    """The hybrid that row 15c takes, and the one that is best by a probe, in words."""
     mixed = rows[rows.index.str.startswith("hybrid")]
     most = (mixed["NMI, first"] - mixed["NMI, last"]).idxmax()
     best = mixed["linear probe"].idxmax()
     far = (rows["NMI, first"] - rows["NMI, first"][most]).abs()
     near, other = ("CL", "MIM") if far["CL"] < far["MIM"] else ("MIM", "CL")
     return f"""the NMI of {fall(rows, most)}, more than that of any other hybrid; that
-of {fall(rows, "MIM")}. The NMI of the hybrid that is best by a linear probe, {best},
-{fall(rows, best).removeprefix(best).strip()}. In its first blocks the NMI of {most} is
+of {fall(rows, "MIM")}. The NMI of {best}, the hybrid that a linear probe reads best,
+{fall(rows, best).removeprefix(best).strip()}. In its first blocks, the NMI of {most} is
 nearer to {near}'s than to {other}'s."""
 
 
@@ -315,18 +318,18 @@ for name, rows in numbers.items():
     if mixed and {"CL", "MIM"} <= {*rows.index}:
         said.append(f"On {study(name).title}, {chosen(rows)}")
 care = """**Read 15c with care.** It asks whether the NMI of *any* hybrid falls; MIM's
-own may fall as well, and flat attention has a low NMI too: see its entropy.\n\n"""
+own may fall as well, and flat attention also has a low NMI: check the entropy.\n\n"""
 Markdown(
     care + "\n\n".join(said) if said else "There is no hybrid beside both parents."
 )
 
 # %% [markdown]
-# ## Frequencies
+# ## High frequencies by depth
 #
-# The published hybrid begins with more high frequencies than either parent and ends close to them: it falls furthest. At
-# depth 0 CL is the untrained encoder, since its patch embedding is not trained.
+# The published hybrid begins with more high frequencies than either parent and ends close to both: it falls furthest. At
+# depth 0, CL equals the untrained encoder, since its patch embedding is not trained.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, a panel per study and one published."}, "figure": {"caption": "Δ log amplitude at the last frequency of the diagonal below Nyquist against depth, for hybrids and their two parents. Lines as above."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for hybrids and their two parents, one panel per study and one of published curves."}, "figure": {"caption": "Δ log amplitude at the last frequency below Nyquist on the diagonal, against depth, for hybrids and their two parents. Lines as above."}}
 legend = beside_published("delta_log_amplitude")
 
 # %% tags=["remove-input"]
@@ -336,7 +339,7 @@ plots.download(pd.concat([*parts, pd.DataFrame()]), "amplitude")
 
 # %% tags=["hide-input"]
 def beside_parents(first, last):
-    """How hybrids begin, fall and end beside both parents, in words."""
+    """How hybrids begin, fall and end compared with both parents, in words."""
     mixed = [who for who in first.index if who.startswith("hybrid")]
     low, high = sorted(last[["CL", "MIM"]])
     more = sum(first[mixed] > first[["CL", "MIM"]].max())
@@ -345,8 +348,8 @@ def beside_parents(first, last):
     nearer = "MIM" if last["MIM"] == high else "CL"
     return f"""{more or "none"} of {len(mixed)} hybrids begin with more high frequencies
 than either parent (mean of the first third of the blocks), and {(first - last).idxmax()}
-falls furthest. In the last third, those between the parents are {between} of
-{len(mixed)}, those nearer to {nearer} {close}."""
+falls furthest. In the last third, {between or "none"} of {len(mixed)} lie between the
+parents, and {close or "none"} are nearer to {nearer}."""
 
 
 # %% tags=["hide-input"]
@@ -362,12 +365,12 @@ Markdown("\n\n".join(said)) if said else None
 # %% [markdown]
 # ## What it costs
 #
-# A hybrid computes both losses for every image. Speed depends on the device and the precision named, and on other work that
-# shared the device at times.
+# A hybrid computes both losses for every image. Speed depends on the device and the precision listed in the table, and on
+# other work that shared the device at times.
 
 # %%
 drawn = {model for frame in tuned.values() for model in frame["model"]}
-drawn = first_seeds(sorted(drawn))  # a seed costs what another does
+drawn = first_seeds(sorted(drawn))  # all seeds cost the same
 kinds = {"device": str, "precision": str, "images_seen": int, "wall_time_s": int}
 costs = pd.DataFrame.from_dict(ABOUT, orient="index")
 costs = costs.loc[costs.index.isin(drawn), list(kinds)].astype(kinds)
@@ -378,16 +381,16 @@ costs.drop(columns=["images_seen", "wall_time_s"]).rename(
 )
 
 # %% [markdown]
-# Runs in bfloat16 drew their views in bfloat16 too: a hybrid of that precision and parents in float32 differ in more than
-# the objective.
+# Runs in bfloat16 also computed their views in bfloat16, so a hybrid of that precision and its parents in float32 differ
+# in more than the objective.
 
 # %% [markdown]
 # ## What would refute it
 #
-# That no hybrid beats both parents by more than the intervals, where all encoders have seen the same images; or that a
-# hybrid which beats them has no lower NMI in its late blocks than in its early ones, or a low one from flat attention.
+# No hybrid beats both parents by more than the intervals, where all encoders have seen the same images; or a hybrid that
+# does beat them has no lower NMI in its late blocks than in its early ones, or a low one only because attention is flat.
 #
-# What the [scorecard](../index.py) says:
+# The [scorecard](../index.py) says:
 
 # %% tags=["hide-input"]
 scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
@@ -395,13 +398,15 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: only that the NMI of some hybrid falls with depth (15c). That one beats both parents is undecided: on
-#   generated images the best lies above all seeds of both parents, and three seeds bound a mean only loosely; on
-#   photographs none leads clearly. Early blocks are not like MIM's in NMI, and late ones not like CL's in frequencies.
-# - λ is no share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
+# - What shows: only that the NMI of some hybrid falls with depth (15c), and on generated images that of MIM falls
+#   further.
+# - What is undecided: that a hybrid beats both parents. On generated images the best one lies above all seeds of both
+#   parents, but three seeds bound a mean only loosely; on photographs none leads clearly.
+# - What does not show: early blocks like MIM's in NMI, and late blocks like CL's in frequencies.
+# - λ is not a share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
 #   about that of another; [the next chapter](agreement.py) measures which loss pulls harder.
-# - A hybrid can cost as much as its parents together. Compare it with a parent that saw as many images, and, if time is
-#   what you have, with one that was trained for as long.
+# - A hybrid can cost as much as its parents together. Compare it with a parent that saw as many images and, if computing
+#   time is the limit, with one that was trained for as long.
 #
 # ## Exercises
 #
@@ -415,8 +420,8 @@ late_nmi = pd.DataFrame(shown).rename_axis(columns="late NMI").sort_values([*sho
 late_nmi.map("{:.3f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# 2. **Another quantity.** Does the mean attention distance of the hybrid also move from one parent to the other? The table
-#    `profile` has it, and the cosine between tokens.
+# 2. **Another quantity.** Does the hybrid's mean attention distance also move from one parent to the other? It is in the
+#    table `profile`, as is the cosine between tokens.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 thirds = {
@@ -427,5 +432,5 @@ thirds = {
 pd.DataFrame(thirds).map("{:.1f} px".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# 3. **The same seconds.** How many images could a contrastive encoder see in the time that the hybrid took? Use the table
-#    of costs. What would a fair comparison hold fixed?
+# 3. **Equal time.** How many images could a contrastive encoder see in the time that the hybrid took? Use the table of
+#    costs. What should a fair comparison hold fixed?
