@@ -7,15 +7,15 @@
 # %% [markdown]
 # # Do the losses agree?
 #
-# **Claim.** In an encoder that follows both losses at once, the two gradients point in opposing directions, the more so the
+# **Claim.** In an encoder trained on both losses at once, the two gradients point in opposing directions, more so the
 # deeper the block {cite:p}`jiang2023layer`.
 #
-# Two people steer one boat. If one pulls left whenever the other pulls right, the second one is of no use. The paper adds
-# the two losses all the same and finds the sum better than either. {cite:t}`jiang2023layer` measured the gradients of the
-# two terms, report the conflict above, and train the lower blocks by MIM and the upper ones by CL instead. This page goes
-# beyond the paper and asks the same of the book's own hybrid.
+# Two people steer one boat. If one pulls left whenever the other pulls right, two are no better than one. The paper
+# nevertheless adds the two losses and finds the sum better than either. {cite:t}`jiang2023layer` measured the gradients
+# of the two terms, report the conflict above, and train the lower blocks with MIM and the upper ones with CL instead.
+# This page goes beyond the paper and asks the same of the book's own hybrid.
 #
-# With $\theta_\ell$ all parameters of block $\ell$, the two losses agree on a batch to the extent of
+# With $\theta_\ell$ all parameters of block $\ell$, the agreement of the two losses on a batch is the cosine
 #
 # $$
 # \begin{gathered}
@@ -24,8 +24,8 @@
 # \end{gathered}
 # $$
 #
-# Below 0 a step for one loss undoes progress of the other; at 0 neither affects the other. The weight $\lambda$ of
-# [the hybrid](hybrid.py) does not change $c_\ell$, but it changes where training goes.
+# Below 0, a step for one loss undoes progress on the other; at 0, neither affects the other. The weight $\lambda$ of [the
+# hybrid](hybrid.py) does not enter $c_\ell$, but it does change where training goes.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -57,15 +57,15 @@ slopes = followed[followed["metric"] == "slope"].set_index("step")
 # %% [markdown]
 # ## Result
 #
-# A hybrid with $\lambda = 0.5$ was trained on `shapes` and stopped now and then, to take both gradients on held-out
-# batches: every time the same images, views and masks. CL's gradient on one batch is mostly noise, and at the end MIM's
-# is too, so the verdict rests on `direction`, the cosine between the *expected* gradients, from pairs of different
-# batches; the 95 % intervals are over batches.
+# A hybrid with $\lambda = 0.5$ was trained on `shapes` and paused at several steps to measure both gradients on held-out
+# batches, with the same images, views and masks every time. CL's gradient on one batch is mostly noise, and at the end so
+# is MIM's. The verdict therefore rests on `direction`, the cosine between the *expected* gradients, estimated from pairs
+# of different batches; the 95 % intervals are over batches.
 
 
 # %% tags=["hide-input"]
 def directions(followed):
-    """Where the direction has an interval, whether it is late in depth, and after the last step."""
+    """Directions with an interval, and whether they are late in depth and training."""
     rows = followed[followed["metric"] == "direction"]
     ends = rows["step"] == rows["step"].max()
     rows = rows.assign(deep=last_third(rows["depth"]), end=ends)
@@ -73,7 +73,7 @@ def directions(followed):
 
 
 def judged(known, blocks, slope):
-    """The verdict on a conflict that grows with depth, by the directions of one step."""
+    """The verdict on a conflict that grows with depth, from directions at one step."""
     deep = known[known["deep"]]
     if len(deep) and (deep["high"] < 0).all() and slope["high"] < 0:
         return "shows"
@@ -89,17 +89,17 @@ def after_last_step(followed):
     known = directions(followed).query("end")
     verdict, noisy = judged(known, blocks, rows.loc["slope"]), blocks - len(known)
     alike = rows.loc["mim_cosine", "value"].median()
-    doubt = ", too little to tell where it pulls" if noisy else ""
-    return f"""A conflict that grows with depth **{verdict}** here. After
+    doubt = ", too low to tell which way MIM pulls" if noisy else ""
+    return f"""The claim of a conflict that grows with depth **{verdict}** here. After
 {step} steps the gradients are too noisy for a direction in {noisy or "none"} of
-{blocks} blocks; where there is one, its interval lies below 0 in
+{blocks} blocks; where there is a direction, its interval lies below 0 in
 {(known["high"] < 0).sum() or "none"}. The cosine of MIM with itself, on two batches,
 has a median of {alike:.3f} over the blocks{doubt}.""".replace(" -", " −")
 
 
 # %% tags=["hide-input"]
 def before_that(followed):
-    """At how many depths and moments the direction lies off 0 before the last step."""
+    """At how many depths and steps before the last the direction differs from 0."""
     known, slopes = directions(followed), followed[followed["metric"] == "slope"]
     known = known[~known["end"]]
     below, above = known[known["high"] < 0], known[known["low"] > 0]
@@ -109,10 +109,10 @@ def before_that(followed):
     found = f" ({found})" if len(below) else ""
     return f"""Before that, the direction's interval lies below 0 in
 {len(below) or "none"} of {len(known)} cases{found}. In the last third of the blocks
-it does in {below["deep"].sum() or "none"}. It lies above 0, where the losses agree,
-in {len(above) or "none"} (in that third: {above["deep"].sum()}). The slope of the cosine
-over depth has an interval below 0 at {(slopes["high"] < 0).sum() or "none"} of
-{len(slopes)} moments."""
+it does so in {below["deep"].sum() or "none"}. It lies above 0, where the losses agree,
+in {len(above) or "none"}, of which {above["deep"].sum() or "none"} in the last third.
+Among all {len(slopes)} steps, the slope of the cosine over depth has an interval below
+0 at {(slopes["high"] < 0).sum() or "none"}."""
 
 
 # %% tags=["hide-input"]
@@ -121,8 +121,8 @@ Markdown(f"{after_last_step(followed)}\n\n{before_that(followed)}")
 # %% [markdown]
 # ## The quantity
 #
-# A hybrid before its first step and one batch of held-out images. Both losses go back to the parameters $\theta$ of its
-# last block, each on its own.
+# A hybrid before its first step and one batch of held-out images. Each loss is differentiated on its own with respect to
+# the parameters $\theta$ of the last block.
 
 # %%
 from dataclasses import replace
@@ -158,9 +158,10 @@ lengths = {"|g|": g.norm().item(), "|h|": h.norm().item(), "c": c.item()}
 pd.DataFrame(lengths, index=["last block"]).round(3)
 
 # %% [markdown]
-# ## One hybrid, from its first step
+# ## One hybrid followed from its first step
 #
-# To follow a training takes too long for a build of the book, so these are stored numbers. One command measures them again:
+# Following a training run takes too long for a build of the book, so these are stored numbers. One command measures them
+# again:
 #
 # ```bash
 # python -m nbhelpers.results --study shapes --table gradients
@@ -169,7 +170,7 @@ pd.DataFrame(lengths, index=["last block"]).round(3)
 
 # %% tags=["hide-input"]
 def by_step(rows, metric, ax):
-    """A line over depth for each step, dark at the end, with its interval."""
+    """A line over depth for each step, darker for later steps, with its interval."""
     for i, step in enumerate(steps):
         line = rows[(rows["metric"] == metric) & (rows["step"] == step)]
         colour = plt.get_cmap("crest")(i / max(1, len(steps) - 1))
@@ -184,7 +185,7 @@ def by_step(rows, metric, ax):
 
 # %% tags=["hide-input"]
 def in_panels(rows, titles):
-    """A panel for each metric, with its lines and right angles; the legend of all."""
+    """A panel per metric, with a line at right angles; returns the shared legend."""
     axes = plots.panels([*titles.values()])
     for ax, metric in zip(axes, titles, strict=True):
         by_step(rows.dropna(subset=["low", "high"]), metric, ax)
@@ -193,7 +194,7 @@ def in_panels(rows, titles):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "Cosine between gradients against depth, a line per step of training, dark at its end: between the two losses on one batch and in expectation, and of each loss with itself on another batch; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, a line per step of training, with 95 % intervals over batches: between the two losses on one batch, between their expected gradients (`direction`, left out where it has no interval), and of each loss with itself on another batch. Dashed: gradients at right angles."}}
+# %% mystnb={"image": {"alt": "Cosine between gradients against depth in four panels: between the two losses on one batch and in expectation, and between the gradients of each loss on two batches. One line per training step, darker for later steps; a dashed line at 0."}, "figure": {"caption": "Cosine between gradients against depth, one line per training step, with 95 % intervals over batches: between the two losses on one batch, between their expected gradients (`direction`, left out where it has no interval), and between the gradients of each loss on two batches. Dashed: gradients at right angles."}}
 PANELS = {"cosine": "MIM and CL, same batch", "direction": "MIM and CL, expected"}
 PANELS |= {"mim_cosine": "MIM, two batches", "cl_cosine": "CL, two batches"}
 legend = in_panels(followed, PANELS)
@@ -202,7 +203,7 @@ legend = in_panels(followed, PANELS)
 plots.download(followed, "gradients")
 
 # %% [markdown]
-# The first panel is $c_\ell$; mind its scale. The last two put it into proportion: they compare a loss with *itself*, on
+# The first panel shows $c_\ell$; mind its scale. The last two put it into proportion by comparing a loss with *itself* on
 # two batches. A batch's gradient is the expected gradient plus noise, and where the noise is large, two gradients of one
 # loss are nearly at right angles. A cosine near 0 between the two losses then says little about their expected gradients;
 # the second panel estimates the cosine between those.
@@ -211,7 +212,7 @@ plots.download(followed, "gradients")
 hybrids = study("shapes").trained("hybrid")
 whole = max(manifest()[name]["images_seen"] for name in hybrids)
 seen = followed["images"].max()
-beginning = ", so this is the beginning of such a training" if seen < whole / 2 else ""
+beginning = ", so this is only how such a run begins" if seen < whole / 2 else ""
 Markdown(
     f"The run saw {seen:,} images in batches of {seen // steps[-1]}; the book's "
     f"hybrids of this study saw {whole:,}{beginning}."
@@ -220,8 +221,8 @@ Markdown(
 # %% [markdown]
 # ### Does the conflict grow with depth?
 #
-# A batch with $c_\ell < 0$ counts as a conflict. Gradients that have nothing to do with each other are in conflict on half
-# of the batches, give or take a fifth with as few batches as here, so only a share far above one half shows one.
+# A batch with $c_\ell < 0$ counts as a conflict. Unrelated gradients are in conflict on half of the batches, give or take
+# a fifth with as few batches as here, so only a share far above one half shows a conflict.
 
 # %% tags=["hide-input"]
 wide = followed.pivot_table(index="step", columns=["metric", "depth"], values="value")
@@ -242,9 +243,9 @@ numbers.rename_axis(index=None, columns=["step", ""])
 # %% tags=["hide-input"]
 photographs = table("cifar10", "gradients", ["cifar10.random"])
 same = f"{after_last_step(photographs)} {before_that(photographs)}"
-Markdown(f"The same run on CIFAR-10, by the same rule. {same}")
+Markdown(f"The same run on CIFAR-10, judged by the same rule. {same}")
 
-# %% mystnb={"image": {"alt": "On CIFAR-10, cosine against depth between the expected gradients of the two losses, and of CL's gradient with itself on two batches, a line per step of training, dark at its end; a dashed line at 0."}, "figure": {"caption": "On photographs: cosine between the expected gradients of the two losses, and of the contrastive gradient with itself on two batches. Lines as above."}}
+# %% mystnb={"image": {"alt": "On CIFAR-10, cosine against depth in two panels: between the expected gradients of the two losses, and between CL's gradients on two batches. One line per training step, darker for later steps; a dashed line at 0."}, "figure": {"caption": "On photographs: cosine between the expected gradients of the two losses, and between the contrastive gradients on two batches. Lines as above."}}
 TWO = {metric: PANELS[metric] for metric in ("direction", "cl_cosine")}
 legend = in_panels(photographs, TWO)
 
@@ -252,18 +253,18 @@ legend = in_panels(photographs, TWO)
 plots.download(photographs, "gradients_on_photographs")
 
 # %% [markdown]
-# ## Who pulls harder?
+# ## Which loss pulls harder?
 #
-# The step is taken along $(1 - \lambda)\, g + \lambda\, h$, and a gradient a hundred times as long decides it alone,
-# whatever the angle. Both pull alike at
+# The step is taken along $(1 - \lambda)\, g + \lambda\, h$. If one gradient is a hundred times as long, it decides the
+# step alone, whatever the angle. Both pull equally hard at
 #
 # $$
 # \lambda^* = \frac{\lVert g \rVert}{\lVert g \rVert + \lVert h \rVert} .
 # $$
 #
-# The noise of a batch makes its gradient longer than the expected one, and many steps average it out. With $c$ the cosine
-# of a loss with itself on two batches, the expected gradient has about the length $\sqrt{c} \, \lVert g \rVert$, which is
-# left out where the interval of $c$ reaches 0.
+# The noise of a batch makes its gradient longer than the expected one, and averages out over many steps. With $c$ the
+# cosine of a loss with itself on two batches, the expected gradient has a length of about $\sqrt{c} \, \lVert g \rVert$;
+# it is left out where the interval of $c$ reaches 0.
 
 
 # %% tags=["hide-input"]
@@ -277,13 +278,13 @@ def length(loss, expected):
 
 
 def balance(expected):
-    """Where both gradients, or both expected ones, are equally long."""
+    """The weight at which both gradients, or both expected ones, are equally long."""
     g, h = (length(loss, expected) for loss in ("mim", "cl"))
     rows = (g / (g + h)).dropna().rename("value").reset_index()
     return rows.assign(metric="balance", low=rows["value"], high=rows["value"])
 
 
-# %% mystnb={"image": {"alt": "The weight at which both gradients are equally long, from 0 to 1 on a logarithmic axis, against depth, a line per step of training; in the left panel on single batches, in the right one of the expected gradients, where it is higher."}, "figure": {"caption": "λ*, the weight at which both gradients are equally long, against depth, on generated images; a line per step of training. Left: gradients of single batches. Right: expected gradients, where their lengths can be told."}}
+# %% mystnb={"image": {"alt": "The weight between 0 and 1 at which both gradients are equally long, on a logarithmic axis, against depth, one line per training step; for single batches in the left panel, for expected gradients in the right one, where it is higher."}, "figure": {"caption": "λ*, the weight at which both gradients are equally long, against depth, on generated images, one line per training step. Left: gradients of single batches. Right: expected gradients, where their lengths can be estimated."}}
 pull = {"single batches": balance(False), "expected gradients": balance(True)}
 axes = plots.panels([*pull], sharey=True)
 for ax, rows in zip(axes, pull.values(), strict=True):
@@ -300,28 +301,29 @@ plots.download(pd.concat([rows.assign(of=of) for of, rows in pull.items()]), "ba
 said = []
 for of, rows in pull.items():
     ends = rows[rows["step"] == (last := rows["step"].max())]["value"]
-    said.append(f"""- Of {of}, λ* lies between {ends.min():.2f} and {ends.max():.2f}
-after {last} steps{"" if last == steps[-1] else ", the last at which it can be told"}.""")
-text = """At a λ above that of the expected gradients CL leads in the long run; on a
-single batch it leads earlier, but there most of its gradient is noise."""
+    end = "" if last == steps[-1] else ", the last step at which it can be estimated"
+    said.append(f"""- For {of}, λ* lies between {ends.min():.2f} and {ends.max():.2f}
+after {last} steps{end}.""")
+text = """At a λ above the λ* of the expected gradients, CL leads in the long run. On
+single batches it leads at a lower λ, but there most of its gradient is noise."""
 Markdown("\n".join([*said, "\n" + text]))
 
 # %% [markdown]
-# $\lambda$ is no share of influence: it depends on the units of two losses, pixels on one side and nats on the other. A
-# comparison of weights between papers says little for that reason. The optimiser does not change this: it rescales the
-# sum, never the terms.
+# $\lambda$ is not a share of influence: it depends on the units of the two losses, pixels on one side and nats on the
+# other. For that reason a comparison of weights between papers says little. The optimiser does not change this: it
+# rescales the sum, never the terms.
 #
-# ## Do the encoders agree?
+# ## Do the features of the encoders agree?
 #
-# Gradients say where training would go; what it has arrived at is in the features. Linear centred kernel alignment (CKA)
-# {cite:p}`kornblith2019similarity` compares two sets of features of the same images, up to rotation and scale:
-# 1 for the same, about 0 for unrelated ones. Below, the mean patch token of each encoder is compared with that of CL, and
+# Gradients say where training would go; features say where it has arrived. Linear centred kernel alignment (CKA)
+# {cite:p}`kornblith2019similarity` compares two sets of features of the same images, up to rotation and scale: 1 for
+# identical sets, about 0 for unrelated ones. Below, the mean patch token of each encoder is compared with that of CL, and
 # with that of MIM, at the same depth.
 #
-# The random encoder is the reference: what a trained encoder that is no nearer shares takes no training, such as the
-# average colour of an image. If $\lambda^*$ tells who leads, a hybrid with a $\lambda$ above it is nearer to CL, and
-# nearer than an encoder without that loss would be. CL and MIM are wider than most of the others and
-# saw more images, as the legend says.
+# The random encoder is the reference: where a trained encoder is no nearer than that, what it shares needs no training;
+# the average colour of an image is an example. If $\lambda^*$ tells which loss leads, a hybrid with a $\lambda$ above it
+# should be nearer to CL, and nearer than an encoder trained without that loss. CL and MIM are wider than most of the
+# others and saw more images, as the legend says.
 
 # %% tags=["hide-input"]
 models = {
@@ -339,7 +341,7 @@ for s in STUDIES:
     frame = frame[frame["depth"] == frame["other_depth"]]
     compared[s] = frame[frame["model"] != frame["other"]]
 
-# %% mystnb={"image": {"alt": "Linear CKA, from 0 to 1, with the CL encoder in the first row of panels and with the MIM encoder in the second, at the same depth, a line per model, a column per study."}, "figure": {"caption": "Linear CKA of mean patch tokens with the CL encoder (above) and with the MIM encoder (below) at the same depth, with 95 % intervals over parts of the images. Labels name another width or number of images than that of CL and MIM."}}
+# %% mystnb={"image": {"alt": "Linear CKA, from 0 to 1, against depth: with the CL encoder at the same depth in the first row of panels, with the MIM encoder in the second. One line per model, one column per study."}, "figure": {"caption": "Linear CKA of mean patch tokens with the CL encoder (above) and with the MIM encoder (below) at the same depth, with 95 % intervals over parts of the images. The legend names a width or number of images that differs from CL's and MIM's."}}
 pairs = [(parent, s) for parent in ("CL", "MIM") for s in compared]
 titles = [f"with {parent}: {plots.title(compared[s])}" for parent, s in pairs]
 axes = plots.panels([*titles, *missing], sharey=True)
@@ -364,7 +366,7 @@ for s, frame in compared.items():
     nearer = sum(near["CL"][who] - near["MIM"][who] > 0.05 for who in near["CL"])
     hybrids = f"{nearer or 'none'} of {len(near['CL'])} hybrids"
     said.append(f"on {study(s).title} {hybrids} are nearer to CL than to MIM")
-late_blocks = f"By more than 0.05 in the last third of the blocks, {'; '.join(said)}."
+late_blocks = f"By a margin of 0.05 in the last third of the blocks, {'; '.join(said)}."
 Markdown(late_blocks if said else "None of the encoders is a hybrid.")
 
 # %% tags=["hide-input"]
@@ -375,9 +377,10 @@ for parent, s in pairs:
     if (pixels := near.pop("random", None)) is None or not near:
         continue
     behind = [who for who, value in near.items() if value <= pixels]
-    text = f"- On {study(s).title}, late CKA with {parent}: random {round(pixels, 2) + 0.0:.2f}, "
+    text = f"- On {study(s).title}, late CKA with {parent}: "
+    text += f"random {round(pixels, 2) + 0.0:.2f}, "
     text += f"the nearest trained encoder {max(near.values()):.2f}"
-    end = ". No nearer than the random one, which no training made so: "
+    end = ". No nearer than the random one, whose nearness needs no training: "
     said.append(
         text + (end + "; ".join(behind) if behind else "; all are nearer") + "."
     )
@@ -386,8 +389,8 @@ Markdown("\n".join(said) or "There is no random encoder to compare with.")
 # %% [markdown]
 # ## The same on your machine
 #
-# The function behind the stored table takes any recipe of a hybrid. Here it measures the cosine at the beginning again,
-# on a few batches; for more steps, pass for example `steps=range(0, 401, 50)`.
+# The function behind the stored table takes any recipe of a hybrid. Here it measures the cosine before the first step
+# again, on a few batches; for more steps, pass for example `steps=range(0, 401, 50)`.
 
 # %%
 now = gradient_alignment(run, train, held_out, steps=[0], batches=BATCHES)
@@ -397,27 +400,29 @@ now[["value", "low", "high"]].round(3)
 # %% [markdown]
 # ## What would refute it
 #
-# A direction above 0 in the last third of the blocks after the last step, if each loss then agrees with itself on two
-# batches. At an earlier step it excludes a conflict at that time, not a later one. What is measured here is one small
-# encoder of each study at one weight, along a short run, so it cannot exclude a conflict elsewhere.
+# A direction above 0 in the last third of the blocks after the last step, provided that each loss then agrees with itself
+# on two batches. The same at an earlier step excludes a conflict at that time, not a later one. This page measures one
+# small encoder of each study, at one weight and along a short run, so it cannot exclude a conflict elsewhere.
 #
 # ## Takeaways
 #
-# - A conflict that grows with depth is undecided, on generated images as on photographs. Early in training the first blocks
-#   show one, the last never; on photographs the losses agree more often than they conflict, at one step in the last
-#   blocks, too. At the end each loss hardly agrees with itself. In their late features most hybrids are nearer to CL than
-#   to MIM. That is no trace of its loss: on generated images so are MAE and the supervised encoder, and on photographs
-#   much of the nearness to MIM needs no training: the untrained encoder is nearer.
-# - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, two
-#   losses at right angles say little about what they want on average.
-# - An angle says nothing about length. The weight λ at which both pull alike depends on the units of the losses, so weights
-#   of different papers cannot be compared.
-# - Gradients tell where training would go, features where it has arrived. Only the second can be asked of a finished model.
+# - Whether a conflict grows with depth is undecided, on generated images as on photographs. Early in training the first
+#   blocks show a conflict, the last ones never do; on photographs the losses agree more often than they conflict, at one
+#   step even in the last blocks. At the end each loss hardly agrees with itself.
+# - In their late features most hybrids are nearer to CL than to MIM, but that is no trace of CL's loss: on generated
+#   images MAE and the supervised encoder are nearer to CL, too. On photographs much of the nearness to MIM needs no
+#   training: the untrained encoder is nearer to MIM than any trained one.
+# - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, a right
+#   angle between two losses says little about where they pull on average.
+# - The angle between two gradients says nothing about their lengths. The weight λ at which both pull equally hard depends
+#   on the units of the losses, so weights from different papers cannot be compared.
+# - Gradients tell where training would go, features where it has arrived. Only the features can be examined in a finished
+#   model.
 #
 # ## Exercises
 #
-# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae",
-#    "shapes.supervised.n1000000"]` into `MODELS`.
+# 1. **Other models.** Which parent is a supervised encoder nearer to? Put `["shapes.mae", "shapes.supervised.n1000000"]`
+#    into `MODELS`.
 # 2. **Free of noise.** Do the first panel, a cosine on single batches, and the second, between expected gradients, agree?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
@@ -433,18 +438,19 @@ sure = known[(known["low"] > 0) | (known["high"] < 0)].merge(
 )
 same = (sure["value_x"] * sure["value_y"] > 0).sum()
 size = (sure["value_y"] / sure["value_x"]).abs().median()
-answer = f"""The direction's interval leaves out 0 in {len(sure)} of {len(known)} cases.
-There the raw cosine agrees in sign in {same} and has a median of {size:.0%} of the
-size: noise draws it towards 0. Where the direction has no interval, there is no
-answer."""
-Markdown(answer if len(sure) else "No direction has an interval that leaves out 0.")
+answer = f"""The direction's interval excludes 0 in {len(sure)} of {len(known)} cases.
+In {same} of these the raw cosine has the same sign, and its median size is {size:.0%}
+of the direction's: noise draws it towards 0. Where the direction has no interval, there
+is no answer."""
+Markdown(answer if len(sure) else "No direction has an interval that excludes 0.")
 
 # %% [markdown]
-# 3. **Two batches of another size.** Does the cosine of CL with itself rise with the batch? Measure it at the first step.
+# 3. **Another batch size.** Does the cosine of CL with itself rise with the size of the batch? Measure it before the
+#    first step.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# Not that one could see: before the first step both are 0 up to noise, and an estimate
-# from few batches can be negative.
+# Not visibly: before the first step both are 0 up to noise, and an estimate from few
+# batches can be negative.
 sizes = {}
 for size in (16, 64):
     some = replace(run, batch_size=size)
@@ -454,5 +460,5 @@ for size in (16, 64):
 pd.DataFrame(sizes).rename_axis(columns="batch size").T.round(3)
 
 # %% [markdown]
-# 4. **Class tokens.** Compare these instead of mean patch tokens: `nbhelpers.probes.cka_by_depth(..., pool="class")`. CL is
-#    trained through that token alone.
+# 4. **Class tokens.** Compare class tokens instead of mean patch tokens:
+#    `nbhelpers.probes.cka_by_depth(..., pool="class")`. CL is trained through that token alone.
