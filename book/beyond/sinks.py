@@ -10,9 +10,10 @@
 # **Claim.** Some encoders keep global information in a few tokens: patch tokens of little content grow large norms
 # {cite:p}`darcet2024registers`, and attention flows to them or to the class token whatever the query.
 #
-# Where that happens, the maps of the other chapters read differently: a hot cell can be such a token, not an object. Two
-# numbers show it. The first is the attention that patch tokens pay to the prefix tokens in the full softmax, which the
-# other chapters leave out; the second is the largest norm of a patch token $z_n$ against the median of its image:
+# Where that happens, the attention maps of the other chapters have to be read differently: a bright cell can be such a
+# token, not an object. Two numbers show it. The first is the attention that patch tokens pay to the {term}`prefix tokens`
+# in the full softmax (the other chapters leave the prefix out); the second is the largest norm of a patch token $z_n$
+# relative to the median norm in its image:
 #
 # $$
 # \begin{gathered}
@@ -49,11 +50,11 @@ here = at_hand(STUDIES)
 # %% [markdown]
 # ## Result
 #
-# The scorecard has no row for this claim. A block has a sink if the share of attention that goes to the prefix is, with
-# its whole interval, above twice that of uniform attention; "late" is the mean over the last third of the blocks.
-# High-norm tokens count as found if, late, more than one token in a thousand has over three times the median norm. Both
-# limits are conventions, so read the shares beside the verdicts. What the tokens hold is not measured here, nor whether
-# every query pays them alike.
+# The scorecard has no row for this claim. A block has a sink if the whole interval of the share of attention that goes to
+# the prefix lies above twice that of uniform attention; "late" is the mean over the last third of the blocks. High-norm
+# tokens count as found if, late, more than one token in a thousand has over three times the median norm. Both limits are
+# conventions, so read the shares beside the verdicts. Neither what these tokens hold nor whether all queries attend to
+# them alike is measured here.
 
 # %% tags=["hide-input"]
 uniform = {}
@@ -63,7 +64,7 @@ for name in frames:
 
 
 def above(part, limit):
-    """What an interval says of a limit, by the rule of the scorecard, as its sign."""
+    """Whether an interval lies above a limit, as the scorecard's sign."""
     moved = [x - limit for x in (part.value, part.low, part.high)]
     return scorecard.MARKS[scorecard.verdict(Interval(*moved))][0]
 
@@ -80,7 +81,7 @@ def intervals(frame, metric):
 
 # %% tags=["hide-input"]
 def paid_to_prefix(blocks, end, twice):
-    """What an encoder's attention pays to its prefix, in words."""
+    """How much of an encoder's attention goes to its prefix, in words."""
     columns = ["sink in blocks", "largest share", "share late", "sink late"]
     if not twice:
         return dict.fromkeys(columns, "no prefix")
@@ -103,7 +104,7 @@ for name, frame in frames.items():
 
 # %% tags=["hide-input"]
 def encoders_with(column, *values):
-    """Those whose entry in the table below is one of the values, in words."""
+    """Encoders whose entry in the table below is one of the values, in words."""
     keys = [key for key, row in rows.items() if row[column] in values]
     found = [f"{who} on {study(name).title}" for name, who in keys]
     return ", ".join(found) or "no encoder"
@@ -119,9 +120,8 @@ lines += [f"- {study(name).title}: {reason}." for name, reason in missing.items(
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Share of attention that goes to the prefix, as a mean over patch tokens and heads. The class token of the book's encoders
-# is one of $N + 1$ tokens, to which uniform attention pays $1 / (N + 1)$; a sink gets more than twice that. In the
-# table ✓ is *shows*, ✗ *does not show*, ? *undecided*:
+# The table gives the share of attention that goes to the prefix, as a mean over patch tokens and heads; ✓ is *shows*, ✗
+# *does not show*, ? *undecided*. The book's encoders have one prefix token, the class token.
 
 # %% tags=["hide-input"]
 pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
@@ -129,8 +129,8 @@ pd.DataFrame(rows).T if rows else Markdown("No study has its images here.")
 # %% [markdown]
 # ## The quantity
 #
-# Eight images through one encoder. `capture` hands over the queries and keys of each block and the tokens after it; a
-# prefix of 0 keeps all tokens in the softmax.
+# Eight images pass through one encoder. `capture` hands over the queries and keys of each block and the tokens after it;
+# a prefix of 0 keeps all tokens in the softmax.
 
 # %%
 from nbhelpers.capture import capture
@@ -156,11 +156,11 @@ pd.DataFrame(means, index=["last block"]).round(3)
 # %% [markdown]
 # ## Attention to the class token
 #
-# A share of more than twice the dashed line is a sink: the maps of the other chapters then show how the rest is divided.
-# Before block 1 a class token is the same vector in every image, so attention to it there carries nothing of the image; a
-# head that pays it simply does less. Only later can the token hold a summary.
+# A share of more than twice the dashed line is a sink: the maps of the other chapters then show only how the rest is
+# divided. Before block 1 the class token is the same vector in every image, so attention to it there carries nothing of
+# the image; a head that attends to it simply does less. Only later can the token hold a summary.
 
-# %% mystnb={"image": {"alt": "Share of attention that patch tokens pay to the prefix tokens against depth, on a logarithmic axis: a line per model and a dot per head, uniform attention dashed, in one panel per study."}, "figure": {"caption": "Attention that patch tokens pay to the prefix tokens, against depth, on a logarithmic scale. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
+# %% mystnb={"image": {"alt": "Share of attention that patch tokens pay to the prefix tokens against depth, on a logarithmic axis: one line per model and one dot per head, uniform attention dashed, one panel per study."}, "figure": {"caption": "Attention that patch tokens pay to the prefix tokens, against depth, on a logarithmic scale. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "prefix_attention", ax, heads=True)
@@ -182,11 +182,11 @@ plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "attention_sinks")
 # %% [markdown]
 # ## Norms of patch tokens
 #
-# High-norm tokens {cite:p}`darcet2024registers` would show as a jump of one token to several times the others' norm. They
-# were reported in large encoders after long training; encoders as small as the book's are not expected to grow them.
-# *Registers* are tokens that are added to the input, so that no patch has to serve as one.
+# A high-norm token {cite:p}`darcet2024registers` would show as a jump to several times the norm of the others. Such
+# tokens were reported in large encoders after long training; encoders as small as the book's are not expected to grow
+# them. *Registers* are tokens added to the input so that no patch token has to serve this purpose.
 
-# %% mystnb={"image": {"alt": "Largest norm of an image's patch tokens relative to the median against depth: a line per model, the value 1 dashed, in one panel per study."}, "figure": {"caption": "Largest norm among an image's patch tokens, relative to their median, against depth. Lines: mean over images, with the 95 % interval; dashed: tokens that are all alike."}}
+# %% mystnb={"image": {"alt": "Largest norm of an image's patch tokens relative to the median against depth: one line per model, the value 1 dashed, one panel per study."}, "figure": {"caption": "Largest norm among an image's patch tokens, relative to their median, against depth. Lines: mean over images, with the 95 % interval; dashed: tokens that are all alike."}}
 axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_norm_peak", ax, reference=(1, "all tokens alike"))
@@ -198,20 +198,23 @@ legend = plots.legend_below(axes)
 # %% [markdown]
 # ## What would refute it
 #
-# The claim is about how maps must be read. It is refuted for an encoder whose curves stay at both dashed lines.
+# The claim is about how maps must be read. It is refuted for an encoder whose curves stay at the dashed line in both
+# figures.
 #
 # ## Takeaways
 #
-# - In CL and MIM, on both studies, the class token is a sink in the first block; late, only MIM on generated images
-#   passes the limit, barely, and by single heads. No patch token has an outstanding norm.
-# - A map among patch tokens is a division of what is left after the prefix has had its share. Look at that share first.
-# - A few tokens of very large norm may stand for more than their patches. Look for them before you interpret a hot cell.
+# - What shows: in CL and MIM, in both studies, the class token is a sink in the first block. Late, only MIM on generated
+#   images passes the limit, barely, and because of single heads.
+# - What does not show: high-norm tokens. None was expected in encoders as small as these.
+# - A map over patch tokens shows how attention is divided after the prefix has taken its share. Look at that share first.
+# - A few tokens of very large norm may stand for more than their patches. Look for them before you interpret a bright
+#   cell.
 #
 # ## Exercises
 #
 # 1. **Another model.** What do you expect of an untrained ViT with twelve blocks? Run the chapter with
-#    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below. With weights at hand, DINOv2 with and without
-#    registers is the pair to compare.
+#    `MODELS = ["random:vit_tiny_patch16_224"]`, or the hidden cell below. If you have the weights, DINOv2 with and
+#    without registers is the pair to compare.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Flat attention: the class token gets its 1 part in 197, and no token reaches three
@@ -221,7 +224,7 @@ rows = {plots.metric_label(m): late(tiny["shapes"], m) for m in METRICS}
 pd.DataFrame(rows).T.round(4)
 
 # %% [markdown]
-# 2. **Where are they?** In which patch of the image lies the token of the largest norm, for the eight images above?
+# 2. **Where are they?** In each of the eight images above, which patch has the token with the largest norm?
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 place = norm.argmax(-1).cpu()  # B
@@ -229,6 +232,6 @@ lines = {"row": place // b.grid[1], "column": place % b.grid[1]}
 ends = [(at == 0) | (at == n - 1) for at, n in zip(lines.values(), b.grid, strict=True)]
 corners, chance = int((ends[0] & ends[1]).sum()), len(place) * 4 / norm.shape[1]
 if corners > len(place) / 2:
-    print("Mostly in a corner: the place decides more than what is in the image.")
+    print("Mostly in a corner: position decides more than what is in the image.")
 print(f"In a corner: {corners} of {len(place)} images; by chance {chance:.1f}.")
 pd.DataFrame(lines).rename_axis("image").T
