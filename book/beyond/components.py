@@ -8,14 +8,15 @@
 # # Principal components
 #
 # **Claim.** What a masked pixel model knows of an image's class lies outside the directions in which its features vary
-# most. Those are busy with pixels {cite:p}`balestriero2024reconstruction`, and stand in the way of whoever compares
-# features by their distance {cite:p}`vanyan2023local`.
+# most. Those directions describe pixels {cite:p}`balestriero2024reconstruction`, and get in the way when features are
+# compared by their distance {cite:p}`vanyan2023local`.
 #
-# How good a masked encoder looks [depends on the probe](../components/behaviour.py): on generated images it gains far more
-# than a contrastive one from a probe that is trained. Think of the backs of books in a library: the title is in large
-# letters, the subject in small print. From a distance one sees the titles; who was told where to look can read the subject.
+# How good a masked encoder looks [depends on the probe](../components/behaviour.py): on generated images it gains far
+# more than a contrastive one from a probe that is trained. Think of the spines of books in a library: the title is in
+# large letters, the subject in small print. From a distance one sees the titles; someone who has been told where to look
+# can read the subject.
 #
-# Let $x$ be the mean of an image's patch tokens after the last block. Over the training images
+# Let $x$ be the mean of an image's patch tokens after the last block. Over the training images, the decomposition
 #
 # $$
 # \begin{gathered}
@@ -25,14 +26,14 @@
 # \end{gathered}
 # $$
 #
-# gives the *principal components*, and what is left of an image when only a set $S$ of them is kept. The variance
-# $\lambda$ says how large the letters are. The question is which $S$ holds the label.
+# defines the *principal components*, the columns of $U$, and $x_S$, what is left of an image when only a set $S$ of them
+# is kept. The variances $\lambda$ say how large the letters are. The question is which $S$ holds the label.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
 MODELS = None  # names, paths of weight files or Encoders; None: the study's own
-N_IMAGES = 2000  # test images; with half of them, a probe learns from half as many too
-SEED = 0  # which images are drawn where they are fewer
+N_IMAGES = 2000  # test images; halving them halves what a probe learns from, too
+SEED = 0  # which images are drawn, where these are not all
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -85,7 +86,7 @@ scorecard.result(["16a", "16b"], STUDIES, MODELS)
 
 # %% tags=["hide-input"]
 def gains(rows, share):
-    """What k-NN gains without a share of the components: by label."""
+    """What k-NN gains when a share of the components is removed, by label."""
     rows = rows[(rows["metric"] == "knn_gained") & (rows["parameter"] == share)]
     return scorecard.read_labels(rows, mean)
 
@@ -104,15 +105,15 @@ lines = [f"{what}\n", *lines] if lines else ["No study has its images here."]
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# A gain or a loss counts if its 95 % interval, over differences image by image, leaves out zero (table below). The
-# scorecard's rows are about SimMIM. MAE fills in pixels too, on photographs here in a shorter training: what it loses in
-# this list speaks against the claim for masked pixel models as such. On generated images both rows are about the label
-# *shape*; of the texture the leading eighth tells MIM's probe as much as CL's.
+# A gain or a loss counts if its 95 % interval, over differences image by image, excludes zero (table below). The
+# scorecard's rows are about SimMIM. MAE predicts pixels too (on photographs, after a shorter training), so its losses in
+# this list speak against the claim for masked pixel models as such. On generated images both rows are about the label
+# *shape*; of the texture, the leading eighth tells a probe as much in MIM as in CL.
 #
 # ## The quantity
 #
-# The components of up to 500 images at the last block of one encoder, and what is left of the features without the leading
-# sixteenth of them. As a check: together both parts are $x - \bar x$, and the variances are those of
+# The components of up to 500 images at the last block of one encoder, and what is left of the features without the
+# leading sixteenth of them. As a check, the two parts must add up to $x - \bar x$, and the variances must be those of
 # `principal_components`.
 
 # %%
@@ -137,12 +138,12 @@ taken = {"components taken": K, "their share of the variance": share}
 pd.DataFrame(taken, index=["last block"]).round(2)
 
 # %% [markdown]
-# ## How much is in large letters?
+# ## How much of the variance is in few components?
 #
 # First the variance alone. A curve near 1 at the left means that a few directions hold almost all of the squared
 # distance between two images' features.
 
-# %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, a line per model, one panel per study."}, "figure": {"caption": "Variance in the leading principal components of the last block, as a share of all variance, against how many components that is. Equal variance in all directions would be a curve that reaches a half only at one half."}}
+# %% mystnb={"image": {"alt": "Share of the variance in the leading components against their share of all components, one line per model, one panel per study."}, "figure": {"caption": "Share of the variance that lies in the leading principal components of the last block, against the share of components taken. With equal variance in all directions, the curve would reach one half only at one half."}}
 # The same for every label, so one panel a study.
 once = {(name, "last block"): rows for (name, _), rows in panels.items()}
 axes = draw("variance_leading", "leading share of components", chosen=once)
@@ -152,12 +153,12 @@ legend = plots.legend_below(axes)
 plots.download(pd.concat([pd.DataFrame(), *panels.values()]), "components")
 
 # %% [markdown]
-# ## What a linear layer reads in them
+# ## What a linear probe reads in the components
 #
-# A linear probe that sees the leading components alone. At the right end it sees everything, and is the probe of the other
-# chapters. The place where a curve reaches its end says how far down the list of components one has to read.
+# This linear probe sees the leading components alone; at the right end it sees all of them, as in the other chapters.
+# Where a curve reaches its final height tells how far down the list of components one has to read.
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the leading components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the leading principal components of the last block. Bands: 95 % interval over test images; dashed: guessing among ten classes. Where a label names a number of images, that encoder was trained for less time than CL and MIM."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe that sees the leading components alone, against their share, a line per model, one panel per study and label; guessing is a dashed line at a tenth."}, "figure": {"caption": "Accuracy of a linear probe of the leading principal components of the last block. Bands: 95 % interval over test images; dashed: guessing among ten classes. A number of images in the legend marks an encoder that saw fewer than CL and MIM."}}
 guessing = (0.1, "guessing") if {*STUDIES} <= {*OWN} else None
 axes = draw("linear_leading", "leading share of components", guessing)
 legend = plots.legend_below(axes)
@@ -170,13 +171,13 @@ axes = draw("linear_trailing", "trailing share of components", guessing)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# The probe learns a weight for each direction, so small letters are no obstacle in themselves. A curve that
-# stays at guessing until the last components are added says that the directions of least variance are noise even to a
-# probe. Then the label lies between the two ends, and the figure before says how far down.
+# The probe learns a weight for each direction, so low variance is no obstacle in itself. A curve that stays at guessing
+# until the last components are added shows that the directions of least variance are noise even to a probe. The label
+# then lies between the two ends, and the previous figure says how far down.
 #
-# ## What stands in the way of neighbours
+# ## Do the leading components get in the way of k-NN?
 #
-# k-NN has nothing but distances. Without the leading components, the others decide about these.
+# k-NN has nothing but distances. When the leading components are removed, the others determine these distances.
 
 
 # %% tags=["hide-input"]
@@ -187,7 +188,7 @@ def points_gained(rows):
     return rows.assign(metric="points_gained", **ends)
 
 
-# %% mystnb={"image": {"alt": "Points of accuracy that k-NN gains without the leading components, against the share of components that was removed, a line per model, one panel per study and label; a dashed line at 0 marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosines around the mean) without the leading principal components, less that with all of them, in points. Above the dashed line at 0 a model gains when components are removed. Bands: 95 % interval of the difference on the same images."}}
+# %% mystnb={"image": {"alt": "Points of accuracy that k-NN gains without the leading components, against the share of components that was removed, a line per model, one panel per study and label; a dashed line at 0 marks k-NN with all components."}, "figure": {"caption": "Accuracy of k-NN (cosine similarity of centred features) without the leading principal components, less that with all of them, in points. Above the dashed line at 0, a model gains when components are removed. Bands: 95 % interval of the difference on the same images."}}
 gain = {key: points_gained(rows) for key, rows in panels.items()}
 axes = draw("points_gained", "leading share removed", (0, "all components"), gain)
 for ax in axes[: len(gain)]:
@@ -195,7 +196,7 @@ for ax in axes[: len(gain)]:
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# The same as numbers, in points:
+# The same in numbers, in points:
 
 # %% tags=["hide-input"]
 rows = {
@@ -211,9 +212,9 @@ points.replace("-", "−", regex=True)
 #
 # ## What would refute it
 #
-# A masked encoder that gains no more than a contrastive one when its leading components are removed, or one whose leading
-# components tell a linear probe as large a part of what it could know. Both rows were fixed before they were computed, for
-# SimMIM alone: the leading sixteenth for neighbours, the leading eighth for the probe.
+# A masked encoder whose k-NN gains no more than a contrastive one's when the leading components are removed, or whose
+# linear probe loses no more when it sees them alone. Both rows were fixed before they were computed, for SimMIM alone:
+# the leading sixteenth for neighbours, the leading eighth for the probe.
 
 # %% tags=["hide-input"]
 scorecard.rows("beyond/components", STUDIES, MODELS)
@@ -221,13 +222,14 @@ scorecard.rows("beyond/components", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Without the leading sixteenth SimMIM's neighbours gain on generated images. On photographs they gain little, and the
-#   difference to CL's comes mostly from what CL's lose. MAE's lose on both. That a class lies outside the leading
-#   components of SimMIM shows on generated shapes alone.
-# - Variance is not importance. The loss decides which directions are large, the label does not.
+# - What shows: without the leading sixteenth of its components, SimMIM's k-NN gains on generated images. On photographs
+#   it gains little, and the difference from CL comes mostly from what CL loses. That the class lies outside SimMIM's
+#   leading components shows for generated shapes alone.
+# - What does not show: the same for masked pixel models as such. MAE's k-NN loses by this removal in both studies.
+# - Variance is not importance. The training loss decides which directions are large; the label does not.
 # - k-NN asks whether a label is *loud*, a linear probe whether it is *there*. Report both.
-# - What SimMIM's neighbours gain without the leading components, those of another masked encoder may lose. Before you take
-#   components away from features for a search index, measure on labelled images what that does.
+# - Removing the leading components can help SimMIM's neighbours and harm those of another masked encoder. Before you
+#   remove components from the features of a search index, measure on labelled images what that does.
 #
 # ## Exercises
 #
@@ -244,12 +246,12 @@ held = pd.DataFrame({n: shares[n - 1] for n in (1, 2, 4, 8)}, ["share of varianc
 held.rename_axis(columns="leading components").round(2)
 
 # %% [markdown]
-# 2. **Whitening.** Divide each component by the root of its variance instead of removing the leading ones. What does k-NN
-#    say then, and why may a small data set spoil it?
+# 2. **Whitening.** Divide each component by the root of its variance instead of removing the leading ones. How does k-NN
+#    do then, and why may a small data set spoil it?
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
-# All letters are of one size. With few images, the least of them are noise, now as
-# large as the rest.
+# All components now vary equally. With few images, the smallest are noise, which is
+# now as large as the rest.
 from nbhelpers.probes import knn_predict
 
 few = min(500, N_IMAGES)
