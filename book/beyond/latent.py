@@ -8,19 +8,21 @@
 # # Pixels or masking?
 #
 # **Claim.** What sets masked image modelling apart from contrastive learning is that it predicts *pixels*, not that it
-# *masks*. A masked model that predicts features attends farther, with less regard to where the query is, keeps fewer high
-# frequencies, goes more by shape, and has more neighbours of the same class.
+# *masks*. A masked model that predicts features attends farther and with less regard to where the query is, keeps fewer
+# high frequencies, relies more on shape, and more often has nearest neighbours of the same class.
 #
-# The paper compares contrastive encoders with SimMIM and MAE, and calls masked image modelling local and texture-oriented.
-# Both fill in pixels. Later models also hide much of the image and fill in something else: data2vec the features of a
-# teacher {cite:p}`baevski2022data2vec`, BEiT v2 distilled tokens, CAPI cluster assignments {cite:p}`darcet2025cluster`. It
-# is the difference between asking for the letters of a hidden word and asking for its meaning. The nearest neighbours of
-# BEiT v2 on ImageNet are about as good as those of contrastive models (table of published encoders below).
+# The paper compares contrastive encoders with SimMIM and MAE, and calls masked image modelling local and
+# texture-oriented. Both of these fill in pixels. Later models also hide much of the image but fill in something else:
+# data2vec the features of a teacher {cite:p}`baevski2022data2vec`, BEiT v2 distilled tokens, CAPI cluster assignments
+# {cite:p}`darcet2025cluster`. It is the difference between asking for the letters of a hidden word and asking for its
+# meaning. The nearest neighbours of BEiT v2 on ImageNet are about as good as those of contrastive models (table of
+# published encoders below).
 #
-# To tell the two apart, little but the target may change. *Latent MIM* is SimMIM with its masks, its views and its
-# linear decoder. Only the pixels are replaced, by the features of a teacher that sees the whole image. The teacher is the
-# moving average of the student. With $x_{kbnd}$ the output of its block $k$ for image $b$, patch $n$ and channel $d$, the
-# target is the mean of the last $K$ blocks, each standardised over the images and patches of the batch,
+# To separate the effect of masking from that of the pixels, little besides the target may change. *Latent MIM* is
+# SimMIM with its masks, its views and its linear decoder; only the pixels are replaced, by the features of a teacher that
+# sees the whole image. The teacher is a moving average of the student. With $x_{kbnd}$ the output of its block $k$ for
+# image $b$, patch $n$ and channel $d$, the target is the mean of the last $K$ blocks, each standardised over the images
+# and patches of the batch,
 #
 # $$
 # \begin{gathered}
@@ -73,14 +75,14 @@ for name in STUDIES:
 scorecard.result(["17a", "17b", "17c", "17d", "17e"], STUDIES, MODELS)
 
 # %% [markdown]
-# The encoders of a study are of one width and saw equally many images, as many as the latent one did; the legends say so
-# where that is less than elsewhere in the book. Only the untrained encoder (random) is of the usual width. After so few
-# images CL has not yet got all of its traits ([When do the findings appear?](moments.py)), and on generated images MIM's
-# late attention reaches nearly as far as uniform attention would, so that row 17a has little room there.
+# Within a study, the encoders have the same width and saw as many images as the latent one did; the legends say so where
+# that is fewer than elsewhere in the book. Only the untrained encoder (random) has the usual width. After so few images
+# CL does not yet have all of its traits ([When do the findings appear?](moments.py)), and on generated images MIM's late
+# attention reaches nearly as far as uniform attention would, so row 17a has little room there.
 #
 # ## The quantity
 #
-# What a student would have to predict of some images if the latent encoder were its teacher: the formula above, for the
+# What a student would have to predict for some images if the latent encoder were its teacher: the formula above, for the
 # encoder's last four blocks. The loss is that of a student that has learnt nothing and predicts 0 everywhere.
 
 # %%
@@ -110,11 +112,11 @@ assert_close(L, masked_smooth_l1(0 * t, t, M.flatten(1)), atol=1e-4, rtol=1e-4)
 pd.DataFrame({"loss L": float(L)}, index=["predicting 0"]).round(3)
 
 # %% [markdown]
-# Pixels and features of the same images side by side: the image, what of it the student sees, and what it has to predict.
-# Patches of one colour have similar targets. In most images the colours run from left to right: much of the target says
-# where a patch is, not what it shows.
+# The figure shows the image, what the student sees of it, and what it has to predict. Patches of similar colour have
+# similar targets. In most images the colours change from left to right: much of the target says where a patch is, not
+# what it shows.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, a colour per patch, from its first three principal components over all images of this section. SimMIM predicts the hidden patches of the top row."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, each patch coloured by its first three principal components over all images of this section. SimMIM would predict the hidden patches of the top row."}}
 flat = t.flatten(0, 1)
 colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
 low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)
@@ -129,10 +131,10 @@ rows = [shown, torch.where(hidden, 160, shown).to(torch.uint8), target]
 ax = plots.gallery(torch.cat(rows), len(six))
 
 # %% [markdown]
-# ## How far, and where from?
+# ## How far does attention reach, and does it depend on the query?
 #
-# The two questions of [Attention distance](../attention/distance.py) and [Attention collapse](../attention/collapse.py),
-# asked of the three encoders.
+# The measures of [Attention distance](../attention/distance.py) and [Attention collapse](../attention/collapse.py),
+# applied to the three encoders.
 
 
 # %% tags=["hide-input"]
@@ -152,27 +154,27 @@ def draw(metric, uniform=None, chosen=frames, lacking=missing):
     return axes
 
 
-# %% mystnb={"image": {"alt": "Attention distance in pixels against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study, uniform attention dashed."}, "figure": {"caption": "Attention distance against depth, encoders of one width and one number of images. Bands: 95 % interval over images; thinner lines: further training seeds; dotted: an untrained encoder of the book's usual width; dashed: uniform attention."}}
+# %% mystnb={"image": {"alt": "Attention distance in pixels against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study, uniform attention dashed."}, "figure": {"caption": "Attention distance against depth, for encoders of one width and one number of images seen. Bands: 95 % interval over images; thinner lines: further training seeds; dotted: an untrained encoder of the book's usual width; dashed: uniform attention."}}
 axes = draw("attention_distance", lambda *grid: patch_distances(*grid).mean())
 legend = plots.legend_below(axes)
 
-# %% mystnb={"image": {"alt": "Normalised mutual information between queries and keys against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study."}, "figure": {"caption": "Normalised mutual information against depth, as above. Uniform attention has 0, attention that differs completely from query to query 1."}}
+# %% mystnb={"image": {"alt": "Normalised mutual information between queries and keys against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study."}, "figure": {"caption": "Normalised mutual information against depth, as above. It is 0 for uniform attention, and 1 for attention that differs completely from query to query."}}
 axes = draw("nmi")
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# ## Which frequencies?
+# ## How many high frequencies are left?
 #
 # The lower a curve, the smoother the tokens are over the grid ([Frequencies](../representations/frequency.py)).
 
-# %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study."}, "figure": {"caption": "Δ log amplitude of the tokens at the highest frequency of the diagonal against depth; lines as above."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude of high frequencies against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study."}, "figure": {"caption": "Δ log amplitude of the tokens at the last frequency below Nyquist on the diagonal, against depth; lines as above."}}
 axes = draw("delta_log_amplitude")
 legend = plots.legend_below(axes)
 
 # %% [markdown]
-# ## Whose neighbours are of the same class?
+# ## Are the nearest neighbours of the same class?
 #
-# k-NN has nothing but distances, so it asks how much the class weighs in these ([Behaviour](../components/behaviour.py)).
+# k-NN has nothing but distances, so it shows how much the class weighs in them ([Behaviour](../components/behaviour.py)).
 
 # %% mystnb={"image": {"alt": "Accuracy of nearest neighbours against depth for CL, MIM, latent MIM and an untrained encoder, one panel per study; guessing is dashed at a tenth."}, "figure": {"caption": "Accuracy of k-NN against depth: shape on generated images, class on photographs. Dashed: guessing among ten classes."}}
 own = {}
@@ -189,12 +191,12 @@ legend = plots.legend_below(axes) if own else None
 plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "latent")
 
 # %% [markdown]
-# ## Which of the two is it like?
+# ## Is latent MIM more like pixel MIM or like CL?
 #
-# The last column says, for each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and a
-# number outside of the two is beyond one of them. Attention and frequencies are means over the last third of the blocks,
-# accuracies those of the last block. Where CL and MIM differ by less than a tenth of the larger, the number means nothing
-# and is left out.
+# The last column says, for each quantity, how far latent MIM has gone from pixel MIM to CL: 0 is pixel MIM, 1 is CL, and
+# a number outside this range lies beyond one of the two. Attention and frequencies are means over the last third of the
+# blocks, accuracies are those of the last block. Where CL and MIM differ by less than a tenth of the larger value, the
+# number would mean nothing and is left out.
 
 # %% tags=["hide-input"]
 lines, late_ones = {}, ["attention_distance", "nmi", "delta_log_amplitude"]
@@ -218,11 +220,11 @@ ways = ways.map("{:.2f}".format, na_action="ignore").fillna("")
 ways if lines else none
 
 # %% [markdown]
-# Target and error function are all that differs between the two MIMs. Each is the mean of three runs that differ among
-# themselves, so a small difference may be chance. Attention can become wide without the features becoming better: the
-# average over an image is easy to predict for a student that sees four tenths of it. Whether neighbours improve may depend
-# on what the teacher has learnt, and ours had little time. The published encoders {cite:p}`psomas2026attention` were
-# trained on ImageNet for hundreds of epochs, and differ in much else too:
+# The two MIMs differ in target and error function alone. Each is the mean of three runs that differ among themselves, so
+# a small difference may be chance. Attention can become wide without the features becoming better: the average over an
+# image is easy to predict for a student that sees four tenths of it. Whether neighbours improve may depend on what the
+# teacher has learnt, and ours had little time. The published encoders
+# {cite:p}`psomas2026attention` were trained on ImageNet for hundreds of epochs, and differ in much else too:
 
 # %% tags=["hide-input"]
 names = {"SimMIM": "pixels", "MAE": "pixels", "MaskFeat": "gradient histograms"}
@@ -238,15 +240,16 @@ wide = wide.rename(columns={"knn": "k-NN"}).rename_axis(None).rename_axis(None, 
 wide.rename({"BEiTv2": "BEiT v2"})[["target", "k-NN", "linear", "attentive"]]
 
 # %% [markdown]
-# There the best masked encoder has a teacher's features as target. But its teacher is CLIP, from which the tokenizer of
-# BEiT v2 is distilled ([arXiv 2208.06366](https://arxiv.org/abs/2208.06366)). CLIP is contrastive itself, and learnt from
-# far more images with captions, so the neighbours may be its own. And MAE, with pixels, is ahead of MaskFeat without.
+# There the best masked encoder, BEiT v2, has a target that comes from a teacher's features. But its teacher is CLIP, from
+# which the tokenizer of BEiT v2 is distilled ([arXiv 2208.06366](https://arxiv.org/abs/2208.06366)). CLIP is itself
+# contrastive and learnt from far more images, with captions, so the good neighbours may be CLIP's own. And MAE, which
+# predicts pixels, is ahead of MaskFeat, which does not.
 #
 # ## What would refute it
 #
 # A latent encoder that stays at pixel MIM where CL does not: on generated images that may be so for NMI (17b is
-# undecided). Had it been so everywhere, masking itself would make attention local, whatever is predicted. All five rows
-# were fixed before the encoders were trained, and compare encoders of one width and one number of images.
+# undecided). If it were so everywhere, masking itself would make attention local, whatever is predicted. All five rows
+# were fixed before the encoders were trained, and compare encoders of one width and one number of images seen.
 
 # %% tags=["hide-input"]
 scorecard.rows("beyond/latent", STUDIES, MODELS)
@@ -254,20 +257,21 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Here the target moved attention and Δ log amplitude towards CL on photographs. On generated images it moved Δ log
-#   amplitude; of attention that is undecided. CL of this size has a low Δ log amplitude since its tokens are nearly
-#   equal, and those of latent MIM are not: the number is on the way to CL's, the property need not be. Whether shape bias
-#   and neighbours follow is undecided in both.
-# - "Masked image modelling" names what is hidden from a model. Ask, too, what it has to say about the hidden part.
-# - A comparison of two families of models is a comparison of all that differs between them. Change one thing, and train
+# - What shows: on photographs, predicting features moved both attention and Δ log amplitude towards CL; on generated
+#   images it moved Δ log amplitude, while attention is undecided. CL of this size has a low Δ log amplitude because its
+#   tokens are nearly equal, and those of latent MIM are not: the number moves towards CL's, but the property need not.
+# - What is undecided in both studies: whether shape bias and nearest neighbours follow.
+# - "Masked image modelling" says that part of the image is hidden, not what has to be predicted there. Ask about both.
+# - A comparison of two families of models compares everything that differs between them. Change one thing, and train
 #   again.
-# - A teacher that is an average of its student has seen nothing else than the student. It can be better than it, as DINO
-#   reports; while it is poor, its target is easy to predict. So a low loss does not say that training goes well.
+# - A teacher that is an average of its student has seen nothing but what the student has. It can be better than the
+#   student, as DINO reports; while it is poor, its target is easy to predict. So a low loss does not say that training
+#   goes well.
 #
 # ## Exercises
 #
-# 1. **Another model.** What would an untrained model teach? Set `MODELS = ["random:vit_tiny_patch16_224"]` and
-#    `N_IMAGES = 200`, and look at its target.
+# 1. **Another model.** What would a student have to learn from an untrained teacher? Set
+#    `MODELS = ["random:vit_tiny_patch16_224"]` and `N_IMAGES = 200`, and look at its target.
 
 # %% tags=["hide-cell", "solution"] mystnb={"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
 # Random features of a patch are partly its pixels: a linear map of them explains
@@ -287,9 +291,9 @@ told = {"share of the target that a linear map of pixels explains": share}
 pd.DataFrame(told, index=[untrained.name]).round(2)
 
 # %% [markdown]
-# 2. **How deep a teacher?** `python -m nbhelpers.pretrain --objective latent` trains with the mean of four blocks
+# 2. **How deep a teacher?** `python -m nbhelpers.pretrain --objective latent` trains on the mean of four blocks
 #    (`averaged_blocks` in `nbhelpers/pretrain/recipes.py`). With 1, the target is the last block alone. Which of the two
 #    would you expect to collapse, and which number would you watch?
 # 3. **Public encoders.** `data2vec.beit_base_patch16_224` and `ijepa.vit_huge_patch14_gap_224` predict features. With
 #    `STUDIES = ["imagenet"]` and `MODELS` naming one of them, `mocov3.vit_base_patch16_224` and
-#    `simmim.vit_base_patch16_224`, this page draws them, where photographs and a connection are.
+#    `simmim.vit_base_patch16_224`, this page draws them, provided that the photographs and a connection are available.
