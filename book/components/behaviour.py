@@ -557,8 +557,8 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #   reached in the end.
 # - Whether MIM ends ahead after fine-tuning depends on how long that lasts. On photographs it is behind after the shorter
 #   fine-tuning, and after the longer one no difference can be detected. On generated images, where fine-tuning took
-#   little more than one epoch, it stays behind. Among encoders of half the width, which were trained briefly, masked ones
-#   do end ahead: every MAE in both studies, and every MIM on photographs.
+#   little more than one epoch, it stays behind. Among encoders of half the width, after the shortest pre-training, masked
+#   ones do end ahead: every MAE in both studies, and every MIM on photographs.
 # - MIM here means SimMIM, which does not stand for all masked models. On generated images an MAE of the same width, which
 #   saw as many images in more and smaller steps, is read better than CL by k-NN and by a linear probe, is ahead of CL
 #   when both are fine-tuned on few labels, and has single tokens that tell more. At half the width, on photographs, a
