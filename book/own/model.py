@@ -120,6 +120,7 @@ REFERENCES = {  # metric -> what a model without structure has
     "attention_entropy": "uniform attention",
     "prefix_attention": "uniform attention",
     "query_cosine": "same map for all queries",
+    "head_map_cosine": "same map for all heads",
     "common_update_share": "independent updates",
     "token_norm_peak": "all tokens alike",
 }
@@ -148,14 +149,14 @@ def curves(*metrics, heads=False):
 legend = curves("attention_distance", heads=True)
 
 # %% [markdown]
-# NMI is 0 if all queries have the same map, entropy is 1 if attention is uniform, and the cosine between the maps of
-# different queries is 1 if they are all the same.
+# NMI is 0 if all queries have the same map, entropy is 1 if attention is uniform, and the cosine between maps, of different
+# queries or of different heads, is 1 if they are all the same.
 
 # %% mystnb={"image": {"alt": "Normalised mutual information and attention entropy against depth, a line per model."}, "figure": {"caption": "NMI of query and key, and attention entropy as a share of its maximum, against depth."}}
 legend = curves("nmi", "attention_entropy", heads=True)
 
-# %% mystnb={"image": {"alt": "Cosine between the maps of queries, and cosine between heads, against depth, a line per model."}, "figure": {"caption": "Cosine similarity between the maps of different queries, and between the outputs of different heads, against depth."}}
-legend = curves("query_cosine", "head_cosine")
+# %% mystnb={"image": {"alt": "Cosine between the maps of queries, between the maps of heads, and between the outputs of heads, against depth, a line per model."}, "figure": {"caption": "Cosine similarity against depth: between the maps of different queries of a head, between the maps of different heads for a query, and between the outputs of different heads."}}
+legend = curves("query_cosine", "head_map_cosine", "head_cosine")
 
 # %% [markdown]
 # The next four cosines say how alike the tokens of an image are, how alike the outputs of attention for them are, and how
