@@ -567,9 +567,9 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #   labels; on photographs its lead is about the same with any number of labels.
 # - What does not show: that MIM's single tokens tell object from background better. That label is near its ceiling. Of
 #   the texture, MIM's tokens tell more from the first blocks on, until CL overtakes near the end.
-# - MIM gains more than CL from each freedom that a probe is given: from being trained, and from choosing tokens. On
-#   generated images CL again has hardly any room left; on photographs the first of these gains can only be told with all
-#   labels.
+# - In the wide pairs MIM gains more than CL from each freedom that a probe is given: from being trained, and from
+#   choosing tokens. On generated images CL again has hardly any room left; on photographs the first of these gains can
+#   only be told with all labels.
 # - Whether MIM gains more from width is undecided. On photographs every MIM seed lies above every CL seed at width 64,
 #   but at width 16 the seeds of each kind lie as far apart as the two kinds do; on generated images they do so at both
 #   widths.

@@ -265,8 +265,9 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: on generated images CL is read best near its end, and MIM in the middle, after which its curve falls. What
-#   does not: on photographs both curves are nearly flat at the end, so their best depths cannot be told apart.
+# - What shows: on generated images the wide CL is read best near its end, and MIM in the middle, after which its curve
+#   falls. What does not: on photographs both curves are nearly flat at the end, so their best depths cannot be told
+#   apart.
 # - Re-initialising MIM's last blocks costs it little, as it should if they are only a decoder. On photographs it costs
 #   MIM less than CL; on generated images both lose hardly anything.
 # - The last block is not always the best representation. For a masked model, look for the depth that a probe reads best.
