@@ -441,14 +441,14 @@ def test_sentences_and_table_say_what_the_row_says(toy):
     assert "On CIFAR-10 (photographs) it **is not measured**: CL was not trained. But every encoder" in text
     assert scorecard.result(["3a"], ["shapes"]).data.endswith(scorecard.ONE_RUN)
     page = scorecard.rows("attention", ["shapes", "cifar10"]).data
-    assert page.count('<th scope="row">') == 7 and page.count('<th scope="col">') == 4
+    assert page.count('<th scope="row">') == 8 and page.count('<th scope="col">') == 4
     assert '<a href="attention/collapse.html">' in page
     assert "✗</span> does not show" in page and "–</span> not measured" in page
     assert page.count("<small>But every encoder of its chapter passes this") == 1
-    assert page.count("none found") == 3  # is published of 21a to 21c
+    assert page.count("none found") == 4  # is published of 3c and 21a to 21c
     assert "CL was not trained" in page and "−0.300" in page and "figure 10a" in page
     own = scorecard.rows("attention/collapse", ["shapes"]).data
-    assert own.count('<th scope="row">') == 3 and "<a href" not in own
+    assert own.count('<th scope="row">') == 4 and "<a href" not in own
     assert "own models" in scorecard.rows("attention/collapse", ["shapes"], ["vit_tiny"]).data
     with pytest.raises(KeyError, match="attention/collapse"):
         scorecard.rows("attention/sinks", ["shapes"])
