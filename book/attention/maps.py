@@ -152,7 +152,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "query_cosine")
+plots.download(frames.values(), "query_cosine")
 
 # %% [markdown]
 # The cosine averaged over the last third of the blocks. The row *published* compares the two maps in the paper's figure 2

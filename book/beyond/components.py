@@ -150,7 +150,7 @@ axes = draw("variance_leading", "leading share of components", chosen=once)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *panels.values()]), "components")
+plots.download(panels.values(), "components")
 
 # %% [markdown]
 # ## What a linear probe reads in the components

@@ -188,7 +188,7 @@ for ax, name in zip(axes, own, strict=False):
 legend = plots.legend_below(axes) if own else None
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values(), *own.values()]), "latent")
+plots.download([*frames.values(), *own.values()], "latent")
 
 # %% [markdown]
 # ## Is latent MIM more like pixel MIM or like CL?

@@ -177,7 +177,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "attention_sinks")
+plots.download(frames.values(), "attention_sinks")
 
 # %% [markdown]
 # ## Norms of patch tokens

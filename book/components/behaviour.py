@@ -153,7 +153,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 drawn = [rows for pair in (*points.values(), theirs) for rows in pair]
-plots.download(pd.concat(drawn), "fine_tuning")
+plots.download(drawn, "fine_tuning")
 
 # %% tags=["hide-input"]
 few = f"""fine-tuning took {FINE_TUNING.steps} steps of {FINE_TUNING.batch_size} images
@@ -256,7 +256,7 @@ if not fewer:
 legend = plots.legend_below(axes) if fewer else None
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *fewer]), "fewer_labels")
+plots.download(fewer, "fewer_labels")
 
 # %% tags=["hide-input"]
 said = []
@@ -309,7 +309,7 @@ for ax, rows in zip(axes, [*ours.values(), public], strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*ours.values(), public]), "triples")
+plots.download([*ours.values(), public], "triples")
 
 # %% tags=["hide-input"]
 learnt = f"On {' and '.join(with_few)}, each reading learnt from {TRAIN:,} images."

@@ -152,7 +152,7 @@ plots.published_by_depth(published(), "nmi", axes[-1], **curves)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(frames.values()), "decoder")
+plots.download(frames.values(), "decoder")
 
 # %% [markdown]
 # A decoder has to fill each hidden position from its own surroundings, so one expects maps that differ from query to

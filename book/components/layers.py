@@ -183,7 +183,7 @@ if not ends:
 legend = ends and plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *tuned.values()]), "new_blocks")
+plots.download(tuned.values(), "new_blocks")
 
 # %% [markdown]
 # Points of accuracy lost where the most blocks are re-initialised:

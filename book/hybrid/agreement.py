@@ -295,7 +295,7 @@ for ax, rows in zip(axes, pull.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([rows.assign(of=of) for of, rows in pull.items()]), "balance")
+plots.download([rows.assign(of=of) for of, rows in pull.items()], "balance")
 
 # %% tags=["hide-input"]
 said = []
@@ -353,7 +353,7 @@ for ax, reason in zip(axes[len(pairs) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*compared.values(), pd.DataFrame()]), "cka")
+plots.download(compared.values(), "cka")
 
 # %% tags=["hide-input"]
 said = []

@@ -167,7 +167,7 @@ legend = against_weight(probed, "linear", "linear")
 legend = against_weight(tuned, "fine_tuning", "finetune")
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*probed.values(), *tuned.values(), paper]), "hybrid")
+plots.download([*probed.values(), *tuned.values(), paper], "hybrid")
 
 # %% [markdown]
 # The same in numbers, with the hybrid's interval over test images and the range of each parent over its seeds. The best
@@ -271,7 +271,7 @@ legend = beside_published("nmi")
 
 # %% tags=["remove-input"]
 parts = [frame.query("metric == 'nmi'") for frame in frames.values()]
-plots.download(pd.concat([*parts, pd.DataFrame()]), "nmi")
+plots.download(parts, "nmi")
 
 # %% [markdown]
 # The table averages over the first and the last third of the blocks. The [attention entropy](../attention/collapse.py),
@@ -334,7 +334,7 @@ legend = beside_published("delta_log_amplitude")
 
 # %% tags=["remove-input"]
 parts = [frame.query("metric == 'delta_log_amplitude'") for frame in frames.values()]
-plots.download(pd.concat([*parts, pd.DataFrame()]), "amplitude")
+plots.download(parts, "amplitude")
 
 
 # %% tags=["hide-input"]

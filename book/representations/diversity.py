@@ -115,7 +115,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 tokens = [frame.query("metric == 'token_cosine'") for frame in frames.values()]
-plots.download(pd.concat(tokens), "token_cosine") if tokens else None
+plots.download(tokens, "token_cosine")
 
 # %% [markdown]
 # First compare each curve with that of an untrained encoder of the same architecture, dotted for the book's own encoders.
@@ -139,7 +139,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 outputs = [f.query("metric == 'attention_token_cosine'") for f in frames.values()]
-plots.download(pd.concat(outputs), "attention_token_cosine") if outputs else None
+plots.download(outputs, "attention_token_cosine")
 
 # %% [markdown]
 # Where CL lies above MIM here but not in the first figure, collapse is real but hidden by the residual stream. A block
@@ -192,7 +192,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 depths = [frame.query("metric == 'across_block_cosine'") for frame in frames.values()]
-plots.download(pd.concat(depths), "across_block_cosine") if depths else None
+plots.download(depths, "across_block_cosine")
 
 # %% [markdown]
 # Untrained blocks add little to the residual stream, so the untrained encoder again lies at the top. Of the trained ones,

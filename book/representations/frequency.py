@@ -175,7 +175,7 @@ pd.DataFrame(parts, both).T.round(2)
 
 # %% tags=["remove-input"]
 spectra = [at_end(frame, "fourier_radial") for frame in frames.values()]
-plots.download(pd.concat([pd.DataFrame(), *spectra]), "fourier_radial_last_block")
+plots.download(spectra, "fourier_radial_last_block")
 
 # %% [markdown]
 # The table splits the darkest line of each panel into these two parts. Only the second column says how smooth the tokens

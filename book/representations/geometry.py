@@ -139,7 +139,7 @@ for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *frames.values()]), "common_update_share")
+plots.download(frames.values(), "common_update_share")
 
 # %% [markdown]
 # Read each curve beside the dotted one. Untrained attention is uniform, gives every token the same output and moves all
@@ -189,7 +189,7 @@ for ax, reason in zip(axes[len(groups) :], absent.values(), strict=False):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat(groups.values()), "silhouette") if groups else None
+plots.download(groups.values(), "silhouette")
 
 # %% [markdown]
 # A curve above 0 says that an image's tokens stay together. A curve at 0 or below despite a high common share says that

@@ -135,7 +135,7 @@ for ax, reason in zip(axes[len(bias) :], no_bias.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*bias.values(), pd.DataFrame()]), "shape_bias")
+plots.download(bias.values(), "shape_bias")
 
 # %% [markdown]
 # A bias means nothing without its coverage. Both at the last block:
@@ -210,7 +210,7 @@ for ax, reason in zip(axes[len(shown) :], no_noise.values(), strict=True):
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([*noise.values(), pd.DataFrame()]), "noise")
+plots.download(noise.values(), "noise")
 
 # %% [markdown]
 # Compare how far each line falls from its own start, not where it ends: a line that starts low has little to lose.

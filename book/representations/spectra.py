@@ -114,7 +114,7 @@ legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
 tokens = [frame.query("metric == 'token_effective_rank'") for frame in frames.values()]
-plots.download(pd.concat([pd.DataFrame(), *tokens]), "token_effective_rank")
+plots.download(tokens, "token_effective_rank")
 
 # %% [markdown]
 # Part of this does not depend on the image: the position embedding spreads the tokens over a few directions that are the
@@ -149,7 +149,7 @@ if frames:
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
-plots.download(pd.concat([pd.DataFrame(), *ranks.values()]), "image_effective_rank")
+plots.download(ranks.values(), "image_effective_rank")
 
 # %% [markdown]
 # The claim holds in full for a study in which, in the late blocks, CL lies below MIM in the first figure and above it in
@@ -247,7 +247,7 @@ legend = over_ranks("image_spectrum")
 
 # %% tags=["remove-input"]
 ends = [at_end(frame, metric) for frame in frames.values() for metric in METRICS[1:]]
-plots.download(pd.concat([pd.DataFrame(), *ends]), "spectra")
+plots.download(ends, "spectra")
 
 # %% [markdown]
 # Neither the poster nor the released code has numbers for these spectra, so there is no published curve for comparison.

@@ -150,12 +150,16 @@ def line_styles(models: Iterable[tuple[str, str]]) -> dict[str, dict]:
     return styles
 
 
-def download(frame: pd.DataFrame, name: str) -> HTML:
-    """A link to the numbers behind a figure as a CSV file, which lies in the page itself.
+def download(numbers: pd.DataFrame | Iterable[pd.DataFrame], name: str) -> HTML | None:
+    """A link to the numbers behind a figure as a CSV file, which lies in the page itself; None without any.
 
-    >>> "data:text/csv;base64,YSxiCjEsMgo=" in download(pd.DataFrame({"a": [1], "b": [2]}), "nmi").data
+    >>> "data:text/csv;base64,YSxiCjEsMgo=" in download([pd.DataFrame({"a": [1], "b": [2]})], "nmi").data
     True
     """
+    frames = [numbers] if isinstance(numbers, pd.DataFrame) else numbers
+    frame = pd.concat([pd.DataFrame(), *frames])
+    if frame.empty:
+        return None
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     address = f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
     file = html.escape(f"{name.removesuffix('.csv')}.csv")
