@@ -245,6 +245,7 @@ def test_what_an_encoder_is_too_small_for_is_named_and_all_else_is_there():
     without = frame[frame["value"].isna()]
     assert set(without["metric"]) == {
         "head_map_cosine",
+        "centred_head_map_cosine",
         "head_cosine",
         "delta_log_amplitude",
         "fourier_diagonal",

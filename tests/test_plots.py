@@ -305,3 +305,9 @@ def test_an_empty_panel_says_why():
     ax = plots.note(plt.gca(), "the stimuli are not on this machine, and there is no stored table of them")
     assert "stored table" in " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
     assert not ax.axison
+
+
+def test_without_numbers_there_is_nothing_to_download():
+    assert plots.download([], "nmi") is None and plots.download([pd.DataFrame()], "nmi") is None
+    both = plots.download([pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]})], "nmi").data
+    assert "data:text/csv;base64,YQoxCjIK" in both  # a, 1, 2

@@ -63,7 +63,7 @@ from nbhelpers.results import (
     table,
 )
 from nbhelpers.results.published import PUBLISHED
-from nbhelpers.results.summary import last_third, whole_layers
+from nbhelpers.results.summary import whole_layers
 from nbhelpers.scorecard.evidence import highest_less_last
 from nbhelpers.scorecard.page import figures
 from nbhelpers.studies import at_hand, label
@@ -71,8 +71,8 @@ from nbhelpers.studies import at_hand, label
 # %% tags=["hide-input"]
 plots.style()
 METRICS = ["nmi", "attention_entropy"]
-DRAWN = [*METRICS, "head_map_cosine"]
-frames, missing = gather(STUDIES, DRAWN, MODELS, N_IMAGES, SEED)
+BETWEEN = ["head_map_cosine", "centred_head_map_cosine"]
+frames, missing = gather(STUDIES, METRICS + BETWEEN, MODELS, N_IMAGES, SEED)
 
 # %% [markdown]
 # ## Result
@@ -93,7 +93,7 @@ scorecard.result(["2", "3a", "3b", "3c"], STUDIES, MODELS)
 
 # %%
 from nbhelpers.capture import capture
-from nbhelpers.metrics import mean_pairwise_cosine, nmi, patch_attention
+from nbhelpers.metrics import nmi, patch_attention
 
 here = at_hand(STUDIES)
 encoder, images = load((MODELS or here.models)[0]), here.images("test")
@@ -219,39 +219,18 @@ legend = plots.legend_below(axes)
 # %% [markdown]
 # Flat maps are alike for a trivial reason: all are nearly uniform. What a head *selects* is its map minus the uniform
 # map, $A_{hq} - 1/N$. The same cosine between these differences is 0 for heads that select independently. Both cosines,
-# on up to 64 images, averaged over the last third of the blocks:
-
-
-# %% tags=["hide-input"]
-def between_heads(encoder, number):
-    """Late cosine between heads' maps, as they are and minus the uniform map."""
-    found = []
-
-    def add(b):
-        A = patch_attention(b.query, b.key, b.prefix, b.bias, b.scale)  # B H N N
-        pair = (A, A - 1 / A.shape[-1])
-        pair = [mean_pairwise_cosine(each.transpose(1, 2)).mean() for each in pair]
-        found.append([b.depth, *map(float, pair)])
-
-    with capture(encoder, on_attention=add):
-        encoder.forward(encoder.batch(images, range(number)))
-    rows = pd.DataFrame(found, columns=["depth", "maps", "less the uniform map"])
-    return rows[last_third(rows["depth"])].drop(columns="depth").mean()
-
+# averaged over the last third of the blocks:
 
 # %% tags=["hide-input"]
-rows = {}
-for name in frames:
-    images = study(name).images("test")
-    number = min(64, N_IMAGES, len(images))
-    for each in study(name).encoders(MODELS):
-        if each.heads > 1:
-            title = study(name).title, label(each.name)
-            rows[title] = between_heads(each, number)
-pd.DataFrame(rows).T.round(2) if rows else None
+rows = {
+    (study(name).title, what): late(frame, metric)
+    for name, frame in frames.items()
+    for metric, what in zip(BETWEEN, ("maps", "minus the uniform map"), strict=True)
+}
+pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# Where CL and MIM differ in the first column but not in the second, CL's heads do not agree more on what they select;
+# Where CL and MIM differ in the first line but not in the second, CL's heads do not agree more on what they select;
 # they merely select less.
 #
 # ## Which training objectives collapse?

@@ -18,6 +18,7 @@ from nbhelpers.metrics.base import Accumulator, Metric
 from nbhelpers.metrics.cka import linear_cka, unbiased_hsic
 from nbhelpers.metrics.diversity import (
     attention_token_cosine,
+    centred_head_map_cosine,
     class_patch_cosine,
     head_cosine,
     head_map_cosine,
@@ -75,14 +76,11 @@ def _papers_point(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return delta_log_amplitude(tokens, grid)[:, -1:]
 
 
-def _several_heads(encoder: Encoder) -> bool:
-    return encoder.heads > 1
-
-
 ANY, FROM_1, SHARE = (-math.inf, math.inf), (1.0, math.inf), (0.0, 1.0)
 _zero, _one = (lambda e: 0.0), (lambda e: 1.0)
 _by_head = partial(Metric, stream="attention", range=SHARE, per_head=True, maps_apart=True)
 _cosine = partial(Metric, range=(-1.0, 1.0))
+_between_heads = partial(_cosine, reference=_zero, defined=lambda e: e.heads > 1)
 _block = partial(Metric, stream="block")
 _spectrum = partial(_block, range=(-math.inf, 0.0), column="rank")
 _fourier = partial(_block, range=ANY, column="frequency")
@@ -96,8 +94,9 @@ SHIPPED = (
     _by_head("attention_entropy", attention_entropy, reference=_one),
     _by_head("prefix_attention", prefix_attention, stream="full attention", reference=_uniform_prefix),
     _by_head("query_cosine", mean_pairwise_cosine, reference=_one),
-    Metric("head_map_cosine", head_map_cosine, "attention", SHARE, _one, defined=_several_heads),
-    _cosine("head_cosine", head_cosine, "output", reference=_zero, defined=_several_heads),
+    _between_heads("head_map_cosine", head_map_cosine, "attention", range=SHARE, reference=_one),
+    _between_heads("centred_head_map_cosine", centred_head_map_cosine, "attention"),
+    _between_heads("head_cosine", head_cosine, "output"),
     _cosine("attention_token_cosine", attention_token_cosine, "output", reference=_zero),
     _cosine("token_cosine", mean_pairwise_cosine, "block", reference=_zero),
     _cosine("class_patch_cosine", class_patch_cosine, "full block", defined=lambda e: e.has_class_token),

@@ -139,6 +139,29 @@ def head_map_cosine(attention: Tensor) -> Tensor:
     return mean_pairwise_cosine(attention.transpose(1, 2)).mean(1)
 
 
+@takes("B H N N", rows_sum_to_one=True, H=2)
+def centred_head_map_cosine(attention: Tensor) -> Tensor:
+    r"""`head_map_cosine` of what the heads select, their maps minus the uniform one: :math:`A_{hq} - 1 / N`.
+
+    Args:
+        attention: probabilities `B H N N` over patch tokens, rows sum to 1; H at least 2.
+
+    Returns:
+        `B` in -1/(H-1)..1: 1 when all heads prefer the same keys, 0 when they select independently or not.
+
+    Raises:
+        ValueError: not `B H N N`, a single head, rows that do not sum to 1 or are not finite.
+
+    Source: companion of `head_map_cosine`, which is near 1 for any two flat maps.
+
+    Example: two heads look at the same key for one query; for the other, one of them looks at both alike.
+        >>> first, second = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.5, 0.5]]
+        >>> centred_head_map_cosine(torch.tensor([[first, second]]))
+        tensor([0.5000])
+    """
+    return mean_pairwise_cosine((attention - 1 / attention.shape[-1]).transpose(1, 2)).mean(1)
+
+
 @takes("B H N D", N=2)
 def attention_token_cosine(outputs: Tensor) -> Tensor:
     r"""`mean_pairwise_cosine` between an image's tokens as attention outputs, heads side by side.

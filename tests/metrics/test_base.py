@@ -96,6 +96,7 @@ GOOD = {
     "prefix_attention": (MAPS, 1),
     "object_attention": (MAPS, torch.ones(1, 4)),
     "head_map_cosine": (MAPS.repeat(1, 2, 1, 1),),
+    "centred_head_map_cosine": (MAPS.repeat(1, 2, 1, 1),),
     "head_cosine": (TOKENS[None],),
     "attention_token_cosine": (TOKENS[None],),
     "mean_cosine": (TOKENS, TOKENS),

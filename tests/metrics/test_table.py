@@ -16,6 +16,7 @@ FUNCTIONS = {
     "prefix_attention": lambda maps: metrics.prefix_attention(maps, LAYOUT.prefix),
     "query_cosine": metrics.mean_pairwise_cosine,
     "head_map_cosine": metrics.head_map_cosine,
+    "centred_head_map_cosine": metrics.centred_head_map_cosine,
     "head_cosine": metrics.head_cosine,
     "attention_token_cosine": metrics.attention_token_cosine,
     "token_cosine": metrics.mean_pairwise_cosine,
@@ -77,7 +78,8 @@ def test_values_are_means_of_the_documented_function(name, records):
 
 
 WITH_REFERENCE = """attention_distance nmi attention_entropy prefix_attention query_cosine
-head_map_cosine head_cosine attention_token_cosine token_cosine common_update_share token_norm_peak""".split()
+head_map_cosine centred_head_map_cosine head_cosine attention_token_cosine token_cosine common_update_share
+token_norm_peak""".split()
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)
