@@ -319,14 +319,15 @@ Markdown(said or "There is nothing to compare with CL and MIM.")
 # %% [markdown]
 # ## Complete collapse in narrower encoders
 #
-# CL and MIM above are single, wide encoders. The same late means for the pair that was trained from several seeds, narrower
-# and on fewer images, a number per seed:
+# CL and MIM above are single, wide encoders. The same late means for narrower ones, trained on fewer images from several
+# seeds, with a number per seed. (The loss of {term}`latent MIM` predicts features instead of pixels.)
 
 # %% tags=["hide-input"]
 rows = {}
 for name in () if MODELS else STUDIES:
     with suppress(LookupError):
-        every = rows_of(name, "profile", study(name).alike("cl", "mim"))
+        seeds = study(name).alike("cl", "mim", "latent")
+        every = rows_of(name, "profile", seeds)
         for who, own in every.groupby(every["model"].map(label), sort=False):
             each = [seed for _, seed in own.groupby("model")]
             rows[study(name).title, who] = {

@@ -8,15 +8,15 @@
 # # When do the findings appear?
 #
 # **Claim.** What is found about attention and tokens depends on how long an encoder was trained. The tokens of a
-# contrastive encoder first become alike and its attention nearly uniform; only much later do its tokens part again.
+# contrastive encoder first become alike while its attention is nearly uniform; only much later do its tokens part again.
 #
 # Nearly every other chapter looks at encoders at the *end* of their training. So a finding about "contrastive learning"
-# is one about contrastive learning after so many images, and who trains a tenth as long may find something else. A
-# photograph in the developer does not show all of its parts at once either.
+# holds for contrastive learning after that many images, and an encoder that was trained a tenth as long may show
+# something else.
 #
 # Here one training of each kind was stopped at moments $n_k = n_0 (n_K / n_0)^{k/K}$, evenly spaced on a logarithmic scale
-# of images seen, and measured as the other chapters measure. The quantity to watch first is how alike the $N$ tokens $z_i$
-# of an image are after the last block,
+# of images seen, and measured as in the other chapters. The quantity to watch first is how alike the $N$ tokens $z_i$ of
+# an image are after the last block,
 #
 # $$
 # c = \frac{1}{N (N - 1)} \sum_{i \ne j} \frac{z_i^\top z_j}{\lVert z_i \rVert \, \lVert z_j \rVert} ,
@@ -120,12 +120,11 @@ Markdown("\n".join(said))
 pd.DataFrame(lines).T
 
 # %% [markdown]
-# The table holds the cosine between the tokens of an image after the last block, in brackets after how many million images.
-# In the figures a line is one training, with intervals over images. Dots, and the last column, are other encoders, which
-# the rest of the book draws. A dot may lie off the line. The learning rate of shorter trainings had come down by then, and
-# the contrastive ones of width 64 had projection heads half as wide as the line's. And one recipe run twice, here on a
-# processor and on a GPU, differs too: at the end of its line, MIM on generated images has a dot with half the NMI and a
-# larger distance, and with those dots alone row 1 would not show there.
+# The table holds the cosine between the tokens of an image after the last block; the number of images seen, in millions,
+# is in brackets. In the figures, a line is one training with intervals over images: of width 128 on generated images, of
+# width 64 on photographs. Dots, and the last column, are other encoders, which the rest of the book draws. A dot may lie
+# off the line: a shorter training had already lowered its learning rate by then, and the contrastive dots of width 64
+# had projection heads half as wide as those of a line of that width.
 #
 # ## The quantity
 #
@@ -213,15 +212,16 @@ def below(axes):
     return legend
 
 
-# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, half filled at the width of the lines (64), filled at width 128."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, filled at width 128, half filled at width 64."}}
 axes = draw("token_cosine", "last")
 legend = below(axes)
 
 # %% [markdown]
-# An untrained encoder has alike tokens already; they are as alike at its embedding, before any block. Both objectives pass
-# through a time when they are more alike. Perhaps the mean of all patches is the first thing worth knowing, about a hidden
-# patch as about an image. A masked encoder must go on to tell patches apart, or it paints every hidden one alike. A
-# contrastive one is asked about the image as a whole, and may stay there for as long as that helps.
+# The tokens of an untrained encoder are already alike; they are so at its embedding, before any block. With both
+# objectives they become still more alike for a time. Perhaps the mean of all patches is the first thing worth knowing,
+# whether about a hidden patch or about an image. A masked encoder must then learn to tell patches apart, or it would
+# predict the same for every hidden one. A contrastive encoder is asked about the image as a whole, and may stay at the
+# mean for as long as that helps.
 #
 # ## Does attention differ from query to query?
 
@@ -236,13 +236,16 @@ axes = draw("attention_distance", "late", uniform)
 legend = below(axes)
 
 # %% [markdown]
-# Attention that is nearly uniform is also far-reaching. A young encoder, of either kind, therefore has the *attention
-# distance* of the paper's finding without what it stands for: it looks everywhere since it has not learnt where to look.
-# NMI and [entropy](../attention/collapse.py) tell the two cases apart, distance alone does not.
+# On generated images, CL's attention begins to depend on the query only after its tokens have begun to part.
+#
+# Attention that is nearly uniform also reaches far. Early in training, an encoder of either kind therefore has the
+# *attention distance* that the paper finds in CL, but for another reason: it looks everywhere because it has not learnt
+# where to look. NMI and [entropy](../attention/collapse.py) tell the two cases apart; distance alone does not.
 #
 # ## Features come before attention
 #
-# Does an encoder whose attention is uniform and whose tokens are alike learn anything? Its features say so.
+# Does an encoder learn anything while its attention is uniform and its tokens are alike? Probes of its features show that
+# it does.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block (shape on generated images, class on photographs) against images seen; lines and dots as above. Dotted: the untrained encoder."}}
 axes = draw("linear", "last")
@@ -253,15 +256,14 @@ axes = draw("knn", "last")
 legend = below(axes)
 
 # %% [markdown]
-# While CL's tokens are at their most alike, what they share becomes easier to read, with small setbacks. Attention that is
-# the same for every query is an average, and averages with good patch-wise layers between them suffice for a long way. So a
-# collapse of attention is not a failure of training, and its absence no merit; each objective has features of its own to
-# show.
+# While CL's tokens are most alike, what they share becomes easier to read, with small setbacks. Attention that is the same
+# for every query is an average, and averages with good patch-wise layers between them go a long way. So collapsed attention
+# is not a failure of training, and its absence is no merit.
 #
 # ## Is dense prediction damaged late?
 #
-# Of very long trainings with a contrastive or self-distilling loss it is reported that classification still improves while
-# what single patches tell gets worse, and that meanwhile the class token and the patches $z_i$ grow alike
+# In very long trainings with a self-distilling loss, classification has been reported to improve further while the
+# information in single patches degrades; meanwhile the class token and the patches $z_i$ grow alike
 # {cite:p}`simeoni2025dinov3`,
 #
 # $$
@@ -269,8 +271,8 @@ legend = below(axes)
 # \rVert} .
 # $$
 #
-# Both can be looked at here: on generated images the mask of the object and the texture of each patch are known, so a
-# linear probe of single tokens can be asked for them.
+# Both can be examined here: on generated images, the object's mask and the texture of each patch are known, so a linear
+# probe can try to read them from single tokens.
 
 # %% tags=["hide-input"]
 scorecard.result(["20a", "20b"], STUDIES)
@@ -293,16 +295,15 @@ rows = whole_layers(pd.concat([*followed.values(), *ends.values()]))
 plots.download(rows[rows["metric"].isin(drawn)], "moments")
 
 # %% [markdown]
-# No such damage shows here. Class token and patches of CL are most alike early, within the first fifth of its training, and
-# part from then on. On generated images its single tokens meanwhile tell object and texture ever better. A little of what
-# makes patches differ is enough for both. MIM's curve of the mask has a small dip in the middle, when its tokens come
-# closer to each other again. What happens after a hundred times as many images these figures cannot say.
+# No such damage shows here. CL's class token and patches are most alike early, within the first fifth of its training, and
+# part from then on. On generated images its single tokens meanwhile tell more and more about the texture, and no less about
+# the object. What happens after a hundred times as many images, these figures cannot tell.
 #
 # ## Which claims turn?
 #
-# The rule of the [scorecard](../index.py), applied at every moment as if training had ended there: ✓ shows, ✗ does not, ?
-# undecided. Each sign is that of one training. The last column is the verdict on the encoders that the book ships: longer
-# trained and twice as wide.
+# The rule of the [scorecard](../index.py), applied at every moment as if training had ended there: ✓ shows, ✗ does not
+# show, ? undecided. Each column but the last is of one training per objective. The last column is the verdict on the
+# encoders that the book ships, which were trained for longer and, on photographs, are twice as wide.
 
 # %% tags=["hide-input"]
 grids = {}
@@ -342,16 +343,16 @@ for name, grid in grids.items():
     display(shown.style.map(scorecard.tint).set_table_attributes('class="dataframe"'))
 
 # %% [markdown]
-# Columns are images seen, about every second moment. Where a row changes its sign, two papers with trainings of different
-# length would contradict each other and both be right. Some traits that the paper names are those of a *middle* age: they
-# come, and they are gone in the encoders that were trained longest, which are also twice as wide. A "✓" at the
-# untrained encoder (0k) is no effect of training.
+# Columns are numbers of images seen, about every second moment. Where a row changes its sign, two papers with trainings of
+# different length would contradict each other and both be right. Some traits that the paper names belong to the *middle*
+# of training: they appear, and are gone in the encoders that were trained longest. A "✓" at the untrained encoder (0k) is
+# no effect of training.
 #
 # ## What would refute it
 #
 # A contrastive training whose tokens are never more alike than those of the untrained encoder, or which do not part again.
-# These are single trainings of width 64: the order of events is the finding, not the number of images at which they happen.
-# That depends on width, batch, views and images.
+# These are single trainings: the order of events is the finding, not the number of images at which they happen, which
+# depends on width, batch, views and images.
 
 # %% tags=["remove-input"]
 scorecard.rows("beyond/moments", STUDIES)
@@ -365,12 +366,12 @@ scorecard.rows("beyond/moments", STUDIES)
 #
 # ## Takeaways
 #
-# - What shows: CL's tokens become nearly equal first and part later, on both studies. What does not: that its class token
-#   and patches grow alike late in training, or, on generated images, that its single tokens tell less.
-# - Before you compare two objectives, ask whether both are at the same point of their training. Equal numbers of images do
-#   not make them so.
-# - Far-reaching attention of a young encoder is uniform attention. Look at NMI before you look at distance.
-# - Alike tokens do not mean that nothing is learnt. What they share may be just what the task asks for.
+# - What shows: in both studies, CL's tokens first become nearly equal and part later. What does not show: that its class
+#   token and patches grow alike late in training, or, on generated images, that its single tokens tell less.
+# - Before you compare two objectives, ask whether both are at the same point of their training. An equal number of images
+#   does not ensure that.
+# - Far-reaching attention early in training is uniform attention. Look at NMI before you look at distance.
+# - Alike tokens do not mean that nothing has been learnt. What they share may be exactly what the task needs.
 #
 # ## Exercises
 #
@@ -378,5 +379,5 @@ scorecard.rows("beyond/moments", STUDIES)
 # 2. **Faster out of it?** Give the small encoder ten times as many images, and then half the learning rate
 #    (`replace(run, learning_rate=...)`). Which of the two decides when tokens part?
 # 3. **Your own training.** `measure` needs an encoder, and `nbhelpers.models.wrap(copy.deepcopy(model), ...)` makes one of
-#    your module; without the copy, `wrap` would freeze the model that you train. Call it from your training loop at the
-#    steps that `moments` gives.
+#    your module; without the copy, `wrap` would freeze the model that you are training. Call it from your training loop at
+#    the steps that `moments` gives.
