@@ -166,9 +166,10 @@ there. The verdict is reversed in {len(turned)}: {", ".join(turned) or "none"}."
 # - The rows numbered 21 were first compared with uniform attention.
 # - Wide encoders are fine-tuned at the learning rate that is best on validation images, because a higher one had been
 #   seen to harm them.
+# - The intervals of 16a and 16b are now those of differences image by image.
 #
-# Before these changes 14c, 14e and 14f were undecided on photographs, 14g did not show there, and 21b and 21c showed. All
-# effects on this page come from the book's tables.
+# Before these changes 14c, 14e, 14f and 16b were undecided on photographs, 14g did not show there, and 21b and 21c showed.
+# All effects on this page come from the book's tables.
 #
 # The full text of the paper was not at hand. Its claims are taken from its abstract, poster, code and figures, and from
 # its author's answers in the code's repository; *none found* means that none of these sources gives a number.
