@@ -96,5 +96,5 @@ def test_the_reader_can_limit_the_images_of_a_class(photographs, monkeypatch):
     with pytest.raises(MissingDataError, match=r"at least 40 photographs of two classes.* has 9 of 3"):
         table("imagenet", "probes")
     monkeypatch.setenv("NBHELPERS_IMAGENET_PER_CLASS", "few")
-    with pytest.raises(ValueError, match="PER_CLASS is a number of images, got 'few'"):
+    with pytest.raises(ValueError, match="PER_CLASS must be a number of images, got 'few'"):
         study("imagenet").images()

@@ -34,7 +34,7 @@ def test_a_report_has_every_figure_and_the_numbers_behind_it(pictures, tmp_path,
     text = page.read_text()
     figures = sorted(path.name for path in (tmp_path / "out").glob("*.svg"))
     assert len(figures) >= 13 and text.count('src="data:image/svg+xml') == len(figures)
-    assert 'alt="delta_log_amplitude' not in text and 'alt="delta log amplitude against depth' in text
+    assert 'alt="delta_log_amplitude' not in text and 'alt="Delta log amplitude against depth' in text
     assert "No description" not in text
     assert "attention-maps" in text and "8 x 8" in text
 

@@ -214,8 +214,8 @@ def test_other_images_are_drawn_here(toy):
     ("arguments", "options", "error", "said"),
     [
         (["toy", "tiny"], {}, KeyError, "small"),
-        (["toy", "small", "toy.cl"], {}, TypeError, "models are a list"),
-        (["toy", "small", []], {}, ValueError, "an empty list of models"),
+        (["toy", "small", "toy.cl"], {}, TypeError, "models must be a list"),
+        (["toy", "small", []], {}, ValueError, "the list of models is empty"),
         (["toy", "small"], {"metrics": "nmi"}, ValueError, "a list of one at least"),
         (["toy", "small"], {"metrics": []}, ValueError, "a list of one at least"),
         (["toy", "small"], {"metrics": ["effective_rank"]}, ValueError, "no effective_rank; it has nmi"),

@@ -86,7 +86,7 @@ class Odd(nn.Module):
 
 
 def shuffled(tokens, blocks):
-    return blocks(tokens[:, torch.randperm(tokens.shape[1])])
+    return blocks(tokens)[:, torch.randperm(tokens.shape[1])]
 
 
 def turned(tokens, blocks):
