@@ -295,9 +295,11 @@ rows = whole_layers(pd.concat([*followed.values(), *ends.values()]))
 plots.download(rows[rows["metric"].isin(drawn)], "moments")
 
 # %% [markdown]
-# No such damage shows here. CL's class token and patches are most alike early, within the first fifth of its training, and
-# part from then on. On generated images its single tokens meanwhile tell more and more about the texture, and no less about
-# the object. What happens after a hundred times as many images, these figures cannot tell.
+# No such damage shows here. CL's class token and patches are most alike early, within the first fifth of its training,
+# and part from then on. On generated images its single tokens meanwhile tell more and more about the texture, and no less
+# about the object. The longest-trained CL there, which is another run, lies above the end of the line, so the cosine of
+# class token and patches may rise again within a run as well. Neither that, nor what happens after a hundred times as
+# many images, can be told from these figures.
 #
 # ## Which claims turn?
 #
