@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 
 from nbhelpers.models.mini import WIDTH
@@ -165,8 +166,7 @@ def moments(recipe: Recipe, first: int = 16_000, count: int = 10) -> list[int]:
     [16128, 179712, 2000128]
     """
     start = min(max(1, math.ceil(first / recipe.batch_size)), recipe.steps)
-    ratio = recipe.steps / start
-    return sorted({round(start * ratio ** (k / (count - 1))) for k in range(count)})
+    return sorted({round(step) for step in np.geomspace(start, recipe.steps, count)})
 
 
 def build(

@@ -137,6 +137,7 @@ def test_moments_are_log_spaced_up_to_the_end():
     ratios = [later / earlier for earlier, later in pairwise(steps)]
     assert ratios == pytest.approx([ratios[0]] * 9, rel=0.02)
     assert moments(replace(chosen, images=2048, batch_size=256)) == [8]  # shorter than the first moment
+    assert moments(chosen, count=1) == steps[:1]
 
 
 def test_a_finished_mae_is_put_away_with_its_decoder(tmp_path, monkeypatch):
