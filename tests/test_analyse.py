@@ -16,7 +16,7 @@ from PIL import Image
 import nbhelpers
 from nbhelpers.files import ROOT, cache_dir
 from nbhelpers.images import ArraySource
-from nbhelpers.measure import IDENTITY, analyse, attention_maps, object_attention_by_depth
+from nbhelpers.measure import BEYOND_PLACE, IDENTITY, analyse, attention_maps, object_attention_by_depth
 from nbhelpers.metrics import METRICS, attention_distance, feature_variance, nmi
 from nbhelpers.metrics.base import Metric
 from nbhelpers.metrics.streams import Streams
@@ -361,7 +361,10 @@ def test_two_processes_give_the_frame_of_one(tmp_path, start_method):
     for number, whole in enumerate(_frames()):
         for rank in range(2):
             found = pd.read_csv(tmp_path / f"{rank}.{number}.csv")
-            assert_frame_equal(found, whole, rtol=1e-6, atol=1e-7, check_dtype=False)
+            # A difference of shares that cancel keeps the rounding of the shares, float32.
+            cancels = whole.get("label", whole["metric"]).str.endswith(BEYOND_PLACE)
+            for rows, atol in ((cancels, 1e-7), (~cancels, 1e-8)):
+                assert_frame_equal(found[rows], whole[rows], rtol=1e-6, atol=atol, check_dtype=False)
 
 
 @pytest.mark.parametrize("verb", ["analyse", "pretrain"])

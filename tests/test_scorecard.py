@@ -472,6 +472,19 @@ def test_every_claim_has_a_chapter_that_shows_it():
         assert f'scorecard.rows("{chapter.partition("/")[0]}", STUDIES)' in (BOOK / "index.py").read_text()
 
 
+def test_the_page_on_moments_is_true_of_the_stored_table():
+    for name in ("shapes", "cifar10"):
+        rows = stored(name, "along_training").query(
+            "objective == 'CL' and head == -1 and depth == 8 and seen > 0"
+        )
+        curves = rows.pivot_table("value", "seen", "metric")
+        assert curves["class_patch_cosine"].idxmax() <= curves.index.max() / 5
+        alike = curves["token_cosine"].idxmax()
+        assert (curves["nmi"].loc[:alike] < 0.001).all() and alike < curves.index.max() / 5
+        if name == "shapes":  # attention depends on the query at the end of this line
+            assert curves["nmi"].iloc[-1] > 0.01
+
+
 def test_the_remarks_are_true_of_the_stored_tables():
     evidences = {name: evidence.Evidence(name) for name in ("shapes", "cifar10")}
     size = ", width 64, 256,000 images"
