@@ -302,9 +302,10 @@ def test_a_token_map_has_a_colour_per_group():
 
 
 def test_an_empty_panel_says_why():
-    ax = plots.note(plt.gca(), "the stimuli are not on this machine, and there is no stored table of them")
-    assert "stored table" in " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
-    assert not ax.axison
+    reason = "the stimuli are not on this machine, and there is no stored table of them"
+    drawn, ax, last = plots.panels(["shapes", "cifar10", "published"], missing={"cifar10": reason})
+    assert " ".join(text.get_text() for text in ax.texts).replace("\n", " ") == reason
+    assert not ax.axison and drawn.axison and last.axison and not drawn.texts
 
 
 def test_without_numbers_there_is_nothing_to_download():

@@ -126,11 +126,9 @@ by_head.T.map("{:.3f}".format)
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study: a line per model and a dot per head. The last panel shows the published curves: in the late blocks MoCo v3 falls towards 0 and SimMIM rises."}, "figure": {"caption": "NMI of query and key against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads. Uniform attention has an NMI of 0. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper; the reading error is smaller than the markers."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "nmi", ax, heads=True)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
-    plots.note(ax, reason)
 plots.published_by_depth(published(), "nmi", axes[-1])
 legend = plots.legend_below(axes)
 
@@ -155,11 +153,9 @@ gaps.round(3) if len(gaps) else None
 
 # %% mystnb={"image": {"alt": "Attention entropy against depth, from 0 to 1, one panel per study: a line per model, a dot per head, and a dashed line at 1 for uniform attention."}, "figure": {"caption": "Attention entropy against depth, as a share of its maximum. Lines, dots and bands as above; dashed: uniform attention."}}
 titles = [*map(plots.title, frames.values()), *missing]
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "attention_entropy", ax, True, (1, "uniform attention"))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
@@ -209,11 +205,9 @@ Markdown(text) if said else None
 # It is 1 if all heads have the same map, and 0 if no two of them share a key.
 
 # %% mystnb={"image": {"alt": "Mean cosine between two heads' attention maps for the same query against depth, from 0 to 1, one panel per study: a line per model, and a dashed line at 1 for uniform attention, on which the untrained encoder lies."}, "figure": {"caption": "Cosine between the attention maps of two heads of a block for the same query, averaged over queries and pairs of heads. Lines and bands as above; dashed: uniform attention."}}
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "head_map_cosine", ax, reference=(1, "uniform attention"))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% [markdown]
@@ -247,11 +241,9 @@ others, absent = gather(STUDIES, METRICS, MODELS, **draw, objectives=KINDS)
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study and one for published curves: a line for each training objective (contrastive, DINO, masked image modelling, MAE and supervised)."}, "figure": {"caption": "NMI against depth for five training objectives. If a label names a width or a number of images, that encoder is smaller than CL and MIM or was trained more briefly; the second table below compares at equal size. Last panel: ViT-B/16; MoCo v3, SimMIM and MAE are read off the paper, DINO off a third party's run of the official code on 59 images."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=absent)
 for ax, frame in zip(axes, others.values(), strict=False):
     plots.by_depth(frame, "nmi", ax)
-for ax, reason in zip(axes[len(others) :], absent.values(), strict=False):
-    plots.note(ax, reason)
 four = "MoCo v3", "DINO", "SimMIM", "MAE"
 plots.published_by_depth(published(), "nmi", axes[-1], four)
 legend = plots.legend_below(axes)

@@ -123,14 +123,12 @@ def same_height(drawn):
 
 # %% mystnb={"image": {"alt": "Attention distance in pixels against depth, one panel per study: a line per model, a dot per head, and a dashed line for uniform attention. The last panel shows public ViT-B/16 on 59 images: in the late blocks MoCo v3 rises almost to uniform attention and SimMIM falls."}, "figure": {"caption": "Attention distance against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention. Last panel: public ViT-B/16 on 59 images of Imagenette, read off the output of the official notebook (MoCo v3) and of a third party's run of the official code and weights (SimMIM); the reading error is smaller than the markers."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
-axes = plots.panels(titles)
+axes = plots.panels(titles, missing=missing)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "attention_distance", ax, heads=True)
     for px in {*reach[name].values()}:
         dashed(ax, px)
 same_height(dict(zip(frames, axes, strict=False)))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
-    plots.note(ax, reason)
 plots.published_by_depth(published(), "attention_distance", axes[-1])
 dashed(axes[-1], uniform((14, 14), 16))
 axes[-1].set(title="public ViT-B/16, 59 images", ylim=(0, 1.05 * axes[-1].dataLim.ymax))
@@ -194,7 +192,7 @@ def dots(frame, ax):
 
 
 # %% mystnb={"image": {"alt": "Attention distance against attention entropy, one panel per study, a dot for each head of every block. A dashed line marks the distance of uniform attention, a dotted line the entropy below which a head counts as selective."}, "figure": {"caption": "Attention distance against attention entropy, a dot for each head of every block. Upper left: heads that look far and select. Lower left: heads that look near. Right end of the dashed line: nearly uniform heads, whose distance comes from the grid and not from anything in the image. Dotted: the entropy of attention spread evenly over half of the patches; the table below counts heads below it as selective."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing])
+axes = plots.panels([*map(plots.title, frames.values()), *missing], missing=missing)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     dots(frame, ax)
     for px in {*reach[name].values()}:
@@ -204,8 +202,6 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
             half, color="#555555", lw=1, ls=":", label="even over half of the patches"
         )
 same_height(dict(zip(frames, axes, strict=False)))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% [markdown]

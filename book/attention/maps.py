@@ -143,12 +143,12 @@ pd.DataFrame(values, index=["cosine"]).rename_axis(columns="head").round(3)
 # The same cosine over all images, for every block and head:
 
 # %% mystnb={"image": {"alt": "Mean cosine between the attention maps of different queries against depth, from 0 to 1, one panel per study: a line per model and a dot per head."}, "figure": {"caption": "Mean cosine between the attention maps of different queries of an image, against depth. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: the same map for all queries, as flat maps also give."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, frames.values(), strict=False):
     same = (1, "same map for all queries")
     plots.by_depth(frame, "query_cosine", ax, heads=True, reference=same)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

@@ -66,14 +66,12 @@ for name in STUDIES:
 def draw(metric, axis, reference=None, chosen=panels):
     """A panel per study and label, over shares of components on a logarithmic axis."""
     titles = [f"{of}: {plots.title(rows)}" for (_, of), rows in chosen.items()]
-    axes = plots.panels([*titles, *missing], sharey=True)
+    axes = plots.panels([*titles, *missing], sharey=True, missing=missing)
     for ax, rows in zip(axes, chosen.values(), strict=False):
         rows = rows[rows["parameter"] > 0]
         plots.by_parameter(rows, metric, axis, ax, reference)
         ax.set_xscale("log", base=2)
         ax.set_xticks([1 / 64, 1 / 16, 1 / 4, 1], ["1/64", "1/16", "1/4", "1"])
-    for ax, reason in zip(axes[len(chosen) :], missing.values(), strict=False):
-        plots.note(ax, reason)
     return axes
 
 

@@ -143,14 +143,14 @@ dashed = {"color": "#555555", "lw": 1, "ls": "--"}
 
 def draw(metric, uniform=None, chosen=frames, lacking=missing):
     """A panel per study, over depth; `uniform` gives an encoder's reference line."""
-    axes = plots.panels([*map(plots.title, chosen.values()), *lacking], sharey=True)
+    axes = plots.panels(
+        [*map(plots.title, chosen.values()), *lacking], sharey=True, missing=lacking
+    )
     for ax, (name, frame) in zip(axes, chosen.items(), strict=False):
         plots.by_depth(frame, metric, ax)
         grids = {(e.grid, e.patch_size) for e in study(name).encoders(MODELS)}
         for grid in sorted(grids) if uniform else ():
             ax.axhline(float(uniform(*grid)), **dashed, label="uniform attention")
-    for ax, reason in zip(axes[len(chosen) :], lacking.values(), strict=False):
-        plots.note(ax, reason)
     return axes
 
 

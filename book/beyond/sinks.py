@@ -161,7 +161,9 @@ pd.DataFrame(means, index=["last block"]).round(3)
 # the image; a head that attends to it simply does less. Only later can the token hold a summary.
 
 # %% mystnb={"image": {"alt": "Share of attention that patch tokens pay to the prefix tokens against depth, on a logarithmic axis: one line per model and one dot per head, uniform attention dashed, one panel per study."}, "figure": {"caption": "Attention that patch tokens pay to the prefix tokens, against depth, on a logarithmic scale. Lines: mean over heads, with the 95 % interval over images; dots: single heads; dashed: uniform attention."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "prefix_attention", ax, heads=True)
     shares = {who: share for (of, who), share in uniform.items() if of == name}
@@ -172,8 +174,6 @@ for ax, (name, frame) in zip(axes, frames.items(), strict=False):
         ax.text(0.02, 0.02, text, transform=ax.transAxes, fontsize=7)
 for ax in axes[: len(frames)]:
     ax.set(yscale="log", ylim=(5e-4, 1))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -187,12 +187,12 @@ plots.download(frames.values(), "attention_sinks")
 # them. *Registers* are tokens added to the input so that no patch token has to serve this purpose.
 
 # %% mystnb={"image": {"alt": "Largest norm of an image's patch tokens relative to the median against depth: one line per model, the value 1 dashed, one panel per study."}, "figure": {"caption": "Largest norm among an image's patch tokens, relative to their median, against depth. Lines: mean over images, with the 95 % interval; dashed: tokens that are all alike."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_norm_peak", ax, reference=(1, "all tokens alike"))
     ax.set_ylabel("largest norm / median")
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% [markdown]

@@ -142,11 +142,9 @@ ax = plots.gallery(pictures, len(images), ax)
 
 # %% mystnb={"image": {"alt": "NMI of query and key against depth for SimMIM, the encoder of MAE and, dotted after it, the decoder of MAE; one panel per study and one for the published curves, in which the decoder lies highest."}, "figure": {"caption": "NMI by depth. The count of depth continues from the encoder into its decoder (dotted). Bands: 95 % interval over images. Uniform attention has an NMI of 0. Last panel: published curves (ViT-B/16 on ImageNet), read off the paper."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(plots.behind_encoder(frame), "nmi", ax)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
-    plots.note(ax, reason)
 curves = {"models": ["SimMIM", "MAE"], "decoder": True}
 plots.published_by_depth(published(), "nmi", axes[-1], **curves)
 legend = plots.legend_below(axes)
@@ -196,11 +194,9 @@ Markdown(text) if said else None
 
 # %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth for SimMIM, the encoder of MAE and, dotted after it, the decoder of MAE; one panel per study and one for the published curves, in which SimMIM falls at its end."}, "figure": {"caption": "Δ log amplitude at the last frequency below Nyquist on the diagonal, by depth, including a narrower pair that saw equally many images. Lines, bands and last panel as above. The decoder's first dot is its input, projected to the decoder's width."}}
 compared = {name: with_pair(name, frame) for name, frame in frames.items()}
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, compared.values(), strict=False):
     plots.by_depth(plots.behind_encoder(frame), "delta_log_amplitude", ax)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
-    plots.note(ax, reason)
 plots.published_by_depth(published(), "delta_log_amplitude", axes[-1], **curves)
 legend = plots.legend_below(axes)
 

@@ -104,12 +104,10 @@ pd.DataFrame(found, index=["last block"]).round(2)
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe against depth, one line per model, one panel per study and label; a dashed line marks guessing. The last panel shows published curves, in which MoCo v3 rises up to the last block and SimMIM falls after the middle."}, "figure": {"caption": "Accuracy of a linear probe by depth, one panel per label. Bands: 95 % interval over test images; dashed: guessing among the classes of the test images. A number of images in the legend marks an encoder that saw fewer than CL and MIM. Last panel: published curves (ViT-B/16 on ImageNet with 1,000 classes), read off the paper's poster."}}
 titles = [f"{label}: {plots.title(rows)}" for (_, label), rows in panels.items()]
-axes = plots.panels([*titles, *missing, "published"], sharey=True)
+axes = plots.panels([*titles, *missing, "published"], sharey=True, missing=missing)
 for ax, ((name, _), rows) in zip(axes, panels.items(), strict=False):
     classes = 10 if name in OWN else None
     plots.by_depth(rows, "linear", ax, reference=classes and (1 / classes, "guessing"))
-for ax, reason in zip(axes[len(panels) :], missing.values(), strict=False):
-    plots.note(ax, reason)
 curves = ["MoCo v3", "SimMIM", "MAE"]
 plots.published_by_depth(published(), "linear", axes[-1], models=curves)
 legend = plots.legend_below(axes)

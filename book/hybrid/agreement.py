@@ -344,12 +344,10 @@ for s in STUDIES:
 # %% mystnb={"image": {"alt": "Linear CKA, from 0 to 1, against depth: with the CL encoder at the same depth in the first row of panels, with the MIM encoder in the second. One line per model, one column per study."}, "figure": {"caption": "Linear CKA of mean patch tokens with the CL encoder (above) and with the MIM encoder (below) at the same depth, with 95 % intervals over parts of the images. The legend names a width or number of images that differs from CL's and MIM's."}}
 pairs = [(parent, s) for parent in ("CL", "MIM") for s in compared]
 titles = [f"with {parent}: {plots.title(compared[s])}" for parent, s in pairs]
-axes = plots.panels([*titles, *missing], sharey=True)
+axes = plots.panels([*titles, *missing], sharey=True, missing=missing)
 for ax, (parent, s) in zip(axes, pairs, strict=False):
     rows = compared[s][compared[s]["other"] == f"{s}.{parent.lower()}"]
     plots.by_depth(rows, "cka", ax)
-for ax, reason in zip(axes[len(pairs) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

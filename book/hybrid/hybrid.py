@@ -143,13 +143,11 @@ paper = paper.assign(parameter=lambdas).sort_values("parameter")
 # %% tags=["hide-input"]
 def against_weight(kind, metric, theirs):
     """A panel per study, a grey line through its means, and the published curve."""
-    axes = plots.panels(names)
+    axes = plots.panels(names, missing=missing)
     for ax, frame in zip(axes, kind.values(), strict=False):
         ax.plot(frame.groupby("parameter")["value"].mean(), **grey)
         ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
         plots.by_parameter(frame, metric, "λ", ax)
-    for ax, reason in zip(axes[len(kind) :], missing.values(), strict=False):
-        plots.note(ax, reason)
     line = paper[paper["metric"] == theirs]
     look = {"color": "#222222", "marker": "v", "mfc": "white", "lw": 1}
     axes[-1].plot(line["parameter"], line["value"], **look)
@@ -255,11 +253,9 @@ PUBLISHED = ("MoCo v3", "SimMIM", "SimMIM+MoCo")
 
 def beside_published(metric):
     """A panel per study by depth, and the published curves of hybrid and parents."""
-    axes = plots.panels(names, sharey=True)
+    axes = plots.panels(names, sharey=True, missing=missing)
     for ax, frame in zip(axes, frames.values(), strict=False):
         plots.by_depth(frame, metric, ax)
-    for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
-        plots.note(ax, reason)
     plots.published_by_depth(published(), metric, axes[-1], PUBLISHED)
     if metric == "nmi":  # of which little is near its maximum, 1
         axes[0].set_ylim(-0.02, 1.05 * max(ax.dataLim.ymax for ax in axes))

@@ -106,11 +106,11 @@ pd.DataFrame(rows, index=["mean cosine, last block"]).round(3)
 # on. As in MoCo v3, CL does not train its patch embedding, so at depth 0 it is like an untrained encoder.
 
 # %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image against depth, one panel per study: a line per model, dotted for the untrained encoder, and a dashed line at 1, where all tokens point one way."}, "figure": {"caption": "Mean cosine between the tokens of an image against depth, in the residual stream; bands: 95 % interval over images. Dashed: all tokens point one way. Dotted: an untrained encoder, which is where training starts."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_cosine", ax, reference=(1, "all tokens alike"))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -130,11 +130,11 @@ plots.download(tokens, "token_cosine")
 
 # %% mystnb={"image": {"alt": "Mean cosine between the attention outputs of the tokens of an image against depth, one panel per study: a line per model, and a dashed line at 1, where all outputs are alike; the untrained encoder lies near it."}, "figure": {"caption": "Mean cosine between the outputs of self-attention for the tokens of an image, before the residual is added. Lines and bands as above. The untrained encoder attends uniformly, so that all tokens get nearly the same output."}}
 alike = (1, "all tokens alike")
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "attention_token_cosine", ax, reference=alike)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -183,11 +183,11 @@ pd.DataFrame(rows).T.round(3)
 # that the block leaves its direction unchanged.
 
 # %% mystnb={"image": {"alt": "Cosine between a token before and after each block against depth, from 0 to 1, one panel per study: a line per model, with the untrained encoder near 1."}, "figure": {"caption": "Cosine between a token before and after a block (attention and MLP), averaged over tokens, against depth. Lines and bands as above. Dashed: the block turns no token."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "across_block_cosine", ax, reference=(1, "no token turns"))
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

@@ -100,11 +100,9 @@ table.rename_axis(columns="frequency / Nyquist").map("{:.2f}".format)
 
 # %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth, one panel per study, a line per model. The last panel shows the published curves: SimMIM lies above MoCo v3 and falls in its last blocks."}, "figure": {"caption": "Δ log amplitude at the highest frequency of the diagonal below Nyquist, against depth. Lines: means, with the 95 % interval over images. At 0 that frequency is as strong as the constant part. Last panel: published curves of larger encoders (ViT-B/16 on ImageNet), read off the paper's poster; the reading error is smaller than the markers."}}
 titles = [*map(plots.title, frames.values()), *missing, "published"]
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "delta_log_amplitude", ax)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=False):
-    plots.note(ax, reason)
 plots.published_by_depth(published(), "delta_log_amplitude", axes[-1])
 legend = plots.legend_below(axes)
 
@@ -155,12 +153,12 @@ Markdown(f"After the last block alone it is {'; '.join(said)}.") if said else No
 
 # %% mystnb={"image": {"alt": "Δ log amplitude against the radius of the frequency, one panel per model and one line per depth, coloured from light to dark."}, "figure": {"caption": "The whole spectrum after each block, from the embedding (light) to the last block (dark), a panel per model. The step from 0 to the first ring shows how much the tokens share; the slope beyond it shows how smooth they are."}}
 models, titles = plots.per_model(list(frames.values()))
-axes = plots.panels([*titles, *missing], height=2.3, sharex=True, sharey=True)
+axes = plots.panels(
+    [*titles, *missing], height=2.3, sharex=True, sharey=True, missing=missing
+)
 deepest = max((rows["depth"].max() for rows in models), default=1)
 for ax, rows in zip(axes, models, strict=False):
     plots.spectra(rows, "fourier_radial", ax, deepest)
-for ax, reason in zip(axes[len(models) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 bar = plots.depth_bar(axes, deepest) if models else None
 
 # %% tags=["hide-input"]

@@ -127,15 +127,15 @@ Markdown(text) if text else None
 # The share over all images, for every block:
 
 # %% mystnb={"image": {"alt": "Share of the update that is common to all tokens of an image against depth, from 0 to 1, one panel per study: a line per model, dotted for the untrained encoder, and a dashed line near 0 for independent updates."}, "figure": {"caption": "Share of the update by self-attention that is common to all tokens of an image, against depth, with the 95 % interval over images. Dashed: 1/N, the share of independent updates. Dotted: an untrained encoder."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, (name, frame) in zip(axes, frames.items(), strict=False):
     plots.by_depth(frame, "common_update_share", ax)
     grids = {encoder.grid for encoder in study(name).encoders(MODELS)}
     for rows, columns in grids:
         share = 1 / (rows * columns)
         ax.axhline(share, color="#555555", lw=1, ls="--", label="independent, 1/N")
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -180,12 +180,9 @@ for name in STUDIES:
     groups[name] = pd.concat(scores).assign(source="computed")
 
 # %% mystnb={"image": {"alt": "Silhouette of tokens grouped by image against depth, one panel per study: a line per model, and a dashed line at 0, where there are no groups."}, "figure": {"caption": "Silhouette of the tokens of 18 images, grouped by image, against depth, with the 95 % interval over images. Dashed: no groups."}}
-titles = [study(name).title for name in groups or absent]
-axes = plots.panels(titles, sharey=True)
+axes = plots.panels([*(groups or absent)], sharey=True, missing=absent)
 for ax, frame in zip(axes, groups.values(), strict=False):
     plots.by_depth(frame, "silhouette_image", ax, reference=(0, "no groups"))
-for ax, reason in zip(axes[len(groups) :], absent.values(), strict=False):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

@@ -127,11 +127,11 @@ ticks = ax.set_yticks([18, 52], ["agree", "disagree"])  # rows of 32 px, margins
 # CIFAR-10 that also occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those stimuli.
 
 # %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1, one panel per study: a line per model, and a dashed line at one half for no preference."}, "figure": {"caption": "Shape bias of a linear probe against depth. Bands: Wilson's 95 % interval over the trials decided for either cue; on photographs it is too narrow, since the trials combine a smaller number of outlines and textures. Dashed: no preference, as for a probe that guesses. No published number was found for comparison."}}
-axes = plots.panels([*map(plots.title, bias.values()), *no_bias], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, bias.values()), *no_bias], sharey=True, missing=no_bias
+)
 for ax, frame in zip(axes, bias.values(), strict=False):
     plots.by_depth(frame, "shape_bias", ax, reference=(0.5, "no preference"))
-for ax, reason in zip(axes[len(bias) :], no_bias.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]
@@ -199,14 +199,12 @@ shown = {  # `shapes` has two labels, so it has two panels
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the centre frequency, from 0 to 1, of the noise added to the test images: one panel each for the shape and the texture of generated images and for the class of photographs, a line per model, and a dashed line for guessing."}, "figure": {"caption": "Accuracy of a linear probe of the last block when noise of one frequency is added; at 0, without noise. Bands: 95 % interval over test images. Dashed: guessing among ten classes. No published numbers were found for comparison."}}
 titles = [f"{read}: {plots.title(rows)}" for (_, read), rows in shown.items()]
-axes = plots.panels([*titles, *no_noise], sharey=True)
+axes = plots.panels([*titles, *no_noise], sharey=True, missing=no_noise)
 x_name = "centre frequency of the noise / Nyquist"
 for ax, ((name, _), rows) in zip(axes, shown.items(), strict=False):
     rows = rows.query("change in ['none', 'noise']")
     reference = (0.1, "guessing") if name in OWN else None
     plots.by_parameter(rows, "accuracy", x_name, ax, reference)
-for ax, reason in zip(axes[len(shown) :], no_noise.values(), strict=True):
-    plots.note(ax, reason)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

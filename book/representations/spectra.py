@@ -103,11 +103,11 @@ pd.DataFrame(rows, index=["effective rank, last block"]).round(2)
 # First the tokens of an image:
 
 # %% mystnb={"image": {"alt": "Effective rank of the tokens of an image against depth, from the embedding on, one panel per study: a line per model, dotted for the untrained encoder."}, "figure": {"caption": "Effective rank of the tokens of an image against depth, with the 95 % interval over images. Dotted: an untrained encoder, whose tokens differ mostly by their position."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, frames.values(), strict=False):
     plots.by_depth(frame, "token_effective_rank", ax)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 if frames:
     axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
 legend = plots.legend_below(axes)
@@ -139,11 +139,11 @@ for name, frame in frames.items():
     ranks[name] = rows.assign(low=rows["value"], high=rows["value"])
 
 # %% mystnb={"image": {"alt": "Effective rank of the mean tokens of all images against depth, one panel per study: a line per model, dotted for the untrained encoder."}, "figure": {"caption": "Effective rank of the mean tokens of all images against depth. There is one covariance over all images, hence no interval. Lines as above."}}
-axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+axes = plots.panels(
+    [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+)
 for ax, frame in zip(axes, ranks.values(), strict=False):
     plots.by_depth(frame, "image_effective_rank", ax)
-for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-    plots.note(ax, reason)
 if frames:
     axes[0].set_ylim(bottom=0)  # shared, so that it has to see all lines first
 legend = plots.legend_below(axes)
@@ -221,7 +221,9 @@ Markdown(" ".join(said)) if said else None
 # %% tags=["hide-input"]
 def over_ranks(metric):
     """Log eigenvalues after the last block against their rank, a panel per study."""
-    axes = plots.panels([*map(plots.title, frames.values()), *missing], sharey=True)
+    axes = plots.panels(
+        [*map(plots.title, frames.values()), *missing], sharey=True, missing=missing
+    )
     for ax, frame in zip(axes, frames.values(), strict=False):
         last = at_end(frame, metric)
         plots.by_parameter(last.assign(parameter=last["rank"]), metric, "rank", ax)
@@ -231,8 +233,6 @@ def over_ranks(metric):
         ax.minorticks_off()
         for line in ax.lines:
             line.set_marker("")
-    for ax, reason in zip(axes[len(frames) :], missing.values(), strict=True):
-        plots.note(ax, reason)
     return plots.legend_below(axes)
 
 

@@ -3,7 +3,7 @@
 import base64
 import html
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -45,11 +45,14 @@ def style() -> None:
     plt.style.use(Path(__file__).with_name("book.mplstyle"))
 
 
-def panels(titles: Sequence[str], height: float = 2.9, **options) -> np.ndarray:
+def panels(
+    titles: Sequence[str], height: float = 2.9, missing: Mapping[str, str] | None = None, **options
+) -> np.ndarray:
     """Axes under their titles, one or two in a row.
 
-    Of a study, the name is enough. `height` is that of a row, in inches; `options` go to `plt.subplots`. The
-    axes come in a flat array, row by row. A cell that is left over has room for a legend, see `legend_below`.
+    Of a study, the name is enough. `height` is that of a row, in inches; `missing` holds, by title, why a
+    panel is empty; `options` go to `plt.subplots`. The axes come in a flat array, row by row. A cell that is
+    left over has room for a legend, see `legend_below`.
     """
     columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
@@ -67,6 +70,8 @@ def panels(titles: Sequence[str], height: float = 2.9, **options) -> np.ndarray:
         axes[-2, 1].xaxis.label.set_visible(True)
     for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(TITLES.get(title, title))
+        if missing and title in missing:
+            note(ax, missing[title])
     return axes.ravel()[: len(titles)]
 
 
