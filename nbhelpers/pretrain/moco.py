@@ -8,7 +8,7 @@ from torchvision.ops import MLP
 from nbhelpers.capture import full_precision
 from nbhelpers.pretrain.distributed import BatchNorm, gathered
 from nbhelpers.pretrain.objective import Objective, options, without_autocast
-from nbhelpers.ranks import rank
+from nbhelpers.ranks import rank, world_size
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float, first: int = 0) -> Tensor:
@@ -73,7 +73,12 @@ class MoCo(Objective):
         """Symmetric InfoNCE of two views `B C H W`, against the keys of all processes.
 
         Keys come without gradient, so that gathering them is all that other processes need.
+
+        Raises:
+            ValueError: for a single image, which there is no other to tell from.
         """
+        if len(one) * world_size() < 2:
+            raise ValueError("contrastive learning needs two images or more, in training and validation")
         both = torch.cat([one, two])
         # No batch statistics in the encoder: both views pass it at once. The heads see one view at a time.
         queries = [self.predictor(self.projector(z)) for z in self.encoder(both).chunk(2)]

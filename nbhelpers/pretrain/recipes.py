@@ -33,6 +33,10 @@ class Recipe:
 
     `options` go to the objective's constructor. Sizes are the encoder's; `images` counts images drawn, with
     repetition from epoch to epoch, and is rounded up to whole batches.
+
+    Raises:
+        ValueError: for a size, a number of images or a learning rate that is not above 0, or a width that its
+            heads do not divide.
     """
 
     objective: str
@@ -50,6 +54,13 @@ class Recipe:
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "images", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
 
     def of_width(self, width: int) -> "Recipe":
         """The same recipe for an encoder of another width, whose heads have as many channels each.

@@ -265,6 +265,33 @@ def test_what_cannot_be_trained_is_named(changes, images, named, tmp_path):
         Trainer(small("supervised", **changes), images, images, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: 0} for name in ("width", "depth", "heads", "patch_size", "images", "batch_size")),
+        {"images": -8},
+        {"learning_rate": -1e-3},
+        {"learning_rate": float("nan")},
+        {"heads": 3},
+    ],
+)
+def test_a_recipe_names_a_size_that_cannot_be(wrong):
+    ((name, _),) = wrong.items()
+    with pytest.raises(ValueError, match=name):
+        small("mim", **wrong)
+
+
+def test_patches_cover_the_image(tmp_path):
+    with pytest.raises(ValueError, match=r"patches of 5 pixels .* 16"):
+        trainer("cl", tmp_path, patch_size=5)
+
+
+def test_contrastive_learning_needs_another_image(tmp_path):
+    run = Trainer(small("cl"), source(), source(16).subset(1), tmp_path)
+    with pytest.raises(ValueError, match="two images or more"):
+        run.validation_loss()
+
+
 def test_a_recipe_may_ask_for_more_classes(tmp_path):
     chosen, images = small("supervised"), source(classes=12)
     chosen = replace(chosen, options=chosen.options | {"classes": 12})
