@@ -16,7 +16,17 @@ from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.measure import analyse
 from nbhelpers.models import Encoder, MaskedAutoencoder, load, mini_vit, store, wrap
 from nbhelpers.probes import attentive_by_depth
-from nbhelpers.results import StaleTableError, Table, at_end, fill, published, stored, table, tables
+from nbhelpers.results import (
+    StaleTableError,
+    Table,
+    at_end,
+    fill,
+    published,
+    stored,
+    table,
+    tables,
+    trainings,
+)
 from nbhelpers.results.tables import PROFILE
 from nbhelpers.studies import OWN, Study, study
 
@@ -287,6 +297,43 @@ def test_only_what_is_missing_or_changed_is_measured(toy, monkeypatch):
     assert results.outdated("toy", "small") == ["toy.mim"]
     change(images=lambda study: {"test": study.sample.select([1, 0, 2])})
     assert refreshed()[0] == ["toy.cl", "toy.mim"]
+
+
+def test_rows_that_were_made_with_other_settings_are_refused_and_made_anew(toy):
+    change(settings=lambda study: {"steps": 200}, kept=True)
+    results.store("toy", "small")
+    assert table("toy", "small")["source"].str.startswith("stored").all()
+    change(settings=lambda study: {"steps": 500})
+    with pytest.raises(StaleTableError, match=r"settings for toy\.cl.*make results STUDY=toy"):
+        stored("toy", "small")
+    assert table("toy", "small")["source"].eq("computed").all()
+    results.store("toy", "small")
+    assert table("toy", "small")["source"].str.startswith("stored").all()
+
+
+@pytest.mark.parametrize(
+    ("names", "where", "constant", "value"),
+    [
+        ("fine_tuning new_blocks", tables, "FINE_TUNING", tables.FINE_TUNING_WIDE),
+        ("fine_tuning", tables, "SHARES", (0.1,)),
+        ("all_labels_tuned", tables, "FINE_TUNING_ON_ALL", tables.FINE_TUNING),
+        ("tuned_shorter", tables, "FINE_TUNING_SHORTER", tables.FINE_TUNING),
+        ("new_blocks", tables, "NEW_BLOCKS", (1,)),
+        ("noise", tables, "CHANGES", {"noise": (0.5,)}),
+        ("tokens along_training", tables, "TOKENS_TRAIN", 90),
+        ("cka", tables, "manifest", lambda: {name: {"sha256": "another"} for name in store.manifest()}),
+        ("gradients", trainings, "STEPS", (0, 1)),
+        ("gradients", trainings, "BATCHES", 1),
+        ("gradients", trainings, "OBJECTIVE", "hybrid-0.2"),
+        ("nuisance", trainings, "NUISANCES", (0.0,)),
+    ],
+)
+def test_what_a_table_is_made_with_is_among_its_settings(monkeypatch, names, where, constant, value):
+    made = [results.TABLES[name] for name in names.split()]
+    chosen = study("cifar10")
+    before = [each.settings(chosen) for each in made]
+    monkeypatch.setattr(where, constant, value)
+    assert all(each.settings(chosen) != other for each, other in zip(made, before, strict=True))
 
 
 def drawings(n, seed):

@@ -230,6 +230,11 @@ def _images_digest(images: Images) -> str:
     return _digest([(role, source.identity) for role, source in sorted(images.items())])[:16]
 
 
+def _settings(made: Table, chosen: Study) -> str | None:
+    """What identifies the settings of a table, if it has some."""
+    return None if made.settings is None else _digest(made.settings(chosen))[:16]
+
+
 def _digest(thing: object) -> str:
     """Hash of what JSON knows."""
     return hashlib.sha256(json.dumps(thing).encode()).hexdigest()
@@ -241,7 +246,7 @@ def stored(study_name: str, name: str, models: Sequence[Model] | None = None) ->
     Raises:
         MissingDataError: if there is no such table, no description of it, or no row of an encoder.
         StaleTableError: if one of these encoders changed since, in its weights or since it was loaded, or if
-            the images of a folder did.
+            the images of a folder did, or the settings of the table.
     """
     frame, records = _read(study_name, name)
     wanted, refresh = _by_name(listed(models) or records), f"`make results STUDY={study_name}`"
@@ -251,6 +256,8 @@ def stored(study_name: str, name: str, models: Sequence[Model] | None = None) ->
     now = {key: _identity(made, chosen, model) for key, model in wanted.items()}
     stale = [key for key, weights in now.items() if weights not in (None, records[key]["sha256"])]
     stale += [key for key, model in wanted.items() if isinstance(model, Encoder) and _edited(model)]
+    settings = _settings(made, chosen)
+    stale += [f"the settings for {key}" for key in wanted if records[key].get("settings") != settings]
     if not chosen.splits and not chosen.missing:  # a folder's content may change
         here = _images_digest(made.images(chosen))
         stale += [f"images of {key}" for key in wanted if records[key]["images"] != here]
@@ -270,9 +277,9 @@ def outdated(study_name: str, name: str) -> list[str]:
 def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
     """Compute what a stored table lacks from its images, and write it with its provenance; returns its path.
 
-    Rows stay whose encoder has the same weights and was measured on the same images, by whatever version of
-    the code (`outdated` names those of another one); `fresh` computes all of them. The table is written after
-    each encoder.
+    Rows stay whose encoder has the same weights and was measured on the same images with the same settings,
+    by whatever version of the code (`outdated` names those of another one); `fresh` computes all of them. The
+    table is written after each encoder.
 
     Raises:
         NoTableError: for an unknown table, or one that the study does not have.
@@ -287,7 +294,7 @@ def store(study_name: str, name: str, *, fresh: bool = False) -> Path:
         parts, records = {}, {}
     for model in made.models(chosen):
         old, new = records.get(model, {}), _record(chosen, made, model, images)
-        if fresh or any(old.get(what) != new[what] for what in ("sha256", "images")):
+        if fresh or any(old.get(what) != new[what] for what in ("sha256", "images", "settings")):
             subject = made.runs(chosen)[model] if made.runs else load(model)
             parts[model], records[model] = made.measure(subject, images), new
             _write(chosen, made, images, parts, records)
@@ -300,6 +307,7 @@ def _record(chosen: Study, made: Table, model: str, images: Images) -> dict[str,
     return {
         "sha256": _identity(made, chosen, model) or _identity(made, chosen, load(model)),
         "images": _images_digest(images),
+        "settings": _settings(made, chosen),
         "code": code_version(made.code),
         "date": date.today().isoformat(),
         "device": "GPU" if torch.cuda.is_available() else "CPU",

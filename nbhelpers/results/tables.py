@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -16,10 +16,10 @@ from nbhelpers.images.folders import FileSource
 from nbhelpers.images.source import earlier
 from nbhelpers.measure import analyse, cached, code_version, identified, object_attention_by_depth
 from nbhelpers.metrics import METRICS
-from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load
+from nbhelpers.models import Encoder, MaskedAutoencoder, decoder_of, load, manifest
 from nbhelpers.pretrain import Recipe
 from nbhelpers.probes.noise import CHANGES
-from nbhelpers.studies import OWN, PAIR, VARIED, Study, study
+from nbhelpers.studies import OWN, PAIR, VARIED, Study, first_seeds, study
 
 # Images that probes learn from, choose the penalty on, and are tested on under noise (some thirty times).
 TRAIN, VALIDATION, NOISE = 3_000, 500, 500
@@ -61,6 +61,7 @@ class Table:
         measure: the tidy frame of one encoder and those images.
         code: which code makes its numbers, a key of `nbhelpers.measure.CODE`.
         models: encoders of a study whose rows are stored.
+        settings: what else its numbers depend on, such as constants and other encoders.
         runs: in place of encoders, trainings by name that `measure` gets; their weights are not kept.
         hours: without a GPU it takes hours, and is made there only when it is asked for by name.
         why: what keeps other studies than `studies` from having it; empty: all have it.
@@ -76,6 +77,7 @@ class Table:
     measure: Measure
     code: str = "probes"
     models: Callable[[Study], tuple[str, ...]] = lambda study: study.models
+    settings: Callable[[Study], object] | None = None
     runs: Callable[[Study], dict[str, Recipe]] | None = None
     why: str = ""
     studies: tuple[str, ...] = OWN
@@ -268,7 +270,7 @@ def _noise_images(study: Study) -> Images:
     return images | {"test": images["test"].at_most(NOISE)}
 
 
-@declare("noise", _noise_images, models=_and_seeds, kept=True)
+@declare("noise", _noise_images, settings=lambda study: CHANGES, models=_and_seeds, kept=True)
 def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe under noise, filters, shuffling."""
     depths, labels = list(range(encoder.depth + 1)), sorted(images["train"].labels)
@@ -276,7 +278,14 @@ def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     return probed(probes.robustness_by_depth, encoder, *splits_of(images), **options)
 
 
-@declare("tokens", lambda study: _drawn(study, TRAIN), models=_everything, slow=True, why=SMALL)
+@declare(
+    "tokens",
+    lambda study: _drawn(study, TRAIN),
+    settings=lambda study: TOKENS_TRAIN,
+    models=_everything,
+    slow=True,
+    why=SMALL,
+)
 def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Attentive probes of the last block, and dense prediction where there are masks."""
     train, *others = splits_of(images)
@@ -287,7 +296,18 @@ def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@declare("fine_tuning", lambda study: _drawn(study, LABELLED), models=_every_kind, slow=True, why=SMALL)
+def _tuned(study: Study) -> list[dict[str, object]]:
+    return [asdict(recipe) for recipe in (FINE_TUNING, FINE_TUNING_WIDE)]
+
+
+@declare(
+    "fine_tuning",
+    lambda study: _drawn(study, LABELLED),
+    settings=lambda study: [SHARES, *_tuned(study)],
+    models=_every_kind,
+    slow=True,
+    why=SMALL,
+)
 def _fine_tuning(encoder: Encoder, images: Images, **options: object) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
     label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
@@ -302,6 +322,7 @@ HOURS = {"slow": True, "hours": True, "why": BOUNDED, "studies": ("cifar10",)}
 @declare(
     "all_labels_tuned",
     _all,
+    settings=lambda study: asdict(FINE_TUNING_ON_ALL),
     models=lambda study: (*study.trained(*PAIR, "mae", "hybrid-0.2", "supervised"), f"{study.name}.random"),
     **HOURS,
 )
@@ -310,22 +331,41 @@ def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
-@declare("tuned_shorter", _all, models=lambda study: study.trained(*PAIR), **HOURS)
+@declare(
+    "tuned_shorter",
+    _all,
+    settings=lambda study: asdict(FINE_TUNING_SHORTER),
+    models=lambda study: study.trained(*PAIR),
+    **HOURS,
+)
 def _tuned_shorter(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy of CL and MIM after fine-tuning with every label, in fewer epochs."""
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_SHORTER)
 
 
-@declare("new_blocks", TABLES["fine_tuning"].images, models=lambda s: s.trained(*PAIR), slow=True, why=SMALL)
+@declare(
+    "new_blocks",
+    TABLES["fine_tuning"].images,
+    settings=lambda study: [NEW_BLOCKS, *_tuned(study)],
+    models=lambda study: study.trained(*PAIR),
+    slow=True,
+    why=SMALL,
+)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
     return pd.concat([_fine_tuning(encoder, images, shares=[1.0], **run) for run in runs], ignore_index=True)
 
 
+def _compared(study: Study) -> tuple[str, ...]:
+    """CL and MIM, with which all are compared."""
+    return first_seeds(study.trained(*PAIR))
+
+
 @declare(
     "cka",
     lambda study: {"test": study.sample.at_most(COMPARED)},
+    settings=lambda study: [manifest()[name]["sha256"] for name in _compared(study)],
     models=_everything,
     why="an encoder is compared with those that learnt from the same images",
     kept=True,
@@ -333,5 +373,5 @@ def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
 def _cka(encoder: Encoder, images: Images) -> pd.DataFrame:
     """CKA of pooled features with those of the CL and the MIM encoder, between all depths."""
     chosen, test = study(images["test"].name.split("/")[0]), images["test"]
-    others = [other for other in map(load, chosen.trained(*PAIR)) if other.seed == 0]
+    others = [*map(load, _compared(chosen))]
     return probed(probes.cka_by_depth, encoder, test, others=others)

@@ -1,7 +1,7 @@
 """Result tables of trainings that are made for them, and measured on the way; their weights are not kept."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +32,15 @@ DIALLED, NUISANCES = SMALLER | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
 RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 
 
+def _hybrid(study_name: str, seed: int = 0) -> Recipe:
+    return replace(recipe(study_name, OBJECTIVE), **RUN, seed=seed)
+
+
 # Rows are stored of the random encoder, with which a run of seed 0 begins.
 @declare(
     "gradients",
     lambda study: {"train": study.images("train"), "validation": study.images("val")},
+    settings=lambda study: [asdict(_hybrid(study.name)), STEPS, BATCHES],
     code="pretrain",
     models=lambda study: (f"{study.name}.random",),
     slow=True,
@@ -43,7 +48,7 @@ RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 )
 def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Whether the two losses of a hybrid agree in each block, along a short training."""
-    run = replace(recipe(encoder.provenance["study"], OBJECTIVE), **RUN, seed=encoder.seed)
+    run = _hybrid(encoder.provenance["study"], encoder.seed)
     sources = images["train"], images["validation"]
     return identified(gradient_alignment(run, *sources, STEPS, BATCHES), encoder, sources[0])
 
@@ -97,6 +102,7 @@ def _followed(
 @declare(
     "along_training",
     TABLES["probes"].images,
+    settings=lambda study: tables.TOKENS_TRAIN,
     code="pretrain",
     runs=lambda study: _pair(study, **FOLLOWED[study.name]),
     slow=True,
@@ -136,6 +142,7 @@ def _dialled(study: Study) -> dict[str, Recipe]:
 @declare(
     "nuisance",
     _amplitudes,
+    settings=lambda study: NUISANCES,
     code="pretrain",
     runs=_dialled,
     slow=True,
