@@ -16,7 +16,10 @@
 STUDIES = ["shapes", "cifar10"]
 
 # %% tags=["remove-input"]
+import math
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.patches import Rectangle
@@ -192,8 +195,9 @@ signs = pd.DataFrame(lines).T.rename_axis(columns=None)
 # %% tags=["remove-input"]
 close = "padding: 0.2rem 0.3rem; text-align: center"
 look = [{"selector": "th, td", "props": close}]
-for start in range(0, signs.shape[1], 15):  # as many columns as fit the page
-    part = signs.iloc[:, start : start + 15]
+tables = math.ceil(len(signs.columns) / 15)  # as many columns as fit the page
+for columns in np.array_split(signs.columns, tables):
+    part = signs[columns]
     part = part[(part != "").any(axis=1)]
     shown = part.style.map(scorecard.tint).set_table_styles(look)
     display(shown.set_uuid(part.columns[0]))
