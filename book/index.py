@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.patches import Rectangle
-from scipy.stats import norm
 
 from nbhelpers import load, plots, scorecard, study
 from nbhelpers.images import photographs
@@ -252,16 +251,12 @@ Markdown(
 )
 
 # %% tags=["remove-input"]
-effect, low, high = (measured[column] for column in ("effect", "low", "high"))
-margin = (effect - low).where(effect > 0, high - effect)
-p = pd.Series(2 * norm.sf(norm.ppf(0.975) * effect.abs() / margin), measured.index)
-p = p.sort_values()
-holm = (p * p.rank(ascending=False)).cummax()  # the smallest times their number
-lost = measured[(holm > 0.05) & (measured["verdict"] != "undecided")]
+lost = scorecard.lost_together(card)
 lost = ", ".join(f"{row.number} on {row.study}" for row in lost.itertuples())
 Markdown(f"""- **Many rows.** Each interval is a 95 % interval on its own; among so many, a few
-  miss their true value by chance. If all are corrected together (Holm, normal
-  approximation), these would also be undecided: {lost or "none"}.""")
+  miss their true value by chance. If all are corrected together (Holm; by the normal
+  distribution, over several seeds by Student's t), these would also be undecided:
+  {lost or "none"}.""")
 
 # %% [markdown]
 # - **Seeds.** Where one side of a comparison has several seeds, the interval also covers the spread over them, by

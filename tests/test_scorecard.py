@@ -346,6 +346,21 @@ def test_several_seeds_count(toy):
     assert scorecard.ONE_RUN not in scorecard.result(["3a"], ["shapes"]).data
 
 
+def test_a_correction_of_all_rows_knows_the_intervals_of_few_seeds():
+    lines = [("1", 1), ("2", 3), ("3", 3), ("4", 3), ("5", 1)]
+    card = pd.DataFrame(lines, columns=["number", "seeds"])
+    card = card.assign(effect=1.0, low=0.4, high=1.6, verdict="shows")
+    card.loc[4, ["effect", "low", "high", "verdict"]] = (NONE, NONE, NONE, "not measured")
+    margin = 1 / 0.6
+    p = 2 * student.sf(student.ppf(0.975, 2) * margin, 2)  # of an interval by Student's t over three seeds
+    assert 2 * norm.sf(norm.ppf(0.975) * margin) * 4 < 0.05 < 3 * p
+    assert [*scorecard.lost_together(card)["number"]] == ["2", "3", "4"]
+    turned = card.assign(effect=-1.0, low=-1.6, high=-0.4, verdict="does not show")[1:4]
+    assert [*scorecard.lost_together(turned)["number"]] == ["2", "3", "4"]
+    assert scorecard.lost_together(turned[1:]).empty  # of two rows, 2 p is below 0.05
+    assert scorecard.lost_together(card.assign(verdict="undecided")).empty
+
+
 def test_newcombe():
     """Differences of two proportions (Newcombe, Statistics in Medicine 1998, table II, method 10)."""
     for counts, expected in {

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from nbhelpers.intervals import Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
@@ -53,6 +56,30 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
             other = again["verdict"] != NOT_MEASURED and again["whose"] != line.get("whose")
             lines.append(line | {name: again[name.removeprefix("repeated_")] for name in REPEATED if other})
     return pd.DataFrame(lines, columns=[*COLUMNS, *REPEATED])
+
+
+def lost_together(card: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a scorecard that would be undecided if all its rows were corrected together (Holm).
+
+    The p-value of an effect is read off its interval: by the normal distribution or, where every side has
+    several seeds, by Student's t of as many, from which most of such an interval comes. A side with a single
+    seed makes the row one of the first kind, whatever the other side has.
+
+    Args:
+        card: as of `scorecard`.
+
+    Returns:
+        Those rows that have another verdict now, in the card's order.
+    """
+    measured = card[card["verdict"] != NOT_MEASURED]
+    effect, seeds = measured["effect"], measured["seeds"]
+    margin = (effect - measured["low"]).where(effect > 0, measured["high"] - effect)
+    of_seeds = student(seeds.clip(lower=2) - 1)
+    margins = effect.abs() / margin
+    p = np.where(seeds > 1, of_seeds.sf(of_seeds.ppf(0.975) * margins), norm.sf(norm.ppf(0.975) * margins))
+    p = pd.Series(2 * p, measured.index).sort_values()
+    holm = (p * np.arange(len(p), 0, -1)).cummax()  # the smallest times their number, the next times one less
+    return measured[(holm.reindex(measured.index) > 0.05) & (measured["verdict"] != "undecided")]
 
 
 def along(study: str, frame: pd.DataFrame) -> pd.DataFrame:
