@@ -259,14 +259,21 @@ Markdown(f"""- **Many rows.** Each interval is a 95 % interval on its own; among
   {lost or "none"}.""")
 
 # %% [markdown]
-# - **Seeds.** Where one side of a comparison has several seeds, the interval also covers the spread over them, by
-#   Student's t. With few seeds it is wide, so that adding a seed can turn an entry "undecided".
-# - **Encoders that differ.** Where the encoders of a row saw different numbers of images, or differ in width, the row
-#   says so. Encoders of width 128, except MAE and the supervised ones, were trained with a prototype of the trainer, in
-#   bfloat16 and on images drawn with replacement; the manifest in `data/encoders` has the recipe of each encoder.
-# - **Averages and differences.** For a mean over depths the margins are added, which is conservative. Two encoders are
-#   treated as independent, although both saw the same images; for accuracies this gives Newcombe's interval
-#   {cite:p}`newcombe1998interval`. Where the best of several was chosen, the interval is widened to allow for the choice.
+# - **Seeds.** Where one side of a comparison has several seeds, its value is their mean, and its interval also covers
+#   the spread over them, by Student's t: the squares of the two margins, over images and over seeds, are added. With
+#   few seeds it is wide, so that adding a seed can turn an entry "undecided".
+# - **Encoders that differ.** A row takes encoders of width 128 that saw all images; where a side has none, the widest
+#   and, of these, the longest trained that both sides have. Where the encoders of a row saw different numbers of
+#   images, or differ in width, the row says so. Encoders of width 128, except MAE and the supervised ones, were trained
+#   with a prototype of the trainer, in bfloat16 and on images drawn with replacement; the manifest in `data/encoders`
+#   has the recipe of each encoder.
+# - **Averages and differences.** Within an encoder, margins are added, which is conservative: a mean over depths has
+#   the mean of their margins, and a difference of two readings, of two moments, or of decoder and encoder (13b) has the
+#   sum. So has, in rows 18 to 19b, the difference of the trainings at two amplitudes. Any other two encoders are
+#   treated as independent, although both saw the same images: the squares of their margins are added, the lower margin
+#   of one to the upper of the other; for accuracies this gives Newcombe's interval {cite:p}`newcombe1998interval`.
+#   Where the highest, the lowest or the best of several is taken (3a, 3b, 9a and those numbered 15), the bound on the
+#   side that the choice favours is widened to hold for all of them together (Bonferroni).
 # - **A certain effect can be small.** A verdict concerns the sign of an effect. Whether its size matters is left to the
 #   chapters, which show the curves behind each row. Published values come from larger encoders on other images: compare
 #   only the signs.

@@ -255,7 +255,9 @@ Markdown(text) if said else None
 # ## What would refute it
 #
 # A contrastive encoder whose probe is not best at a later depth than that of a masked encoder of the same architecture,
-# trained on the same images. An interval that contains 0 decides neither way: a flat curve has no best depth.
+# trained on the same images. An interval that contains 0 decides neither way: a flat curve has no best depth. The
+# interval of a best depth holds 95 % of the best depths of curves that are drawn anew, each accuracy independently from
+# its own interval (a parametric bootstrap).
 
 # %% tags=["hide-input"]
 scorecard.rows("components/layers", STUDIES, MODELS)

@@ -236,7 +236,8 @@ for name, pair in large.items():
 λ = {weight(mixed):g} saw
 {seen[mixed]} images, its parents {parent}. {its} linear probe reaches
 {where_it_lies(pair, "linear")}; fine-tuned, it reaches {where_it_lies(pair, "tuned")}.
-The scorecard takes the widest encoder of each λ, so its rows use this one for λ =
+The scorecard takes the widest hybrid of each λ, beside parents of its width and number
+of images or, where there are none, the usual ones. So its rows use this one for λ =
 {weight(mixed):g} and may name a different best λ from the table."""
 Markdown(text or "No encoders of another size were compared.")
 

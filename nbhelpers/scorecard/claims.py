@@ -17,7 +17,8 @@ place is judged there. The columns, which are the attributes of a claim:
 - more: label of the encoders that should have more of the quantity
 - less: label of those that should have less; empty: the quantity of `more` itself
 - quantity: as `Quantity.parse` reads it; of several tables, the first that the study has
-- minus: a second quantity, subtracted from the first of the same encoder; or empty
+- minus: a second quantity, subtracted from the first of the same encoder, or of the encoder that bears the
+  same name (18 to 19b: the same recipe trained on other images); or empty
 - published: the paper's own value of the effect, from `data/published.csv`; or empty
 - published_unit: its unit, which may be another one
 - source: where it was published

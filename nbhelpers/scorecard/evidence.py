@@ -233,6 +233,9 @@ class Evidence:
     def of(self, who: str, quantities: Sequence[Quantity], comparisons: int = 1) -> Interval:
         """The first quantity of the encoders of a label, less the second if there is one, over seeds.
 
+        The margins of the two are added, as of one encoder; also where the second is of another training of
+        the recipe (rows 18 to 19b), whose errors on the same objects may be alike or opposite.
+
         Raises:
             NotMeasured: an encoder, a table or a metric is not there.
         """
