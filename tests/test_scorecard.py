@@ -413,6 +413,7 @@ def test_effective_rank_over_images_has_an_interval_that_holds():
 
 
 SEEDS = ("", ".s1", ".s2")
+LATE = (late, late_effective_rank)
 PAPER = {
     "CL": ("MoCo v3", "encoder"),
     "MIM": ("SimMIM", "encoder"),
@@ -500,6 +501,33 @@ def test_the_page_on_moments_is_true_of_the_stored_table():
             assert curves["nmi"].iloc[-1] > 0.01
 
 
+def test_a_mean_over_late_blocks_that_hides_both_signs_has_a_remark():
+    of_pair = [claim for claim in CLAIMS if {claim.more, claim.less} == {"CL", "MIM"} and not claim.contrast]
+    parsed = {claim: Quantity.parse(claim.quantity) for claim in of_pair}
+    parsed = {claim: quantity for claim, quantity in parsed.items() if quantity.read in LATE}
+    wanted = [quantity.metric for quantity in parsed.values() if quantity.table == "metrics"]
+    frames = {"cifar10": stored("cifar10", "metrics")}
+    own = table("shapes", "metrics", ["shapes.cl", "shapes.mim"], metrics=wanted, n_images=500)
+    frames["shapes"] = pd.concat([own, stored("shapes", "objects")])
+
+    def ahead(name: str, claim: scorecard.Claim, depth: int) -> bool:
+        quantity, rows = parsed[claim], frames[name].query("head == -1 and depth == @depth")
+        rows = rows[rows["metric"] == quantity.metric]
+        rows = rows.query(quantity.where) if quantity.where else rows
+        models = (f"{name}.{who.lower()}" for who in (claim.more, claim.less))
+        more, less = (quantity.read(rows[rows["model"] == model]).value for model in models)
+        return more > less
+
+    mixed = set()
+    for name, said in (("shapes", "on shapes"), ("cifar10", "on photographs")):
+        there = [claim for claim in parsed if parsed[claim].metric in set(frames[name]["metric"])]
+        for claim in (c for c in there if len({ahead(name, c, depth) for depth in (6, 7, 8)}) > 1):
+            assert "of the late blocks" in claim.remark
+            assert said in claim.remark or claim.chapter == "attention/maps"  # of generated images alone
+            mixed.add(claim.number)
+    assert mixed == {"4", "5a", "5b", "6", "7", "8a", "8b", "9c", "21c"}
+
+
 def test_the_remarks_are_true_of_the_stored_tables():
     evidences = {name: evidence.Evidence(name) for name in ("shapes", "cifar10")}
     size = ", width 64, 256,000 images"
@@ -512,8 +540,9 @@ def test_the_remarks_are_true_of_the_stored_tables():
         return found[(found["metric"] == metric) & (found["head"] == -1)]
 
     remarks = [claim.number for claim in CLAIMS if claim.remark]
-    # Each has its lines below.
-    assert remarks == "3a 3b 3c 4 5b 8a 9c 13b 14b 14c 14e 14f 14g 15c 16a 18 19b 20a 20b 21a 21b".split()
+    # Each has its lines below, or is about single late blocks, as above.
+    numbers = "3a 3b 3c 4 5a 5b 6 7 8a 8b 9c 10 13b 14b 14c 14e 14f 14g 15c 16a 18 19b 20a 20b 21a 21b 21c"
+    assert remarks == numbers.split()
     for name in evidences:  # 3a: the encoders of the chapter, and untrained ones
         models = [*study(name).trained("cl", "dino", "mim", "mae", "supervised"), f"{name}.random"]
         falls = [rows(name, "profile", "nmi", model.partition(".")[2]) for model in models]
@@ -532,6 +561,7 @@ def test_the_remarks_are_true_of_the_stored_tables():
     assert 0 < ranks["CL"].value - ranks["MIM"].value < 1
     mim, cl = (rows("shapes", "profile", "delta_log_amplitude", kind)["value"] for kind in ("mim", "cl"))
     assert [*(mim > cl)][-3:] == [True, False, False]  # 9c
+    assert stored("cifar10", "shape_bias")["images"].unique() == [210]  # 10: of 21 textures and 67 outlines
     decoders = [f"mae.w64.n256000{seed}:decoder" for seed in ("", ".s1", ".s2")]  # 13b
     means = stored("shapes", "profile").query("metric == 'nmi' and head == -1 and depth > 0")
     means = means.groupby("model")["value"].mean()
