@@ -38,7 +38,7 @@ from IPython.display import Markdown
 from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
-from nbhelpers.intervals import difference
+from nbhelpers.intervals import Interval, difference
 from nbhelpers.models import manifest
 from nbhelpers.results import at_end, frozen_and_tuned, rows_of
 from nbhelpers.results.published import published, published_triples
@@ -205,15 +205,17 @@ pd.DataFrame(lines).T if lines else None
 
 # %% tags=["hide-input"]
 def where_they_end(cl, mim):
-    """Which of the two is ahead once both are fine-tuned."""
-    before, after = (100 * (cl[end] - mim[end]) for end in ("value_x", "value_y"))
-    if cl["low_y"] <= mim["high_y"] and mim["low_y"] <= cl["high_y"]:
+    """Which of the two is ahead once both are fine-tuned, judged as row 14g is."""
+    before = 100 * (cl["value_x"] - mim["value_x"])
+    ends = (Interval(*each[["value_y", "low_y", "high_y"]]) for each in (cl, mim))
+    lead = 100 * difference(*ends)
+    if lead.low <= 0 <= lead.high:
         left = 100 * (1 - cl["value_x"])
         few = f": CL had at most {left:.1f} to gain, so 14c repeats 14a"
-        return f"Both end level{few if left < 5 else ''}"
-    if after > 0:
-        return f"CL stays ahead, by {after:.1f} points instead of {before:.1f}"
-    return f"MIM ends ahead, by {-after:.1f} points"
+        return f"Which of them ends ahead is undecided{few if left < 5 else ''}"
+    if lead.value > 0:
+        return f"CL stays ahead, by {lead.value:.1f} points instead of {before:.1f}"
+    return f"MIM ends ahead, by {-lead.value:.1f} points"
 
 
 # %% tags=["hide-input"]
