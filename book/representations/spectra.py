@@ -267,10 +267,10 @@ scorecard.rows("representations/spectra", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - Averaged over the late blocks, CL spreads images over more directions than MIM, and MIM spreads tokens over more than
-#   CL. The first holds after each of these blocks on photographs; on generated images it is small and due to the last
-#   block: from the second block to the first late one, MIM has more. The second is reversed in each study after one of
-#   them.
+# - Averaged over the late blocks, CL spreads images over more directions than MIM, and MIM spreads tokens over more
+#   than CL. The first holds after each of these blocks on photographs; on generated images it is small and due to the
+#   last block: from the second block to the first late one, MIM has more. The second is reversed in each study after
+#   one of them.
 # - Before reading a spectrum, ask *what* its points are: tokens of one image, or images.
 # - The covariance subtracts the mean, so a vector that all tokens share, which [raises a cosine](diversity.py), does not
 #   count here.
