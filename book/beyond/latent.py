@@ -261,6 +261,8 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 #   images it moved Δ log amplitude, while attention is undecided. CL of this size has a low Δ log amplitude because its
 #   tokens are nearly equal, and those of latent MIM are not: the number moves towards CL's, but the property need not.
 # - What is undecided in both studies: whether shape bias and nearest neighbours follow.
+# - Three seeds are few: the [front page](../index.py) says which of these verdicts would be lost if all rows of the
+#   scorecard were corrected together.
 # - "Masked image modelling" says that part of the image is hidden, not what has to be predicted there. Ask about both.
 # - A comparison of two families of models compares everything that differs between them. Change one thing, and train
 #   again.
