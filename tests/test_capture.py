@@ -20,7 +20,7 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
-from nbhelpers.capture import capture
+from nbhelpers.capture import Stream, capture
 from nbhelpers.models import UnsupportedArchitecture, mini_vit, wrap
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0}
@@ -175,6 +175,13 @@ class PositionsInEachBlock(nn.Module):
     def forward(self, pixels):
         x = self.blocks[0](self.vit.pos_drop(self.vit._pos_embed(self.vit.patch_embed(pixels))))
         return self.blocks[1](x + self.shift)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_patches_are_all_but_the_prefix_in_full_precision(half):
+    tokens = torch.arange(24.0).view(2, 6, 2)
+    stream = Stream(0, "block", tokens.to(half), prefix=3, grid=(1, 3))
+    torch.testing.assert_close(stream.patches, tokens[:, 3:], rtol=0, atol=0)
 
 
 def test_where_tokens_change_between_blocks_no_step_to_the_attention_is_told():
@@ -392,6 +399,12 @@ def _einsum_otherwise(q, k, v):
     return einops.einsum(maps, v, "b h q k, b h k d -> b q h d").transpose(1, 2)
 
 
+def _gated(q, k, v):
+    """Another softmax, over features, between the one over keys and the values."""
+    maps, gate = (q @ k.mT).softmax(-1), q.softmax(-1)
+    return maps @ (gate * v)
+
+
 def _bmm(q, k, v):
     maps = torch.bmm(q.flatten(0, 1), k.mT.flatten(0, 1)).softmax(-1)
     return torch.bmm(maps, v.flatten(0, 1)).view_as(v)
@@ -401,6 +414,15 @@ def _masked(q, k, v, low=-torch.inf):
     bias = torch.zeros(6, 6)
     bias[:, 0] = low
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _masked_by_truth(q, k, v):
+    """A mask of truth values, handed over by its place."""
+    return F.scaled_dot_product_attention(q, k, v, torch.ones(6, 6).tril().bool())
+
+
+def _twice(q, k, v):
+    return _one_call(q, k, v) + _one_call(q, v, k)
 
 
 def _causal(q, k, v):
@@ -427,6 +449,7 @@ FOREIGN = {
     "written out": lambda: Own(_written_out),
     "in place": lambda: Own(_in_place),
     "biased": lambda: Own(_biased),
+    "gated": lambda: Own(_gated),
     "einsum": lambda: Own(_einsum),
     "einsum in another order": lambda: Own(_einsum_otherwise),
     "tuples": lambda: Own(_one_call, lambda x: (x,)),
@@ -465,12 +488,16 @@ def test_attention_of_other_makes(name):
     [
         (_masked, "block 1 masks some tokens"),
         (partial(_masked, low=torch.finfo(torch.float32).min), "block 1 masks some tokens"),
+        (partial(_masked, low=torch.finfo(torch.float16).min), "block 1 masks some tokens"),
+        (_masked_by_truth, "block 1 masks some tokens"),
         (_causal, "block 1 masks some tokens"),
         (lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), "block 1 masks some tokens"),
         (lambda *qkv: F.scaled_dot_product_attention(*qkv, dropout_p=0.3), "dropout is on in block 1"),
         (lambda q, k, v: F.dropout((q @ k.mT).softmax(-1), 0.3) @ v, "block 1 changes its attention"),
         (_talking_heads, "block 1 changes its attention"),
+        (lambda q, k, v: (0.98 * (q @ k.mT).softmax(-1) + 0.02 / 6) @ v, "block 1 changes its attention"),
         (lambda q, k, v: (q @ k.mT).softmax(-2) @ v, "block 1 changes its attention"),
+        (_twice, r"block 1 \(Own\) gave attention 2 times instead of once"),
         (_bmm, r"block 1 \(Own\) gave attention 0 times(.|\n)*scaled_dot_product_attention\(q"),
     ],
 )
@@ -486,9 +513,17 @@ def test_a_place_after_attention_that_comes_before_it_is_refused():
         _run(wrap(Foreign(Own(_one_call)), **layout, name="foreign"))
 
 
-def test_multi_head_attention_with_keys_of_its_own_is_refused():
+@pytest.mark.parametrize("option", ["add_bias_kv", "add_zero_attn"])
+def test_multi_head_attention_with_keys_of_its_own_is_refused(option):
     with pytest.raises(UnsupportedArchitecture, match="foreign: block 1 adds keys"):
-        _run(_foreign(lambda: MultiHead(add_bias_kv=True)))
+        _run(_foreign(lambda: MultiHead(**{option: True})))
+
+
+def test_multi_head_attention_that_leaves_keys_out_is_refused():
+    encoder = _foreign(MultiHead)
+    encoder.blocks[0].call["key_padding_mask"] = torch.arange(6).expand(2, 6) > 4
+    with pytest.raises(UnsupportedArchitecture, match="foreign: block 1 adds keys, masks some of them"):
+        _run(encoder)
 
 
 def test_a_block_that_is_used_several_times_has_as_many_depths():
@@ -499,6 +534,25 @@ def test_a_block_that_is_used_several_times_has_as_many_depths():
     assert encoder.depth == 4 and [record.depth for record in attention] == [1, 2, 3, 4]
     assert [stream.depth for stream in streams] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
     torch.testing.assert_close(streams[-1].tokens, tokens)
+
+
+def test_what_a_block_computes_beside_its_attention_is_none_of_the_next_ones():
+    queries = []
+
+    def with_spare_maps(q, k, v):
+        (q @ k.mT).softmax(-1)
+        return _one_call(q, k, v)
+
+    def written_out(q, k, v):
+        queries.append(q)
+        return _written_out(q, k, v)
+
+    torch.manual_seed(0)
+    encoder = wrap(
+        Foreign(Own(with_spare_maps), Own(written_out)), **DESCRIPTION, **PIXELS, after_attention="norm"
+    )
+    _, attention, _ = _run(encoder)
+    torch.testing.assert_close(attention[1].query, queries[-1], rtol=0, atol=0)
 
 
 def test_torchvision_is_captured():
