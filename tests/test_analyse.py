@@ -3,6 +3,7 @@
 import ast
 import importlib
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from pandas.testing import assert_frame_equal
 from PIL import Image
+from timm.models.beit import Beit
 
 import nbhelpers
+from nbhelpers.capture import capture
 from nbhelpers.files import ROOT, cache_dir
 from nbhelpers.images import ArraySource
 from nbhelpers.measure import BEYOND_PLACE, IDENTITY, analyse, attention_maps, object_attention_by_depth
@@ -96,10 +99,41 @@ def test_the_cache_is_used_and_knows_weights_images_and_code(monkeypatch):
         analyse(tiny(), toy(), NAMES)
 
 
+def test_a_key_holds_the_device_and_all_the_images(monkeypatch):
+    """A probe learns from some images and is tested on others; a GPU computes in bfloat16."""
+    encoder, one, two, computed = tiny(), toy(6), toy(7), []
+
+    def compute(names):
+        computed.append(names)
+        return {"probe": pd.DataFrame({"value": [len(computed)]})}
+
+    def number(*images):
+        return module.cached(encoder, images, {"probe": []}, compute)["probe"]["value"].item()
+
+    pairs = [(one, two), (two, two), (one, one), (two, one), (one, two)]
+    assert [number(*pair) for pair in pairs] == [1, 2, 3, 4, 1]
+    monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
+    assert number(one, two) == 5
+
+
+def test_processes_read_what_the_first_has_kept_and_nothing_else(monkeypatch):
+    """Those that disagreed on what is missing would wait for each other without end."""
+    theirs = pd.DataFrame({"value": [3.0]})
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    monkeypatch.setattr(module, "rank", lambda: 1)
+    monkeypatch.setattr(
+        module.dist, "broadcast_object_list", lambda frames: frames.__setitem__(0, {"nmi": theirs})
+    )
+    found = module.cached(tiny(), [toy()], {"nmi": []}, lambda missing: pytest.fail("computed again"))
+    assert_frame_equal(found["nmi"], theirs)
+
+
 def test_code_that_was_edited_after_its_import_keeps_and_reads_nothing(monkeypatch):
     with monkeypatch.context() as edited:
         edited.setattr(module, "IMPORTED", 0.0)
-        with pytest.warns(UserWarning, match="attention.py.* changed since nbhelpers was imported"):
+        with pytest.warns(
+            UserWarning, match="attention.py.* linear.py.* changed since nbhelpers was imported"
+        ):
             analyse(tiny(), toy(), NAMES)
     assert not [*cache_dir().glob("frames/*")]
     analyse(tiny(), toy(), NAMES)
@@ -148,6 +182,45 @@ def test_an_encoder_that_changes_its_images_is_another_than_the_plain_one():
     by_hand = tiny()
     by_hand.preprocess = lambda images: Encoder.preprocess(by_hand, 255 - images)
     assert_frame_equal(analyse(by_hand, toy(), NAMES), inverted)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"), [("shapes/test", "shapes"), ("folder:/home/me/pets", "folder:/home/me/pets")]
+)
+def test_a_folder_is_a_study_of_its_own(images, expected):
+    frame = module.identified(pd.DataFrame({"value": [1.0]}), tiny(), replace(toy(1), name=images))
+    assert frame["study"].item() == expected
+
+
+@pytest.fixture
+def biased():
+    """An encoder whose attention is the softmax of its position bias alone."""
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_classes": 0}
+    encoder = wrap(Beit(**sizes, use_rel_pos_bias=True).eval(), mean=(0.5,) * 3, std=(0.25,) * 3)
+    attention = encoder.blocks[0].attn
+    torch.nn.init.zeros_(attention.qkv.weight)
+    torch.nn.init.normal_(attention.relative_position_bias_table, generator=torch.Generator().manual_seed(0))
+    return encoder
+
+
+def test_a_position_bias_is_part_of_the_maps_that_are_looked_at(biased):
+    logits = []
+    with capture(biased, on_attention=lambda record: logits.append(record.bias)):
+        biased.forward(toy().batch([0]))
+    bias = logits[0].expand(1, 2, 17, 17)
+    maps = attention_maps(biased, toy().batch([0]))
+    torch.testing.assert_close(maps[0], bias[..., 1:, 1:].softmax(-1))
+    masks = torch.arange(256).view(16, 16).expand(7, -1, -1) < 128
+    frame = object_attention_by_depth(biased, replace(toy(), masks=masks)).query("label == 'class token'")
+    expected = bias.softmax(-1)[0, :, 0, 1:9].sum(-1)  # the object is the upper half
+    assert frame[frame["head"] >= 0]["value"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_maps_that_differ_from_pass_to_pass_are_refused():
+    encoder, signs = tiny(), cycle((1, -1))
+    encoder.blocks[1].register_forward_hook(lambda _, __, tokens: next(signs) * tokens)
+    with pytest.raises(UnsupportedArchitecture, match=r"toy\.cl"):
+        attention_maps(encoder, toy().batch([0]))
 
 
 @pytest.mark.parametrize(
