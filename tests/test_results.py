@@ -14,7 +14,8 @@ from nbhelpers import results
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.measure import analyse
-from nbhelpers.models import Encoder, MaskedAutoencoder, load, mini_vit, store, wrap
+from nbhelpers.models import DECODER, Encoder, MaskedAutoencoder, load, mini_vit, store, wrap
+from nbhelpers.pretrain import recipe
 from nbhelpers.probes import attentive_by_depth
 from nbhelpers.results import (
     StaleTableError,
@@ -220,6 +221,14 @@ def test_other_images_are_drawn_here(toy):
         table("toy", "small", n_images=3)
 
 
+@pytest.mark.parametrize("draw", [{"n_images": 3}, {"seed": 1}])
+def test_stored_rows_are_not_those_of_other_images(toy, draw):
+    change(kept=True)
+    results.store("toy", "small")
+    assert table("toy", "small")["source"].str.startswith("stored").all()
+    assert (table("toy", "small", **draw)["source"] == "computed").all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "said"),
     [
@@ -334,6 +343,83 @@ def test_what_a_table_is_made_with_is_among_its_settings(monkeypatch, names, whe
     before = [each.settings(chosen) for each in made]
     monkeypatch.setattr(where, constant, value)
     assert all(each.settings(chosen) != other for each, other in zip(made, before, strict=True))
+def test_rows_of_a_decoder_go_with_those_of_its_encoder(toy):
+    def both(encoder, images):
+        frame = analyse(encoder, images["test"], ["nmi"])
+        return pd.concat([frame, frame.assign(model=frame["model"] + DECODER)])
+
+    change(measure=both)
+    results.store("toy", "small")
+    assert set(stored("toy", "small", ["toy.cl"])["model"]) == {"toy.cl", "toy.cl:decoder"}
+    train("toy.mim", 2)  # whose rows alone are computed again
+    results.store("toy", "small")
+    names = {"toy.cl", "toy.cl:decoder", "toy.mim", "toy.mim:decoder"}
+    assert set(stored("toy", "small")["model"]) == names
+
+
+def test_what_a_killed_run_has_measured_is_kept(toy):
+    plain = results.TABLES["small"].measure
+
+    def killed(encoder, images):
+        if encoder.name == "toy.mim":
+            raise KeyboardInterrupt
+        return plain(encoder, images)
+
+    change(measure=killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.store("toy", "small")
+    assert set(stored("toy", "small")["model"]) == {"toy.cl"}
+
+
+def test_the_code_of_a_record_is_that_of_the_table(toy, monkeypatch):
+    monkeypatch.setattr(results, "code_version", lambda kind: f"code of {kind}")
+    about = results.store("toy", "small").with_name("small.json")
+    assert {each["code"] for each in json.loads(about.read_text())["encoders"].values()} == {
+        "code of metrics"
+    }
+    assert results.outdated("toy", "small") == []
+    change(code="probes")
+    assert results.outdated("toy", "small") == ["toy.cl", "toy.mim"]
+
+
+def test_rows_of_an_encoder_that_is_gone_are_refused(toy):
+    results.store("toy", "small")
+    store._write_row(store.ENCODERS, "toy.cl", None)
+    with pytest.raises(StaleTableError, match=r"another state of toy\.cl than"):
+        stored("toy", "small", ["toy.cl"])
+
+
+def test_rows_of_a_training_are_of_its_recipe(toy):
+    run, steps = recipe("shapes", "cl"), []
+
+    def measure(run, images):
+        steps.append(run.steps)
+        return analyse(load("toy.cl"), images["test"], ["nmi"]).assign(model="toy.run")
+
+    def trained(runs):
+        change(measure=measure, runs=lambda study: runs, models=lambda study: tuple(runs))
+
+    trained({"toy.run": run})
+    results.store("toy", "small")
+    assert set(stored("toy", "small")["model"]) == {"toy.run"}
+    for runs in ({}, {"toy.run": replace(run, learning_rate=1.0)}):
+        trained(runs)
+        with pytest.raises(StaleTableError, match=r"another state of toy\.run than"):
+            stored("toy", "small")
+    results.store("toy", "small")
+    assert set(stored("toy", "small")["model"]) == {"toy.run"} and steps == [run.steps] * 2
+
+
+def test_generated_images_are_the_same_on_every_machine(toy):
+    """Another processor rounds some of their pixels otherwise: a table is then of the same images."""
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    one = ArraySource("toy/test", pixels, {"class": torch.arange(2)}, {"class": ("a", "b")})
+    for generated in (True, False):
+        here = replace(one, known_by_labels=generated)
+        digests = {
+            results._images_digest({"test": replace(here, images=each)}) for each in (pixels, pixels + 1)
+        }
+        assert len(digests) == (1 if generated else 2)
 
 
 def drawings(n, seed):
@@ -350,7 +436,7 @@ def drawings(n, seed):
     return ArraySource("shapes/test", pixels, {"shape": shape, "texture": texture}, names, masks)
 
 
-FEW = {"TRAIN": 90, "AGREEING": 150, "VALIDATION": 60, "NOISE": 12, "TOKENS_TRAIN": 90, "LABELLED": 90}
+FEW = {"TRAIN": 90, "AGREEING": 150, "VALIDATION": 60, "NOISE": 12, "TOKENS_TRAIN": 70, "LABELLED": 90}
 
 
 @pytest.fixture
@@ -373,6 +459,79 @@ FOLDER = Study("folder:/photographs", "photographs", ())
 def measured(name, encoder, chosen):
     made = results.TABLES[name]
     return made.measure(encoder, made.images(chosen))
+
+
+@pytest.mark.parametrize("name", ["probes", "components", "tokens", "all_labels", "fine_tuning"])
+def test_no_image_is_in_two_splits(tiny, name):
+    """Nor is a penalty chosen on images that were learnt from."""
+    chosen = tiny[1]
+    parts = results.TABLES[name].images(chosen)
+    for role, split in zip(tables.ROLES, ("train", "val", "test"), strict=True):
+        whole = {row.numpy().tobytes() for row in chosen.images(split).images}
+        assert {row.numpy().tobytes() for row in parts[role].images} <= whole, role
+
+
+def test_the_shape_bias_is_of_the_images_whose_cues_disagree(tiny, monkeypatch):
+    """Handed over as the probe takes them: to learn from, to choose the penalty on, to decide about."""
+    taken = []
+    monkeypatch.setattr(tables, "probed", lambda probe, encoder, *images: taken.extend(images))
+    encoder, chosen = tiny
+    measured("shape_bias", encoder, chosen)
+    assert [len(source) for source in taken] == [150, 60, 120]
+    assert taken[1].fingerprint == chosen.images("val").fingerprint
+    photographs = Study("cifar10", "cifar10", ())
+    stimuli = drawings(30, 3)
+    monkeypatch.setattr(tables, "cue_conflict_cifar10", lambda: stimuli)
+    measured("shape_bias", encoder, photographs)
+    assert [len(source) for source in taken[3:]] == [90, 60, 30]
+
+
+def test_rows_are_of_the_study_that_was_learnt_from(tiny):
+    """The stimuli with two cues, say, are no study."""
+    images = [drawings(6, 0), replace(drawings(6, 1), name="cue-conflict")]
+    rows = pd.DataFrame({"value": [1.0]})
+    frame = tables.probed(lambda *_: rows, tiny[0], *images)
+    assert frame["study"].item() == "shapes"
+
+
+def test_components_are_of_every_label_in_the_last_block(tiny):
+    frame = measured("components", *tiny)
+    assert set(frame["label"]) == {"shape", "texture"} and set(frame["depth"]) == {2}
+
+
+def test_single_tokens_are_learnt_from_fewer_images(tiny, monkeypatch):
+    sizes = {}
+
+    def taken(probe, encoder, *images, **options):
+        sizes[probe.__name__] = [len(source) for source in images]
+        return pd.DataFrame()
+
+    monkeypatch.setattr(tables, "probed", taken)
+    measured("tokens", *tiny)
+    assert sizes == {"attentive_by_depth": [90, 60, 120], "dense_by_depth": [70, 60, 120]}
+
+
+def test_features_of_few_images_are_compared_with_those_of_the_first_seeds(tiny, monkeypatch):
+    names, compares = ("shapes.cl.w16.n256000", "shapes.cl.w16.n256000.s1"), []
+    monkeypatch.setattr(Study, "trained", lambda self, *objectives, vary=(): names)
+    monkeypatch.setattr(tables, "COMPARED", 50)
+
+    def compared(probe, encoder, images, others):
+        compares.append((len(images), [other.name for other in others]))
+
+    monkeypatch.setattr(tables, "probed", compared)
+    measured("cka", *tiny)
+    assert compares == [(50, [names[0]])]
+
+
+def test_narrow_encoders_are_tuned_by_the_recipe_of_the_narrow(monkeypatch):
+    recipes = []
+    monkeypatch.setattr(tables, "probed", lambda *_, recipe, **__: recipes.append(recipe))
+    images = {"train": drawings(6, 0), "test": drawings(6, 1)}
+    for width in (16, 64, 128):
+        module = mini_vit(width, 1, 2, image_size=32, patch_size=8)
+        tables._fine_tuning(wrap(module, **HALF, name="shapes.cl"), images)
+    assert recipes == [tables.FINE_TUNING] * 2 + [tables.FINE_TUNING_WIDE]
 
 
 @pytest.mark.parametrize(
