@@ -104,6 +104,13 @@ def test_resize_covers_and_crops_at_the_centre():
         resize(image, 0)
 
 
+def test_resize_is_bicubic_as_pillow_does_it():
+    noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(9, 12, 3), dtype=np.uint8))
+    for rows, columns in ((3, 4), (18, 24)):
+        expected = np.array(noise.resize((columns, rows), Image.Resampling.BICUBIC))
+        assert np.array_equal(resize(noise, (rows, columns)).permute(1, 2, 0).numpy(), expected)
+
+
 def test_lack_of_memory_says_nothing_about_a_file(monkeypatch):
     def full(*args, **kwargs):
         raise MemoryError

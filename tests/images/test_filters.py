@@ -46,6 +46,13 @@ def test_ring_mask_is_the_difference_of_two_boxes(size, frequency, half_width):
             assert bool(mask[row, column]) == (inside[0] and not inside[1])
 
 
+def test_rings_are_as_wide_as_those_of_the_official_code():
+    images = torch.zeros(1, 1, 32, 32)
+    assert torch.equal(ring_mask((32, 32), 1.0), ring_mask((32, 32), 1.0, 0.2))
+    usual, wide = (frequency_noise(images, 1.0, 0.1, seeded(), *width) for width in ((), (0.2,)))
+    assert torch.equal(usual, wide)
+
+
 def test_neighbouring_rings_share_no_frequency_and_cover_the_spectrum():
     rings = [ring_mask((32, 32), (2 * i + 1) * math.pi / 8, math.pi / 8) for i in range(4)]
     assert torch.equal(torch.stack(rings).sum(0), torch.ones(32, 32, dtype=torch.long))
@@ -76,11 +83,22 @@ def test_low_pass_equals_the_definition(size, cutoff):
     assert torch.allclose(low_pass(image[None, None], cutoff)[0, 0], naive_filter(image, keep), atol=1e-6)
 
 
+@pytest.mark.parametrize("cycles", [3, 6])  # whose frequency is rounded up where it is a multiple of 1 / 20
+def test_a_cutoff_on_a_frequency_lets_it_pass(cycles):
+    image = wave((20, 20), (0, cycles))[None, None]
+    assert torch.allclose(low_pass(image, 2 * math.pi * cycles / 20), image, atol=1e-6)
+
+
 def test_filters_part_a_sum_of_waves():
     slow, fast = wave((12, 16), (1, 2)), wave((12, 16), (4, 5))
     images = torch.stack([0.5 + slow + fast, 0.2 + fast])[:, None]
     assert torch.allclose(low_pass(images, 1.5), torch.stack([0.5 + slow, 0.2 + 0 * slow])[:, None])
     assert torch.allclose(high_pass(images, 1.5), torch.stack([0.5 + fast, 0.2 + fast])[:, None])
+
+
+def test_each_channel_keeps_its_own_brightness():
+    images = torch.rand(2, 3, 6, 8, generator=seeded(3)) + torch.arange(3.0).view(3, 1, 1)
+    assert torch.allclose(high_pass(images, 5.0), images.mean((2, 3), keepdim=True), atol=1e-5)
 
 
 FILTERS = [

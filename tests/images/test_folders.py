@@ -113,6 +113,12 @@ def test_identity_is_of_the_images_that_are_looked_at_their_order_labels_and_siz
     assert len(set(prints)) == len(prints)
 
 
+def test_images_that_are_decoded_in_another_way_are_others(pets, monkeypatch):
+    before = folder(pets, size=8).fingerprint
+    monkeypatch.setattr("nbhelpers.images.folders.DECODER", 0)
+    assert folder(pets, size=8).fingerprint != before
+
+
 @pytest.fixture
 def read(monkeypatch):
     """Names of the files that are read, in order."""
@@ -296,6 +302,12 @@ def test_an_archive_whose_files_were_cleaned_from_the_cache_is_unpacked_again(tm
     for file in before.files[::2]:
         file.unlink()
     assert folder(path).fingerprint == before.fingerprint
+
+
+def test_an_archive_that_is_packed_anew_under_its_name_is_unpacked_anew(tmp_path, pets, as_tar):
+    before = folder(as_tar(pets, tmp_path / "pets.tar")).fingerprint
+    (pets / "cat" / "0.png").write_bytes(red())
+    assert folder(as_tar(pets, tmp_path / "pets.tar")).fingerprint == folder(pets).fingerprint != before
 
 
 def test_parts_of_a_set_that_look_like_classes_are_named(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from nbhelpers.images import cifar10, photographs
-from nbhelpers.images.photos import CIFAR10_CLASSES, PHOTOGRAPHS
+from nbhelpers.images.photos import CIFAR10_CLASSES, PHOTOGRAPHS, _hold_out
 from nbhelpers.images.source import MissingDataError
 
 PER_CLASS = {"train": 10, "test": 2}
@@ -99,6 +99,16 @@ def test_from_a_folder_with_mean_and_deviation_of_the_training_images(tmp_path, 
     for source in sources.values():
         assert source.mean == pytest.approx(values.mean((0, 2, 3)).tolist())
         assert source.std == pytest.approx(values.std((0, 2, 3), unbiased=False).tolist())
+
+
+def test_the_images_held_out_are_those_that_no_encoder_was_trained_on():
+    """With another seed the stored encoders would have seen the images that probes choose a penalty on."""
+    train, val = _hold_out(torch.arange(200) % 10)
+    assert val.tolist() == [
+        *(40, 131, 112, 63, 194, 165, 46, 187, 28, 29),
+        *(50, 111, 42, 3, 34, 125, 116, 157, 48, 149),
+    ]
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(200))
 
 
 def test_jpeg_files_are_recorded_as_such(tiny):

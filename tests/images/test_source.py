@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbhelpers.images.source import ArraySource
+from nbhelpers.images.source import ArraySource, content_fingerprint
 
 
 def make(n=12, **changes):
@@ -56,6 +56,18 @@ def test_subset_draws_without_replacement_by_seed():
     assert not torch.equal(five.images, source.subset(5, seed=2).images)
     assert torch.equal(source.subset(3, seed=1).images, five.images[:3])
     assert torch.equal(source.at_most(99, seed=1).images, source.subset(12, seed=1).images)
+
+
+def test_a_seed_draws_the_images_that_stored_tables_are_of():
+    drawn = [make().subset(5, seed=seed).images for seed in range(2)]
+    rows = [[8, 0, 5, 9, 7], [1, 4, 6, 8, 11]]
+    assert all(torch.equal(images, make().images[each]) for images, each in zip(drawn, rows, strict=True))
+    assert torch.equal(make().at_most(5).images, drawn[0])
+
+
+def test_balanced_draws_by_seed():
+    one, two, again = (make().balanced(2, seed=seed).images for seed in (0, 1, 0))
+    assert torch.equal(one, again) and not torch.equal(one, two)
 
 
 def test_balanced_takes_turns():
@@ -133,6 +145,12 @@ def test_fingerprint_follows_content_and_changes():
         one.images = one.images + 1
     prints.append(one.fingerprint)
     assert len(set(prints)) == len(prints)
+
+
+def test_fingerprints_tell_equal_bytes_of_other_shapes_and_types_apart():
+    zeros = torch.zeros(4, dtype=torch.int32)
+    tensors = [zeros, zeros.view(2, 2), zeros.float(), zeros.long()[:2]]
+    assert len({content_fingerprint(tensor) for tensor in tensors}) == 4
 
 
 @pytest.mark.parametrize(
