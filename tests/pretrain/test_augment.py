@@ -1,12 +1,19 @@
 """Views: crops inside the image, colours as asked, reproducible, batched like single images."""
 
 import colorsys
+import math
 
 import pytest
 import torch
 from toy_runs import seeded
 
-from nbhelpers.pretrain.augment import Augmentation, colour_jitter, orthogonal_colour, random_resized_crop
+from nbhelpers.pretrain.augment import (
+    Augmentation,
+    View,
+    colour_jitter,
+    orthogonal_colour,
+    random_resized_crop,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +28,25 @@ def test_crops_lie_inside_and_have_the_area_and_the_aspect_they_were_asked_for(s
     assert torch.allclose(high - low, torch.tensor(expected), atol=0.02)  # one reflected would be narrower
     for start, side in zip(low.T, expected, strict=True):
         assert start.min() < 0.02 and start.max() > 1 - side - 0.02  # the place varies as far as it can
+
+
+def test_areas_are_uniform_and_no_side_is_the_longer_one_more_often():
+    ramp = torch.linspace(0, 1, 32)
+    ramps = torch.stack([ramp[:, None].expand(32, 32), ramp.expand(32, 32)]).expand(1000, 2, 32, 32)
+    views = random_resized_crop(ramps, Augmentation((0.1, 0.4), (1 / 2, 2), flip=False), seeded())
+    height, width = (views.amax((2, 3)) - views.amin((2, 3))).unbind(1)
+    assert float((height * width).mean()) == pytest.approx(0.25, abs=0.01)
+    assert float((width / height).log().mean()) == pytest.approx(0.0, abs=0.05)
+    assert float((width / height).log().abs().max()) == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_a_view_is_normalised_on_the_scale_of_black_to_white():
+    how, mean, std = Augmentation((1, 1), (1, 1), flip=False), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    views = View(how, mean, std)(images, seeded())
+    for image, white in zip(views, (0, 1), strict=True):
+        expected = [(white - m) / s for m, s in zip(mean, std, strict=True)]
+        torch.testing.assert_close(image, torch.tensor(expected)[:, None, None].expand(3, 4, 4))
 
 
 def test_flip_mirrors_half_of_the_views():
@@ -51,6 +77,18 @@ def test_jitter_scales_the_distance_from_black_from_the_mean_luma_or_from_the_ow
     factor = (views * there).sum((1, 2, 3)) / there.square().sum()
     assert torch.allclose(views, factor.view(-1, 1, 1, 1) * there, atol=1e-3)
     assert 0.59 < factor.min() < 0.65 and 1.35 < factor.max() < 1.41
+
+
+def test_brightness_scales_what_contrast_has_left():
+    """A view is b (c x + (1 - c) m), m the mean luma: b and c follow from its slope and its value at 0."""
+    image = 0.2 + 0.1 * torch.rand(3, 4, 4, generator=seeded())
+    mean = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * image).sum(0).mean()
+    views = colour_jitter(image.expand(200, 3, 4, 4), always(0.4, 0.4, 0, 0), seeded())
+    there = image - image.mean()
+    slope = ((views - views.mean((1, 2, 3), keepdim=True)) * there).sum((1, 2, 3)) / there.square().sum()
+    brightness = slope + (views.mean((1, 2, 3)) - slope * image.mean()) / mean
+    for factor in (brightness, slope / brightness):
+        assert 0.59 < factor.min() < 0.65 and 1.35 < factor.max() < 1.41
 
 
 def test_as_many_views_are_jittered_or_grey_as_asked_for():

@@ -12,7 +12,7 @@ from nbhelpers.models import mini_vit
 from nbhelpers.pretrain import recipe
 from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, process_group, share
 from nbhelpers.pretrain.recipes import build
-from nbhelpers.pretrain.schedule import generator
+from nbhelpers.pretrain.schedule import generator, stream_seed
 
 OBJECTIVES = ("cl", "mim", "latent", "supervised", "dino")
 BATCH, PROCESSES = 8, 2
@@ -59,7 +59,8 @@ def one_of_two(rank, folder, device):
     run.run(stop_after=0.0)
     result["stopped"] = run.step
     run.run(log_every=2)
-    rows = [row["loss"] for row in run.rows]
+    rows = [(row["loss"], row["val_loss"]) for row in run.rows]
+    assert run.generator.initial_seed() == stream_seed(0, 3, rank)  # views of its own
     return result | {"run": {"step": run.step, "weights": run.objective.state_dict(), "rows": rows}}
 
 

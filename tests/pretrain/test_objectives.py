@@ -87,6 +87,16 @@ def test_views_take_turns_in_the_renderings_of_a_thing(objective):
         assert [torch.equal(*pair) for pair in zip(views, alone, strict=True)] == [not place, bool(place)]
 
 
+@pytest.mark.parametrize("loss", [masked_l1, masked_smooth_l1])
+def test_errors_of_a_prediction_in_half_precision_are_added_up_in_full(loss):
+    prediction, target = torch.randn(2, 2, 50, 40, generator=seeded())
+    where = torch.rand(2, 50, generator=seeded(1)) < 0.5
+    half = prediction.bfloat16()
+    assert torch.equal(
+        loss(half, target.bfloat16(), where), loss(half.float(), target.bfloat16().float(), where)
+    )
+
+
 @pytest.mark.parametrize(
     ("loss", "error"),
     [

@@ -1,5 +1,6 @@
 """The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
+import math
 import os
 import signal
 import sys
@@ -18,8 +19,8 @@ from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, mini
 from nbhelpers.pretrain import SOURCES, Trainer, moments, pretrain, queue, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main
 from nbhelpers.pretrain.recipes import CLASSES, STUDIES
-from nbhelpers.pretrain.schedule import epoch_order, generator
-from nbhelpers.pretrain.trainer import fast_precision
+from nbhelpers.pretrain.schedule import epoch_order, generator, learning_rate
+from nbhelpers.pretrain.trainer import fast_precision, stop_signals
 
 
 def weights(run):
@@ -116,6 +117,99 @@ def test_a_run_lowers_its_validation_loss_and_logs_it(tmp_path):
     assert (log["images_per_second"] > 0).all()
 
 
+def test_the_log_goes_on_where_the_run_was_stopped(tmp_path, monkeypatch):
+    """A row is of the steps since the one before, the last step has one, and only training takes time."""
+    chosen = small("mim", steps=9)
+    losses = torch.stack(list(trainer("mim", tmp_path / "whole", steps=9).steps()))
+    now, body = [0.0], Trainer.body
+
+    def step(run):
+        now[0] += 2
+        body(run)
+
+    monkeypatch.setattr(Trainer, "body", step)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for until in (5, 9):
+        trainer("mim", tmp_path / "part", steps=9).run(log_every=2, until=until)
+        now[0] += 1000  # of another process
+    log = pd.read_csv(tmp_path / "part" / "log.csv")
+    assert log["step"].tolist() == [2, 4, 6, 8, 9]
+    assert log["images"].tolist() == [16, 32, 48, 64, 72]
+    assert log["wall_time_s"].tolist() == [4, 8, 12, 16, 18]
+    assert log["images_per_second"].tolist() == [4] * 5
+    rows = [losses[:2], losses[2:4], losses[5:6], losses[6:8], losses[8:]]
+    assert log["loss"].tolist() == pytest.approx([float(each.mean()) for each in rows], rel=1e-6)
+    rates = [float(learning_rate(chosen, torch.tensor((step - 1) / 9))) for step in log["step"]]
+    assert log["learning_rate"].tolist() == pytest.approx(rates, rel=1e-5)
+
+
+def test_a_look_at_the_encoder_leaves_the_run_as_it_is(tmp_path):
+    whole = torch.stack(list(trainer("cl", tmp_path / "whole").steps()))
+    run = trainer("cl", tmp_path / "part")
+    first = list(run.steps(3))
+    encoder = run.encoder()
+    assert (encoder.mean, encoder.std) == (run.train.mean, run.train.std)
+    before = encoder.fingerprint
+    assert torch.equal(whole, torch.stack([*first, *run.steps()]))
+    assert encoder.fingerprint == before != run.encoder().fingerprint
+
+
+def test_validation_is_on_whole_batches_of_the_first_images_each_with_views_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(Trainer.__init__.__globals__, "VALIDATION_IMAGES", 20)
+    images = source(8).select([*range(8)] * 3)
+    run = Trainer(small("mim"), source(), images, tmp_path, precision=torch.float32)
+    assert all(torch.equal(batch[0], images.images[:8]) for batch in run.val) and len(run.val) == 2
+    seen = []
+    monkeypatch.setattr(run.objective, "loss", lambda *views: seen.append(views) or torch.zeros(()))
+    run.validation_loss()
+    assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_a_run_draws_nothing_from_the_random_numbers_of_others(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    list(trainer("mim", tmp_path).steps(2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_gradients_are_clipped_after_they_were_averaged(tmp_path, monkeypatch):
+    def averaged(parameters):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(1e3)
+
+    monkeypatch.setitem(Trainer.body.__globals__, "average_gradients", averaged)
+    run = trainer("mim", tmp_path, clip=1e-2)
+    run.body()
+    norms = [p.grad.norm() for p in run.objective.parameters() if p.grad is not None]
+    assert float(torch.stack(norms).norm()) == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    run = trainer("mim", tmp_path)
+    list(run.steps(2))
+    run.save()
+
+    def full(state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    list(run.steps(3))
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="No space"):
+        disk.setattr(torch, "save", full)
+        run.save()
+    assert trainer("mim", tmp_path).step == 2
+
+
+def test_a_second_signal_acts_at_once():
+    handler = signal.getsignal(signal.SIGTERM)
+    with stop_signals() as came:
+        assert not came() and signal.getsignal(signal.SIGTERM) is not handler
+        signal.raise_signal(signal.SIGTERM)
+        assert came() and signal.getsignal(signal.SIGTERM) is handler
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_saves_and_the_next_run_goes_on(number, tmp_path, monkeypatch):
     whole = torch.stack(list(trainer("mim", tmp_path / "whole").steps()))
@@ -128,6 +222,12 @@ def test_a_signal_ends_the_step_saves_and_the_next_run_goes_on(number, tmp_path,
     again = trainer("mim", tmp_path / "part")
     assert again.step == 4
     assert torch.equal(torch.stack(list(again.steps())), whole[4:])
+
+
+def test_the_warm_up_ends_on_the_cosine():
+    chosen = recipe("shapes", "cl")
+    rate = learning_rate(chosen, torch.tensor(chosen.warmup, dtype=torch.float64))
+    assert float(rate) == pytest.approx(chosen.learning_rate * (1 + math.cos(math.pi * chosen.warmup)) / 2)
 
 
 def test_moments_are_log_spaced_up_to_the_end():
