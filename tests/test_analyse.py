@@ -273,6 +273,14 @@ def test_the_code_in_a_key_is_all_that_its_files_import(kind, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("kind", "file"),
+    [("metrics", "measure.py"), ("probes", "images/filters.py"), ("pretrain", "measure.py")],
+)
+def test_the_code_in_a_key_is_also_what_is_imported_by_the_name_of_its_room(kind, file):
+    assert ROOT / "nbhelpers" / file in module._hashed_files(kind)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "same"),
     [
         ("Mean cosine similarity", "Another wording", True),
@@ -360,18 +368,21 @@ def test_a_model_that_sees_an_image_twice_is_refused(together):
             return once(torch.cat([pixels, pixels.flip(-1)])).chunk(2)[0]
         return once(pixels) + once(pixels.flip(-1))
 
+    def undefined(tokens):
+        return torch.full(tokens.shape[:1], torch.nan)
+
     encoder.module.forward_features = twice
     with pytest.raises(UnsupportedArchitecture, match=r"toy\.cl: .*several times"):
-        analyse(encoder, toy(), ["nmi", "token_norm"], cache=False)
+        analyse(encoder, toy(), ["nmi", Metric("undefined", undefined, "block"), "token_norm"], cache=False)
 
 
-@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("watched", [2.0, 1.05, None])  # a factor, or other images change the features
 def test_a_model_whose_features_depend_on_hooks_or_on_other_images_is_refused(watched):
     encoder = tiny()
 
     def change(_, __, x):
         if watched:
-            return 2 * x if any(block._forward_hooks for block in encoder.blocks) else x
+            return watched * x if any(block._forward_hooks for block in encoder.blocks) else x
         return x - x.mean(0) if len(x) > 1 else x  # as a batch norm without running statistics
 
     encoder.blocks[1].mlp.register_forward_hook(change)
