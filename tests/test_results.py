@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import pandas as pd
@@ -559,15 +560,15 @@ def test_tables_of_probes(tiny, monkeypatch, name, metrics, labels):
         measured(name, *tiny)
 
 
-def test_what_classes_and_other_encoders_are_called_is_part_of_a_frame(tiny, monkeypatch):
+def test_what_classes_and_other_encoders_are_and_are_called_is_part_of_a_frame(tiny, monkeypatch):
     encoder, chosen = tiny
     images = tables.splits_of(tables._drawn(chosen, 90))
 
-    def near(name, classes=("a", "b", "c")):
+    def near(name, classes=("a", "b", "c"), other=encoder):
         for source in images:
             source.classes["shape"] = classes
         return tables.probed(
-            tables.probes.cka_by_depth, encoder, images[2], others=[replace(encoder, name=name)]
+            tables.probes.cka_by_depth, encoder, images[2], others=[replace(other, name=name)]
         )
 
     assert set(near("A")["other"]) == {"A"} and set(near("B")["other"]) == {"B"}
@@ -575,6 +576,10 @@ def test_what_classes_and_other_encoders_are_called_is_part_of_a_frame(tiny, mon
     near("A")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         near("A", ("b", "a", "c"))
+    retrained = deepcopy(encoder)
+    silenced(retrained)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        near("A", other=retrained)
 
 
 def test_all_principal_components_are_read_as_the_linear_probe_reads_them():
