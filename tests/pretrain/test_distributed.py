@@ -12,7 +12,7 @@ from nbhelpers.models import mini_vit
 from nbhelpers.pretrain import recipe
 from nbhelpers.pretrain.distributed import average_gradients, mean_over_ranks, process_group, share
 from nbhelpers.pretrain.recipes import build
-from nbhelpers.pretrain.schedule import generator, stream_seed
+from nbhelpers.pretrain.schedule import epoch_order, generator, stream_seed
 
 OBJECTIVES = ("cl", "mim", "latent", "supervised", "dino")
 BATCH, PROCESSES = 8, 2
@@ -56,11 +56,12 @@ def one_of_two(rank, folder, device):
         result[objective] = parts(one, loss)
         result[objective]["loss"] = mean_over_ranks(loss.detach())
     run = trainer("cl", folder / f"rank{rank}", device=device, steps=4)
+    result["shown"] = [run.order, run.val[0][0]]
     run.run(stop_after=0.0)
     result["stopped"] = run.step
     run.run(log_every=2)
     rows = [(row["loss"], row["val_loss"]) for row in run.rows]
-    assert run.generator.initial_seed() == stream_seed(0, 3, rank)  # views of its own
+    result["seed"] = run.generator.initial_seed()
     return result | {"run": {"step": run.step, "weights": run.objective.state_dict(), "rows": rows}}
 
 
@@ -93,11 +94,18 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(objective, results
                 torch.testing.assert_close(found[kind][name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_processes_part_each_batch_between_them(results):
+    orders, validation = zip(*(each["shown"] for each in results[1]), strict=True)
+    assert torch.equal(torch.cat(orders, dim=1), epoch_order(40, BATCH, 0, seed=0))
+    assert torch.equal(torch.cat(validation), source(16).images[:BATCH])
+
+
 def test_processes_stop_together_stay_equal_and_the_first_alone_writes(results):
     folder, (first, second) = results
     assert first["stopped"] == second["stopped"] == 1
     assert first["run"]["step"] == second["run"]["step"] == 4
     assert first["run"]["rows"] == second["run"]["rows"]
+    assert [each["seed"] for each in (first, second)] == [stream_seed(0, 3, rank) for rank in range(2)]
     for name, value in first["run"]["weights"].items():
         assert torch.equal(value, second["run"]["weights"][name]), name
     assert sorted(path.name for path in (folder / "rank0").iterdir()) == ["checkpoint.pt", "log.csv"]
