@@ -358,6 +358,15 @@ def test_rows_of_a_decoder_go_with_those_of_its_encoder(toy):
     assert set(stored("toy", "small")["model"]) == names
 
 
+def test_rows_are_as_young_as_the_youngest_of_them(toy):
+    about = results.store("toy", "small").with_name("small.json")
+    content = json.loads(about.read_text())
+    for record, date in zip(content["encoders"].values(), ("2021-02-03", "2020-01-01"), strict=True):
+        record["date"] = date
+    about.write_text(json.dumps(content))
+    assert set(stored("toy", "small")["source"]) == {"stored 2021-02-03"}
+
+
 def test_what_a_killed_run_has_measured_is_kept(toy):
     plain = results.TABLES["small"].measure
 
