@@ -639,6 +639,7 @@ def test_a_folder_is_cut_into_three_class_by_class(tiny, monkeypatch):
     drawn = {n: tables.redrawn(FOLDER, images, n, seed=0) for n in (500, 60)}  # more than there are, and half
     sizes = {n: [len(source) for source in parts.values()] for n, parts in drawn.items()}
     assert sizes == {500: [40, 13, 48], 60: [20, 6, 48]}
+    assert sorted(drawn[60]["train"].labels["shape"].bincount().tolist()) == [6, 7, 7]  # classes take turns
 
 
 def test_copies_of_a_photograph_are_in_one_part(tmp_path):
