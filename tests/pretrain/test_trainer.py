@@ -1,5 +1,6 @@
 """The trainer: resumption bit for bit, hybrids at their ends, log, refusals, recipes, command line."""
 
+import json
 import math
 import os
 import signal
@@ -432,6 +433,14 @@ def test_recipes_of_a_study_differ_in_objective_and_views_alone():
     for rows in STUDIES.values():
         changed = {"objective": "", "options": {}, "augmentation": None}
         assert len({str(replace(row, **changed)) for row in rows.values()}) == 1
+
+
+def test_views_and_rates_are_those_that_the_stored_encoders_were_trained_with():
+    """Figures set encoders of today's recipe beside them."""
+    names = ("augmentation", "learning_rate", "weight_decay", "warmup", "clip", "depth", "patch_size")
+    for name, row in manifest().items():
+        today = json.loads(json.dumps(asdict(recipe(row["study"], row["recipe"]["objective"]))))
+        assert {key: today[key] for key in names} == {key: row["recipe"][key] for key in names}, name
 
 
 def test_command_line_passes_everything_on(monkeypatch):
