@@ -415,6 +415,16 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
     assert not torch.equal(*epochs)
 
 
+def test_a_run_shows_each_epoch_in_its_order(tmp_path, monkeypatch):
+    images = source(24)  # three steps an epoch
+    run = Trainer(small("mim", steps=7), images, source(16), tmp_path, precision=torch.float32)
+    shown, loss = [], run._loss
+    monkeypatch.setattr(run, "_loss", lambda batch, stream: shown.append(batch[0]) or loss(batch, stream))
+    list(run.steps())
+    order = torch.cat([epoch_order(24, 8, epoch, seed=0) for epoch in range(3)])[:7]
+    assert torch.equal(torch.stack(shown), images.images[order])
+
+
 def test_seeds_give_different_runs(tmp_path):
     one, two = (trainer("mim", tmp_path / str(seed), seed=seed) for seed in (0, 1))
     assert not torch.equal(weights(one), weights(two))
