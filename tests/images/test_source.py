@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbhelpers.images.source import ArraySource, content_fingerprint
+from nbhelpers.images.source import ArraySource, content_fingerprint, in_turns
 
 
 def make(n=12, **changes):
@@ -72,6 +72,11 @@ def test_balanced_draws_by_seed():
 
 def test_balanced_takes_turns():
     assert make().balanced(2).labels["class"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_classes_take_turns_from_the_first_to_the_last():
+    labels = torch.arange(12) // 4
+    assert in_turns(labels).tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
 
 
 def test_subset_by_label_takes_turns_while_classes_last():
