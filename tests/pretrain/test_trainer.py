@@ -153,6 +153,7 @@ def test_a_look_at_the_encoder_leaves_the_run_as_it_is(tmp_path):
     before = encoder.fingerprint
     assert torch.equal(whole, torch.stack([*first, *run.steps()]))
     assert encoder.fingerprint == before != run.encoder().fingerprint
+    assert all(part.training for part in run.objective.modules())  # batch norm over the batch
 
 
 def test_validation_is_on_whole_batches_of_the_first_images_each_with_views_of_its_own(tmp_path, monkeypatch):
