@@ -344,6 +344,8 @@ def test_what_a_table_is_made_with_is_among_its_settings(monkeypatch, names, whe
     before = [each.settings(chosen) for each in made]
     monkeypatch.setattr(where, constant, value)
     assert all(each.settings(chosen) != other for each, other in zip(made, before, strict=True))
+
+
 def test_rows_of_a_decoder_go_with_those_of_its_encoder(toy):
     def both(encoder, images):
         frame = analyse(encoder, images["test"], ["nmi"])
