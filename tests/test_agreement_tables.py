@@ -162,7 +162,7 @@ def test_a_training_is_followed_on_a_gpu_where_there_is_one(toy, monkeypatch):
 def test_rows_of_a_training_by_another_recipe_are_stale(monkeypatch):
     (name, _) = results.TABLES["along_training"].models(study("shapes"))
     assert len(results.stored("shapes", "along_training", [name]))
-    monkeypatch.setitem(trainings.FOLLOWED["shapes"], "batch_size", 64)
+    monkeypatch.setitem(trainings.FOLLOWED, "batch_size", 64)
     with pytest.raises(results.StaleTableError, match=name):
         results.stored("shapes", "along_training", [name])
 

@@ -121,10 +121,9 @@ pd.DataFrame(lines).T
 
 # %% [markdown]
 # The table holds the cosine between the tokens of an image after the last block; the number of images seen, in millions,
-# is in brackets. In the figures, a line is one training with intervals over images: of width 128 on generated images, of
-# width 64 on photographs. Dots, and the last column, are other encoders, which the rest of the book draws. A dot may lie
-# off the line: a shorter training had already lowered its learning rate by then, and the contrastive dots of width 64
-# had projection heads half as wide as those of a line of that width.
+# is in brackets. In the figures, a line is one training of width 128 with intervals over images. Dots, and the last
+# column, are other encoders, which the rest of the book draws. A dot may lie off the line: a shorter training had already
+# lowered its learning rate by then, and the half-filled dots are of width 64.
 #
 # ## The quantity
 #
@@ -168,7 +167,7 @@ pd.DataFrame(c_bar, index=[f"{OBJECTIVE}, images seen"]).round(3)
 
 # %% tags=["hide-input"]
 def dots(ax, rows):
-    """The ends of whole trainings: half filled where as narrow as the one followed."""
+    """The ends of whole trainings, half filled where narrower than the one followed."""
     for (model, objective, seen), line in rows.groupby(["model", "objective", "seen"]):
         look = plots.line_style(model, objective) | {"linestyle": "none"}
         ax.plot(seen, line["value"], zorder=3, **look)
@@ -217,11 +216,12 @@ axes = draw("token_cosine", "last")
 legend = below(axes)
 
 # %% [markdown]
-# The tokens of an untrained encoder are already alike; they are so at its embedding, before any block. With both
-# objectives they become still more alike for a time. Perhaps the mean of all patches is the first thing worth knowing,
-# whether about a hidden patch or about an image. A masked encoder must then learn to tell patches apart, or it would
-# predict the same for every hidden one. A contrastive encoder is asked about the image as a whole, and may stay at the
-# mean for as long as that helps.
+# The tokens of an untrained encoder are already alike; they are so at its embedding, before any block. CL makes them
+# still more alike for a time, and so does MIM on generated images. Perhaps the mean of all patches is the first thing
+# worth knowing, whether about a hidden patch or about an image. A masked encoder must then learn to tell patches apart,
+# or it would predict the same for every hidden one: its tokens part much sooner, on photographs from the first moment
+# on, and later grow somewhat alike again. A contrastive encoder is asked about the image as a whole, and may stay at
+# the mean for as long as that helps.
 #
 # ## Does attention differ from query to query?
 
@@ -236,7 +236,7 @@ axes = draw("attention_distance", "late", uniform)
 legend = below(axes)
 
 # %% [markdown]
-# On generated images, CL's attention begins to depend on the query only after its tokens have begun to part.
+# In both studies, CL's attention begins to depend on the query only after its tokens have begun to part.
 #
 # Attention that is nearly uniform also reaches far. Early in training, an encoder of either kind therefore has the
 # *attention distance* that the paper finds in CL, but for another reason: it looks everywhere because it has not learnt
@@ -305,7 +305,7 @@ plots.download(rows[rows["metric"].isin(drawn)], "moments")
 #
 # The rule of the [scorecard](../index.py), applied at every moment as if training had ended there: ✓ shows, ✗ does not
 # show, ? undecided. Each column but the last is of one training per objective. The last column is the verdict on the
-# encoders that the book ships, which were trained for longer and, on photographs, are twice as wide.
+# encoders that the book ships, which were trained for longer.
 
 # %% tags=["hide-input"]
 grids = {}

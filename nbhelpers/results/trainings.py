@@ -25,10 +25,10 @@ from nbhelpers.studies import IMAGES, PAIR, Study, study
 OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
-# A pair that is measured on the way, and one that is trained at each amplitude of what does not matter.
-SMALLER = {"width": 64, "heads": 4, "batch_size": 128}
-FOLLOWED = {"shapes": {"images": 512_000}, "cifar10": SMALLER | {"images": 600_000}}
-DIALLED, NUISANCES = SMALLER | {"images": 76_800}, (0.0, 1.0, 2.0, 4.0)
+FOLLOWED = {"images": 512_000}  # a pair that is measured on the way
+# A pair that is trained at each amplitude of what does not matter.
+DIALLED = {"width": 64, "heads": 4, "batch_size": 128, "images": 76_800}
+NUISANCES = (0.0, 1.0, 2.0, 4.0)
 RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 
 
@@ -104,7 +104,7 @@ def _followed(
     TABLES["probes"].images,
     settings=lambda study: tables.TOKENS_TRAIN,
     code="pretrain",
-    runs=lambda study: _pair(study, **FOLLOWED[study.name]),
+    runs=lambda study: _pair(study, **FOLLOWED),
     slow=True,
     why=tables.SMALL,
 )
