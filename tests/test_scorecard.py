@@ -414,6 +414,7 @@ def test_effective_rank_over_images_has_an_interval_that_holds():
 
 SEEDS = ("", ".s1", ".s2")
 LATE = (late, late_effective_rank)
+ALIKE = ["token_cosine", "across_block_cosine"]
 PAPER = {
     "CL": ("MoCo v3", "encoder"),
     "MIM": ("SimMIM", "encoder"),
@@ -488,6 +489,14 @@ def test_every_claim_has_a_chapter_that_shows_it():
         assert f'scorecard.rows("{chapter.partition("/")[0]}", STUDIES)' in (BOOK / "index.py").read_text()
 
 
+def _of_the_pair(name: str, metrics: list[str]) -> pd.DataFrame:
+    """Metrics of CL and MIM: as stored, or of a few generated images."""
+    pair = [f"{name}.cl", f"{name}.mim"]
+    if name == "shapes":
+        return table(name, "metrics", pair, metrics=metrics, n_images=500)
+    return stored(name, "metrics", pair)
+
+
 def test_the_page_on_moments_is_true_of_the_stored_table():
     for name in ("shapes", "cifar10"):
         rows = stored(name, "along_training").query(
@@ -504,6 +513,12 @@ def test_the_page_on_moments_is_true_of_the_stored_table():
         begin, first, *others, end = masked.sort_values("seen")["value"]
         assert (first > begin) == (name == "shapes")
         assert masked.set_index("seen")["value"].idxmin() < alike * 2 and end > min(others) + 0.1
+        # Of one width, tokens and depths are more alike in CL at the end of the lines, not after the longest.
+        last = stored(name, "along_training").query("seen == seen.max() and head == -1 and depth > 5")
+        longest = _of_the_pair(name, ALIKE)
+        for frame, more in ((last, "CL"), (longest.query("head == -1 and depth > 5"), "MIM")):
+            means = frame[frame["metric"].isin(ALIKE)].pivot_table("value", "metric", "objective")
+            assert [*means.idxmax(axis=1)] == [more] * len(ALIKE)
 
 
 def test_a_mean_over_late_blocks_that_hides_both_signs_has_a_remark():
@@ -511,9 +526,8 @@ def test_a_mean_over_late_blocks_that_hides_both_signs_has_a_remark():
     parsed = {claim: Quantity.parse(claim.quantity) for claim in of_pair}
     parsed = {claim: quantity for claim, quantity in parsed.items() if quantity.read in LATE}
     wanted = [quantity.metric for quantity in parsed.values() if quantity.table == "metrics"]
-    frames = {"cifar10": stored("cifar10", "metrics")}
-    own = table("shapes", "metrics", ["shapes.cl", "shapes.mim"], metrics=wanted, n_images=500)
-    frames["shapes"] = pd.concat([own, stored("shapes", "objects")])
+    frames = {name: _of_the_pair(name, wanted) for name in ("cifar10", "shapes")}
+    frames["shapes"] = pd.concat([frames["shapes"], stored("shapes", "objects")])
 
     def ahead(name: str, claim: scorecard.Claim, depth: int) -> bool:
         quantity, rows = parsed[claim], frames[name].query("head == -1 and depth == @depth")
