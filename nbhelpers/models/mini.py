@@ -53,14 +53,9 @@ def mini_vit(
     position embedding never gets a gradient (MoCo v3, section 4). `standardised` encoders see every image
     with mean 0 and deviation 1, which suits generated images, whose colours and contrast mean nothing.
 
-    Raises:
-        ValueError: if patches of that size do not cover the image, whose edge would not be seen.
-
     >>> sum(p.numel() for p in mini_vit(width=64, depth=1).blocks.parameters())  # 12 D^2 + 13 D
     49984
     """
-    if image_size % patch_size:
-        raise ValueError(f"patches of {patch_size} pixels do not cover an image of {image_size}")
     model = VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,

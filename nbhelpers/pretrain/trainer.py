@@ -103,8 +103,8 @@ class Trainer:
     Raises:
         MismatchedWeights: if `start` has another architecture.
         ValueError: if the folder holds a run of another recipe, precision or start, a colour channel is the
-            same in all images, they lack the labels that the objective reads, or a batch cannot be shared out
-            evenly among the processes.
+            same in all images, they lack the labels that the objective reads, patches do not cover them, or a
+            batch cannot be shared out evenly among the processes.
     """
 
     def __init__(
@@ -154,6 +154,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             size = train[0].shape[-1]
+            if size % recipe.patch_size:  # whose edge would not be seen
+                raise ValueError(f"patches of {recipe.patch_size} pixels do not cover an image of {size}")
             encoder = mini_vit(**recipe.architecture, image_size=size)
             if start is not None:
                 start = without_decoder(start)
