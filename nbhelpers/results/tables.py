@@ -296,14 +296,15 @@ def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _tuned(study: Study) -> list[dict[str, object]]:
+def _recipes() -> list[dict[str, object]]:
+    """Of fine-tuning on few labels, by which an encoder of any width is tuned."""
     return [asdict(recipe) for recipe in (FINE_TUNING, FINE_TUNING_WIDE)]
 
 
 @declare(
     "fine_tuning",
     lambda study: _drawn(study, LABELLED),
-    settings=lambda study: [SHARES, *_tuned(study)],
+    settings=lambda study: [SHARES, *_recipes()],
     models=_every_kind,
     slow=True,
     why=SMALL,
@@ -346,7 +347,7 @@ def _tuned_shorter(encoder: Encoder, images: Images) -> pd.DataFrame:
 @declare(
     "new_blocks",
     TABLES["fine_tuning"].images,
-    settings=lambda study: [NEW_BLOCKS, *_tuned(study)],
+    settings=lambda study: [NEW_BLOCKS, *_recipes()],
     models=lambda study: study.trained(*PAIR),
     slow=True,
     why=SMALL,

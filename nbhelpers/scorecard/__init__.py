@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
-from scipy.stats import norm
 from scipy.stats import t as student
 
-from nbhelpers.intervals import Interval
+from nbhelpers.intervals import TAIL, Interval
 from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, Repeated, read_by, read_labels
 from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences, tint
@@ -74,12 +73,11 @@ def lost_together(card: pd.DataFrame) -> pd.DataFrame:
     measured = card[card["verdict"] != NOT_MEASURED]
     effect, seeds = measured["effect"], measured["seeds"]
     margin = (effect - measured["low"]).where(effect > 0, measured["high"] - effect)
-    of_seeds = student(seeds.clip(lower=2) - 1)
-    margins = effect.abs() / margin
-    p = np.where(seeds > 1, of_seeds.sf(of_seeds.ppf(0.975) * margins), norm.sf(norm.ppf(0.975) * margins))
-    p = pd.Series(2 * p, measured.index).sort_values()
+    spread = student(np.where(seeds > 1, seeds - 1, np.inf))  # with infinitely many degrees, the normal one
+    p = 2 * spread.sf(spread.ppf(1 - TAIL) * effect.abs() / margin)
+    p = pd.Series(p, measured.index).sort_values()
     holm = (p * np.arange(len(p), 0, -1)).cummax()  # the smallest times their number, the next times one less
-    return measured[(holm.reindex(measured.index) > 0.05) & (measured["verdict"] != "undecided")]
+    return measured[(holm.reindex(measured.index) > 2 * TAIL) & (measured["verdict"] != "undecided")]
 
 
 def along(study: str, frame: pd.DataFrame) -> pd.DataFrame:
