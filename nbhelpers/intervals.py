@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
-from scipy.stats import binomtest
 
 TAIL = 0.025  # outside a 95 % interval, on either side
 
@@ -55,14 +54,54 @@ def mean_interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return mean, mean - half, mean + half
 
 
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """Wilson's interval of a share of `trials` (E. B. Wilson, JASA 1927).
+def wilson(share: float, trials: float) -> tuple[float, float]:
+    """Wilson's interval of a share of `trials`, a number that need not be whole (E. B. Wilson, JASA 1927).
 
-    >>> [round(bound, 4) for bound in wilson(50, 100)]
+    >>> [round(bound, 4) for bound in wilson(0.5, 100)]
     [0.4038, 0.5962]
     """
-    interval = binomtest(int(hits), int(trials)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    z = ndtri(1 - TAIL)
+    half = z * (share * (1 - share) / trials + (z / trials / 2) ** 2) ** 0.5
+    ends = np.array([-half, half]) + share + z**2 / trials / 2
+    low, high = (ends / (1 + z**2 / trials)).clip(0, 1).tolist()
+    return low, high
+
+
+def independent_trials(hits: ArrayLike, groups: Sequence[ArrayLike] = ()) -> float:
+    r"""How many independent trials tell a share as well as these do, of which some have a cause in common.
+
+    With residuals :math:`r_i` of the hits, and the trials grouped in K ways into :math:`G_k` groups g:
+
+    .. math:: n = \frac{N \sum_i r_i^2}{\sum_k \frac{G_k}{G_k - 1} \sum_g (\sum_{i \in g} r_i)^2
+        - (K - 1) \sum_i r_i^2}
+
+    divided by the squared ratio of Student's t with :math:`\min_k G_k - 1` degrees of freedom to the normal
+    quantile. N at most; where all or none hit, the smallest :math:`G_k`; NaN if that is 1.
+
+    Args:
+        hits: bool `N`.
+        groups: for each of the K ways, the number of every trial's group, `N`. No two trials share more than
+            one group.
+
+    Source: Cameron, Gelbach and Miller (JBES 2011) for the variance; Korn and Graubard (Survey Methodology
+    1998) for the number of trials.
+
+    >>> hits = [True, True, False, False] * 50
+    >>> independent_trials(hits), round(independent_trials(hits, [np.arange(200) // 2]))  # every one twice
+    (200.0, 97)
+    """
+    hits = np.asarray(hits, dtype=float)
+    residuals = hits - hits.mean()
+    sums = [np.bincount(np.unique(group, return_inverse=True)[1], residuals) for group in groups]
+    fewest = min(map(len, sums), default=np.inf)
+    if fewest < 2:
+        return np.nan
+    alone = residuals @ residuals
+    if alone == 0:
+        return float(min(fewest, len(residuals)))
+    together = sum(len(each) / (len(each) - 1) * (each @ each) for each in sums) - (len(sums) - 1) * alone
+    wider = (t_quantile(fewest) / ndtri(1 - TAIL)) ** 2
+    return float(len(residuals) / max(1, wider * together / alone))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ ticks = ax.set_yticks([18, 52], ["agree", "disagree"])  # rows of 32 px, margins
 # The next figure shows the bias for more images and at every depth. On photographs the probe learns the seven classes of
 # CIFAR-10 that also occur among the cue-conflict stimuli of {cite:t}`geirhos2019texture`, and is tested on those stimuli.
 
-# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1, one panel per study: a line per model, and a dashed line at one half for no preference."}, "figure": {"caption": "Shape bias of a linear probe against depth. Bands: Wilson's 95 % interval over the trials decided for either cue; on photographs it is too narrow, since the trials combine a smaller number of outlines and textures. Dashed: no preference, as for a probe that guesses. No published number was found for comparison."}}
+# %% mystnb={"image": {"alt": "Shape bias against depth, from 0 to 1, one panel per study: a line per model, and a dashed line at one half for no preference."}, "figure": {"caption": "Shape bias of a linear probe against depth. Bands: Wilson's 95 % interval over the trials decided for either cue; wider on photographs, where trials share outlines and textures and tell no more than a smaller number of independent ones. Dashed: no preference, as for a probe that guesses. No published number was found for comparison."}}
 axes = plots.panels(
     [*map(plots.title, bias.values()), *no_bias], sharey=True, missing=no_bias
 )

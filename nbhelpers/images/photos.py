@@ -36,7 +36,8 @@ CUE_CLASSES = (
 RENAMED = {"boat": "ship", "car": "automobile"}
 TO_CIFAR10 = {name: RENAMED.get(name, name) for name in "airplane bird boat car cat dog truck".split()}
 _CLASS = "|".join(CUE_CLASSES)
-_STIMULUS = re.compile(rf"(?P<shape>{_CLASS})\d+-(?P<texture>{_CLASS})\d+")
+_STIMULUS = re.compile(rf"((?P<shape>{_CLASS})\d+)-((?P<texture>{_CLASS})\d+)")
+PICTURES = ("shape_picture", "texture_picture")  # labels of a stimulus: what it was made from
 
 # In scikit-image's wheel (no download), free of rights: public domain or CC0.
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
@@ -91,9 +92,10 @@ def photographs(size: Size = 224) -> ArraySource:
 def cue_conflict(size: Size | None = None) -> ArraySource:
     """The cue-conflict stimuli of Geirhos et al. (2019): labels `shape` and `texture`, 16 classes each.
 
-    Images are named `shapeN-textureM.png`. Of the 1,280, the 80 whose shape and texture agree are dropped,
-    since they cannot tell which of the two a decision followed: 1,200 trials. Read from the folder or tar
-    archive that `$NBHELPERS_CUE_CONFLICT` names.
+    Images are named `shapeN-textureM.png`. The labels `shape_picture` and `texture_picture` tell which two
+    pictures a stimulus was made from; several share each. Of the 1,280, the 80 whose shape and texture agree
+    are dropped, since they cannot tell which of the two a decision followed: 1,200 trials. Read from the
+    folder or tar archive that `$NBHELPERS_CUE_CONFLICT` names.
 
     Args:
         size: pixels of a side (or rows, columns) to resize to; None keeps the size of the files.
@@ -109,7 +111,7 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
             "NBHELPERS_CUE_CONFLICT to a folder or tar archive of SHAPE/shapeN-textureM.png, such as "
             "stimuli/style-transfer-preprocessed-512 of the authors' repository rgeirhos/texture-vs-shape"
         )
-    source, cues = folder(path, size), []
+    source, cues, made_from = folder(path, size), [], []
     for file in source.files:
         match = _STIMULUS.fullmatch(file.stem)
         if match is None:
@@ -118,10 +120,14 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
                 f"airplane/airplane1-bicycle2.png with the classes {', '.join(CUE_CLASSES)}"
             )
         cues.append([CUE_CLASSES.index(match[label]) for label in ("shape", "texture")])
+        made_from.append((match[1], match[3]))
     shapes, textures = torch.tensor(cues).T
     trials = shapes != textures
     labels = {"shape": shapes[trials], "texture": textures[trials]}
     classes = {"shape": CUE_CLASSES, "texture": CUE_CLASSES}
+    for label, names in zip(PICTURES, zip(*made_from, strict=True), strict=True):
+        classes[label] = tuple(sorted({*names}))
+        labels[label] = torch.tensor([classes[label].index(name) for name in names])[trials]
     return ArraySource("cue-conflict", source.batch(trials), labels, classes, origin=path.name)
 
 

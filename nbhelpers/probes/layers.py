@@ -168,8 +168,8 @@ def accuracy(predicted: Tensor | None, labels: Tensor) -> Row:
         return row(math.nan, math.nan, math.nan, len(labels))
     if predicted.shape != labels.shape:
         raise ValueError(f"{len(labels)} labels for {len(predicted)} predictions")
-    correct = int((predicted.cpu() == labels.cpu()).sum())
-    return row(correct / len(labels), *wilson(correct, len(labels)), len(labels))
+    share = int((predicted.cpu() == labels.cpu()).sum()) / len(labels)
+    return row(share, *wilson(share, len(labels)), len(labels))
 
 
 def accuracies(metric: str) -> Score:

@@ -1,18 +1,21 @@
 """Shape or texture: which cue a linear probe follows when the two disagree."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from nbhelpers.images.photos import PICTURES
 from nbhelpers.images.source import ImageSource, labels_of
-from nbhelpers.intervals import wilson
+from nbhelpers.intervals import independent_trials, wilson
 from nbhelpers.models.encoder import Encoder
-from nbhelpers.probes.layers import Row, accuracy, by_depth, row
+from nbhelpers.probes.layers import Row, by_depth, row
 from nbhelpers.probes.linear import fit_linear
+
+UNKNOWN = (math.nan,) * 3  # a value without trials, and its interval
 
 
 class ShapeBias(NamedTuple):
@@ -24,13 +27,21 @@ class ShapeBias(NamedTuple):
     covered: float
 
 
-def shape_bias(predicted: Tensor, shape: Tensor, texture: Tensor) -> ShapeBias:
+def shape_bias(
+    predicted: Tensor, shape: Tensor, texture: Tensor, pictures: Sequence[Tensor] = ()
+) -> ShapeBias:
     r"""Share of shape decisions among the decisions for either cue, for predictions and cues `N`.
 
     $\mathrm{bias} = n_s / (n_s + n_t)$ from the numbers of shape and of texture decisions over the n trials
     whose cues conflict; $\mathrm{covered} = (n_s + n_t) / n$. 0 = texture alone, 1 = shape alone, NaN where
-    no decision is for either cue. The interval is Wilson's, over the decisions for either cue (Geirhos et al.
-    2019, section 3).
+    no decision is for either cue (Geirhos et al. 2019, section 3). The interval is Wilson's, over the
+    decisions for either cue; where trials share `pictures`, over as many as `independent_trials` says.
+
+    Args:
+        predicted: `N`.
+        shape: `N`.
+        texture: `N`.
+        pictures: which picture each trial has its shape from, and which its texture, `N` each.
 
     Raises:
         ValueError: for shapes that differ, or no trial in conflict.
@@ -38,17 +49,25 @@ def shape_bias(predicted: Tensor, shape: Tensor, texture: Tensor) -> ShapeBias:
     >>> shape_bias(torch.tensor([1, 1, 1, 2, 0]), torch.ones(5), torch.full((5,), 2))[::3]
     (0.75, 0.8)
     """
-    if not predicted.shape == shape.shape == texture.shape or predicted.ndim != 1:
-        shapes = [tuple(x.shape) for x in (predicted, shape, texture)]
-        raise ValueError(f"predicted, shape and texture must all be N; got {shapes}")
+    given = (predicted, shape, texture, *pictures)
+    shapes = [tuple(x.shape) for x in given]
+    if predicted.ndim != 1 or len({*shapes}) > 1:
+        raise ValueError(f"predicted, shape, texture and pictures must all be N; got {shapes}")
     conflict = shape != texture
     if not conflict.any():
         raise ValueError(f"none of {len(shape)} trials has a shape that differs from its texture")
-    on_shape, on_texture = (int((conflict & (predicted == cue)).sum()) for cue in (shape, texture))
-    trials, covered = int(conflict.sum()), on_shape + on_texture
-    if not covered:
-        return ShapeBias(math.nan, math.nan, math.nan, 0.0)
-    return ShapeBias(on_shape / covered, *wilson(on_shape, covered), covered / trials)
+    on_shape = predicted == shape
+    decided = conflict & (on_shape | (predicted == texture))
+    bias = _share(on_shape[decided], [picture[decided] for picture in pictures])
+    return ShapeBias(*bias, int(decided.sum()) / int(conflict.sum()))
+
+
+def _share(hits: Tensor, pictures: Sequence[Tensor]) -> tuple[float, float, float]:
+    """A share of trials `N` with its interval; all NaN where there are none."""
+    if not len(hits):
+        return UNKNOWN
+    share = int(hits.sum()) / len(hits)
+    return share, *wilson(share, independent_trials(hits, pictures))
 
 
 def agreeing(source: ImageSource, conflict: ImageSource) -> tuple[ImageSource, Tensor]:
@@ -85,10 +104,11 @@ def shape_bias_by_depth(
     `conflict` differ: other generated images, or cue-conflict stimuli.
 
     Columns: `study model objective seed metric depth label pool norm value low high images`; metric is
-    "shape_bias" (Wilson's interval), "shape_decisions", "texture_decisions" or "covered" (shares of the
-    trials, Wilson's interval); label is "shape/texture", images the number of conflict trials, and study that
-    of `train`. NaN where no probe could be fitted, the bias also where no decision is for either cue.
-    Raises the errors of `features`, `fit_linear` and `agreeing`.
+    "shape_bias", or a share of the trials: "shape_decisions", "texture_decisions" or "covered", all with
+    intervals as of `shape_bias`, which heed the labels that `PICTURES` names. Label is "shape/texture",
+    images the number of conflict trials, and study that of `train`. NaN where no probe could be fitted, the
+    bias also where no decision is for either cue. Raises the errors of `features`, `fit_linear` and
+    `agreeing`.
     """
     shape, texture = labels_of(conflict, "shape"), labels_of(conflict, "texture")
     trials = torch.nonzero(shape != texture).flatten()
@@ -96,15 +116,17 @@ def shape_bias_by_depth(
         raise ValueError(f"{conflict.name} has no trial whose shape differs from its texture")
     learn, cues = zip(*(agreeing(source, conflict) for source in (train, validation)), strict=True)
     shape, texture = shape[trials], texture[trials]
+    pictures = [conflict.labels[name][trials] for name in PICTURES if name in conflict.labels]
 
     def score(_: Tensor, said: Tensor | None) -> Iterator[Row]:
-        bias, either = (math.nan,) * 3, None
+        found = dict.fromkeys(("shape_bias", "shape_decisions", "texture_decisions", "covered"), UNKNOWN)
         if said is not None:
-            bias, either = shape_bias(said, shape, texture)[:3], torch.where(said == texture, shape, said)
-        yield {"metric": "shape_bias"} | row(*bias, len(trials))
-        yield {"metric": "shape_decisions"} | accuracy(said, shape)
-        yield {"metric": "texture_decisions"} | accuracy(said, texture)
-        yield {"metric": "covered"} | accuracy(either, shape)
+            hits = {"shape_decisions": said == shape, "texture_decisions": said == texture}
+            hits["covered"] = hits["shape_decisions"] | hits["texture_decisions"]
+            found |= {metric: _share(each, pictures) for metric, each in hits.items()}
+            found["shape_bias"] = shape_bias(said, shape, texture, pictures)[:3]
+        for metric, share in found.items():
+            yield {"metric": metric} | row(*share, len(trials))
 
     images, targets = [*learn, conflict.select(trials)], {"shape/texture": [*cues, shape]}
     return by_depth(encoder, images, targets, fit_linear, score, **reading)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from nbhelpers.images import cue_conflict, cue_conflict_cifar10
-from nbhelpers.images.photos import CIFAR10_CLASSES, CUE_CLASSES, TO_CIFAR10
+from nbhelpers.images.photos import CIFAR10_CLASSES, CUE_CLASSES, PICTURES, TO_CIFAR10
 from nbhelpers.images.source import MissingDataError
 
 
@@ -35,10 +35,27 @@ def stimuli(tmp_path, monkeypatch):
 def test_labels_agree_with_the_pictures_and_equal_cues_are_dropped(stimuli):
     source = cue_conflict()
     assert source.images.shape == (8 * 7, 3, 8, 8)
-    assert source.classes == {"shape": CUE_CLASSES, "texture": CUE_CLASSES}
+    assert source.classes["shape"] == source.classes["texture"] == CUE_CLASSES
     assert (source.labels["shape"] != source.labels["texture"]).all()
     assert (source.images[:, 0, 0, 0] == 10 * source.labels["shape"]).all()
     assert (source.images[:, 1, 0, 0] == 10 * source.labels["texture"]).all()
+
+
+def test_the_pictures_that_stimuli_share(stimuli):
+    write(stimuli, ["bear3-cat2", "bear3-cat1"])
+    source = cue_conflict()
+    pictures = {label: source.classes[label] for label in PICTURES}
+    assert pictures["shape_picture"][:3] == ("airplane10", "bear10", "bear3")
+    assert len(pictures["shape_picture"]) == 8 + 1
+    assert "cat1" in pictures["texture_picture"] and len(pictures["texture_picture"]) == 8 + 1
+    for label, names in pictures.items():
+        cue = label.removesuffix("_picture")
+        classes = [CUE_CLASSES[number] for number in source.labels[cue].tolist()]
+        said = [names[number].rstrip("0123456789") for number in source.labels[label].tolist()]
+        assert said == classes
+    of_bear3 = source.labels["shape_picture"] == pictures["shape_picture"].index("bear3")
+    textures = source.labels["texture_picture"][of_bear3]
+    assert [pictures["texture_picture"][number] for number in textures] == ["cat1", "cat2"]
 
 
 def test_any_size_and_an_archive(stimuli, tmp_path, monkeypatch, as_tar):
@@ -52,7 +69,8 @@ def test_any_size_and_an_archive(stimuli, tmp_path, monkeypatch, as_tar):
 def test_the_seven_classes_of_cifar10(stimuli):
     source = cue_conflict_cifar10()
     names = ("airplane", "bird", "ship", "automobile", "cat", "dog", "truck")
-    assert source.classes == {"shape": names, "texture": names} and set(names) <= set(CIFAR10_CLASSES)
+    assert source.classes["shape"] == source.classes["texture"] == names
+    assert set(names) <= set(CIFAR10_CLASSES)
     assert len(source) == 7 * 6 and source.images.shape[-2:] == (32, 32)
     numbers = torch.tensor([CUE_CLASSES.index(name) for name in TO_CIFAR10])
     assert (source.images[:, 0, 0, 0] == 10 * numbers[source.labels["shape"]]).all()
@@ -85,3 +103,5 @@ def test_real_stimuli(real):
     assert len(trials) == 210
     for label in ("shape", "texture"):
         assert trials.labels[label].bincount().tolist() == [30] * 7
+    assert [len(trials.labels[label].unique()) for label in PICTURES] == [67, 21]
+    assert len({*zip(*(trials.labels[label].tolist() for label in PICTURES), strict=True)}) == 210

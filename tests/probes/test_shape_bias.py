@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nbhelpers.images.photos import PICTURES
 from nbhelpers.images.source import ArraySource
 from nbhelpers.intervals import wilson
 from nbhelpers.probes import shape_bias, shape_bias_by_depth
@@ -31,7 +32,7 @@ def splits(cue):
     ("predicted", "shape", "texture", "expected"),
     [
         # Trials 2 and 5 do not conflict: shape, texture, -, shape, shape, -, neither.
-        ("0101121", "0001122", "1102020", (0.75, *wilson(3, 4), 0.8)),
+        ("0101121", "0001122", "1102020", (0.75, *wilson(3 / 4, 4), 0.8)),
         # Wilson's interval of five out of five, the decisions for either cue.
         ("0000022222", "0" * 10, "1" * 10, (1.0, 1 / (1 + 1.959964**2 / 5), 1.0, 0.5)),
         ("777", "111", "222", (math.nan, math.nan, math.nan, 0)),
@@ -40,6 +41,19 @@ def splits(cue):
 def test_counts_and_interval_by_hand(predicted, shape, texture, expected):
     cues = (torch.tensor([int(digit) for digit in each]) for each in (predicted, shape, texture))
     assert shape_bias(*cues) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_trials_of_shared_pictures_widen_every_interval(encoder):
+    *learn, conflict = splits("shape")
+    conflict.images[::3, conflict.labels["shape"][0]] += 60  # so that some trials miss
+    alone = shape_bias_by_depth(encoder, *learn, conflict, depths=[1]).set_index("metric")
+    for label, share in zip(PICTURES, (5, 7), strict=True):
+        conflict.labels[label] = torch.arange(len(conflict)) // share
+        conflict.classes[label] = [str(number) for number in range(len(conflict))]
+    shared = shape_bias_by_depth(encoder, *learn, conflict, depths=[1]).set_index("metric")
+    assert (shared["value"] == alone["value"]).all() and 0.5 < shared["value"]["shape_bias"] < 1
+    width = {name: frame["high"] - frame["low"] for name, frame in (("alone", alone), ("shared", shared))}
+    assert (width["shared"] > 1.01 * width["alone"]).all()
 
 
 @pytest.mark.parametrize(("cue", "bias"), [("shape", 1.0), ("texture", 0.0)])
