@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,19 +106,21 @@ class Study:
             and (not objectives or {key, key.partition("-")[0]} & {*objectives})
         )
 
-    def alike(self, *objectives: str) -> tuple[str, ...]:
+    def alike(self, *objectives: str, seeds: int = 1) -> tuple[str, ...]:
         """Names of the encoders of some objectives, all of one width and with equally many images seen.
 
-        Of several such sets the one nearest to the default width and number of images; all its seeds.
+        Of several such sets, with at least so many `seeds` of each objective, the one nearest to the default
+        width and number of images; all its seeds.
 
         Raises:
-            LookupError: if the objectives have no width and number of images in common.
+            LookupError: if the objectives have no such width and number of images in common.
         """
         found = [self.trained(objective, vary=VARIED) for objective in objectives]
-        if not (common := set.intersection(*({*map(nearness, names)} for names in found))):
+        sizes = [Counter(map(nearness, names)).items() for names in found]
+        if not (common := set.intersection(*({size for size, n in each if n >= seeds} for each in sizes))):
             raise LookupError(
                 f"no encoders of {self.name} for {' and '.join(objectives)} share a width and a number of "
-                "training images"
+                f"training images{f', with {seeds} seeds each' if seeds > 1 else ''}"
             )
         return tuple(name for names in found for name in names if nearness(name) == max(common))
 

@@ -238,8 +238,11 @@ def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 
 def _and_seeds(study: Study) -> tuple[str, ...]:
-    """The models of a study, and of the book's own studies narrower ones that have several seeds."""
-    return (*study.models, *(study.alike(*PAIR, "latent") if study.name in OWN else ()))
+    """The models of a study, and of the book's own studies others that have several seeds."""
+    if study.name not in OWN:
+        return study.models
+    several = (*study.alike(*PAIR, seeds=2), *study.alike(*PAIR, "latent"))
+    return tuple(dict.fromkeys((*study.models, *several)))
 
 
 def _cues(study: Study) -> Images:
