@@ -11,7 +11,8 @@ given the interval that its parts' intervals imply:
   the usual standard error of a difference; the general rule, for margins that differ below and above, is Zou
   and Donner's (Statistics in Medicine 2008).
 - Encoders trained from several seeds give a t interval over seeds, whose squared margin is added to that over
-  images. One seed has no such part: its interval says nothing about another training run.
+  images. Of several such sides the variances over seeds add, with Welch's degrees of freedom. One seed has no
+  such part: its interval says nothing about another training run.
 - The largest or smallest of several contrasts is bounded by bounds that hold for all of them (Bonferroni) on
   the side where the choice helps, and by plain bounds on the other.
 
@@ -22,7 +23,8 @@ A real bootstrap over images would need the metrics to accumulate their sums und
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -104,9 +106,24 @@ def independent_trials(hits: ArrayLike, groups: Sequence[ArrayLike] = ()) -> flo
     return float(len(residuals) / max(1, wider * together / alone))
 
 
+class Spread(NamedTuple):
+    """Standard error over seeds, its degrees of freedom, and what its margin leaves out on either side."""
+
+    error: float = 0.0
+    degrees: float = np.inf
+    tail: float = TAIL
+
+    @property
+    def margin(self) -> float:
+        """Student's t times the error."""
+        return float(stdtrit(self.degrees, 1 - self.tail)) * self.error
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value with its 95 % interval; `whose` holds the labels of the encoders that it rests on.
+
+    The interval covers images and, where there are several, seeds; `spread` is the latter part.
 
     >>> 100 * Interval(0.5, 0.25, 1.0)
     Interval(value=50.0, low=25.0, high=100.0, whose=())
@@ -116,15 +133,25 @@ class Interval:
     low: float
     high: float
     whose: tuple[str, ...] = ()
+    spread: Spread = field(default=Spread(), repr=False)
 
     def __rmul__(self, scale: float) -> Interval:
         """The same times a number."""
         low, high = sorted((scale * self.low, scale * self.high))
-        return replace(self, value=scale * self.value, low=low, high=high)
+        spread = self.spread._replace(error=abs(scale) * self.spread.error)
+        return replace(self, value=scale * self.value, low=low, high=high, spread=spread)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """How far the interval reaches below and above the value."""
+        return np.array([self.value - self.low, self.high - self.value])
 
 
 def combined(terms: Sequence[tuple[float, Interval]], same_encoder: bool) -> Interval:
-    """Weighted sum of intervals: margins add up within an encoder, their squares do between encoders.
+    r"""Weighted sum of intervals: margins add up within an encoder, their squares do between encoders.
+
+    Variances over seeds :math:`s_i^2` with :math:`\nu_i` degrees of freedom add up to one with
+    :math:`\nu = (\sum_i s_i^2)^2 / \sum_i (s_i^4 / \nu_i)` (Welch, Biometrika 1947).
 
     >>> parts = [(1, Interval(5, 2, 8)), (-1, Interval(1, -3, 5))]
     >>> combined(parts, same_encoder=True)
@@ -134,10 +161,19 @@ def combined(terms: Sequence[tuple[float, Interval]], same_encoder: bool) -> Int
     """
     parts = [weight * part for weight, part in terms]
     value = sum(part.value for part in parts)
-    margins = np.array([[part.value - part.low, part.high - part.value] for part in parts])
-    below, above = margins.sum(0) if same_encoder else np.sqrt((margins**2).sum(0))
     whose = tuple(dict.fromkeys(name for part in parts for name in part.whose))
-    return Interval(value, float(value - below), float(value + above), whose)
+    margins, spread = np.array([part.margins for part in parts]), Spread()
+    if same_encoder:
+        below, above = margins.sum(0)
+    else:
+        spreads = [part.spread for part in parts if part.spread.error]
+        if spreads:
+            variances = np.array([each.error**2 for each in spreads])
+            degrees = variances.sum() ** 2 / sum(variances**2 / [each.degrees for each in spreads])
+            spread = Spread(variances.sum() ** 0.5, degrees, spreads[0].tail)
+        over_images = (margins**2).sum(0) - sum(each.margin**2 for each in spreads)
+        below, above = np.sqrt(over_images + spread.margin**2)
+    return Interval(value, float(value - below), float(value + above), whose, spread)
 
 
 def average(parts: Sequence[Interval]) -> Interval:
@@ -168,7 +204,7 @@ def widened(part: Interval, comparisons: int) -> Interval:
     2.24
     """
     factor = ndtri(1 - TAIL / comparisons) / ndtri(1 - TAIL)
-    below, above = factor * (part.value - part.low), factor * (part.high - part.value)
+    below, above = factor * part.margins
     return replace(part, low=float(part.value - below), high=float(part.value + above))
 
 
@@ -181,9 +217,10 @@ def over_seeds(parts: Sequence[Interval], comparisons: int = 1) -> Interval:
     mean = widened(average(parts), comparisons)
     if len(parts) < 2:
         return mean
-    spread = np.std([part.value for part in parts], ddof=1) / len(parts) ** 0.5
-    margin = float(stdtrit(len(parts) - 1, 1 - TAIL / comparisons) * spread)
-    return combined([(1, mean), (1, Interval(0, -margin, margin))], same_encoder=False)
+    error = float(np.std([part.value for part in parts], ddof=1) / len(parts) ** 0.5)
+    spread = Spread(error, len(parts) - 1, TAIL / comparisons)
+    below, above = np.hypot(mean.margins, spread.margin).tolist()
+    return Interval(mean.value, mean.value - below, mean.value + above, mean.whose, spread)
 
 
 Made = Callable[[int], Sequence[Interval]]  # some contrasts, with intervals for so many comparisons

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from scipy.stats import norm
+from scipy.stats import norm, ttest_ind
 from scipy.stats import t as student
 
 from nbhelpers import scorecard
@@ -315,10 +315,11 @@ def test_a_row_is_asked_again_of_encoders_of_several_seeds(toy):
     assert found["effect"] == pytest.approx(10) and found["seeds"] == 1
     again = [found[f"repeated_{column}"] for column in ("effect", "verdict", "seeds", "note")]
     assert again == [pytest.approx(-30), "undecided", 2, "width 64, 9 images"]
-    assert found["repeated_low"] < -100 < 40 < found["repeated_high"]  # t of two seeds each
+    margin = student.ppf(0.975, 2) * 5 * 2**0.5  # of two seeds each, 10 points apart: Welch's t
+    assert [found["repeated_low"], found["repeated_high"]] == pytest.approx([-30 - margin, -30 + margin])
     text = scorecard.result(["14a"], ["shapes"]).data
-    assert "With width 64, 9 images, 2 seeds each, it **is undecided**: −30 points" in text
-    assert "width 64, 9 images, 2 seeds each: ? −30 points" in scorecard.rows("components", ["shapes"]).data
+    assert "With width 64, 9 images, 2 seeds each, it **is undecided**: −30.0 points" in text
+    assert "width 64, 9 images, 2 seeds each: ? −30.0 points" in scorecard.rows("components", ["shapes"]).data
     for name in [name for name in toy["trained"] if name.endswith(".s1")]:
         del toy["trained"][name]
     assert pd.isna(line("14a")["repeated_effect"])
@@ -355,8 +356,8 @@ def test_several_seeds_count(toy):
 
 
 def test_a_correction_of_all_rows_knows_the_intervals_of_few_seeds():
-    lines = [("1", 1), ("2", 3), ("3", 3), ("4", 3), ("5", 1)]
-    card = pd.DataFrame(lines, columns=["number", "seeds"])
+    lines = [("1", np.inf), ("2", 2), ("3", 2), ("4", 2), ("5", np.inf)]
+    card = pd.DataFrame(lines, columns=["number", "degrees"])
     card = card.assign(effect=1.0, low=0.4, high=1.6, verdict="shows")
     card.loc[4, ["effect", "low", "high", "verdict"]] = (NONE, NONE, NONE, "not measured")
     margin = 1 / 0.6
@@ -379,6 +380,28 @@ def test_newcombe():
         hits = [Interval(k / n, *wilson(k / n, n)) for k, n in (counts[:2], counts[2:])]
         both = difference(*hits)
         assert (both.low, both.high) == pytest.approx(expected, abs=5e-5)
+
+
+def test_seeds_on_both_sides_are_compared_as_welch_does():
+    sides = [1.0, 2.0, 4.0], [0.5, 0.7, 0.4, 0.6]
+    more, less = (over_seeds([Interval(x, x, x) for x in each]) for each in sides)
+    both, by_scipy = difference(more, less), ttest_ind(*sides, equal_var=False)
+    assert (both.low, both.high) == pytest.approx(tuple(by_scipy.confidence_interval()))
+    assert both.spread.degrees == pytest.approx(by_scipy.df) and both.spread.error > 0
+    alone = Interval(0.5, 0.0, 1.5)  # a side with one seed adds its squared margins over images
+    mixed = difference(more, alone)
+    assert mixed.margins == pytest.approx(np.hypot(more.margins, [1.0, 0.5])) and mixed.spread == more.spread
+    turned = difference(alone, more)
+    assert (turned.low, turned.high) == (-mixed.high, -mixed.low) and turned.spread == more.spread
+    images = [Interval(x, x - 1, x + 1) for x in sides[1]]  # over images as well, and for three comparisons
+    wide = over_seeds(images, 3)
+    error = np.std(sides[1], ddof=1) / 2
+    over = norm.ppf(1 - 0.025 / 3) / norm.ppf(0.975), student.ppf(1 - 0.025 / 3, 3) * error
+    assert wide.margins == pytest.approx(np.hypot(*over)) and wide.spread.margin == pytest.approx(over[1])
+    twice = difference(difference(wide, alone), wide)  # gains from width are differences of differences
+    welch = student.ppf(1 - 0.025 / 3, 6) * error * 2**0.5
+    squares = 2 * over[0] ** 2 + np.array([1.0, 0.25]) + welch**2
+    assert twice.margins == pytest.approx(np.sqrt(squares))
 
 
 def test_trials_with_a_cause_in_common_count_as_fewer():

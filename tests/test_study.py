@@ -60,10 +60,10 @@ def test_encoders_that_are_alike_have_one_width_and_length(shapes_with):
     assert chosen.alike("mim") == ("shapes.mim",)
     alike = ("shapes.latent.w64.n9", "shapes.mim.w64.n9", "shapes.mim.w64.n9.s1")
     assert chosen.alike("latent", "mim") == alike
-    with pytest.raises(LookupError, match="dino and mim .* images$"):
+    with pytest.raises(LookupError, match=r"dino and mim .* images$"):
         chosen.alike("dino", "mim")
     assert chosen.alike("mim", seeds=2) == alike[1:]
-    with pytest.raises(LookupError, match="latent and mim .*, with 2 seeds each"):
+    with pytest.raises(LookupError, match=r"latent and mim .*, with 2 seeds each"):
         chosen.alike("latent", "mim", seeds=2)
 
 

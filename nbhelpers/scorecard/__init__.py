@@ -12,7 +12,7 @@ from nbhelpers.scorecard.claims import CLAIMS, Claim, measured
 from nbhelpers.scorecard.evidence import Evidence, Moment, NotMeasured, Repeated, read_by, read_labels
 from nbhelpers.scorecard.page import MARKS, NOT_MEASURED, html_table, sentences, tint
 
-COLUMNS = "number claim measure remark chapter study effect low high unit seeds".split()
+COLUMNS = "number claim measure remark chapter study effect low high unit seeds degrees".split()
 COLUMNS += "published published_unit source verdict note".split()
 REPEATED = [f"repeated_{column}" for column in ("effect", "low", "high", "seeds", "verdict", "note")]
 ONE_RUN = """Intervals are over test images, and over training seeds where a side has several; a side with one
@@ -40,8 +40,9 @@ def scorecard(studies: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> pd.Da
 
     Returns:
         A row per claim and study with the columns `number claim measure remark chapter study effect low high
-        unit seeds published published_unit source verdict note`. `low` and `high` bound the 95 % interval of
-        `effect`, over images and, with more than one of the `seeds`, over them too. `published` is a
+        unit seeds degrees published published_unit source verdict note`. `low` and `high` bound the 95 %
+        interval of `effect`, over images and, with more than one of the `seeds`, over them too: then by
+        Student's t with so many `degrees` of freedom, else infinitely many. `published` is a
         published value of it. Where the verdict is "not measured", `note` says what is missing; else it names
         the encoder that was chosen from several, and widths and images where the encoders differ in them.
         Columns whose names begin with `repeated_` hold the same of encoders that were trained from several
@@ -61,8 +62,8 @@ def lost_together(card: pd.DataFrame) -> pd.DataFrame:
     """Rows of a scorecard that would be undecided if all its rows were corrected together (Holm).
 
     The p-value of an effect is read off its interval: by the normal distribution or, where every side has
-    several seeds, by Student's t of as many, from which most of such an interval comes. A side with a single
-    seed makes the row one of the first kind, whatever the other side has.
+    several seeds, by Student's t of the spread over these, from which most of such an interval comes. A side
+    with a single seed makes the row one of the first kind, whatever the other side has.
 
     Args:
         card: as of `scorecard`.
@@ -71,9 +72,9 @@ def lost_together(card: pd.DataFrame) -> pd.DataFrame:
         Those rows that have another verdict now, in the card's order.
     """
     measured = card[card["verdict"] != NOT_MEASURED]
-    effect, seeds = measured["effect"], measured["seeds"]
+    effect = measured["effect"]
     margin = (effect - measured["low"]).where(effect > 0, measured["high"] - effect)
-    spread = student(np.where(seeds > 1, seeds - 1, np.inf))  # with infinitely many degrees, the normal one
+    spread = student(measured["degrees"])  # with infinitely many, the normal distribution
     p = 2 * spread.sf(spread.ppf(1 - TAIL) * effect.abs() / margin)
     p = pd.Series(p, measured.index).sort_values()
     holm = (p * np.arange(len(p), 0, -1)).cummax()  # the smallest times their number, the next times one less
@@ -115,6 +116,7 @@ def _line(claim: Claim, evidence: Evidence) -> dict[str, object]:
         "low": effect.low,
         "high": effect.high,
         "seeds": min(seeds),
+        "degrees": effect.spread.degrees if min(seeds) > 1 else np.inf,
         "verdict": verdict(effect),
         "note": "; ".join(filter(None, [note, varied])),
     }
