@@ -109,7 +109,8 @@ conclude(
     "**What is it good for?** A linear probe reads shape or class better from a "
     "contrastive encoder (MoCo v3) than from a masked one (SimMIM); on generated "
     "images its best depth is also later. Fine-tuning (not drawn) closes most of the "
-    "gap but does not put the masked encoder ahead (row 14g).",
+    "gap: the masked encoder stays behind on generated images, and on photographs no "
+    "difference can be detected (row 14g).",
     ["12", "14a"],
 )
 
@@ -267,9 +268,10 @@ Markdown(f"""- **Many rows.** Each interval is a 95 % interval on its own; among
 #   seeds it is wide, so that adding a seed can turn an entry "undecided".
 # - **Encoders that differ.** A row takes encoders of width 128 that saw all images; where a side has none, the widest
 #   and, of these, the longest trained that both sides have. Where the encoders of a row saw different numbers of
-#   images, or differ in width, the row says so. Encoders of width 128, except MAE and the supervised ones, were trained
-#   with a prototype of the trainer, in bfloat16 and on images drawn with replacement; the manifest in `data/encoders`
-#   has the recipe of each encoder.
+#   images, or differ in width, the row says so. The longest-trained CL and MIM and, on photographs, the hybrid and the
+#   MAE of width 128 were trained with a prototype of the trainer, in bfloat16 and on images drawn with replacement; the
+#   manifest in `data/encoders` has the recipe of each encoder. All were trained with Muon, the published ones with AdamW
+#   ([Images](start/images.py)).
 # - **Averages and differences.** Within an encoder, margins are added, which is conservative: a mean over depths has
 #   the mean of their margins, and a difference of two readings, of two moments, or of decoder and encoder (13b) has the
 #   sum. So has, in rows 18 to 19b, the difference of the trainings at two amplitudes. Any other two encoders are

@@ -229,10 +229,10 @@ pd.DataFrame(rows).T.round(2)
 #
 # ## Which training objectives collapse?
 #
-# MoCo v3 pushes each image away from all others. DINO does not, but it also asks for the same representation of two
-# views. Supervised training asks for one answer per image as well: the label. {term}`MAE` hides patches as SimMIM does,
-# but its encoder never sees a mask token. If collapse comes with *one answer per image*, NMI should be low for DINO and
-# supervised training, as for CL, and MAE should stay near MIM.
+# MoCo v3 pushes each image away from the others of its batch. DINO does not, but it also asks for the same representation
+# of two views. Supervised training asks for one answer per image as well: the label. {term}`MAE` hides patches as SimMIM
+# does, but its encoder never sees a mask token. If collapse comes with *one answer per image*, NMI should be low for DINO
+# and supervised training, as for CL, and MAE should stay near MIM.
 
 # %% tags=["hide-input"]
 KINDS = ["cl", "dino", "mim", "mae", "supervised"]
@@ -309,7 +309,7 @@ said = f"Both comparisons together: {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
-# ## Complete collapse in narrower encoders
+# ## Complete collapse after short training
 #
 # CL and MIM above are single, wide encoders. The same late means for narrower ones, trained on fewer images from several
 # seeds, with a number per seed. (The loss of {term}`latent MIM` predicts features instead of pixels.)
@@ -330,7 +330,7 @@ pd.DataFrame(rows).T if rows else None
 
 # %% [markdown]
 # An NMI of 0 with an entropy clearly below 1 is complete collapse: all queries select the same keys. Where MIM's NMI is far
-# above 0 at the same size, the training objective decides, not the size.
+# above 0 at the same width and after as many images, the objective makes the difference.
 #
 # ## What would refute it
 #
@@ -403,13 +403,14 @@ Markdown(" ".join(said)) if said else None
 #   undecided, DINO is too flat to tell, and MAE's NMI lies between CL's and MIM's.
 # - The heads of a block have more similar maps in CL than in MIM in both studies. On photographs this is flatness; on
 #   generated images part of it remains after the uniform map is subtracted.
-# - Narrow CL encoders have collapsed further than the wide one: their NMI is near 0, while the entropy of most is clearly
-#   below 1.
+# - CL encoders that were trained briefly have collapsed further than those above: their NMI is near 0, while the entropy
+#   of most is clearly below 1. A wide CL that saw as few images has done so, too
+#   ([When do the findings appear?](../beyond/moments.py)): it is a matter of short training, not of width.
 # - An NMI that falls towards the last block is not peculiar to CL. On photographs the wide CL's falls further than the
 #   wide MIM's; on generated images, and for most narrower pairs in both studies, it is the other way round.
 # - NMI asks whether where a query *is* matters for where it *looks*. At 0 it does not.
 # - A low NMI alone does not mean collapse. Read it beside the entropy and beside an untrained encoder.
-# - A collapsed map still says *what* in the image matters, which is enough to tell images apart, but nothing about the
+# - A collapsed map still says *what* in the image matters, which can help to tell images apart, but nothing about the
 #   individual patch. Whether that harms dense prediction is [a separate question](../components/behaviour.py).
 #
 # ## Exercises

@@ -116,7 +116,7 @@ pd.DataFrame({"loss L": float(L)}, index=["predicting 0"]).round(3)
 # similar targets. In most images the colours change from left to right: much of the target says where a patch is, not
 # what it shows.
 
-# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with six tenths of its patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, each patch coloured by its first three principal components over all images of this section. SimMIM would predict the hidden patches of the top row."}}
+# %% mystnb={"image": {"classes": "pictures", "alt": "Six generated images in three rows: the image, the image with ten of each sixteen patches grey, and its grid of patches coloured by the first three principal components of the target."}, "figure": {"caption": "What is predicted. Top: images. Middle: what the student sees of them. Bottom: the target, each patch coloured by its first three principal components over all images of this section. SimMIM would predict the hidden patches of the top row."}}
 flat = t.flatten(0, 1)
 colours = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T  # B*N 3
 low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)
@@ -199,7 +199,7 @@ plots.download([*frames.values(), *own.values()], "latent")
 # number would mean nothing and is left out.
 
 # %% tags=["hide-input"]
-lines, late_ones = {}, ["attention_distance", "nmi", "delta_log_amplitude"]
+lines, late_ones = {}, METRICS
 for name, frame in frames.items():
     sides = {metric: late(frame, metric) for metric in late_ones}
     if name in own:
@@ -222,7 +222,7 @@ ways if lines else none
 # %% [markdown]
 # The two MIMs differ in target and error function alone. Each is the mean of three runs that differ among themselves, so
 # a small difference may be chance. Attention can become wide without the features becoming better: the average over an
-# image is easy to predict for a student that sees four tenths of it. Whether neighbours improve may depend on what the
+# image is easy to predict for a student that sees six of sixteen patches. Whether neighbours improve may depend on what the
 # teacher has learnt, and ours had little time. The published encoders
 # {cite:p}`psomas2026attention` were trained on ImageNet for hundreds of epochs, and differ in much else too:
 
@@ -257,9 +257,11 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - What shows: on photographs, predicting features moved both attention and Δ log amplitude towards CL; on generated
-#   images it moved Δ log amplitude, while attention is undecided. CL of this size has a low Δ log amplitude because its
-#   tokens are nearly equal, and those of latent MIM are not: the number moves towards CL's, but the property need not.
+# - What shows: on photographs, latent MIM's attention reaches further and depends less on the query than MIM's. The
+#   entropies above say that this is in large part because its maps are flatter, flatter even than CL's. On generated
+#   images attention is undecided. In both studies Δ log amplitude has moved towards CL's. CL of this size has a low Δ log
+#   amplitude because its tokens are nearly equal, and those of latent MIM are not: the number moves towards CL's, but the
+#   property need not.
 # - What is undecided in both studies: whether shape bias and nearest neighbours follow.
 # - Three seeds are few: the [front page](../index.py) says which of these verdicts would be lost if all rows of the
 #   scorecard were corrected together.

@@ -123,7 +123,8 @@ pd.DataFrame(lines).T
 # The table holds the cosine between the tokens of an image after the last block; the number of images seen, in millions,
 # is in brackets. In the figures, a line is one training of width 128 with intervals over images. Dots, and the last
 # column, are other encoders, which the rest of the book draws. A dot may lie off the line: a shorter training had already
-# lowered its learning rate by then, and the half-filled dots are of width 64.
+# lowered its learning rate by then, the longest trainings had larger batches and another trainer, and the half-filled
+# dots are of width 64.
 #
 # ## The quantity
 #
@@ -240,12 +241,20 @@ legend = below(axes)
 #
 # Attention that is nearly uniform also reaches far. Early in training, an encoder of either kind therefore has the
 # *attention distance* that the paper finds in CL, but for another reason: it looks everywhere because it has not learnt
-# where to look. NMI and [entropy](../attention/collapse.py) tell the two cases apart; distance alone does not.
+# where to look. The [entropy](../attention/collapse.py) tells the two cases apart, which neither distance nor NMI does:
+
+# %% mystnb={"image": {"alt": "Attention entropy as a share of its maximum, mean over the last third of the blocks, against the number of images seen in training, for CL and MIM, one panel per study; uniform attention dashed at 1."}, "figure": {"caption": "Attention entropy as a share of its maximum, mean over the last third of the blocks, against images seen; lines and dots as above. Dashed: uniform attention."}}
+axes = draw("attention_entropy", "late", 1.0)
+legend = below(axes)
+
+# %% [markdown]
+# After the first tens of thousands of images CL's entropy is clearly below 1 while its NMI is still near 0: its attention
+# is no longer uniform but collapsed, the same selection for every query.
 #
 # ## Features come before attention
 #
-# Does an encoder learn anything while its attention is uniform and its tokens are alike? Probes of its features show that
-# it does.
+# Does an encoder learn anything while its attention is the same for every query and its tokens are alike? Probes of its
+# features show that it does.
 
 # %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block (shape on generated images, class on photographs) against images seen; lines and dots as above. Dotted: the untrained encoder."}}
 axes = draw("linear", "last")
@@ -257,8 +266,8 @@ legend = below(axes)
 
 # %% [markdown]
 # While CL's tokens are most alike, what they share becomes easier to read, with small setbacks. Attention that is the same
-# for every query is an average, and averages with good patch-wise layers between them go a long way. So collapsed attention
-# is not a failure of training, and its absence is no merit.
+# for every query is an average, and averages with good patch-wise layers between them go a long way. So an encoder with
+# collapsed attention can still learn features that a probe reads.
 #
 # ## Is dense prediction damaged late?
 #
@@ -346,9 +355,9 @@ for name, grid in grids.items():
 
 # %% [markdown]
 # Columns are numbers of images seen, about every second moment. Where a row changes its sign, two papers with trainings of
-# different length would contradict each other and both be right. Some traits that the paper names belong to the *middle*
-# of training: they appear, and are gone in the encoders that were trained longest. A "✓" at the untrained encoder (0k) is
-# no effect of training.
+# different length would contradict each other and both be right. Some traits that the paper names appear, and are gone in
+# the encoders that were trained longest. These, the last column, also had larger batches, so a change between the last
+# two columns may not be due to length. A "✓" at the untrained encoder (0k) is no effect of training.
 #
 # ## What would refute it
 #
@@ -372,7 +381,8 @@ scorecard.rows("beyond/moments", STUDIES)
 #   token and patches grow alike late in training, or, on generated images, that its single tokens tell less.
 # - Before you compare two objectives, ask whether both are at the same point of their training. An equal number of images
 #   does not ensure that.
-# - Far-reaching attention early in training is uniform attention. Look at NMI before you look at distance.
+# - Far-reaching attention early in training is uniform attention at first, and collapsed attention later. NMI is near 0
+#   in both: look at the entropy, too, before you look at distance.
 # - Alike tokens do not mean that nothing has been learnt. What they share may be exactly what the task needs.
 #
 # ## Exercises

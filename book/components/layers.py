@@ -266,8 +266,8 @@ scorecard.rows("components/layers", STUDIES, MODELS)
 # ## Takeaways
 #
 # - What shows: on generated images the wide CL is read best near its end, and MIM in the middle, after which its curve
-#   falls. What does not: on photographs both curves are nearly flat at the end, so their best depths cannot be told
-#   apart.
+#   falls. What does not: on photographs both are read best near the end, so their best depths cannot be told apart. CL's
+#   curve still climbs there over several late blocks, MIM's is flat: a difference that the best depth misses.
 # - Re-initialising MIM's last blocks costs it little, as it should if they are only a decoder. On photographs it costs
 #   MIM less than CL; on generated images both lose hardly anything.
 # - The last block is not always the best representation. For a masked model, look for the depth that a probe reads best.

@@ -24,8 +24,8 @@
 # \end{gathered}
 # $$
 #
-# Below 0, a step for one loss undoes progress on the other; at 0, neither affects the other. The weight $\lambda$ of [the
-# hybrid](hybrid.py) does not enter $c_\ell$, but it does change where training goes.
+# Below 0, a small step down the gradient of one loss raises the other; at 0, neither affects the other. The weight
+# $\lambda$ of [the hybrid](hybrid.py) does not enter $c_\ell$, but it does change where training goes.
 
 # %% tags=["parameters"]
 STUDIES = ["shapes", "cifar10"]
@@ -255,8 +255,8 @@ plots.download(photographs, "gradients_on_photographs")
 # %% [markdown]
 # ## Which loss pulls harder?
 #
-# The step is taken along $(1 - \lambda)\, g + \lambda\, h$. If one gradient is a hundred times as long, it decides the
-# step alone, whatever the angle. Both pull equally hard at
+# Gradient descent steps along $(1 - \lambda)\, g + \lambda\, h$. If one gradient is a hundred times as long, it decides
+# that direction alone, whatever the angle. Both pull equally hard at
 #
 # $$
 # \lambda^* = \frac{\lVert g \rVert}{\lVert g \rVert + \lVert h \rVert} .
@@ -304,14 +304,15 @@ for of, rows in pull.items():
     end = "" if last == steps[-1] else ", the last step at which it can be estimated"
     said.append(f"""- For {of}, λ* lies between {ends.min():.2f} and {ends.max():.2f}
 after {last} steps{end}.""")
-text = """At a λ above the λ* of the expected gradients, CL leads in the long run. On
-single batches it leads at a lower λ, but there most of its gradient is noise."""
+text = """At a λ above the λ* of the expected gradients, CL's is the longer part of their
+sum. On single batches it is at a lower λ, but there most of its gradient is noise."""
 Markdown("\n".join([*said, "\n" + text]))
 
 # %% [markdown]
 # $\lambda$ is not a share of influence: it depends on the units of the two losses, pixels on one side and nats on the
-# other. For that reason a comparison of weights between papers says little. The optimiser does not change this: it
-# rescales the sum, never the terms.
+# other. For that reason a comparison of weights between papers says little. Nor is $\lambda^*$ a share of the step that
+# is taken: the book's optimiser, Muon, makes all singular values of the sum's running mean equal, so a short gradient
+# can still move a matrix in directions that the long one leaves alone.
 #
 # ## Do the features of the encoders agree?
 #
@@ -405,11 +406,12 @@ now[["value", "low", "high"]].round(3)
 # ## Takeaways
 #
 # - Whether a conflict grows with depth is undecided, on generated images as on photographs. Early in training the first
-#   blocks show a conflict, the last ones never do; on photographs the losses agree more often than they conflict, at one
-#   step even in the last blocks. At the end each loss hardly agrees with itself.
-# - In their late features most hybrids are nearer to CL than to MIM, but that is no trace of CL's loss: on generated
-#   images MAE and the supervised encoder are nearer to CL, too. On photographs much of the nearness to MIM needs no
-#   training: the untrained encoder is nearer to MIM than any trained one.
+#   blocks show a weak conflict on generated images, while on photographs they agree; no late block shows a conflict. At
+#   the end each loss hardly agrees with itself.
+# - In their late features most hybrids are nearer to CL than to MIM. On generated images this need not come from CL's
+#   loss, since MAE and the supervised encoder are nearer to CL, too. On photographs the wide hybrid is far nearer to CL
+#   than any encoder trained without that loss; it is a single run. Much of the nearness to MIM there needs no training:
+#   the untrained encoder is nearer to MIM than any trained one.
 # - Compare the cosine of two losses with that of each loss with itself. Where a batch's gradient is mostly noise, a right
 #   angle between two losses says little about where they pull on average.
 # - The angle between two gradients says nothing about their lengths. The weight λ at which both pull equally hard depends

@@ -91,11 +91,14 @@ scorecard.result(["15a", "15b", "15c"], STUDIES, MODELS)
 # ## The quantity
 #
 # Both losses on eight random rows. SimMIM counts the error on masked patches only, where $m = 1$; the hybrid's loss is
-# the weighted sum of the two. In the contrastive loss, a query $q_i$ of one view has to find the key $k_i$ of the other
-# view among all keys:
+# the weighted sum of the two. In the contrastive loss, a query $q_i$ of one view has to find the key $k'_i$ of the other
+# view among all keys, and the other way round:
 #
 # $$
-# L_{CL} = -2\tau \, \frac{1}{B} \sum_i \log \frac{e^{\cos(q_i, k_i) / \tau}}{\sum_j e^{\cos(q_i, k_j) / \tau}} ,
+# \begin{gathered}
+# L_{CL} = \ell(q, k') + \ell(q', k), \\[0.6em]
+# \ell(q, k) = -2\tau \, \frac{1}{B} \sum_i \log \frac{e^{\cos(q_i, k_i) / \tau}}{\sum_j e^{\cos(q_i, k_j) / \tau}} ,
+# \end{gathered}
 # $$
 #
 # with MoCo v3's factor $2\tau$, which also sets the scale on which $\lambda$ weighs it.
@@ -108,18 +111,27 @@ from nbhelpers.pretrain.moco import info_nce
 from nbhelpers.pretrain.simmim import masked_l1
 
 torch.manual_seed(0)
-q, k, tau = torch.randn(8, 32), torch.randn(8, 32), 0.2  # B D
+q, k, q_2, k_2 = torch.randn(4, 8, 32)  # B D: of one view, of the other
+tau = 0.2
 x, x_hat = torch.randn(8, 64, 48), torch.randn(8, 64, 48)  # B N D
 m = torch.rand(8, 64) < 0.6  # B N
 
+
 # %%
-cosine = torch.nn.functional.cosine_similarity(q[:, None], k[None], dim=-1)  # B B
-L_CL = -2 * tau * (cosine / tau).log_softmax(-1).diagonal().mean()
+def one_way(q, k):
+    """The contrastive loss of one view's queries."""
+    cosine = torch.nn.functional.cosine_similarity(q[:, None], k[None], dim=-1)  # B B
+    return -2 * tau * (cosine / tau).log_softmax(-1).diagonal().mean()
+
+
+# %%
+L_CL = one_way(q, k_2) + one_way(q_2, k)
 L_MIM = (x_hat - x).abs().mean(-1)[m].mean()
 weight_cl = 0.2  # lambda
 L = (1 - weight_cl) * L_MIM + weight_cl * L_CL
 
-assert_close(L_CL, info_nce(q, k, tau), atol=1e-4, rtol=1e-4)
+library = info_nce(q, k_2, tau) + info_nce(q_2, k, tau)
+assert_close(L_CL, library, atol=1e-4, rtol=1e-4)
 assert_close(L_MIM, masked_l1(x_hat, x, m), atol=1e-4, rtol=1e-4)
 assert_close(L, combine(L_MIM, L_CL, weight_cl), atol=1e-4, rtol=1e-4)
 losses = {"L_MIM": L_MIM, "L_CL": L_CL, "L": L}

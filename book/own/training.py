@@ -88,8 +88,9 @@ Markdown(
 # ## The training loop
 #
 # Each training step draws views, computes the loss and its gradient, and updates the weights. The loop below works on a
-# copy, so that the run after it starts from unchanged weights; `Trainer` adds a learning-rate schedule and checkpoints.
-# Four steps are too few to see the loss fall.
+# copy, so that the run after it starts from unchanged weights. It uses AdamW for brevity; `Trainer` takes Muon
+# {cite:p}`liu2025muon` for weight matrices and AdamW for all else, and adds a learning-rate schedule and checkpoints. Four
+# steps are too few to see the loss fall.
 
 # %%
 import copy

@@ -213,7 +213,8 @@ scorecard.rows("representations/frequency", STUDIES, MODELS)
 #   first of the late blocks.
 # - MIM's last blocks lower high frequencies only on generated images, and there the constant part grows: the tokens
 #   become more alike, not smoother.
-# - On photographs both lie far above the untrained encoder: training makes tokens rougher in both, in CL less so.
+# - On photographs both lie far above the untrained encoder, CL mostly because its tokens have less in common: beyond the
+#   first ring its spectrum falls nearly as steeply as the untrained one's. MIM's is clearly flatter.
 # - Δ log amplitude asks how rough the tokens are on their grid, relative to their mean.
 # - Look at the whole spectrum before you call tokens *smooth*: a large vector that all tokens share lowers every
 #   frequency.

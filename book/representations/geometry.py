@@ -226,8 +226,8 @@ scorecard.rows("representations/geometry", STUDIES, MODELS)
 #   though MIM's do not move separately either: much of their update is common, far more than 1/N. On generated images,
 #   the tokens of neither gather by image.
 # - The common share tells whether a block moves an image as a whole or its tokens one by one. It follows largely from
-#   how alike the attention maps of an image are, so row 7 is mostly row 2 of the scorecard expressed in the residual
-#   stream, not independent evidence.
+#   how alike the outputs of attention are, so row 7 is mostly row 5b of the scorecard expressed in the residual stream,
+#   not independent evidence.
 # - It is 1 for an untrained encoder, so read it beside that encoder, and over all depths.
 # - Tokens that move together need not end up together: whether they form clusters is a separate question.
 #
