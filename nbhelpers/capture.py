@@ -176,9 +176,8 @@ def capture(
             "do without the metrics that need it: across_attention_cosine, common_update_share"
         )
     if any(part.training for part in encoder.module.modules()):
-        raise RuntimeError(
-            f"{encoder.name} has parts in training mode (dropout is on): call encoder.module.eval()"
-        )
+        what = "has parts in training mode (dropout is on): call encoder.module.eval()"
+        raise RuntimeError(f"{encoder.name} {what}")
     tap = _Tap(encoder, on_attention, on_stream, places if on_stream is not None else ())
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -194,9 +193,8 @@ def capture(
             stack.enter_context(tap)
         yield
     if tap.last != encoder.depth:
-        raise RuntimeError(
-            f"{encoder.name}: the last pass ran {tap.last} of {encoder.depth} blocks; run them all"
-        )
+        what = f"the last pass ran {tap.last} of {encoder.depth} blocks; run them all"
+        raise RuntimeError(f"{encoder.name}: {what}")
 
 
 class _Tap(TorchFunctionMode):
@@ -246,10 +244,9 @@ class _Tap(TorchFunctionMode):
         """Before a block, which must be the next one, or the first one of a new pass."""
         last = self.last % len(self.blocks)
         if block is not self.blocks[last]:
-            raise RuntimeError(
-                f"{self.encoder.name}: block {self.blocks.index(block) + 1} started after block {last}; "
-                f"passes inside capture() must run blocks 1 to {len(self.blocks)} in order"
-            )
+            way = f"passes inside capture() must run blocks 1 to {len(self.blocks)} in order"
+            what = f"block {self.blocks.index(block) + 1} started after block {last}; {way}"
+            raise RuntimeError(f"{self.encoder.name}: {what}")
         given = args or tuple(kwargs.values())
         if last == 0 and "block" in self.places:
             self._stream(0, "block", given)
@@ -279,10 +276,9 @@ class _Tap(TorchFunctionMode):
                     f"{self.seen.count(what)} times instead of once; do not compile it; {TWO_LINES}"
                 )
         if self.seen == ["+sa", "attention"]:
-            raise UnsupportedArchitecture(
-                f"{self.encoder.name}: {self.encoder.after_attention} of block {depth} runs before its "
-                "attention; set after_attention= in wrap() to the first part that runs after the attention"
-            )
+            what = f"{self.encoder.after_attention} of block {depth} runs before its attention"
+            way = "set after_attention= in wrap() to the first part that runs after the attention"
+            raise UnsupportedArchitecture(f"{self.encoder.name}: {what}; {way}")
         if "block" in self.places:
             self._stream(depth, "block", output)
 
@@ -308,10 +304,8 @@ class _Tap(TorchFunctionMode):
     def _multi_head(self, call: dict[str, Any]) -> None:
         """A call of `F.multi_head_attention_forward` on tokens `N B D`, by its arguments."""
         if call["add_zero_attn"] or any(call[name] is not None for name in UNUSUAL):
-            raise UnsupportedArchitecture(
-                f"{self.encoder.name}: block {self.running} adds keys, masks some of them or projects "
-                "queries and keys by separate weights, which cannot be read"
-            )
+            what = "masks some of them or projects queries and keys by separate weights, which cannot be read"
+            raise UnsupportedArchitecture(f"{self.encoder.name}: block {self.running} adds keys, {what}")
         tokens = (call["query"], call["key"], call["value"])
         bias, mask = call["in_proj_bias"], call["attn_mask"]
         weights, biases = call["in_proj_weight"].chunk(3), [None] * 3 if bias is None else bias.chunk(3)
@@ -321,11 +315,9 @@ class _Tap(TorchFunctionMode):
         )
         if mask is not None and mask.ndim == 3:
             mask = mask.unflatten(0, query.shape[:2])
-        dropout = call["dropout_p"] if call["training"] else 0.0
+        p = call["dropout_p"] if call["training"] else 0.0
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        self._attention(
-            output, query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=call["is_causal"]
-        )
+        self._attention(output, query, key, value, attn_mask=mask, dropout_p=p, is_causal=call["is_causal"])
 
     def _matmul(self, result: Tensor, first: Tensor, second: Tensor) -> None:
         """A product of four-dimensional tensors: q k^T, or the probabilities of the last softmax times v."""
@@ -336,10 +328,9 @@ class _Tap(TorchFunctionMode):
             maps = self.logits.softmax(-1, dtype=torch.float32) * first.float().sum(-1, keepdim=True)
             near = 1e-4 + 4 * max(torch.finfo(each.dtype).eps for each in (self.logits, first))
             if not torch.allclose(maps, first.float(), near, near / self.encoder.tokens, equal_nan=True):
-                raise UnsupportedArchitecture(
-                    f"{self.encoder.name}: block {self.running} changes its attention after the softmax over "
-                    "keys (by dropout or talking heads, say), or takes the softmax over something else"
-                )
+                what = "changes its attention after the softmax over keys (by dropout or talking heads, say)"
+                what += ", or takes the softmax over something else"
+                raise UnsupportedArchitecture(f"{self.encoder.name}: block {self.running} {what}")
             (query, key), bias = self.product, self.logits - self.product[0] @ self.product[1].mT
             self.product = self.logits = None
             # What came between product and softmax: a scale, a position bias.
@@ -356,9 +347,8 @@ class _Tap(TorchFunctionMode):
             raise RuntimeError(f"{encoder.name}: attention dropout is on in block {depth}; switch it off")
         masked = bias is not None and (bias.dtype == torch.bool or (bias <= MASKED).any())
         if call.get("is_causal") or masked:
-            raise UnsupportedArchitecture(
-                f"{encoder.name}: block {depth} masks some tokens; only attention over all tokens can be read"
-            )
+            what = "masks some tokens; only attention over all tokens can be read"
+            raise UnsupportedArchitecture(f"{encoder.name}: block {depth} {what}")
         self.seen.append("attention")
         expected = (encoder.heads, encoder.tokens)
         shapes = [tuple(t.shape) for t in (query, key, value)]

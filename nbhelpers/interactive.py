@@ -4,7 +4,6 @@ Script and style are part of the HTML, so that it works on the site, in Jupyter 
 """
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +12,8 @@ from importlib.resources import files
 import numpy as np
 from IPython.display import HTML
 from matplotlib import colormaps
-from PIL import Image
 from torch import Tensor
+from torchvision.io import encode_png
 
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import patch_distances
@@ -44,15 +43,10 @@ def explore(image: Tensor, encoders: Sequence[Encoder]) -> HTML:
     encoders = list(encoders)
     size = sum(e.depth * e.heads * (e.grid[0] * e.grid[1]) ** 2 for e in encoders)
     names = distinct_labels(encoder.name for encoder in encoders)
-    models = [
-        {"label": name} | _maps(encoder, image, single_heads=size <= LIMIT)
-        for name, encoder in zip(names, encoders, strict=True)
-    ]
-    content = {
-        "note": MEANS_ONLY if size > LIMIT else "",
-        "models": models,
-        "image": png(image.squeeze(0)),
-    }
+    all_heads = size <= LIMIT
+    pairs = zip(names, encoders, strict=True)
+    models = [{"label": name} | _maps(encoder, image, all_heads) for name, encoder in pairs]
+    content = {"note": "" if all_heads else MEANS_ONLY, "models": models, "image": png(image.squeeze(0))}
     return application("attention-maps", FALLBACK, content, "interactive.css", "interactive.js")
 
 
@@ -109,6 +103,4 @@ def base64_of(values: Tensor | np.ndarray, dtype: str) -> str:
 
 def png(image: Tensor) -> str:
     """An image (uint8 `C H W`) as an address that holds its content."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64_of(encode_png(image, compression_level=9), "u1")

@@ -20,17 +20,8 @@ from tqdm import tqdm  # not tqdm.auto: it draws widgets into executed pages
 from nbhelpers.capture import Attention, OnAttention, OnStream, capture
 from nbhelpers.files import atomic_path, cache_dir
 from nbhelpers.images import ImageSource
-from nbhelpers.metrics import (
-    METRICS,
-    SHIPPED,
-    Accumulator,
-    Metric,
-    object_attention,
-    object_prior,
-    object_tokens,
-    patch_attention,
-    queries_by_kind,
-)
+from nbhelpers.metrics import METRICS, SHIPPED, Accumulator, Metric, patch_attention
+from nbhelpers.metrics.objects import object_attention, object_prior, object_tokens, queries_by_kind
 from nbhelpers.metrics.streams import Streams
 from nbhelpers.models import Encoder, UnsupportedArchitecture
 from nbhelpers.ranks import rank, world_size

@@ -29,9 +29,7 @@ NAMES = {key: name for name, key in _LOOKS.pop("key").dropna().items()}  # by wh
 # Published models look like ours of the same objective, and so do their public checkpoints.
 STYLES: dict[str, dict] = _LOOKS.to_dict("index")
 # The paper's own models, and an untrained one of their architecture.
-IMAGENET_MODELS = tuple(
-    f"{of}vit_base_patch16_224" for of in ("mocov3.", "dino.", "simmim.", "mae.", "random:")
-)
+IMAGENET_MODELS = tuple(f"{of}vit_base_patch16_224" for of in "mocov3. dino. simmim. mae. random:".split())
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,8 @@ def photographs(size: Size = 224) -> ArraySource:
     torch.Size([2, 3, 32, 32])
     """
     images = [resize(Image.fromarray(getattr(skimage.data, name)()), size) for name in PHOTOGRAPHS]
-    labels = {"class": torch.arange(len(PHOTOGRAPHS))}
-    return ArraySource(
-        "photographs", torch.stack(images), labels, {"class": PHOTOGRAPHS}, origin="scikit-image"
-    )
+    labels, classes = {"class": torch.arange(len(PHOTOGRAPHS))}, {"class": PHOTOGRAPHS}
+    return ArraySource("photographs", torch.stack(images), labels, classes, origin="scikit-image")
 
 
 def cue_conflict(size: Size | None = None) -> ArraySource:
@@ -115,10 +113,8 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
     for file in source.files:
         match = _STIMULUS.fullmatch(file.stem)
         if match is None:
-            raise ValueError(
-                f"{file} is no cue-conflict stimulus; expected names such as "
-                f"airplane/airplane1-bicycle2.png with the classes {', '.join(CUE_CLASSES)}"
-            )
+            names = f"airplane/airplane1-bicycle2.png with the classes {', '.join(CUE_CLASSES)}"
+            raise ValueError(f"{file} is no cue-conflict stimulus; expected names such as {names}")
         cues.append([CUE_CLASSES.index(match[label]) for label in ("shape", "texture")])
         made_from.append((match[1], match[3]))
     shapes, textures = torch.tensor(cues).T

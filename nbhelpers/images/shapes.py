@@ -238,9 +238,8 @@ def shapes(split: str = "test", nuisance: float = 1.0, rendering: int = 0) -> Ar
     if split not in SPLITS:
         raise ValueError(f"shapes has no split {split!r}; it has {', '.join(SPLITS)}")
     if not 0 <= nuisance < math.inf:
-        raise ValueError(
-            f"nuisance must be an amplitude of 0 or more (0: none, 1: the usual one), got {nuisance}"
-        )
+        wanted = "an amplitude of 0 or more (0: none, 1: the usual one)"
+        raise ValueError(f"nuisance must be {wanted}, got {nuisance}")
     make = partial(generate_block, split, nuisance=nuisance, rendering=rendering)
     first = make(0)  # so that a changed generator never reads an older one's images
     content = b"".join(first[name].numpy().tobytes() for name in sorted(first))

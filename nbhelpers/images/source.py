@@ -82,10 +82,8 @@ class ImageSource(Dataset):
         images = [self[i] for i in self._numbers(indices).tolist()]
         shapes = sorted({tuple(image.shape) for image in images})
         if len(shapes) != 1:
-            raise ValueError(
-                f"{self.name}: images of one batch must share one size, got {shapes}; "
-                "open the source with size=... or take them one by one"
-            )
+            ways = "open the source with size=... or take them one by one"
+            raise ValueError(f"{self.name}: images of one batch must share one size, got {shapes}; {ways}")
         return torch.stack(images)
 
     def subset(self, n: int, seed: int = 0, label: str | None = None) -> "ImageSource":

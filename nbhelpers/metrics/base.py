@@ -56,9 +56,7 @@ def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable
             bound = signature.bind(*args, **kwargs)
             tensors = [bound.arguments[name] for name in names]
             if not _fit(tensors, shapes, least):
-                expected = " and ".join(
-                    f"{name} ({shape})" for name, shape in zip(names, shapes, strict=True)
-                )
+                expected = " and ".join(map("{} ({})".format, names, shapes))
                 sizes = "".join(f" with {letter} at least {size}" for letter, size in least.items())
                 found = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
                 raise ValueError(f"{function.__name__}: expected {expected}{sizes}, got {found}")
@@ -139,10 +137,8 @@ def require_finite(values: Tensor, name: str) -> None:
     ValueError: tokens: 1 of 2 values are NaN or infinite; look for overflow ...
     """
     if not values.sum().isfinite() and (bad := int((~values.isfinite()).sum())):
-        raise ValueError(
-            f"{name}: {bad} of {values.numel()} values are NaN or infinite; look for overflow "
-            "(half precision?) or broken weights in the encoder"
-        )
+        look = "look for overflow (half precision?) or broken weights in the encoder"
+        raise ValueError(f"{name}: {bad} of {values.numel()} values are NaN or infinite; {look}")
 
 
 def _require_probabilities(values: Tensor, name: str) -> None:
@@ -152,10 +148,8 @@ def _require_probabilities(values: Tensor, name: str) -> None:
     least = values.amin()
     if not (deviation <= tolerance and least >= -tolerance):
         what = f"rows that do not sum to 1 (off by {deviation:.2g}) or negative entries (least {least:.2g})"
-        raise ValueError(
-            f"{name} of shape {tuple(values.shape)} has {what}; "
-            "patch_attention() gives maps renormalised over the patch tokens"
-        )
+        way = "patch_attention() gives maps renormalised over the patch tokens"
+        raise ValueError(f"{name} of shape {tuple(values.shape)} has {what}; {way}")
 
 
 def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
@@ -164,10 +158,8 @@ def require_grid(tokens: int, grid: tuple[int, int], name: str) -> None:
     >>> require_grid(6, (2, 3), "attention_distance")
     """
     if tokens != grid[0] * grid[1]:
-        raise ValueError(
-            f"{name}: {tokens} tokens do not fit a grid of {tuple(grid)} = {grid[0] * grid[1]}; "
-            "drop the prefix tokens"
-        )
+        size = f"{tuple(grid)} = {grid[0] * grid[1]}"
+        raise ValueError(f"{name}: {tokens} tokens do not fit a grid of {size}; drop the prefix tokens")
 
 
 class Accumulator(torchmetrics.Metric):
@@ -218,9 +210,8 @@ class Accumulator(torchmetrics.Metric):
         values = inspect.unwrap(self.metric.function)(*tensors, **self.sizes)
         if not isinstance(values, Tensor) or values.shape[:1] != tensors[0].shape[:1]:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"{self.metric.name}: its function must give a value per image, B, B H or B C; got {got}"
-            )
+            wanted = f"must give a value per image, B, B H or B C; got {got}"
+            raise ValueError(f"{self.metric.name}: its function {wanted}")
         return values
 
     def update(self, depth: int, values: Tensor) -> None:
@@ -316,9 +307,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.stream and self.stream not in STREAMS:
-            raise ValueError(
-                f"{self.name}: no stream is called {self.stream!r}; {nearest(self.stream, STREAMS)}"
-            )
+            known = nearest(self.stream, STREAMS)
+            raise ValueError(f"{self.name}: no stream is called {self.stream!r}; {known}")
 
     def of(self, encoder: Encoder) -> Accumulator:
         """An empty accumulator of the encoder's size."""

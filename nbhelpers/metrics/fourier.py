@@ -155,9 +155,8 @@ def _half_diagonal(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Frequencies (F) below Nyquist and their weights (F K) in the half plane."""
     shorter = min(grid)
     if shorter < 3:
-        raise ValueError(
-            f"the half diagonal of a grid of {grid} holds no frequency below Nyquist but DC; use 3 x 3 up"
-        )
+        what = "holds no frequency below Nyquist but DC; use 3 x 3 up"
+        raise ValueError(f"the half diagonal of a grid of {grid} {what}")
     steps = torch.arange(math.ceil(shorter / 2), dtype=torch.float64)
     # Linear interpolation between the frequencies of an axis: a hat around each of them.
     down, across = (

@@ -113,10 +113,7 @@ def object_prior(on_object: Tensor, every: Tensor) -> Tensor:
     """
     all_on, area = every.float(), on_object.float().mean(1)[:, None, None]
     beyond = all_on - all_on.mean(1, keepdim=True)  # M N
-    total, with_query = (
-        beyond.sum(0),
-        all_on.mT @ beyond,
-    )  # of all images, of those with the query on the object
+    total, with_query = beyond.sum(0), all_on.mT @ beyond  # of all images, of those with the query on it
     query_on, count = on_object[:, :, None], all_on.sum(0)[:, None]
     images = torch.where(query_on, count, len(every) - count) - 1  # without its own
     others = torch.where(query_on, with_query, total - with_query) - (on_object[:, None].float() - area)

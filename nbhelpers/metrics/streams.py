@@ -10,6 +10,7 @@ from nbhelpers.capture import PLACES, Attention, Stream, full_precision
 from nbhelpers.metrics.attention import attention_pieces
 from nbhelpers.metrics.base import Accumulator, remembering, require_finite
 
+Pieces = Iterable[tuple[Tensor, ...]]  # what the metrics of a stream take, a few images at a time
 NUMBERS = 2_000_000  # how large the patch tokens are that metrics get at a time, since they make copies
 
 
@@ -51,13 +52,7 @@ class Streams:
             self._feed(self.by_stream[stream], stream, depth, _pieces(*tensors), len(patches))
 
     @staticmethod
-    def _feed(
-        takers: Sequence[Accumulator],
-        stream: str,
-        depth: int,
-        pieces: Iterable[tuple[Tensor, ...]],
-        images: int,
-    ) -> None:
+    def _feed(takers: Sequence[Accumulator], stream: str, depth: int, pieces: Pieces, images: int) -> None:
         """Measure a batch for some metrics of a stream, by pieces that are checked once for all of them."""
         values = []
         for piece in pieces if takers else ():
@@ -70,6 +65,6 @@ class Streams:
             taker.update(depth, torch.cat(parts).view(images, -1))
 
 
-def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+def _pieces(*tensors: Tensor) -> Pieces:
     """Tensors of a batch, a few images at a time."""
     return zip(*(tensor.split(max(1, NUMBERS // tensor[0].numel())) for tensor in tensors), strict=True)

@@ -184,10 +184,9 @@ class Encoder:
         pixels = Encoder.preprocess(self, images[:2])  # also of an encoder that changes its images at random
         expected, again = self._tokens(pixels)[:1], self._tokens(pixels[:1])
         if (again - expected).abs().max() > 5e-2 * expected.abs().max():
-            raise UnsupportedArchitecture(
-                f"{self.name}: a second pass over the first image gives different features; is the model "
-                "random, or does it mix the images of a batch?"
-            )
+            why = "is the model random, or does it mix the images of a batch?"
+            what = "a second pass over the first image gives different features"
+            raise UnsupportedArchitecture(f"{self.name}: {what}; {why}")
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         features = getattr(self.module, "forward_features", self.module)
@@ -267,9 +266,8 @@ def _contradiction(encoder: Encoder) -> str | None:
         grid, image, patch = (f"{rows} x {columns}" for rows, columns in sides)
         return f"a grid of {grid} patches contradicts images of {image} px in patches of {patch} px"
     if math.prod(encoder.grid) < 2:
-        return (
-            f"images of {encoder.image_size} px hold only one patch, so there is no attention between patches"
-        )
+        lack = "only one patch, so there is no attention between patches"
+        return f"images of {encoder.image_size} px hold {lack}"
     # A patch embedding without convolution says nothing of channels.
     convolution = next((part for part in encoder.module.modules() if isinstance(part, nn.Conv2d)), None)
     means, deviations = len(encoder.mean), len(encoder.std)

@@ -125,15 +125,10 @@ def decoder_of(encoder: Encoder) -> Encoder:
     autoencoder = encoder.module
     if not isinstance(autoencoder, MaskedAutoencoder):
         raise TypeError(f"{encoder.name} has no decoder; of the public models mae_visualize.* have one")
-    decoder = autoencoder.decoder
-    return replace(
-        encoder,
-        module=_DecoderTokens(autoencoder).eval(),
-        block_path="autoencoder.decoder.blocks",
-        heads=decoder.blocks[0].attn.num_heads,
-        width=decoder.embed.out_features,
-        name=f"{encoder.name}{DECODER}",
-    )
+    decoder, module = autoencoder.decoder, _DecoderTokens(autoencoder).eval()
+    sizes = {"heads": decoder.blocks[0].attn.num_heads, "width": decoder.embed.out_features}
+    where = {"module": module, "block_path": "autoencoder.decoder.blocks"}
+    return replace(encoder, name=f"{encoder.name}{DECODER}", **where, **sizes)
 
 
 def without_decoder(encoder: Encoder) -> Encoder:

@@ -56,15 +56,9 @@ def mini_vit(
     >>> sum(p.numel() for p in mini_vit(width=64, depth=1).blocks.parameters())  # 12 D^2 + 13 D
     49984
     """
-    model = VisionTransformer(
-        img_size=image_size,
-        patch_size=patch_size,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        num_classes=0,
-        embed_layer=StandardisedPatchEmbed if standardised else PatchEmbed,
-    )
+    sizes = {"img_size": image_size, "patch_size": patch_size, "embed_dim": width, "depth": depth}
+    embed = StandardisedPatchEmbed if standardised else PatchEmbed
+    model = VisionTransformer(**sizes, num_heads=heads, num_classes=0, embed_layer=embed)
     model.pos_embed = positions(model.patch_embed.grid_size, width)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -133,10 +133,8 @@ def _from_hub(repository: str, filename: str | None) -> Path:
     raise DownloadError(f"{repository} could not be fetched:{''.join(failures)}")
 
 
-CHECKPOINTS: dict[str, Checkpoint] = {
-    row["name"]: Checkpoint(**row)
-    for row in json.loads((DATA / "checkpoints.json").read_text(encoding="utf-8"))
-}
+_ROWS = json.loads((DATA / "checkpoints.json").read_text(encoding="utf-8"))
+CHECKPOINTS: dict[str, Checkpoint] = {row["name"]: Checkpoint(**row) for row in _ROWS}
 BY_TAG: dict[str, Checkpoint] = {each.timm: each for each in CHECKPOINTS.values() if "." in each.timm}
 
 
@@ -202,9 +200,8 @@ def load(
         return name if device is None else name.to(device)
     if not isinstance(name, str | Path):
         kind = type(name).__name__
-        raise TypeError(
-            f"load takes a name or a file, not a {kind}; nbhelpers.models.wrap makes an encoder of a module"
-        )
+        way = "nbhelpers.models.wrap makes an encoder of a module"
+        raise TypeError(f"load takes a name or a file, not a {kind}; {way}")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on what was loaded
         if isinstance(name, Path) or FILE.fullmatch(name):
             _refuse(str(name), seed=seed, from_file=from_file)

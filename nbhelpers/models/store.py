@@ -52,10 +52,8 @@ def save_encoder(module: nn.Module, name: str, row: Mapping[str, Any], folder: P
     header = {"name": name, **{key: row[key] for key in DESCRIPTION}}
     folder = folder or ENCODERS
     path = folder / f"{name}.safetensors"
-    weights = {
-        key: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in module.state_dict().items()
-    }
+    weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{name}: not finite in half precision: {', '.join(broken)}")
     described = build(header, weights).module

@@ -116,9 +116,7 @@ def load_strictly(module: nn.Module, weights: Weights) -> None:
 ENTRIES = ("teacher", "target_encoder", "state_dict_ema", "model_ema", "ema")
 ENTRIES += ("state_dict", "model_state_dict", "model", "module", "student", "encoder")
 # What training wraps around an encoder, and Hugging Face around its models.
-WRAPPER = re.compile(
-    r"((module|_orig_mod|backbone|encoder|base_encoder|model|net|vit|beit|data2vec_vision)\.)+"
-)
+WRAPPER = re.compile(r"((module|_orig_mod|backbone|(base_)?encoder|model|net|vit|beit|data2vec_vision)\.)+")
 # What pre-training and classification have beside the encoder.
 NOT_ENCODER = re.compile(
     r"(head|head_dist|fc|classifier|lm_head|decoder|predictor|projector|momentum_encoder)\..*"

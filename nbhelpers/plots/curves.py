@@ -19,6 +19,7 @@ from nbhelpers.studies import first_seeds, labels
 
 GREY = "#555555"
 DEPTHS = "crest"  # seaborn's colour map, light to dark
+Reference = tuple[float, str] | None  # a horizontal line and its name
 
 
 def by_depth(
@@ -26,7 +27,7 @@ def by_depth(
     metric: str,
     ax: Axes | None = None,
     heads: bool = False,
-    reference: tuple[float, str] | None = None,
+    reference: Reference = None,
     column: str = "depth",
 ) -> Axes:
     """One line per model over depth, with the 95 % interval over images; other seeds of a model are thinner.
@@ -67,11 +68,7 @@ def by_depth(
 
 
 def by_parameter(
-    frame: pd.DataFrame,
-    metric: str,
-    name: str,
-    ax: Axes | None = None,
-    reference: tuple[float, str] | None = None,
+    frame: pd.DataFrame, metric: str, name: str, ax: Axes | None = None, reference: Reference = None
 ) -> Axes:
     """As `by_depth`, over the column `parameter`; `name` says on the axis what it is.
 
@@ -91,7 +88,7 @@ def behind_encoder(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(depth=frame["depth"] + offset.astype(int))
 
 
-def _axes(ax: Axes, metric: str, reference: tuple[float, str] | None = None, column: str = "depth") -> Axes:
+def _axes(ax: Axes, metric: str, reference: Reference = None, column: str = "depth") -> Axes:
     """Name both axes, let that of values cover its span, and draw the reference, named in the legend."""
     if reference:
         ax.axhline(reference[0], color=GREY, lw=1, ls=(0, (4, 2)), label=reference[1], zorder=1)

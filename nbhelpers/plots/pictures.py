@@ -174,10 +174,8 @@ def _along_common_step(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 def token_map(frame: pd.DataFrame, colour: str, ax: Axes | None = None, legend: bool = True) -> Axes:
     """Points at the columns `x`, `y` of the frame, coloured by another column: a map of tokens by t-SNE."""
     ax = ax or plt.gca()
-    palette = "colorblind" if frame[colour].nunique() <= 10 else "husl"
-    points = {"s": 8, "linewidth": 0, "alpha": 0.8, "rasterized": True}
-    sns.scatterplot(
-        frame, x="x", y="y", hue=frame[colour].astype(str), palette=palette, legend=legend, ax=ax, **points
-    )
+    points = {"s": 8, "linewidth": 0, "alpha": 0.8, "rasterized": True, "legend": legend}
+    points["palette"] = "colorblind" if frame[colour].nunique() <= 10 else "husl"
+    sns.scatterplot(frame, x="x", y="y", hue=frame[colour].astype(str), ax=ax, **points)
     ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
     return ax

@@ -35,12 +35,9 @@ def trained_name(recipe: Recipe, study: str) -> str:
     >>> trained_name(replace(recipe("shapes", "cl"), images=600_000), "shapes")
     'shapes.cl.n600000'
     """
-    differs = {
-        f".w{recipe.width}": recipe.width != WIDTH,
-        f".n{recipe.images}": recipe.images != STUDIES[study]["cl"].images,
-        f".s{recipe.seed}": recipe.seed != 0,
-    }
-    return f"{study}.{recipe.objective}" + "".join(part for part, unusual in differs.items() if unusual)
+    ours, usual = (recipe.width, recipe.images, recipe.seed), (WIDTH, STUDIES[study]["cl"].images, 0)
+    unusual = [f".{what}{n}" for what, n, often in zip("wns", ours, usual, strict=True) if n != often]
+    return f"{study}.{recipe.objective}{''.join(unusual)}"
 
 
 def description(trainer: Trainer, study: str) -> dict[str, Any]:

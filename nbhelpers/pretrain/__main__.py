@@ -100,12 +100,8 @@ def _queue(options: argparse.Namespace, device: str) -> int:
 
 def _single(options: argparse.Namespace, device: str) -> int:
     chosen = recipe(options.study, options.objective)
-    chosen = replace(
-        chosen.of_width(options.width or chosen.width),
-        images=options.images or chosen.images,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
+    sizes = {"images": options.images or chosen.images, "batch_size": options.batch_size}
+    chosen = replace(chosen.of_width(options.width or chosen.width), **sizes, seed=options.seed)
     precision = options.precision and getattr(torch, options.precision)
     with process_group(device) as own:
         done = pretrain(chosen, options.study, own, options.stop_after, precision=precision)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
+from nbhelpers.images.source import Triple
 from nbhelpers.models.mini import standardise
 
 # Rows: luma and the two chroma axes of the YIQ colour space; hue is an angle in the plane of the last two.
@@ -62,11 +63,7 @@ class View(nn.Module):
     """
 
     def __init__(
-        self,
-        augmentation: Augmentation,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        standardised: bool = False,
+        self, augmentation: Augmentation, mean: Triple, std: Triple, standardised: bool = False
     ) -> None:
         super().__init__()
         self.augmentation, self.standardised = augmentation, standardised

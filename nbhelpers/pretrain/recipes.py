@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 
+from nbhelpers.images.source import Triple
 from nbhelpers.models.mini import WIDTH
 from nbhelpers.names import nearest
 from nbhelpers.pretrain.augment import Augmentation, View
@@ -180,15 +181,12 @@ def moments(recipe: Recipe, first: int = 16_000, count: int = 10) -> list[int]:
     return sorted({round(step) for step in np.geomspace(start, recipe.steps, count)})
 
 
-def build(
-    recipe: Recipe, encoder: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Objective:
+def build(recipe: Recipe, encoder: VisionTransformer, mean: Triple, std: Triple) -> Objective:
     """The recipe's objective around an encoder."""
     kind = recipe.objective.partition("-")[0]  # "hybrid" of "hybrid-0.2"
     if kind not in CLASSES:
-        raise KeyError(
-            f"no objective has the class {kind!r}; enter it in recipes.CLASSES, {nearest(kind, CLASSES)}"
-        )
+        way = f"enter it in recipes.CLASSES, {nearest(kind, CLASSES)}"
+        raise KeyError(f"no objective has the class {kind!r}; {way}")
     objective = CLASSES[kind]
     view = View(recipe.augmentation, mean, std, recipe.standardised)
     return objective(encoder, view, **recipe.options)

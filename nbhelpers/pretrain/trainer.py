@@ -119,9 +119,8 @@ class Trainer:
         captured: bool = True,
     ) -> None:
         if min(train.std) <= 0:
-            raise ValueError(
-                f"{train.name}: a colour channel is the same everywhere: repeat another in its place"
-            )
+            what = "a colour channel is the same everywhere: repeat another in its place"
+            raise ValueError(f"{train.name}: {what}")
         self.recipe, self.train, self.device = recipe, train, torch.device(device)
         self.precision = precision or fast_precision(device)
         self.settings = asdict(recipe) | {"precision": str(self.precision).removeprefix("torch.")}
@@ -161,10 +160,8 @@ class Trainer:
                 start = without_decoder(start)
                 load_strictly(encoder, start.module.state_dict())
                 # What no weight shows: the number of heads, and what is done to the images.
-                theirs, ours = (
-                    f"{heads} heads behind a {type(module.patch_embed).__name__}"
-                    for heads, module in ((start.heads, start.module), (recipe.heads, encoder))
-                )
+                sides = (start.heads, start.module), (recipe.heads, encoder)
+                theirs, ours = (f"{n} heads behind a {type(of.patch_embed).__name__}" for n, of in sides)
                 if theirs != ours:
                     raise MismatchedWeights(f"{start.name} has {theirs}, the recipe {ours}")
             objective = build(recipe, encoder, train.mean, train.std)
@@ -194,10 +191,8 @@ class Trainer:
             return [[], []]
         labels, learnt = targets_of([train, val], label)[label], self.recipe.options["classes"]
         if (named := len(train.classes[label])) > learnt:
-            raise ValueError(
-                f"{train.name} has {named} classes of {label}, the recipe is of {learnt}: give it "
-                f"options=recipe.options | {{'classes': {named}}}"
-            )
+            way = f"give it options=recipe.options | {{'classes': {named}}}"
+            raise ValueError(f"{train.name} has {named} classes of {label}, the recipe is of {learnt}: {way}")
         return [[each] for each in labels]
 
     def _validation_batches(self, val: ImageSource, labels: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -93,19 +93,10 @@ def components_by_share(
                 guesses[f"linear_{end}", share] = predicted
         found |= {key: accuracy(guess, truth) for key, guess in guesses.items()}
         right = {key: (guess == truth).double() for key, guess in guesses.items()}
-        gains = {
-            ("knn_gained", share): right["knn_without_leading", share] - right["knn_without_leading", 0]
-            for metric, share in right
-            if metric == "knn_without_leading" and share > 0
-        }
-        gains |= {
-            ("linear_beyond", share): right["linear_leading", 1] - right["linear_leading", share]
-            for metric, share in right
-            if metric == "linear_leading" and share < 1
-        }
+        knn, linear = "knn_without_leading", "linear_leading"
+        gains = {("knn_gained", s): right[m, s] - right[m, 0] for m, s in right if m == knn and s > 0}
+        gains |= {("linear_beyond", s): right[m, 1] - right[m, s] for m, s in right if m == linear and s < 1}
         found |= {key: row(*map(float, mean_interval(gain)), len(truth)) for key, gain in gains.items()}
-        place = {"depth": encoder.depth, "label": name}
-        rows += [
-            {"metric": metric, "parameter": share} | place | last for (metric, share), last in found.items()
-        ]
+        for (metric, share), last in found.items():
+            rows.append({"metric": metric, "parameter": share, "depth": encoder.depth, "label": name} | last)
     return identified(pd.DataFrame(rows), encoder, test)

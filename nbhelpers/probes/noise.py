@@ -134,9 +134,8 @@ def robustness_by_depth(
     `fit_linear`, `make_change` and `targets_of`.
     """
     if type(encoder) is not Encoder or "preprocess" in vars(encoder):
-        raise TypeError(
-            f"{encoder.name} has a preprocess of its own, which a change of the images would undo"
-        )
+        what = "has a preprocess of its own, which a change of the images would undo"
+        raise TypeError(f"{encoder.name} {what}")
     whats = [(name, parameter) for name, parameters in changes.items() for parameter in parameters]
     made = [make_change(*what, epsilon) for what in whats]
 

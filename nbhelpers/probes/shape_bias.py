@@ -84,10 +84,8 @@ def agreeing(source: ImageSource, conflict: ImageSource) -> tuple[ImageSource, T
         photographs = source.restrict(conflict.classes["shape"])
         return photographs, photographs.labels["class"]
     if any(source.classes[cue] != conflict.classes[cue] for cue in ("shape", "texture")):
-        numbered = (
-            "number shapes or textures differently: choose by select(), which leaves the numbers as they are"
-        )
-        raise ValueError(f"{source.name} and {conflict.name} {numbered}")
+        way = "choose by select(), which leaves the numbers as they are"
+        raise ValueError(f"{source.name} and {conflict.name} number shapes or textures differently: {way}")
     same = torch.nonzero(source.labels["shape"] == source.labels["texture"]).flatten()
     if len(same) == 0:
         raise ValueError(f"{source.name} has no image whose shape and texture have the same number")

@@ -79,11 +79,9 @@ def token_map(
     place = TSNE(perplexity=perplexity, max_iter=1000, random_state=seed)
     x, y = place.fit_transform(tokens.flatten(0, 1).numpy()).T
     image = np.arange(len(images)).repeat(count)
-    labels = {
-        name: np.asarray(images.classes[name])[numbers.repeat_interleave(count).numpy()]
-        for name, numbers in images.labels.items()
-    }
-    frame = pd.DataFrame({"depth": depth, "image": image, "x": x, "y": y} | labels)
+    frame = pd.DataFrame({"depth": depth, "image": image, "x": x, "y": y})
+    for name, numbers in images.labels.items():
+        frame[name] = np.asarray(images.classes[name])[numbers.repeat_interleave(count).numpy()]
     return identified(frame, encoder, images)
 
 

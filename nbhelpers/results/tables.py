@@ -42,8 +42,9 @@ FEWEST = 40  # photographs of a folder: half of them are learnt from, and k-NN a
 ROLES = {"train": (0, 3, 5, 7, 9), "validation": (2,), "test": (1, 4, 6, 8)}
 
 COMPARED = 1_000  # images whose features are compared between encoders
-SMALL = "only the book's own encoders are small enough for it"
+SLOW = {"slow": True, "why": "only the book's own encoders are small enough for it"}
 MASKS = "only generated images come with masks of their objects"
+CUES = "the stimuli whose cues disagree have to show the classes of the photographs"
 
 Images = dict[str, ImageSource]
 Measure = Callable[..., pd.DataFrame]  # rows of an encoder, or of a training
@@ -201,7 +202,11 @@ def _objects(encoder: Encoder, images: Images) -> pd.DataFrame:
     return probed(object_attention_by_depth, encoder, images["test"], code="metrics")
 
 
-@declare("probes", lambda study: _drawn(study, TRAIN), models=_every_kind, kept=True)
+def _few(study: Study) -> Images:
+    return _drawn(study, TRAIN)
+
+
+@declare("probes", _few, models=_every_kind, kept=True)
 def _probes(encoder: Encoder, images: Images, **reading: object) -> pd.DataFrame:
     """Linear and k-NN probes of every label."""
     train, validation, test = splits_of(images)
@@ -230,7 +235,7 @@ def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@declare("components", lambda study: _drawn(study, TRAIN), models=_everything, kept=True)
+@declare("components", _few, models=_everything, kept=True)
 def _components(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Probes of the leading and of the trailing principal components of the last block."""
     labels = sorted(images["test"].labels)
@@ -255,13 +260,7 @@ def _cues(study: Study) -> Images:
     return {"train": images["train"], "validation": images["validation"], "conflict": conflict}
 
 
-@declare(
-    "shape_bias",
-    _cues,
-    why="the stimuli whose cues disagree have to show the classes of the photographs",
-    models=_and_seeds,
-    kept=True,
-)
+@declare("shape_bias", _cues, why=CUES, models=_and_seeds, kept=True)
 def _shape_bias(encoder: Encoder, images: Images) -> pd.DataFrame:
     """A probe's decisions where shape and texture disagree."""
     return probed(probes.shape_bias_by_depth, encoder, *images.values())  # in the order of `_cues`
@@ -281,14 +280,7 @@ def _noise(encoder: Encoder, images: Images) -> pd.DataFrame:
     return probed(probes.robustness_by_depth, encoder, *splits_of(images), **options)
 
 
-@declare(
-    "tokens",
-    lambda study: _drawn(study, TRAIN),
-    settings=lambda study: TOKENS_TRAIN,
-    models=_everything,
-    slow=True,
-    why=SMALL,
-)
+@declare("tokens", _few, settings=lambda study: TOKENS_TRAIN, models=_everything, **SLOW)
 def _tokens(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Attentive probes of the last block, and dense prediction where there are masks."""
     train, *others = splits_of(images)
@@ -304,14 +296,15 @@ def _recipes() -> list[dict[str, object]]:
     return [asdict(recipe) for recipe in (FINE_TUNING, FINE_TUNING_WIDE)]
 
 
-@declare(
-    "fine_tuning",
-    lambda study: _drawn(study, LABELLED),
-    settings=lambda study: [SHARES, *_recipes()],
-    models=_every_kind,
-    slow=True,
-    why=SMALL,
-)
+def _labelled(study: Study) -> Images:
+    return _drawn(study, LABELLED)
+
+
+def _pair(study: Study) -> tuple[str, ...]:
+    return study.trained(*PAIR)
+
+
+@declare("fine_tuning", _labelled, settings=lambda study: [SHARES, *_recipes()], models=_every_kind, **SLOW)
 def _fine_tuning(encoder: Encoder, images: Images, **options: object) -> pd.DataFrame:
     """Accuracy after fine-tuning on a share of the labels."""
     label = sorted(images["test"].labels)[0]  # of `shapes`, the shape
@@ -320,7 +313,7 @@ def _fine_tuning(encoder: Encoder, images: Images, **options: object) -> pd.Data
     return probed(probes.fine_tuning_by_share, encoder, images["train"], images["test"], **options)
 
 
-HOURS = {"slow": True, "hours": True, "why": BOUNDED, "studies": ("cifar10",)}
+HOURS = SLOW | {"hours": True, "why": BOUNDED, "studies": ("cifar10",)}
 
 
 @declare(
@@ -335,26 +328,13 @@ def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
-@declare(
-    "tuned_shorter",
-    _all,
-    settings=lambda study: asdict(FINE_TUNING_SHORTER),
-    models=lambda study: study.trained(*PAIR),
-    **HOURS,
-)
+@declare("tuned_shorter", _all, settings=lambda study: asdict(FINE_TUNING_SHORTER), models=_pair, **HOURS)
 def _tuned_shorter(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy of CL and MIM after fine-tuning with every label, in fewer epochs."""
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_SHORTER)
 
 
-@declare(
-    "new_blocks",
-    TABLES["fine_tuning"].images,
-    settings=lambda study: [NEW_BLOCKS, *_recipes()],
-    models=lambda study: study.trained(*PAIR),
-    slow=True,
-    why=SMALL,
-)
+@declare("new_blocks", _labelled, settings=lambda study: [NEW_BLOCKS, *_recipes()], models=_pair, **SLOW)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
@@ -363,7 +343,7 @@ def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 def _compared(study: Study) -> tuple[str, ...]:
     """CL and MIM, with which all are compared."""
-    return first_seeds(study.trained(*PAIR))
+    return first_seeds(_pair(study))
 
 
 @declare(

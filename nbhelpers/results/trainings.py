@@ -43,8 +43,7 @@ def _hybrid(study_name: str, seed: int = 0) -> Recipe:
     settings=lambda study: [asdict(_hybrid(study.name)), STEPS, BATCHES],
     code="pretrain",
     models=lambda study: (f"{study.name}.random",),
-    slow=True,
-    why=tables.SMALL,
+    **tables.SLOW,
 )
 def _gradients(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Whether the two losses of a hybrid agree in each block, along a short training."""
@@ -105,8 +104,7 @@ def _followed(
     settings=lambda study: tables.TOKENS_TRAIN,
     code="pretrain",
     runs=lambda study: _pair(study, **FOLLOWED),
-    slow=True,
-    why=tables.SMALL,
+    **tables.SLOW,
 )
 def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
     """Metrics and probes along a training by today's recipe."""

@@ -91,11 +91,8 @@ def along(study: str, frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows as of `scorecard`, with the column `seen`: how many images each encoder had been trained on.
     """
-    lines = [
-        _line(claim, Moment(study, rows)) | {"seen": seen}
-        for seen, rows in frame.groupby("seen")
-        for claim in CLAIMS
-    ]
+    moments = [(seen, Moment(study, rows)) for seen, rows in frame.groupby("seen")]
+    lines = [_line(claim, moment) | {"seen": seen} for seen, moment in moments for claim in CLAIMS]
     card = pd.DataFrame(lines, columns=[*COLUMNS, "seen"])
     return card[card["verdict"] != NOT_MEASURED].reset_index(drop=True)
 
