@@ -566,6 +566,11 @@ def test_the_page_on_moments_is_true_of_the_stored_table():
         assert curves["nmi"].iloc[-1] > 10 * curves["nmi"].loc[:alike].max()
         if name == "shapes":
             assert curves["nmi"].iloc[-1] > 0.01
+        late = stored(name, "along_training").query("objective == 'CL' and head == -1 and depth > 5")
+        late = late.pivot_table("value", "seen", "metric")
+        assert late["attention_entropy"].iloc[:2].min() > 0.99  # uniform at first, then collapsed
+        collapsed = late.loc[70_000:170_000]
+        assert collapsed["attention_entropy"].max() < 0.95 and collapsed["nmi"].max() < 0.002
         masked = stored(name, "along_training").query(
             "objective == 'MIM' and metric == 'token_cosine' and head == -1 and depth == 8"
         )

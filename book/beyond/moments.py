@@ -298,8 +298,8 @@ for ax, hidden in zip(axes, ("texture", "mask"), strict=True):
 legend = below(axes)
 
 # %% tags=["remove-input"]
-drawn = ["token_cosine", "nmi", "attention_distance", "linear", "knn"]
-drawn += ["class_patch_cosine", "miou"]
+drawn = ["token_cosine", "nmi", "attention_distance", "attention_entropy"]
+drawn += ["linear", "knn", "class_patch_cosine", "miou"]
 rows = whole_layers(pd.concat([*followed.values(), *ends.values()]))
 plots.download(rows[rows["metric"].isin(drawn)], "moments")
 
