@@ -136,9 +136,11 @@ both = again[["verdict", "repeated_verdict"]].agg(set, axis=1)
 turned = again[both == {"shows", "does not show"}]
 turned = [f"{row.number} on {study(row.study).title}" for row in turned.itertuples()]
 held = again.loc[again["verdict"] == "shows", "repeated_verdict"]
+sizes = again.groupby("study", sort=False)["repeated_note"].agg(lambda of: of.mode()[0])
+sizes = (f"on {study(name).title}: {size}" for name, size in sizes.items())
 Markdown(f"""**Do they hold for other training runs?** {len(again)} entries could be measured
-again on narrower encoders, trained for a shorter time from several seeds
-({again["repeated_note"].iloc[0]}). Of the {len(held)} among them that show,
+again on encoders that were trained for a shorter time, from several seeds
+({"; ".join(sizes)}). Of the {len(held)} among them that show,
 {(held == "shows").sum()} also show there and {(held == "undecided").sum()} are undecided
 there. The verdict is reversed in {len(turned)}: {", ".join(turned) or "none"}.""")
 
@@ -206,7 +208,8 @@ for columns in np.array_split(signs.columns, tables):
 
 # %% [markdown]
 # Each column stands for the row of that number in the tables below: ✓ shows, ✗ does not show, ? undecided, – not
-# measured. *Seeds*: the same measurement on narrower encoders that were trained from several seeds, where it is stored.
+# measured. *Seeds*: the same measurement on encoders that were trained for a shorter time from several seeds, where it is
+# stored.
 #
 # Some verdicts change with the length of training: [When do the findings appear?](beyond/moments.py)
 #
@@ -249,8 +252,8 @@ which = "All" if single == len(measured) else f"{single} of the"
 Markdown(
     f"{which} {len(measured)} measured entries rest on one training run of at least "
     "one of their encoders: their intervals hold for other test images but are too "
-    "narrow as statements about another run of the method. Where narrower encoders of "
-    "several seeds could be measured, the tables give that result too."
+    "narrow as statements about another run of the method. Where encoders of several "
+    "seeds, trained for a shorter time, could be measured, the tables give that, too."
 )
 
 # %% tags=["remove-input"]
