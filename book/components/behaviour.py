@@ -499,7 +499,7 @@ plots.download(sized, "width")
 # ## Longer pre-training
 #
 # A difference that comes from short training should fade with longer training. The figure shows CL and MIM from the
-# shortest to the longest training; the longest-trained are also **twice as wide**, so no line leads to them. [When do the
+# shortest to the longest training. Some are also **twice as wide**, so lines join encoders of one width only. [When do the
 # findings appear?](../beyond/moments.py) follows single training runs.
 
 # %% tags=["hide-input"]
@@ -511,7 +511,7 @@ for name in STUDIES:
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of width 64; the single dots on the right have width 128."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of one width: 64 on the left, 128 on the right, where batches grow as well. A dot alone has no other of its width."}}
 linear = at_end(lengths, "linear")
 parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
@@ -563,8 +563,8 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #   ones do end ahead: every MAE in both studies, and every MIM on photographs.
 # - MIM here means SimMIM, which does not stand for all masked models. On generated images an MAE of the same width, which
 #   saw as many images in more and smaller steps, is read better than CL by k-NN and by a linear probe, is ahead of CL
-#   when both are fine-tuned on few labels, and has single tokens that tell more. At half the width, on photographs, a
-#   linear probe reads MAE as well as CL.
+#   when both are fine-tuned on few labels, and has single tokens that tell more. On photographs, a linear probe reads
+#   MAE as well as CL of its width that saw as many images.
 # - On generated images the wide CL is furthest ahead of MIM, by a wide margin, when both are fine-tuned on the fewest
 #   labels; on photographs its lead is about the same with any number of labels.
 # - What does not show: that MIM's single tokens tell object from background better. That label is near its ceiling. Of

@@ -82,13 +82,14 @@ scorecard.result(["13a", "13b"], STUDIES, MODELS)
 # %% [markdown]
 # Row 13a compares encoders of equal width that saw equally many images. On generated images this is the wide pair, in
 # which MAE took more steps with smaller batches. On photographs, where the wide MAE saw fewer images than the wide MIM,
-# it is the narrower encoders, in all their seeds. Row 13b compares the decoder of the wide MAE with its own encoder.
+# it is set beside wide MIMs of several seeds that saw as many as it did. Row 13b compares the decoder of the wide MAE
+# with its own encoder.
 #
 # MIM and MAE differ in more than the decoder: MAE hides more, crops more, its loss is a squared error of standardised
 # patches, and no mask token passes through its encoder. So a difference in row 13a would not be due to the decoder alone.
 # The paper also finds that the NMI of MAE's encoder, averaged over its blocks, is below that of SimMIM. Among encoders of
-# equal size this holds here for all narrow ones on photographs and for the wide pair on generated images, where the seeds
-# of the narrow ones overlap.
+# equal size this holds here for all on photographs and for the wide pair on generated images, where the seeds of the
+# narrow ones overlap.
 #
 # ## The quantity
 #
@@ -192,7 +193,7 @@ Markdown(text) if said else None
 # The [Δ log amplitude](../representations/frequency.py) is 0 where a high frequency is as strong as the constant part. A
 # curve that bends down at its end means that the last blocks lower high frequencies.
 
-# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth for SimMIM, the encoder of MAE and, dotted after it, the decoder of MAE; one panel per study and one for the published curves, in which SimMIM falls at its end."}, "figure": {"caption": "Δ log amplitude at the last frequency below Nyquist on the diagonal, by depth, including a narrower pair that saw equally many images. Lines, bands and last panel as above. The decoder's first dot is its input, projected to the decoder's width."}}
+# %% mystnb={"image": {"alt": "Δ log amplitude near Nyquist against depth for SimMIM, the encoder of MAE and, dotted after it, the decoder of MAE; one panel per study and one for the published curves, in which SimMIM falls at its end."}, "figure": {"caption": "Δ log amplitude at the last frequency below Nyquist on the diagonal, by depth, including pairs of one width that saw equally many images. Lines, bands and last panel as above. The decoder's first dot is its input, projected to the decoder's width."}}
 compared = {name: with_pair(name, frame) for name, frame in frames.items()}
 axes = plots.panels(titles, sharey=True, missing=missing)
 for ax, frame in zip(axes, compared.values(), strict=False):

@@ -18,7 +18,14 @@ from torchvision.datasets import CIFAR10
 from nbhelpers.files import atomic_path, cache_dir, sha256
 from nbhelpers.images.decode import DECODER, Size, resize
 from nbhelpers.images.folders import find_images, folder, unpacked
-from nbhelpers.images.source import ArraySource, MissingDataError, channel_statistics, in_turns, named_path
+from nbhelpers.images.source import (
+    PICTURES,
+    ArraySource,
+    MissingDataError,
+    channel_statistics,
+    in_turns,
+    named_path,
+)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_PER_CLASS = {"train": 5000, "test": 1000}  # images of each class in the official parts
@@ -37,7 +44,6 @@ RENAMED = {"boat": "ship", "car": "automobile"}
 TO_CIFAR10 = {name: RENAMED.get(name, name) for name in "airplane bird boat car cat dog truck".split()}
 _CLASS = "|".join(CUE_CLASSES)
 _STIMULUS = re.compile(rf"((?P<shape>{_CLASS})\d+)-((?P<texture>{_CLASS})\d+)")
-PICTURES = ("shape_picture", "texture_picture")  # labels of a stimulus: what it was made from
 
 # In scikit-image's wheel (no download), free of rights: public domain or CC0.
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")

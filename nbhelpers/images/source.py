@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 Triple = tuple[float, float, float]
+PICTURES = ("shape_picture", "texture_picture")  # labels of an image that was made from two: from which
 
 
 class MissingDataError(FileNotFoundError):

@@ -8,8 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nbhelpers.images.photos import PICTURES
-from nbhelpers.images.source import ImageSource, labels_of
+from nbhelpers.images.source import PICTURES, ImageSource, labels_of
 from nbhelpers.intervals import independent_trials, wilson
 from nbhelpers.models.encoder import Encoder
 from nbhelpers.probes.layers import Row, by_depth, row

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from nbhelpers.images import cue_conflict, cue_conflict_cifar10
-from nbhelpers.images.photos import CIFAR10_CLASSES, CUE_CLASSES, PICTURES, TO_CIFAR10
-from nbhelpers.images.source import MissingDataError
+from nbhelpers.images.photos import CIFAR10_CLASSES, CUE_CLASSES, TO_CIFAR10
+from nbhelpers.images.source import PICTURES, MissingDataError
 
 
 def write(root, names, size=(8, 8)):

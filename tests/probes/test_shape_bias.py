@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from nbhelpers.images.photos import PICTURES
-from nbhelpers.images.source import ArraySource
+from nbhelpers.images.source import PICTURES, ArraySource
 from nbhelpers.intervals import wilson
 from nbhelpers.probes import shape_bias, shape_bias_by_depth
 from nbhelpers.probes.layers import Probe
