@@ -273,9 +273,9 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. Of the CL encoders of width
-#   64, trained for less time (stored in the table `shape_bias`), those of generated images follow it no more than MIM of
-#   their size; those of photographs do, but the trials are too few to be sure.
+# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. Of the CL encoders that
+#   were trained for less time, from several seeds (stored in the table `shape_bias`), those of generated images follow it
+#   no more than MIM of their size; those of photographs do on average, but trials and seeds are too few to be sure.
 # - High-frequency noise costs the wide CL less accuracy than MIM on shape or class, and more on texture: whether an
 #   encoder is robust depends on what is read from it. It also depends on its size or training: on generated images the
 #   narrower CL loses more of the shape than MIM of its size.
