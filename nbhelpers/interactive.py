@@ -4,6 +4,7 @@ Script and style are part of the HTML, so that it works on the site, in Jupyter 
 """
 
 import base64
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,8 @@ from importlib.resources import files
 import numpy as np
 from IPython.display import HTML
 from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 
 from nbhelpers.measure import attention_maps
 from nbhelpers.metrics import patch_distances
@@ -103,4 +104,6 @@ def base64_of(values: Tensor | np.ndarray, dtype: str) -> str:
 
 def png(image: Tensor) -> str:
     """An image (uint8 `C H W`) as an address that holds its content."""
-    return "data:image/png;base64," + base64_of(encode_png(image, compression_level=9), "u1")
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

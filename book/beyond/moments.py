@@ -123,8 +123,8 @@ pd.DataFrame(lines).T
 # The table holds the cosine between the tokens of an image after the last block; the number of images seen, in millions,
 # is in brackets. In the figures, a line is one training of width 128 with intervals over images. Dots, and the last
 # column, are other encoders, which the rest of the book draws. A dot may lie off the line: a shorter training had already
-# lowered its learning rate by then, the longest trainings had larger batches and another trainer, and the half-filled
-# dots are of width 64.
+# lowered its learning rate by then, the longest trainings had larger batches and another trainer, and half-filled dots
+# are of width 64, but for those at the end of a line, which are further seeds of it.
 #
 # ## The quantity
 #
@@ -168,7 +168,7 @@ pd.DataFrame(c_bar, index=[f"{OBJECTIVE}, images seen"]).round(3)
 
 # %% tags=["hide-input"]
 def dots(ax, rows):
-    """The ends of whole trainings, half filled where narrower than the one followed."""
+    """The ends of whole trainings, half filled but for the longest."""
     for (model, objective, seen), line in rows.groupby(["model", "objective", "seen"]):
         look = plots.line_style(model, objective) | {"linestyle": "none"}
         ax.plot(seen, line["value"], zorder=3, **look)
@@ -212,7 +212,7 @@ def below(axes):
     return legend
 
 
-# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, filled at width 128, half filled at width 64."}}
+# %% mystnb={"image": {"alt": "Mean cosine between the tokens of an image after the last block against the number of images seen in training, for CL and MIM, one panel per study; untrained dotted."}, "figure": {"caption": "Cosine between tokens after the last block against images seen. Lines: one training each, with 95 % intervals over images. Dots: the ends of other trainings, filled for the longest. Half-filled ones are of width 64 or, at the end of a line, further seeds of it."}}
 axes = draw("token_cosine", "last")
 legend = below(axes)
 
