@@ -430,6 +430,17 @@ def test_independent_trials_by_hand():
     assert np.isnan(wilson(0.5, np.nan)).all()
 
 
+def test_the_stored_shape_bias_of_photographs_heeds_that_trials_share_pictures():
+    rows = stored("cifar10", "shape_bias").set_index(["metric", "model", "depth"])
+    assert rows["images"].unique() == [210]  # of 21 textures and 67 outlines
+    trials = {"shape_bias": 210 * rows["value"]["covered"], "texture_decisions": rows["images"]["covered"]}
+    for metric, number in trials.items():
+        found = rows.loc[metric]
+        alone = [high - low for low, high in map(wilson, found["value"], number)]
+        wider = (found["high"] - found["low"]) / alone
+        assert wider.min() > 0.999 and wider.median() > 1.5
+
+
 def test_margins_within_an_encoder_hold_for_every_correlation():
     error = np.array([0.3, 0.4])
     for correlation in (-1, 0, 1):

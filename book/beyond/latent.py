@@ -199,9 +199,9 @@ plots.download([*frames.values(), *own.values()], "latent")
 # number would mean nothing and is left out.
 
 # %% tags=["hide-input"]
-lines, late_ones = {}, METRICS
+lines = {}
 for name, frame in frames.items():
-    sides = {metric: late(frame, metric) for metric in late_ones}
+    sides = {metric: late(frame, metric) for metric in METRICS}
     if name in own:
         sides |= {m: late(at_end(own[name], m), m) for m in ("knn", "linear")}
     for metric, of in sides.items():

@@ -148,7 +148,7 @@ for name, row in rows.items():
         "batch": run["batch_size"],
         "crops from": f"{views['crop_scale'][0]:.0%} of the area",
         "colours": {"none": "as they are"}.get(views["colour"], "changed"),
-        "hidden": f"{hidden:.1%} of the patches" if hidden else "",
+        "hidden": f"{hidden:.1%}" if hidden else "",
     }
 pd.DataFrame(lines)
 

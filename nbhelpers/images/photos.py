@@ -43,7 +43,8 @@ CUE_CLASSES = (
 RENAMED = {"boat": "ship", "car": "automobile"}
 TO_CIFAR10 = {name: RENAMED.get(name, name) for name in "airplane bird boat car cat dog truck".split()}
 _CLASS = "|".join(CUE_CLASSES)
-_STIMULUS = re.compile(rf"((?P<shape>{_CLASS})\d+)-((?P<texture>{_CLASS})\d+)")
+_SHAPE, _TEXTURE = (rf"(?P<{cue}_picture>(?P<{cue}>{_CLASS})\d+)" for cue in ("shape", "texture"))
+_STIMULUS = re.compile(f"{_SHAPE}-{_TEXTURE}")
 
 # In scikit-image's wheel (no download), free of rights: public domain or CC0.
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
@@ -122,7 +123,7 @@ def cue_conflict(size: Size | None = None) -> ArraySource:
             names = f"airplane/airplane1-bicycle2.png with the classes {', '.join(CUE_CLASSES)}"
             raise ValueError(f"{file} is no cue-conflict stimulus; expected names such as {names}")
         cues.append([CUE_CLASSES.index(match[label]) for label in ("shape", "texture")])
-        made_from.append((match[1], match[3]))
+        made_from.append([match[label] for label in PICTURES])
     shapes, textures = torch.tensor(cues).T
     trials = shapes != textures
     labels = {"shape": shapes[trials], "texture": textures[trials]}

@@ -300,7 +300,7 @@ def _labelled(study: Study) -> Images:
     return _drawn(study, LABELLED)
 
 
-def _pair(study: Study) -> tuple[str, ...]:
+def _both(study: Study) -> tuple[str, ...]:
     return study.trained(*PAIR)
 
 
@@ -328,13 +328,13 @@ def _all_labels_tuned(encoder: Encoder, images: Images) -> pd.DataFrame:
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_ON_ALL)
 
 
-@declare("tuned_shorter", _all, settings=lambda study: asdict(FINE_TUNING_SHORTER), models=_pair, **HOURS)
+@declare("tuned_shorter", _all, settings=lambda study: asdict(FINE_TUNING_SHORTER), models=_both, **HOURS)
 def _tuned_shorter(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Accuracy of CL and MIM after fine-tuning with every label, in fewer epochs."""
     return _fine_tuning(encoder, images, shares=[1.0], recipe=FINE_TUNING_SHORTER)
 
 
-@declare("new_blocks", _labelled, settings=lambda study: [NEW_BLOCKS, *_recipes()], models=_pair, **SLOW)
+@declare("new_blocks", _labelled, settings=lambda study: [NEW_BLOCKS, *_recipes()], models=_both, **SLOW)
 def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
     """Fine-tuning with the first or last blocks made new."""
     runs = [{end: blocks} for end in ("first", "last") for blocks in NEW_BLOCKS]
@@ -343,7 +343,7 @@ def _new_blocks(encoder: Encoder, images: Images) -> pd.DataFrame:
 
 def _compared(study: Study) -> tuple[str, ...]:
     """CL and MIM, with which all are compared."""
-    return first_seeds(_pair(study))
+    return first_seeds(_both(study))
 
 
 @declare(
