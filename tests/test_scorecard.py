@@ -305,6 +305,21 @@ def test_a_probe_with_all_labels_comes_before_one_with_few(toy):
     assert card["effect"]["14a"] == pytest.approx(30)
 
 
+def test_seeds_are_read_with_all_labels_where_every_table_of_the_claim_has_them(toy):
+    """Of the seeds only probes learnt from all labels, so 14c, which subtracts them, is read from few."""
+    ends = {f"cl.w64.n9{seed}": 0.7 for seed in ("", ".s1")}
+    ends |= {f"mim.w64.n9{seed}": 0.4 for seed in ("", ".s1")}
+    toy["trained"] |= {f"cifar10.{name}": {"study": "cifar10"} for name in ("cl", "mim", *ends)}
+    few = probes(**ends, cl=0.7, mim=0.4).query("label == 'shape' and depth == 2")
+    few = few.assign(model=few["model"].str.replace("shapes", "cifar10"), label="class")
+    every = few.assign(value=few["value"] + few["model"].str.contains(".cl", regex=False) / 10)
+    tuned = few.assign(metric="fine_tuning", share=1.0, value=0.9)
+    toy |= {"probes": few, "all_labels": every, "fine_tuning": tuned, "all_labels_tuned": tuned}
+    card = scorecard.scorecard(["cifar10"], [claim for claim in CLAIMS if claim.number in ("14a", "14c")])
+    assert card["effect"].tolist() == pytest.approx([40, 40])
+    assert card["repeated_effect"].tolist() == pytest.approx([40, 30])
+
+
 def test_a_row_is_asked_again_of_encoders_of_several_seeds(toy):
     ends = {"cl": 0.9, "mim": 0.8, "cl.w64.n9": 0.2, "mim.w64.n9": 0.5, "cl.w32.n9": 0.4, "mim.w32.n9": 0.1}
     ends |= {"cl.w64.n9.s1": 0.3, "mim.w64.n9.s1": 0.6, "cl.w32.n9.s1": 0.4, "mim.w32.n9.s1": 0.1}

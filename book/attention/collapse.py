@@ -311,9 +311,9 @@ Markdown(said or "There is nothing to compare with CL and MIM.")
 # %% [markdown]
 # ## Complete collapse after short training
 #
-# CL and MIM above are single, wide encoders. The same late means for encoders that were trained on fewer images from
-# several seeds, most of them narrower, with a number per seed. (The loss of {term}`latent MIM` predicts features instead
-# of pixels.)
+# CL and MIM above are single encoders. The same late means for encoders that were trained on fewer images from several
+# seeds, of the same width and of half of it, with a number per seed. (The loss of {term}`latent MIM` predicts features
+# instead of pixels.)
 
 # %% tags=["hide-input"]
 rows = {}

@@ -257,8 +257,9 @@ scorecard.rows("attention/distance", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL's late attention reaches further than MIM's. On photographs pairs of several seeds, trained more briefly, repeat
-#   this; on generated images only the wide pair shows it, while narrower pairs disagree among themselves.
+# - CL's late attention reaches further than MIM's. On photographs, several seeds that were trained more briefly repeat
+#   this. On generated images they do not decide it: the last block of each of their MIMs attends almost uniformly, which
+#   counts as far.
 # - CL's late maps are also flatter: their entropy is higher. By the test above, no far head of CL is selective at any
 #   depth, so its long reach is no evidence that it looks *at* something distant.
 # - Attention distance is the counterpart of a convolution's receptive field, except that it is learnt.

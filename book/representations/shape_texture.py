@@ -273,12 +273,13 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. Of the CL encoders that
-#   were trained for less time, from several seeds (stored in the table `shape_bias`), those of generated images follow it
-#   no more than MIM of their size; those of photographs do on average, but trials and seeds are too few to be sure.
+# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. CL encoders that were
+#   trained more briefly, from several seeds (stored in the table `shape_bias`), also follow it more than MIM on generated
+#   images, where both go mostly by texture; on photographs they do on average, but trials and seeds are too few to be
+#   sure.
 # - High-frequency noise costs the wide CL less accuracy than MIM on shape or class, and more on texture: whether an
-#   encoder is robust depends on what is read from it. It also depends on its size or training: on generated images the
-#   narrower CL loses more of the shape than MIM of its size.
+#   encoder is robust depends on what is read from it. It also depends on the training: on generated images every CL that
+#   was trained more briefly loses more of the shape than MIM does.
 # - A cue that can be read from an encoder need not be the one that a probe follows. Only cues that disagree show which
 #   one is.
 # - A shape bias rests on the covered trials; near ½ and with little coverage it is a guess.

@@ -228,7 +228,19 @@ def _all(study: Study) -> Images:
 BOUNDED = "it alone has a fixed number of labels and encoders that are small enough"
 
 
-@declare("all_labels", _all, models=_everything, slow=True, why=BOUNDED, studies=("cifar10",))
+def _seeds(study: Study) -> tuple[str, ...]:
+    """The encoders of CL and MIM that have several seeds, if there are some."""
+    try:
+        return study.alike(*PAIR, seeds=2)
+    except LookupError:
+        return ()
+
+
+def _everything_and_seeds(study: Study) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*_everything(study), *_seeds(study))))
+
+
+@declare("all_labels", _all, models=_everything_and_seeds, slow=True, why=BOUNDED, studies=("cifar10",))
 def _all_labels(encoder: Encoder, images: Images) -> pd.DataFrame:
     """All three probes of the last block, with every label of the training images."""
     parts = [_probes(encoder, images, depths=[encoder.depth]), _attentive(encoder, images)]
@@ -246,8 +258,7 @@ def _and_seeds(study: Study) -> tuple[str, ...]:
     """The models of a study, and of the book's own studies others that have several seeds."""
     if study.name not in OWN:
         return study.models
-    several = (*study.alike(*PAIR, seeds=2), *study.alike(*PAIR, "latent"))
-    return tuple(dict.fromkeys((*study.models, *several)))
+    return tuple(dict.fromkeys((*study.models, *_seeds(study), *study.alike(*PAIR, "latent"))))
 
 
 def _cues(study: Study) -> Images:

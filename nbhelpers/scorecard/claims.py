@@ -2,11 +2,12 @@
 
 All of it was fixed before any effect was computed: which table, which metric, where in the encoder, which
 side is subtracted. Exceptions: 3b, 3c, 5b, 11b, 14g and those numbered 21 were added after their curves had
-been seen; 14a, 14c, 14e and 14f were first read from few labels of the photographs and now from all, 14c and
-14g now after longer fine-tuning; those numbered 21 were first compared with uniform attention; 16a and 16b
-first had the intervals of unpaired accuracies, all with seeds on both sides wider ones than Welch's, and 10,
-on photographs, one of independent trials. "Late" is the last third of the blocks; a claim that names no
-place is judged there. The columns, which are the attributes of a claim:
+been seen; 14a, 14c, 14e and 14f were first read from few labels of the photographs and now from all (14c of
+several seeds still from few), 14c and 14g now after longer fine-tuning; those numbered 21 were first
+compared with uniform attention; 16a and 16b first had the intervals of unpaired accuracies, all with seeds
+on both sides wider ones than Welch's, and 10, on photographs, one of independent trials. "Late" is the last
+third of the blocks; a claim that names no place is judged there. The columns, which are the attributes of a
+claim:
 
 - number: of the claim in the book's list, with a letter where it has parts
 - claim: what is claimed
@@ -17,7 +18,7 @@ place is judged there. The columns, which are the attributes of a claim:
 - contrast: one of `CONTRASTS`; empty: `more` less `less`
 - more: label of the encoders that should have more of the quantity
 - less: label of those that should have less; empty: the quantity of `more` itself
-- quantity: as `Quantity.parse` reads it; of several tables, the first that the study has
+- quantity: as `Quantity.parse` reads it; of several tables, the first that has both sides
 - minus: a second quantity, subtracted from the first of the same encoder, or of the encoder that bears the
   same name (18 to 19b: the same recipe trained on other images); or empty
 - published: the paper's own value of the effect, from `data/published.csv`; or empty
@@ -46,7 +47,8 @@ def measured(claim: Claim, evidence: Evidence) -> Interval:
     Raises:
         NotMeasured: an encoder, a table or a metric is not there.
     """
-    quantities = [evidence.quantity(text) for text in (claim.quantity, claim.minus) if text]
+    texts, kinds = (claim.quantity, claim.minus), (claim.more, claim.less)
+    quantities = evidence.quantities([*filter(None, texts)], [*filter(None, kinds)])
     effect = CONTRASTS[claim.contrast](evidence, claim, quantities)
     return 100 * effect if claim.unit == "points" else effect
 

@@ -223,12 +223,16 @@ class Evidence:
         self.seeds: dict[str, int] = {}
         self._frames: dict[tuple[str, Sequence[str] | None], pd.DataFrame] = {}
 
-    def quantity(self, text: str) -> Quantity:
-        """The quantity that `Quantity.parse` reads, of the first of its tables that the study has."""
-        quantity = Quantity.parse(text)
-        *better, table = quantity.table.split("/")
-        there = (name for name in better if TABLES[name].belongs_to(self.study))
-        return replace(quantity, table=next(there, table))
+    def quantities(self, texts: Sequence[str], kinds: Sequence[str]) -> list[Quantity]:
+        """What `Quantity.parse` reads, all of their first tables if those have these kinds, and so on."""
+        found = [Quantity.parse(text) for text in texts]
+        *better, last = zip(*(quantity.table.split("/") for quantity in found), strict=True)
+        there = (names for names in better if all(self._has(name, kinds) for name in names))
+        return [replace(each, table=name) for each, name in zip(found, next(there, last), strict=True)]
+
+    def _has(self, table: str, kinds: Sequence[str]) -> bool:
+        """Whether a table, other than the last that a claim names, is the one to take for these kinds."""
+        return TABLES[table].belongs_to(self.study)
 
     def of(self, who: str, quantities: Sequence[Quantity], comparisons: int = 1) -> Interval:
         """The first quantity of the encoders of a label, less the second if there is one, over seeds.
@@ -345,10 +349,9 @@ class Repeated(Evidence):
         self._labels = {model: known for model, known in self._labels.items() if seeds[known] > 1}
         self._usual = ()
 
-    def quantity(self, text: str) -> Quantity:
-        """The quantity of the last of its tables; those before have rows of single trainings alone."""
-        quantity = Quantity.parse(text)
-        return replace(quantity, table=quantity.table.split("/")[-1])
+    def _has(self, table: str, kinds: Sequence[str]) -> bool:
+        several = {self._labels.get(name) for name in TABLES[table].models(self.study)}
+        return super()._has(table, kinds) and {*self.alike(table, *kinds)} <= several
 
     def _encoders(self, who: str, table: str) -> list[str]:
         if not self._labels:
