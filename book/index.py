@@ -137,10 +137,11 @@ turned = again[both == {"shows", "does not show"}]
 turned = [f"{row.number} on {study(row.study).title}" for row in turned.itertuples()]
 held = again.loc[again["verdict"] == "shows", "repeated_verdict"]
 sizes = again.groupby("study", sort=False)["repeated_note"].agg(lambda of: of.mode()[0])
-sizes = (f"on {study(name).title}: {size}" for name, size in sizes.items())
+each = [f"on {study(name).title}: {size}" for name, size in sizes.items()]
+sizes = sizes.iloc[0] if sizes.nunique() == 1 else "; ".join(each)
 Markdown(f"""**Do they hold for other training runs?** {len(again)} entries could be measured
 again on encoders that were trained for a shorter time, from several seeds
-({"; ".join(sizes)}). Of the {len(held)} among them that show,
+({sizes}). Of the {len(held)} among them that show,
 {(held == "shows").sum()} also show there and {(held == "undecided").sum()} are undecided
 there. The verdict is reversed in {len(turned)}: {", ".join(turned) or "none"}.""")
 

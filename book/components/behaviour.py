@@ -511,7 +511,7 @@ for name in STUDIES:
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of one width: 64 on the left, 128 on the right, where batches grow as well. A dot alone has no other of its width."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of one width: 64 on the left, 128 on the right, where batches grow as well."}}
 linear = at_end(lengths, "linear")
 parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
