@@ -714,3 +714,28 @@ def test_the_remarks_are_true_of_the_stored_tables():
     beyond = stored("shapes", "objects", ["shapes.cl"]).query("label == 'background patches, beyond place'")
     beyond = beyond[beyond["head"] == -1].sort_values("depth")  # 21b
     assert beyond["low"].iloc[-3] > 0 > beyond["high"].iloc[-2:].max()
+
+
+def test_what_takeaways_say_of_briefly_trained_seeds_of_generated_images_is_true():
+    names = {who: study("shapes").alike(who, seeds=3) for who in ("cl", "mim")}
+    assert {kind: len(of) for kind, of in names.items()} == {"cl": 3, "mim": 3}
+    profile = stored("shapes", "profile").query("head == -1 and depth > 5").set_index("model")
+
+    def metric(name: str, who: str) -> pd.Series:
+        return profile.loc[[*names[who]]].query("metric == @name")
+
+    entropy = metric("attention_entropy", "mim").query("depth == 8")["value"]
+    assert entropy.min() > 0.95  # distance
+    cosine = {who: metric("token_cosine", who).groupby("model")["value"].mean() for who in names}
+    least, *others = sorted(cosine["cl"])  # diversity
+    assert least < cosine["mim"].min() and min(others) > cosine["mim"].max()
+    bias = stored("shapes", "shape_bias").query("metric == 'shape_bias' and depth == 8").set_index("model")
+    cl, mim = (bias.loc[[*names[who]], "value"] for who in names)
+    assert 0.5 > cl.max() and cl.min() > 2 * mim.max()  # shape or texture
+    noise = stored("shapes", "noise").query("metric == 'drop' and change == 'noise' and parameter > 2 / 3")
+    noise = noise.query("depth == 8 and label == 'shape'").groupby("model")["value"].mean()
+    for length in ("n512000", "w64.n256000"):
+        cl, mim = ([noise[f"shapes.{who}.{length}{seed}"] for seed in SEEDS] for who in names)
+        assert min(cl) > max(mim)
+    tuned = stored("shapes", "fine_tuning").query("share == 1").set_index("model")["value"]  # behaviour
+    assert tuned[[*names["cl"]]].min() > tuned[[*names["mim"]]].max() + 0.15
