@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from nbhelpers.ranks import rank, world_size
 
 IMPORTED = time.time()
 IDENTITY = ("study", "model", "objective", "seed")
+LIBRARIES = ("torch", "timm", "torchvision", "scikit-learn")  # whose code makes numbers, too
 HALF_PRECISION = ("cuda",)  # devices on which the model computes in bfloat16
 # Without this option pandas before 3.1 can read the last digit wrong; later ones are exact and warn of it.
 EXACT = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
@@ -79,9 +81,12 @@ def analyse(
             f"analyse takes an Encoder, an ImageSource and a list of metrics, not {kinds}; of a uint8 tensor "
             "N 3 H W make nbhelpers.images.ArraySource(name, tensor, {}, {}), of a study take its images()"
         )
-    rows = dict((each.name, each) if isinstance(each, Metric) else (each, METRICS[each]) for each in metrics)
-    if not rows:
+    asked = [each if isinstance(each, Metric) else METRICS[each] for each in metrics]
+    if not asked:
         raise ValueError(f"analyse: name at least one metric; there are {', '.join(METRICS)}")
+    rows = {each.name: each for each in asked}
+    if twice := [each.name for each in asked if rows[each.name] != each]:
+        raise ValueError(f"two metrics are named {twice[0]!r}: rename one, by dataclasses.replace")
 
     def compute(missing: Sequence[str]) -> dict[str, pd.DataFrame]:
         accumulators = {name: rows[name].of(encoder).to(encoder.device) for name in missing}
@@ -275,6 +280,7 @@ def cached(
         warnings.warn(f"{what}: nothing is read from the cache or kept; restart Python", stacklevel=3)
     elif not encoder.hooked:
         who = [encoder.fingerprint, encoder.device.type, [source.fingerprint for source in images]]
+        who.append([version(library) for library in LIBRARIES])
         try:
             for name, key in keys.items():
                 digest = hashlib.sha256(json.dumps([*who, *key], default=_as_json).encode()).hexdigest()

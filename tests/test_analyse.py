@@ -3,6 +3,7 @@
 import ast
 import importlib
 from dataclasses import replace
+from functools import wraps
 from itertools import cycle
 from pathlib import Path
 
@@ -235,6 +236,35 @@ def test_maps_that_differ_from_pass_to_pass_are_refused():
 def test_what_is_wrong_with_a_metric_of_ones_own_is_named(function, stream, said):
     with pytest.raises(ValueError, match=said):
         analyse(tiny(), toy(), [Metric("odd", function, stream)])
+
+
+def test_two_metrics_of_one_name_are_refused():
+    own = replace(METRICS["nmi"], function=lambda attention: attention[:, :, 0, 0])
+    with pytest.raises(ValueError, match="two metrics are named 'nmi'"):
+        analyse(tiny(), toy(), ["nmi", own])
+    assert len(analyse(tiny(), toy(), ["nmi", "nmi"])) == len(analyse(tiny(), toy(), ["nmi"]))
+
+
+def test_a_decorated_metric_is_called_as_it_is_decorated():
+    @wraps(nmi)
+    def sharpened(attention):
+        sharp = attention**4
+        return nmi(sharp / sharp.sum(-1, keepdim=True))
+
+    found = [
+        analyse(tiny(), toy(), [replace(METRICS["nmi"], function=each)])["value"].tolist()
+        for each in (nmi, sharpened, lambda attention: sharpened(attention))
+    ]
+    assert found[0] != found[1] == found[2]
+
+
+def test_frames_of_another_version_of_a_library_are_not_read(monkeypatch):
+    analyse(tiny(), toy(), ["nmi"])
+    monkeypatch.setattr(Encoder, "forward", lambda *_: pytest.fail("computed again"))
+    analyse(tiny(), toy(), ["nmi"])
+    monkeypatch.setattr(module, "version", lambda library: "0.1" if library == "timm" else "1.0")
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        analyse(tiny(), toy(), ["nmi"])
 
 
 def test_a_metric_of_ones_own_gets_all_heads_of_an_image():

@@ -15,6 +15,7 @@ from nbhelpers import results
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, MissingDataError
 from nbhelpers.measure import analyse
+from nbhelpers.metrics import METRICS
 from nbhelpers.models import DECODER, Encoder, MaskedAutoencoder, load, mini_vit, store, wrap
 from nbhelpers.pretrain import recipe
 from nbhelpers.probes import attentive_by_depth
@@ -422,15 +423,29 @@ def test_rows_of_a_training_are_of_its_recipe(toy):
     assert set(stored("toy", "small")["model"]) == {"toy.run"} and steps == [run.steps] * 2
 
 
+def test_a_metric_of_ones_own_is_computed_and_never_read_from_what_is_stored(toy, monkeypatch):
+    results.store("toy", "small")
+    change(kept=True, metrics=("nmi",))
+    assert table("toy", "small")["source"].str.startswith("stored").all()
+    own = replace(METRICS["nmi"], function=lambda attention: attention[:, :, 0, 0] * 0 + 0.5)
+    monkeypatch.setitem(METRICS, "nmi", own)
+    frame = table("toy", "small")
+    assert set(frame["value"]) == {0.5} and set(frame["source"]) == {"computed"}
+    toy.lose()
+    with pytest.raises(MissingDataError):
+        table("toy", "small")
+
+
 def test_generated_images_are_the_same_on_every_machine(toy):
     """Another processor rounds some of their pixels otherwise: a table is then of the same images."""
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     one = ArraySource("toy/test", pixels, {"class": torch.arange(2)}, {"class": ("a", "b")})
     for generated in (True, False):
-        here = replace(one, known_by_labels=generated)
-        digests = {
-            results._images_digest({"test": replace(here, images=each)}) for each in (pixels, pixels + 1)
-        }
+        digests = set()
+        for rounded in (pixels, pixels + 1):
+            here = replace(one, images=rounded)
+            here.known_by_labels = generated
+            digests.add(results._images_digest({"test": here}))
         assert len(digests) == (1 if generated else 2)
 
 
@@ -504,6 +519,12 @@ def test_rows_are_of_the_study_that_was_learnt_from(tiny):
     rows = pd.DataFrame({"value": [1.0]})
     frame = tables.probed(lambda *_: rows, tiny[0], *images)
     assert frame["study"].item() == "shapes"
+
+
+def test_a_probe_of_a_notebook_that_was_edited_is_run_anew(tiny):
+    for value in (1.0, 2.0):
+        rows = pd.DataFrame({"value": [value]})
+        assert tables.probed(lambda *_, rows=rows: rows, tiny[0], drawings(6, 0))["value"].item() == value
 
 
 def test_components_are_of_every_label_in_the_last_block(tiny):

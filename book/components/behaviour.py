@@ -14,7 +14,7 @@
 # There are four ways to test an encoder, each with more freedom than the one before. **k-NN** lets the nearest images
 # vote. A **linear probe** may stretch directions before it decides. An {term}`attentive probe` may also choose which
 # tokens to read. {term}`Fine-tuning <fine-tuning>` trains all weights, the lower layers more slowly: the learning rate of
-# layer $\ell$ of $L$ is $\eta\,\gamma^{L - \ell}$ with a {term}`layer decay` $\gamma < 1$. A gain from one test to the
+# layer $\ell$ of $L$ is $\eta\,\gamma^{L + 1 - \ell}$ with a {term}`layer decay` $\gamma < 1$. A gain from one test to the
 # next has two sources: knowledge that the earlier test could not read, and what the labels teach. What the untrained
 # encoder gains owes nothing to pre-training.
 #

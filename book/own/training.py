@@ -249,8 +249,9 @@ pd.DataFrame(thirds).map("{:.3f}".format)
 # train = mine.select([i for i in range(len(mine)) if i % 10])
 # longer = replace(recipe("cifar10", "mim"), images=1_000_000, batch_size=256)
 # trainer = Trainer(longer, train, val, Path("runs/mine"))
-# trainer.run()  # or run(until=5_000), to look at an intermediate state
-# save_encoder(trainer.objective.saved, "mine", description(trainer, "cifar10"), Path("runs"))
+# if trainer.run():  # false when stopped; run(until=5_000) looks at an intermediate state
+#     about = description(trainer, "cifar10")
+#     save_encoder(trainer.objective.saved, "mine", about, Path("runs"))
 # ```
 #
 # `run` writes `checkpoint.pt` into its folder every three minutes, and when it is stopped by Ctrl-C or SIGTERM. Run the

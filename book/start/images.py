@@ -133,7 +133,8 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 # images first normalise each image to mean 0 and standard deviation 1. In the paper the two also differ in architecture:
 # SimMIM has relative positions in place of absolute ones, and scales its residual branches (LayerScale). Here the
 # architecture is the same. The two still differ in their views of the training images, as in the published methods but
-# milder, for images of 32 pixels, and CL leaves its patch embedding at its random weights, as MoCo v3 does:
+# milder, for images of 32 pixels, and without MoCo v3's blur and solarisation. CL leaves its patch embedding at its
+# random weights, as MoCo v3 does:
 
 # %% tags=["hide-input"]
 rows = {name: row for name, row in manifest().items() if name in PAIRS}

@@ -255,4 +255,6 @@ def shapes(split: str = "test", nuisance: float = 1.0, rendering: int = 0) -> Ar
     classes = {"shape": SHAPES, "texture": TEXTURES}
     name = f"shapes/{split}" if nuisance == 1 else f"shapes/{split}, nuisance {nuisance:g}"
     name += f", rendering {rendering}" if rendering else ""
-    return ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD, "generated", True)
+    source = ArraySource(name, data["image"], labels, classes, data["mask"], MEAN, STD, "generated")
+    source.known_by_labels = True
+    return source

@@ -31,7 +31,8 @@ class ImageSource(Dataset):
         masks: `bool N H W`, true on the object, or None where the source knows no objects.
         mean: mean of each colour channel, images scaled to 0..1.
         std: standard deviation of each colour channel over all pixels, images scaled to 0..1.
-        known_by_labels: whether images of equal labels and name are generated alike.
+        known_by_labels: whether images of equal labels and name are generated alike; those that replace
+            them are not.
         fingerprint: hexadecimal, changes when images, labels or their order change.
         digests: hexadecimal, of each image: equal for equal pixels, or for equal files where it reads files.
     """
@@ -168,7 +169,6 @@ class ArraySource(ImageSource):
     mean: Triple | None = None
     std: Triple | None = None
     origin: str = "memory"
-    known_by_labels: bool = False
 
     def __post_init__(self) -> None:
         """Check that everything fits together and compute what was not given."""
@@ -190,8 +190,16 @@ class ArraySource(ImageSource):
         """The images at `indices` as `uint8 B C H W`."""
         return self.images[self._numbers(indices)]
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; images of other pixels are no longer those that labels tell."""
+        super().__setattr__(name, value)
+        if name == "images":
+            self.known_by_labels = False
+
     def _keep(self, indices: Tensor) -> None:
+        known = self.known_by_labels
         self.images = self.images[indices]
+        self.known_by_labels = known
 
     @property
     def fingerprint(self) -> str:

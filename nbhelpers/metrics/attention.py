@@ -3,7 +3,6 @@
 Each is a statistic of attention probabilities (image, head, query, key).
 """
 
-import inspect
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nbhelpers.capture import Attention, full_precision
-from nbhelpers.metrics.base import remembered, require_grid, takes
+from nbhelpers.metrics.base import remembered, require_grid, takes, unchecked
 
 # Numbers of the attention maps that are in memory at a time: on a CPU they stay in the L2 cache (20 % faster
 # than whole batches), on an accelerator they only bound memory (256 MB in float32).
@@ -240,11 +239,11 @@ def attention_pieces(record: Attention, prefix: int, apart: bool) -> Iterator[tu
     limit = MAPS_CPU if record.query.device.type == "cpu" else MAPS_ACCELERATOR
     maps = torch.arange(batch * heads, device=record.query.device)
     query, key = (full_precision(x).flatten(0, 1)[:, None] for x in (record.query, record.key))
-    unchecked = inspect.unwrap(patch_attention)
+    maps_of = unchecked(patch_attention)
     bias = None if record.bias is None else _additive(record.bias, record.query)
     together = 1 if apart else heads
     for part in maps.split(max(1, limit // (together * tokens**2)) * together):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         piece = None if bias is None else bias[part // heads, part % heads][:, None]
-        found = unchecked(query[rows], key[rows], prefix, piece, record.scale)
+        found = maps_of(query[rows], key[rows], prefix, piece, record.scale)
         yield (found.view(-1, together, *found.shape[2:]),)

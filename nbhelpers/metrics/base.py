@@ -67,9 +67,18 @@ def takes(*shapes: str, rows_sum_to_one: bool = False, **least: int) -> Callable
                 _require_probabilities(tensors[0], f"{function.__name__}: {names[0]}")
             return function(*bound.args, **bound.kwargs)
 
+        _checked[checked] = function
         return checked
 
     return decorate
+
+
+_checked: dict[Callable, Callable] = {}  # what `takes` decorated; an attribute would be copied by `wraps`
+
+
+def unchecked(function: Callable) -> Callable:
+    """The function behind `takes`, for tensors that are known to fit; any other function as it is."""
+    return _checked.get(function, function)
 
 
 # Answers of `remembered` functions, of each thread its own; None outside of `remembering`.
@@ -207,7 +216,7 @@ class Accumulator(torchmetrics.Metric):
         """The metric's values of a few images, unchecked: its function, with the encoder's sizes it takes."""
         if not self.defined:
             return torch.full((len(tensors[0]), 1), math.nan)
-        values = inspect.unwrap(self.metric.function)(*tensors, **self.sizes)
+        values = unchecked(self.metric.function)(*tensors, **self.sizes)
         if not isinstance(values, Tensor) or values.shape[:1] != tensors[0].shape[:1]:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             wanted = f"must give a value per image, B, B H or B C; got {got}"

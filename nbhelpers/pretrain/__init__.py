@@ -52,7 +52,7 @@ def description(trainer: Trainer, study: str) -> dict[str, Any]:
         "seed": recipe.seed,
         "architecture": architecture,
         "mean": [round(value, 6) for value in train.mean],
-        "std": [round(value, 6) for value in train.std],
+        "std": [round(value, 6) for value in trainer.std],
     }
 
 

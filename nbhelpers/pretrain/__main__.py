@@ -71,6 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when nothing failed."""
     line = parser()
     options = line.parse_args(arguments)
+    alone = ("study", "seed", "width", "images") if options.queue else ("workers",)
+    if given := [each for each in alone if getattr(options, each) != line.get_default(each)]:
+        line.error(f"--{given[0]} says nothing {'with' if options.queue else 'without'} --queue")
     try:
         os.nice(options.nice)
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

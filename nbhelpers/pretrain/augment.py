@@ -29,8 +29,9 @@ _KEPT, _SCALED, _TURNED = (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a view; probabilities and ranges as in MoCo v3, section 4 and appendix.
+    """What may happen to a view: of MoCo v3's recipe, crop, flip, jitter and grey, with its probabilities.
 
+    Crops are larger, from 0.2 of the area on (there 0.08); its blur and solarisation are left out.
     `colour` is "none", "jitter" (brightness, contrast, saturation, hue; for photographs) or "orthogonal" (see
     `orthogonal_colour`; for generated images, whose colours alone would give them away).
     """

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from nbhelpers.files import atomic_path
 from nbhelpers.images import ArraySource, ImageSource
+from nbhelpers.images.source import Triple
 from nbhelpers.models import Encoder, MismatchedWeights, without_decoder, wrap
 from nbhelpers.models.identity import code_of
 from nbhelpers.models.mini import mini_vit
@@ -58,14 +59,11 @@ def fast_precision(device: torch.device | str) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the hardware for the manifest; on a CPU each process has one core.
-
-    >>> device_name(torch.device("cpu"))
-    'one CPU core'
-    """
+    """Name of the hardware for the manifest; of CPUs, the cores that may be used."""
     processes = world_size()
     if device.type != "cuda":
-        return "one CPU core" if processes == 1 else f"{processes} CPU cores"
+        cores = processes * torch.get_num_threads()
+        return "one CPU core" if cores == 1 else f"{cores} CPU cores"
     name = torch.cuda.get_device_name(device)
     return name if processes == 1 else f"{processes} x {name}"
 
@@ -97,7 +95,8 @@ class Trainer:
         folder: where `log.csv` and `checkpoint.pt` live; a run found there is resumed.
         device: a CPU trains with explicit attention, whose backward is faster there; a GPU with fused one.
         precision: bfloat16, by autocast, or float32; default `fast_precision` of the device.
-        start: a trained encoder of the recipe's architecture to go on from, instead of random weights.
+        start: a trained encoder of the recipe's architecture to go on from, instead of random weights. From
+            then on it gets images normalised by the mean and deviation of `train`, not by its own.
         captured: whether a GPU compiles the blocks and replays the step from a graph; other devices never do.
 
     Raises:
@@ -176,6 +175,14 @@ class Trainer:
         return objective.train()
 
     @property
+    def std(self) -> Triple:
+        """What the encoder's images are divided by, per channel: the deviations of those it is trained on.
+
+        Equal where it standardises each image, which undoes a common scale, as in training.
+        """
+        return (max(self.train.std),) * 3 if self.recipe.standardised else self.train.std
+
+    @property
     def done(self) -> bool:
         """Whether all steps have been taken."""
         return self.step >= self.recipe.steps
@@ -183,7 +190,7 @@ class Trainer:
     def encoder(self) -> Encoder:
         """The encoder as it is now: a copy, to be measured."""
         who = {"name": self.folder.name, "objective": self.objective.group, "seed": self.recipe.seed}
-        return wrap(copy.deepcopy(self.objective.encoder), mean=self.train.mean, std=self.train.std, **who)
+        return wrap(copy.deepcopy(self.objective.encoder), mean=self.train.mean, std=self.std, **who)
 
     def _labels(self, train: ImageSource, val: ImageSource) -> list[list[Tensor]]:
         """The labels `N` that the objective reads, one or none, of each source, numbered as in the first."""

@@ -18,7 +18,7 @@ import torch
 from nbhelpers.files import DATA, atomic_path
 from nbhelpers.images import MissingDataError
 from nbhelpers.measure import code_version, read_table
-from nbhelpers.metrics import METRICS
+from nbhelpers.metrics import METRICS, SHIPPED
 from nbhelpers.models import DECODER, Encoder, load, manifest
 from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
@@ -52,8 +52,8 @@ def table(
 ) -> pd.DataFrame:
     """A result table of a study: computed here where all its images are, else as stored in `data/results`.
 
-    A slow table is always read as stored. Of a kept one, stored rows are read and the others computed. What
-    is computed stays in the cache folder.
+    A slow table is always read as stored. Of a kept one, stored rows are read and the others computed, or
+    all, if one of the metrics was replaced by one's own. What is computed stays in the cache folder.
 
     Args:
         study_name: see `nbhelpers.studies`.
@@ -81,10 +81,11 @@ def table(
     default = made.models(chosen) if made.runs else chosen.models
     wanted = [*_by_name(listed(models) or default).values()]
     draw = n_images not in (None, IMAGES) or seed != 0
+    own = [each for each in metrics or made.metrics if each in METRICS and METRICS[each] not in SHIPPED]
     if made.slow and draw:
         alone = f"not one of n_images={n_images}, seed={seed}"
         raise ValueError(f"{study_name}/{name} is too slow to be made here: it is stored, {alone}")
-    frames, wanted = already(study_name, name, wanted) if made.kept and not draw else ([], wanted)
+    frames, wanted = already(study_name, name, wanted) if made.kept and not (draw or own) else ([], wanted)
     if wanted:
         try:
             if made.slow:
@@ -95,7 +96,7 @@ def table(
             computed = [made.measure(load(model), images, *limit) for model in wanted]
             frames += [frame.assign(source=COMPUTED) for frame in computed]
         except MissingDataError as lack:
-            if draw:
+            if draw or own:  # no stored row is of these
                 raise
             try:
                 frames.append(stored(study_name, name, wanted))

@@ -1,6 +1,6 @@
 """Result tables of trainings that are made for them, and measured on the way; their weights are not kept."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ OBJECTIVE = "hybrid-0.5"
 RUN = {"images": 25_600, "batch_size": 64}
 STEPS, BATCHES = (0, 25, 50, 100, 200, 400), 24
 FOLLOWED = {"images": 512_000}  # a pair that is measured on the way
-# A pair that is trained at each amplitude of what does not matter.
+# Trainings at each amplitude of what does not matter.
 DIALLED = {"width": 64, "heads": 4, "batch_size": 128, "images": 76_800}
+SEEDS = range(3)
 NUISANCES = (0.0, 1.0, 2.0, 4.0)
 RENDERED = "cl-renderings"  # as "cl", with each view of a rendering of its own
 
@@ -62,16 +63,15 @@ def _at_a_moment(encoder: Encoder, images: Images) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _pair(study: Study, **size: int) -> dict[str, Recipe]:
-    """Trainings of CL and MIM by today's recipe, of some size, by the names their encoders would have."""
-    runs = [replace(recipe(study.name, objective), **size) for objective in PAIR]
+def _named(study: Study, runs: Iterable[Recipe]) -> dict[str, Recipe]:
+    """Trainings by the names that their encoders would have."""
     return {trained_name(run, study.name): run for run in runs}
 
 
-def _folder(kind: str, name: str, images: Images) -> Path:
-    """Where a training that is measured on the way is kept; another folder for other code or other images."""
+def _folder(kind: str, name: str, images: Images, settings: object = None) -> Path:
+    """Where a training that is measured on the way is kept; another for other code, images or settings."""
     measured = [source.identity for source in images.values()]
-    key = joblib.hash([code_version("pretrain"), measured])[:12]
+    key = joblib.hash([code_version("pretrain"), measured, settings])[:12]
     return cache_dir() / kind / key / name
 
 
@@ -103,13 +103,13 @@ def _followed(
     TABLES["probes"].images,
     settings=lambda study: tables.TOKENS_TRAIN,
     code="pretrain",
-    runs=lambda study: _pair(study, **FOLLOWED),
+    runs=lambda study: _named(study, [replace(recipe(study.name, each), **FOLLOWED) for each in PAIR]),
     **tables.SLOW,
 )
 def _along_training(run: Recipe, images: Images) -> pd.DataFrame:
     """Metrics and probes along a training by today's recipe."""
     chosen = study(images["test"].name.split("/")[0])
-    folder = _folder("along_training", trained_name(run, chosen.name), images)
+    folder = _folder("along_training", trained_name(run, chosen.name), images, tables.TOKENS_TRAIN)
     parts = {split: chosen.images(split) for split in ("train", "val")}
     return _followed(run, parts, folder, [0, *moments(run)], lambda now: _at_a_moment(now, images))
 
@@ -133,8 +133,9 @@ def _renderings(split: str, nuisance: float) -> ArraySource:
 
 def _dialled(study: Study) -> dict[str, Recipe]:
     """CL and MIM, and CL whose two views are of two renderings, so that they do not share the nuisance."""
-    rendered = replace(recipe(study.name, "cl"), **DIALLED, objective=RENDERED)
-    return _pair(study, **DIALLED) | {trained_name(rendered, study.name): rendered}
+    kinds = [recipe(study.name, each) for each in PAIR]
+    kinds.append(replace(kinds[0], objective=RENDERED))
+    return _named(study, [replace(each, **DIALLED, seed=seed) for each in kinds for seed in SEEDS])
 
 
 @declare(

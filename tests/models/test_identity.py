@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from nbhelpers.models import identity
+
 
 class Options:
     __slots__ = ("scale",)
@@ -124,3 +126,30 @@ def test_hooks_and_replaced_methods_are_seen(mini):
         handle.remove()
     block.forward = lambda x: x
     assert encoder.hooked
+
+
+def test_a_method_that_a_notebook_puts_into_an_installed_class_is_seen(mini, monkeypatch):
+    encoder = mini()
+    monkeypatch.setattr(type(encoder.module.blocks[1].attn), "forward", lambda self, x: x)
+    assert encoder.hooked
+
+
+def test_fingerprint_follows_all_files_of_an_installed_package(mini, tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "myvit"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "act.py").write_text(
+        "from torch import nn\n\nfrom myvit.ops import scale\n\n\nclass Act(nn.Module):\n"
+        "    def forward(self, x):\n        return scale(x)\n"
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    prints = []
+    for factor in (1, 2, 1):
+        (package / "ops.py").write_text(f"def scale(x):\n    return {factor} * x\n")
+        for cache in (identity.code_of, identity._code_of_package):  # as of a new process
+            cache.cache_clear()
+        encoder = mini()
+        encoder.module.blocks[0].mlp.act = importlib.import_module("myvit.act").Act()
+        assert not encoder.hooked
+        prints.append(encoder.fingerprint)
+    assert prints[0] == prints[2] != prints[1]

@@ -13,22 +13,46 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import torch
+from torch.testing import assert_close
 from toy_runs import OBJECTIVES, PIXELS, fresh, seeded, small, source, trainer
 
 from nbhelpers.files import DATA
 from nbhelpers.models import MismatchedWeights, decoder_of, load, manifest, mini_vit, save_encoder, wrap
-from nbhelpers.pretrain import SOURCES, Trainer, moments, pretrain, queue, recipe, trained_name
+from nbhelpers.models.mini import standardise
+from nbhelpers.pretrain import SOURCES, Trainer, description, moments, pretrain, queue, recipe, trained_name
 from nbhelpers.pretrain.__main__ import main
 from nbhelpers.pretrain.recipes import CLASSES, STUDIES
 from nbhelpers.pretrain.schedule import epoch_order, generator, learning_rate
-from nbhelpers.pretrain.trainer import fast_precision, stop_signals
+from nbhelpers.pretrain.trainer import device_name, fast_precision, stop_signals
 
 
 def weights(run):
     return torch.cat([v.flatten().float() for v in run.objective.state_dict().values()])
 
 
-GENERATED = replace(source(), known_by_labels=True)
+def generated(name="toy/train"):
+    made = replace(source(), name=name)
+    made.known_by_labels = True
+    return made
+
+
+def test_an_encoder_that_standardises_gets_the_same_in_training_and_after(tmp_path):
+    images = source(blue=2)  # of channels whose deviations differ
+    run = Trainer(small("mim"), images, images, tmp_path)
+    assert run.recipe.standardised and len(set(images.std)) > 1
+    encoder, batch = run.encoder(), images.batch(range(8))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (encoder.mean, encoder.std))
+    seen = standardise((batch / 255 - mean) / std)
+    assert_close(seen, standardise(batch / 255))
+    assert description(run, "shapes")["std"] == [round(value, 6) for value in encoder.std]
+
+
+def test_the_device_of_a_run_on_cpus_is_all_cores_that_it_may_use(monkeypatch):
+    for cores, name in ((1, "one CPU core"), (8, "8 CPU cores")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert device_name(torch.device("cpu")) == name
+
+
 SPLITS = {"shapes": lambda split: source() if split == "train" else source(16)}
 
 
@@ -149,7 +173,7 @@ def test_a_look_at_the_encoder_leaves_the_run_as_it_is(tmp_path):
     run = trainer("cl", tmp_path / "part")
     first = list(run.steps(3))
     encoder = run.encoder()
-    assert (encoder.mean, encoder.std) == (run.train.mean, run.train.std)
+    assert (encoder.mean, encoder.std) == (run.train.mean, run.std)
     before = encoder.fingerprint
     assert torch.equal(whole, torch.stack([*first, *run.steps()]))
     assert encoder.fingerprint == before != run.encoder().fingerprint
@@ -300,14 +324,14 @@ def test_a_run_is_stopped_goes_on_and_knows_all_devices_it_was_trained_on(tmp_pa
         ({"precision": torch.bfloat16}, "precision"),
         ({"recipe": small("cl", learning_rate=1e-3)}, "learning_rate"),
         ({"train": source(48)}, "training images"),
-        ({"train": replace(GENERATED, name="toy/train, nuisance 4")}, "training images"),
+        ({"train": generated("toy/train, nuisance 4")}, "training images"),
         ({"val": source(24)}, "validation images"),
         ({"start": None}, "start"),
         ({"start": fresh(1)}, "start"),
     ],
 )
 def test_a_run_goes_on_with_nothing_but_what_it_began_with(change, named, tmp_path):
-    usual = {"recipe": small("cl"), "train": GENERATED, "val": source(16), "folder": tmp_path}
+    usual = {"recipe": small("cl"), "train": generated(), "val": source(16), "folder": tmp_path}
     usual |= {"precision": torch.float32, "start": fresh()}
     Trainer(**usual).save()
     Trainer(**usual)
@@ -528,6 +552,8 @@ if options["objective"] == "dino":
     [
         (["--queue", "missing.csv"], "missing.csv"),
         (["--queue", "queue.csv"], "width"),
+        (["--queue", "queue.csv", "--seed", "3"], "--seed says nothing with --queue"),
+        (["--objective", "cl", "--workers", "2"], "--workers says nothing without --queue"),
         (["--objective", "hybrid-1.5"], "shapes.hybrid-0.5"),
         (["--objective", "cl", "--width", "20"], "width 20"),
         (["--objective", "cl", "--device", "tpu9"], "tpu9"),

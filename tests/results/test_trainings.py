@@ -151,7 +151,8 @@ def test_other_code_and_other_images_have_another_folder(tmp_path, monkeypatch):
     folders = [trainings._folder("along", "shapes.cl", {"test": noise(number)}) for number in (4, 5, 4)]
     monkeypatch.setattr(trainings, "code_version", lambda kind: "other code")
     folders.append(trainings._folder("along", "shapes.cl", {"test": noise(4)}))
-    assert folders[0] == folders[2] and len(set(folders)) == 3
+    folders.append(trainings._folder("along", "shapes.cl", {"test": noise(4)}, 1000))
+    assert folders[0] == folders[2] and len(set(folders)) == 4
 
 
 def test_the_first_row_along_a_training_is_the_untrained_encoder(tmp_path, monkeypatch):
@@ -189,6 +190,14 @@ def test_a_pair_is_trained_and_probed_at_every_amplitude(two_amplitudes):
         values = linear_by_depth(whole.encoder(), *parts, label="shape")["value"]
         rows = frame.query("nuisance == 4 and seen == @seen and metric == 'linear' and label == 'shape'")
         assert rows["value"].tolist() == pytest.approx(values.tolist())
+
+
+def test_every_kind_is_trained_from_the_same_seeds():
+    runs = results.TABLES["nuisance"].runs(study("shapes"))
+    seeds = {kind: [run.seed for run in runs.values() if run.objective == kind] for kind in ("cl", "mim")}
+    assert seeds == {"cl": [0, 1, 2], "mim": [0, 1, 2]} and len(runs) == 9
+    rendered = [run for run in runs.values() if run.objective == trainings.RENDERED]
+    assert rendered == [replace(rendered[0], seed=seed) for seed in range(3)]
 
 
 def test_the_views_of_two_renderings_share_the_object_and_not_the_nuisance(two_amplitudes, monkeypatch):
