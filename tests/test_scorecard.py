@@ -25,7 +25,8 @@ from nbhelpers.intervals import (
     wilson,
 )
 from nbhelpers.metrics import effective_rank
-from nbhelpers.results import NoTableError, StaleTableError, published, stored, table
+from nbhelpers.models import manifest
+from nbhelpers.results import NoTableError, StaleTableError, published, stored, table, tables
 from nbhelpers.scorecard import CLAIMS, evidence
 from nbhelpers.scorecard.evidence import Quantity, highest_less_last, late, late_effective_rank, peak
 from nbhelpers.scorecard.page import figures
@@ -650,8 +651,8 @@ def test_the_remarks_are_true_of_the_stored_tables():
 
     remarks = [claim.number for claim in CLAIMS if claim.remark]
     # Each has its lines below, or is about single late blocks, as above.
-    numbers = "3a 3b 3c 4 5a 5b 6 7 8a 8b 9c 13b 14b 14c 14e 14f 14g 15c 16a 18 19b 20a 20b 21a 21b 21c"
-    assert remarks == numbers.split()
+    numbers = "3a 3b 3c 4 5a 5b 6 7 8a 8b 9c 13a 13b 14b 14c 14d 14e 14f 14g 15c 16a 17a 17b 17c 18 19b"
+    assert remarks == [*numbers.split(), *"20a 20b 21a 21b 21c".split()]
     for name in evidences:  # 3a: the encoders of the chapter, and untrained ones
         models = [*study(name).trained("cl", "dino", "mim", "mae", "supervised"), f"{name}.random"]
         falls = [rows(name, "profile", "nmi", model.partition(".")[2]) for model in models]
@@ -670,6 +671,9 @@ def test_the_remarks_are_true_of_the_stored_tables():
     assert 0 < ranks["CL"].value - ranks["MIM"].value < 1
     mim, cl = (rows("shapes", "profile", "delta_log_amplitude", kind)["value"] for kind in ("mim", "cl"))
     assert [*(mim > cl)][-3:] == [True, False, False]  # 9c
+    about = {kind: manifest()[f"shapes.{kind}"] for kind in ("mae", "mim")}  # 13a
+    steps = {kind: row["images_seen"] / row["recipe"]["batch_size"] for kind, row in about.items()}
+    assert 3.9 < steps["mae"] / steps["mim"] < 4.1
     decoders = [f"mae.w64.n256000{seed}:decoder" for seed in ("", ".s1", ".s2")]  # 13b
     means = stored("shapes", "profile").query("metric == 'nmi' and head == -1 and depth > 0")
     means = means.groupby("model")["value"].mean()
@@ -691,6 +695,17 @@ def test_the_remarks_are_true_of_the_stored_tables():
         ends = stored(name, "fine_tuning").query("share == 1").set_index("model")["value"]
         cl, mae = ([ends[f"{name}.{kind}.w64.n256000{seed}"] for seed in SEEDS] for kind in ("cl", "mae"))
         assert max(cl) < min(mae)
+        narrow = [f"{name}.{kind}.w16.n256000" for kind in ("cl", "mim")]  # 14d
+        reached = [np.mean([ends[kind + seed] for seed in SEEDS]) for kind in narrow]
+        assert max(reached) < ends[f"{name}.random"] + 0.02
+    assert 1 < tables.FINE_TUNING.steps * tables.FINE_TUNING.batch_size / tables.LABELLED < 1.5  # 14g
+    for name in evidences:  # 17a to 17c
+        for metric in ("attention_distance", "nmi", "delta_log_amplitude"):
+            latent, mim = (
+                read(name, who + size, f"metrics {metric} late").value for who in ("latent MIM", "MIM")
+            )
+            untrained = evidence.mean(rows(name, "profile", metric, "random").query("depth > 5")).value
+            assert sorted([mim, latent, untrained])[1] == latent, (name, metric)
     for name, hybrid in (("shapes", "hybrid 0.2"), ("cifar10", "hybrid 0.5")):  # 15c
         of_hybrid, of_mim = (read(name, who + size, "metrics nmi early").value for who in (hybrid, "MIM"))
         assert of_hybrid < of_mim / 3

@@ -239,7 +239,7 @@ KINDS = ["cl", "dino", "mim", "mae", "supervised"]
 draw = {"n_images": N_IMAGES, "seed": SEED}
 others, absent = gather(STUDIES, METRICS, MODELS, **draw, objectives=KINDS)
 
-# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study and one for published curves: a line for each training objective (contrastive, DINO, masked image modelling, MAE and supervised)."}, "figure": {"caption": "NMI against depth for five training objectives. If a label names a width or a number of images, that encoder is smaller than CL and MIM or was trained more briefly; the second table below compares at equal size. Last panel: ViT-B/16; MoCo v3, SimMIM and MAE are read off the paper, DINO off a third party's run of the official code on 59 images."}}
+# %% mystnb={"image": {"alt": "NMI of query and key against depth, from 0 to 1, one panel per study and one for published curves: a line for each training objective (contrastive, DINO, masked image modelling, MAE and supervised)."}, "figure": {"caption": "NMI against depth for five training objectives. If a label names a width or a number of images, that encoder is smaller than CL and MIM or saw fewer images, not always in fewer steps; the second table below compares at equal size. Last panel: ViT-B/16; MoCo v3, SimMIM and MAE are read off the paper, DINO off a third party's run of the official code on 59 images."}}
 titles = [*map(plots.title, others.values()), *absent, "published"]
 axes = plots.panels(titles, sharey=True, missing=absent)
 for ax, frame in zip(axes, others.values(), strict=False):
@@ -309,7 +309,7 @@ said = f"Both comparisons together: {'; '.join(said)}." if verdicts else ""
 Markdown(said or "There is nothing to compare with CL and MIM.")
 
 # %% [markdown]
-# ## Complete collapse after short training
+# ## Complete collapse where few images were seen
 #
 # CL and MIM above are single encoders. The same late means for encoders that were trained on fewer images from several
 # seeds, of the same width and of half of it, with a number per seed. (The loss of {term}`latent MIM` predicts features
@@ -405,11 +405,13 @@ Markdown(" ".join(said)) if said else None
 #   undecided, DINO is too flat to tell, and MAE's NMI lies between CL's and MIM's.
 # - The heads of a block have more similar maps in CL than in MIM in both studies. On photographs this is flatness; on
 #   generated images part of it remains after the uniform map is subtracted.
-# - CL encoders that were trained briefly have collapsed further than those above: their NMI is near 0, while the entropy
-#   of most is clearly below 1. A wide CL that saw as few images has done so, too
-#   ([When do the findings appear?](../beyond/moments.py)): it is a matter of short training, not of width.
+# - CL encoders that saw fewer images have collapsed further than those above: their NMI is near 0, while the entropy of
+#   most is clearly below 1. A wide CL that saw as few images has done so, too
+#   ([When do the findings appear?](../beyond/moments.py)), so it is not a matter of width. The number of images and the
+#   size of the batches differ together; either may be the cause.
 # - An NMI that falls towards the last block is not peculiar to CL. On photographs the wide CL's falls further than the
-#   wide MIM's; on generated images, and for most pairs trained more briefly in both studies, it is the other way round.
+#   wide MIM's; on generated images, and for most pairs that saw fewer images in both studies, it is the other way
+#   round.
 # - NMI asks whether where a query *is* matters for where it *looks*. At 0 it does not.
 # - A low NMI alone does not mean collapse. Read it beside the entropy and beside an untrained encoder.
 # - A collapsed map still says *what* in the image matters, which can help to tell images apart, but nothing about the

@@ -156,7 +156,8 @@ plots.download(frames.values(), "query_cosine")
 
 # %% [markdown]
 # The cosine averaged over the last third of the blocks. The row *published* compares the two maps in the paper's figure 2
-# (one image and two queries, read off the poster, each map scaled to its own range):
+# (one image and two queries, read off the poster, block and head unknown). Each of those maps is scaled to its own range,
+# which lowers their cosine, so compare the order alone:
 
 # %% tags=["hide-input"]
 paper = published_maps().set_index(["objective", "query"])["value"]

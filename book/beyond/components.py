@@ -11,6 +11,9 @@
 # most. Those directions describe pixels {cite:p}`balestriero2024reconstruction`, and get in the way when features are
 # compared by their distance {cite:p}`vanyan2023local`.
 #
+# {cite:t}`vanyan2023local` remove single features of high variance from MAE's patch tokens. This page removes principal
+# components of an image's mean token, so it tests a neighbouring claim.
+#
 # How good a masked encoder looks [depends on the probe](../components/behaviour.py): on generated images it gains far
 # more than a contrastive one from a probe that is trained. Think of the spines of books in a library: the title is in
 # large letters, the subject in small print. From a distance one sees the titles; someone who has been told where to look

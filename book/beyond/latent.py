@@ -262,6 +262,9 @@ scorecard.rows("beyond/latent", STUDIES, MODELS)
 #   images attention is undecided. In both studies Δ log amplitude has moved towards CL's. CL of this size has a low Δ log
 #   amplitude because its tokens are nearly equal, and those of latent MIM are not: the number moves towards CL's, but the
 #   property need not.
+# - In nearly all lines of the table, latent MIM lies between MIM and the untrained encoder, too, and a linear probe reads
+#   it hardly better than that one, which is wider. So rows 17a to 17c cannot tell a model that predicts features from one
+#   that has learnt less.
 # - What is undecided in both studies: whether shape bias and nearest neighbours follow.
 # - Three seeds are few: the [front page](../index.py) says which of these verdicts would be lost if all rows of the
 #   scorecard were corrected together.

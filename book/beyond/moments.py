@@ -340,7 +340,8 @@ for name, grid in grids.items():
     turned = trained[trained.nunique(axis=1) > 1].index
     kept = grid.index.difference(turned, sort=False)
     said.append(
-        f"On {study(name).title}, {len(turned)} of {len(grid)} claims change their "
+        f"On {study(name).title}, {len(turned)} of {len(grid)} claims, without the "
+        "untrained encoders (0k) and with moments that are not shown, change their "
         f"verdict along the training or in the last column; {', '.join(kept) or 'none'} do not."
     )
 Markdown(" ".join(said) or "No two trainings were followed.")
@@ -377,7 +378,8 @@ scorecard.rows("beyond/moments", STUDIES)
 #
 # ## Takeaways
 #
-# - What shows: in both studies, CL's tokens first become nearly equal and part later. What does not show: that its class
+# - What shows: in both studies, CL's tokens become nearly equal for a time and part later; on generated images they part
+#   a little before that, too. What does not show: that its class
 #   token and patches grow alike late in training, or, on generated images, that its single tokens tell less.
 # - Before you compare two objectives, ask whether both are at the same point of their training. An equal number of images
 #   does not ensure that.

@@ -162,7 +162,9 @@ every = f"""fine-tuning took {EPOCHS} epochs, and both it and the linear probe u
 every label"""
 how = {name: every if name in with_all else few for name in points}
 how = " ".join(f"On {study(name).title}, {how[name]}." for name in points)
-rate = "Encoders of one width share a learning rate, chosen on validation images."
+rate = f"""Encoders of one width share a learning rate, chosen on validation images; the
+layer decay is {FINE_TUNING.layer_decay:g}, and images are shifted and mirrored, nothing
+more, where the paper mixes them, too, and takes 100 epochs."""
 Markdown(f"{how} {rate}")
 
 # %% tags=["hide-input"]
@@ -498,8 +500,9 @@ plots.download(sized, "width")
 #
 # ## Longer pre-training
 #
-# A difference that comes from short training should fade with longer training. The figure shows CL and MIM from the
-# shortest to the longest training. Some are also **twice as wide**, so lines join encoders of one width only. [When do the
+# A difference that comes from short training should fade with longer training. The figure shows CL and MIM by the number
+# of images seen. Some are also **twice as wide**, so lines join encoders of one width only, and batches grow with the
+# images: on generated images, the encoders on the far right took no more steps than those on the far left. [When do the
 # findings appear?](../beyond/moments.py) follows single training runs.
 
 # %% tags=["hide-input"]
@@ -559,25 +562,27 @@ scorecard.rows("components/behaviour", STUDIES, MODELS)
 #   reached in the end.
 # - The wide MIM is ahead of CL after neither length of fine-tuning. On photographs it is behind after the shorter one, and
 #   after the longer one no difference can be detected. On generated images, where fine-tuning took little more than one
-#   epoch, it stays behind, and three seeds that were trained more briefly stay far behind CL of their size. Among
-#   encoders of half the width, after the shortest pre-training, masked ones do end ahead: every MAE in both studies, and
+#   epoch, it stays behind, and three seeds that saw fewer images stay far behind CL of their size. Among encoders of
+#   half the width, which saw the fewest images, masked ones do end ahead: every MAE in both studies, and
 #   every MIM on photographs.
 # - MIM here means SimMIM, which does not stand for all masked models. On generated images an MAE of the same width, which
-#   saw as many images in more and smaller steps, is read better than CL by k-NN and by a linear probe, is ahead of CL
+#   saw as many images in four times as many steps, is read better than CL by k-NN and by a linear probe, is ahead of CL
 #   when both are fine-tuned on few labels, and has single tokens that tell more. On photographs, a linear probe reads
 #   MAE as well as CL of its width that saw as many images.
 # - On generated images the wide CL is furthest ahead of MIM, by a wide margin, when both are fine-tuned on the fewest
-#   labels; on photographs its lead is about the same with any number of labels.
+#   labels; on photographs its lead hardly depends on the number of labels as long as they are few, and cannot be detected
+#   with every label and more epochs.
 # - What does not show: that MIM's single tokens tell object from background better. That label is near its ceiling. Of
 #   the texture, MIM's tokens tell more from the first blocks on, until CL overtakes near the end.
 # - In the wide pairs MIM gains more than CL from each freedom that a probe is given: from being trained, and from
 #   choosing tokens. On generated images CL again has hardly any room left; on photographs both gains are too small to be
-#   told with few labels and a fifth of the test images. With all of them, several seeds that were trained more briefly
-#   repeat the first, but do not decide the second. On generated images it is the other way
-#   round in such seeds: a probe gains more from being trained when it reads CL.
+#   told with few labels and a fifth of the test images. With all of them, several seeds that saw fewer images repeat the
+#   first, but do not decide the second. On generated images it is the other way round in such seeds: a probe gains more
+#   from being trained when it reads CL.
 # - Whether MIM gains more from width is undecided. On photographs every MIM seed lies above every CL seed at width 64,
 #   but at width 16 the seeds of each kind lie as far apart as the two kinds do; on generated images they do so at both
-#   widths.
+#   widths. At width 16 neither kind is much better than an untrained encoder of width 128 that is fine-tuned the same
+#   way, so the gain is measured from next to nothing learnt.
 # - No single number describes a representation: k-NN, linear probe, attentive probe and fine-tuning allow more and more,
 #   and rank encoders differently.
 # - Compare numbers only where the labels, the width and the numbers of images for pre-training and for the probe are

@@ -309,10 +309,10 @@ sum. On single batches it is at a lower λ, but there most of its gradient is no
 Markdown("\n".join([*said, "\n" + text]))
 
 # %% [markdown]
-# $\lambda$ is not a share of influence: it depends on the units of the two losses, pixels on one side and nats on the
-# other. For that reason a comparison of weights between papers says little. Nor is $\lambda^*$ a share of the step that
-# is taken: the book's optimiser, Muon, makes all singular values of the sum's running mean equal, so a short gradient
-# can still move a matrix in directions that the long one leaves alone.
+# $\lambda$ is not a share of influence: it depends on the units of the two losses, differences of pixel values on one
+# side and $2 \tau$ times a cross-entropy on the other. For that reason a comparison of weights between papers says
+# little. Nor is $\lambda^*$ a share of the step that is taken: the book's optimiser, Muon, makes all singular values of
+# the sum's running mean equal, so a short gradient can still move a matrix in directions that the long one leaves alone.
 #
 # ## Do the features of the encoders agree?
 #
@@ -406,8 +406,8 @@ now[["value", "low", "high"]].round(3)
 # ## Takeaways
 #
 # - Whether a conflict grows with depth is undecided, on generated images as on photographs. Early in training the first
-#   blocks show a weak conflict on generated images, while on photographs they agree; no late block shows a conflict. At
-#   the end each loss hardly agrees with itself.
+#   blocks show a weak conflict on generated images. On photographs two early cases just do, and later most blocks agree.
+#   No late block shows a conflict. At the end each loss hardly agrees with itself.
 # - In their late features most hybrids are nearer to CL than to MIM. On generated images this need not come from CL's
 #   loss, since MAE and the supervised encoder are nearer to CL, too. On photographs the wide hybrid is far nearer to CL
 #   than any encoder trained without that loss; it is a single run. Much of the nearness to MIM there needs no training:

@@ -171,7 +171,7 @@ def against_weight(kind, metric, theirs):
 legend = against_weight(probed, "linear", "linear")
 
 # %% [markdown]
-# And the accuracy after [fine-tuning](../components/behaviour.py):
+# And the accuracy after [fine-tuning](../components/behaviour.py) on few labels, for little more than one epoch:
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the weight of the contrastive loss, from 0 (MIM) to 1 (CL); one panel per study and one of published values, which are highest in between."}, "figure": {"caption": "Accuracy after fine-tuning against the weight λ. Lines and scales as above."}}
 legend = against_weight(tuned, "fine_tuning", "finetune")
@@ -412,8 +412,8 @@ scorecard.rows("hybrid/hybrid", STUDIES, MODELS)
 # - What is undecided: that a hybrid beats both parents. On generated images the best one lies above all seeds of both
 #   parents, but three seeds bound a mean only loosely; on photographs none leads clearly.
 # - What does not show: early blocks like MIM's in NMI, and late blocks like CL's in frequencies.
-# - λ is not a share of influence. It weighs a loss in nats against one in pixels, so the best λ of one recipe says little
-#   about that of another; [the next chapter](agreement.py) measures which loss pulls harder.
+# - λ is not a share of influence. It weighs a cross-entropy against a difference of pixel values, so the best λ of one
+#   recipe says little about that of another; [the next chapter](agreement.py) measures which loss pulls harder.
 # - A hybrid can cost as much as its parents together. Compare it with a parent that saw as many images and, if computing
 #   time is the limit, with one that was trained for as long.
 #

@@ -228,7 +228,7 @@ legend = curves("token_norm", "token_norm_peak", "outlier_tokens", "prefix_atten
 # sizes, this section draws the first minus the second, depth by depth. If their numbers of blocks differ, the depths are
 # those of the first, and the second is read at the same fraction of its own depth. The intervals treat the two models as
 # independent although both saw the same images, which makes them wider than necessary: a difference marked with a dot is
-# not an accident of the images. Whether other training runs would repeat it, one run of each cannot say.
+# hardly an accident of the images. Whether other training runs would repeat it, one run of each cannot say.
 
 # %% mystnb={"image": {"alt": "Difference between the two models against depth with its interval, a panel per metric; dots mark the depths at which they differ."}, "figure": {"caption": "The first model minus the second, against depth. Bands: 95 % interval over images; dots: depths at which an interval that holds for all depths together excludes 0."}}
 SIDES = ["attention_distance", "nmi", "head_cosine", "token_cosine"]

@@ -233,10 +233,10 @@ scorecard.rows("representations/diversity", STUDIES, MODELS)
 #   are more alike in CL. Its heads are, but by less than untrained heads differ from 0. The outputs of attention are
 #   more alike in CL (5b), as its maps are. In one study or in both, each of these differences has the other sign in one
 #   of the late blocks: on photographs, tokens and successive depths are more alike in CL at the very end.
-# - In encoders of the same width that were trained more briefly, tokens and depths are more alike in CL ([When do the
-#   findings appear?](../beyond/moments.py)); in narrower ones tokens are, and depths were not measured. (Of three seeds
+# - In encoders of the same width that saw fewer images, tokens and depths are more alike in CL ([When do the findings
+#   appear?](../beyond/moments.py)); in narrower ones tokens are, and depths were not measured. (Of three seeds
 #   of the same width on generated images, one has tokens less alike than MIM's.) So width alone does not explain it. The
-#   training does, by its length or by the size of its batches, which differs as well.
+#   training does, by the number of its images or by the size of its batches, which differs as well.
 # - Read a cosine beside that of an untrained encoder, which here is high for tokens and depths, and near 0 but not at 0
 #   for heads.
 # - Collapse shows in the output of attention. The residual stream keeps what was there before, and with it the

@@ -56,8 +56,8 @@ here = at_hand(STUDIES)
 # %% [markdown]
 # ## Result
 #
-# Row 9c is the claim itself. The paper also says that masked models are ahead at all depths (9a), and that their last
-# blocks lower high frequencies, as if they were a decoder (9b).
+# Row 9c is the claim itself. In the paper's figure masked models are also ahead at all depths (9a), and the paper says
+# that their last blocks lower high frequencies, as if they were a decoder (9b).
 
 # %% tags=["hide-input"]
 scorecard.result(["9c", "9a", "9b"], STUDIES, MODELS)

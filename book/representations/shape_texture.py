@@ -167,7 +167,8 @@ ends if rows else Markdown("no table")
 # ## Noise at one frequency
 #
 # In this test the probe is trained on unchanged images, and noise limited to a ring of frequencies is added to the test
-# images. On the axes below, 0 is no noise and 1 is the Nyquist frequency of the image, one wave per two pixels.
+# images. On the axes below, 0 is no noise and 1 is the Nyquist frequency of the image, one wave per two pixels. The
+# strength of the paper's noise could not be found; at another strength the order of the curves may differ.
 
 # %% mystnb={"image": {"classes": "pictures", "alt": "A generated image without noise and with noise of five frequencies, from coarse to fine, and below each the noise alone on grey."}, "figure": {"caption": "Top: a generated image with noise of one frequency, given as a share of Nyquist. Bottom: that noise alone, four times as strong."}}
 from nbhelpers.probes.noise import CHANGES, make_change
@@ -273,13 +274,13 @@ scorecard.rows("representations/shape_texture", STUDIES, MODELS)
 # %% [markdown]
 # ## Takeaways
 #
-# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. CL encoders that were
-#   trained more briefly, from several seeds (stored in the table `shape_bias`), also follow it more than MIM on generated
+# - CL follows shape more than MIM, yet loses more when only the lowest frequencies are left. CL encoders of
+#   several seeds, which saw fewer images (stored in the table `shape_bias`), also follow it more than MIM on generated
 #   images, where both go mostly by texture; on photographs they do on average, but trials and seeds are too few to be
 #   sure.
 # - High-frequency noise costs the wide CL less accuracy than MIM on shape or class, and more on texture: whether an
 #   encoder is robust depends on what is read from it. It also depends on the training: on generated images every CL that
-#   was trained more briefly loses more of the shape than MIM does.
+#   saw fewer images loses more of the shape than MIM does.
 # - A cue that can be read from an encoder need not be the one that a probe follows. Only cues that disagree show which
 #   one is.
 # - A shape bias rests on the covered trials; near ½ and with little coverage it is a guess.

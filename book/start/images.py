@@ -147,6 +147,7 @@ for name, row in rows.items():
         "blocks, width, heads": f"{size['depth']}, {size['width']}, {size['heads']}",
         "images seen": f"{row['images_seen']:,}",
         "batch": run["batch_size"],
+        "steps": f"{row['images_seen'] // run['batch_size']:,}",
         "crops from": f"{views['crop_scale'][0]:.0%} of the area",
         "colours": {"none": "as they are"}.get(views["colour"], "changed"),
         "hidden": f"{hidden:.1%}" if hidden else "",
@@ -154,8 +155,11 @@ for name, row in rows.items():
 pd.DataFrame(lines)
 
 # %% [markdown]
-# Other encoders are narrower or saw a different number of images; their labels say so. Those trained on a single CPU
-# core, such as MAE and the supervised ones, used smaller batches and so took more steps for the same number of images.
+# The training images of a study are 100,000 generated ones or 45,000 photographs, seen many times over. Other encoders are
+# narrower or saw a different number of images; their labels say so. Those trained on a single CPU core, such as MAE and
+# the supervised ones, used smaller batches and so took more steps for the same number of images. On generated images even
+# the encoders of several seeds, which saw far fewer images, took no fewer steps than CL and MIM above. So where this book
+# calls a training *longer*, it counts images, not steps.
 #
 # All encoders were trained with the optimiser Muon {cite:p}`liu2025muon` on weight matrices and AdamW on all other
 # parameters, at the same peak learning rate. The published encoders were trained with AdamW alone. Muon makes every
