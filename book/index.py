@@ -184,7 +184,7 @@ there. The verdict is reversed in {len(turned)}: {", ".join(turned) or "none"}."
 #
 # The full text of the paper was not at hand. Its claims are taken from its abstract, poster, code and figures, and from
 # its author's answers in the code's repository; *none found* means that none of these sources gives a number. For rows 4,
-# 5a, 6, 8a, 8b and 11a none of them gives the exact definition either: they test what the paper's headings say.
+# 5a, 6, 8a, 8b and 11a none of them gives the definition in full, so the paper's may differ from the book's.
 
 # %% tags=["remove-input"]
 fails = card[card["verdict"] == "does not show"].drop_duplicates("number")

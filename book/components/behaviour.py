@@ -480,10 +480,19 @@ def by_width(rows, ax):
     ax.set(xlabel="width", ylabel="fine-tuned accuracy", xticks=ticks)
 
 
-# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM: one dot per training seed and a line through their means, one panel per study; in the last, published panel the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder. Dots: training seeds; lines: their means. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs, one training run each."}}
+def untrained(name, table, ax):
+    """A dotted line at what the random encoder, of width 128, reaches."""
+    rows = own_label(rows_of(name, table, [f"{name}.random"]))
+    rows = rows.query("share == 1") if "share" in rows else at_end(rows, "linear")
+    look = {"color": "#777777", "ls": ":", "label": "untrained, width 128"}
+    ax.axhline(rows["value"].item(), **look)
+
+
+# %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM: one dot per training seed and a line through their means, one panel per study; in the last, published panel the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder. Dots: training seeds; lines: their means. Dotted: an untrained encoder of width 128, fine-tuned the same way. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs, one training run each."}}
 axes = plots.panels([*map(plots.title, parts), "published: ImageNet"])
 for ax, rows in zip(axes, parts, strict=False):
     by_width(rows, ax)
+    untrained(rows["study"].iloc[0], "fine_tuning", ax)
 for model, rows in sizes.groupby("model"):
     look = plots.line_style(model, rows["objective"].iloc[0])
     look = look | {"label": f"{rows['objective'].iloc[0]}: {model}", "mfc": "white"}
@@ -514,7 +523,7 @@ for name in STUDIES:
 lengths = pd.concat(lengths, ignore_index=True)
 lengths["parameter"] = [ABOUT[model]["images_seen"] for model in lengths["model"]]
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of one width: 64 on the left, 128 on the right, where batches grow as well."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe of the last block against the number of images seen in training, one line each for CL and MIM, one panel per study."}, "figure": {"caption": "Linear probe of the last block against images seen in pre-training. Lines join encoders of one width: 64 on the left, 128 on the right, where batches grow as well. Dotted: an untrained encoder of width 128."}}
 linear = at_end(lengths, "linear")
 parts = [rows for _, rows in linear.groupby("study", sort=False)]
 axes = plots.panels([*map(plots.title, parts)], sharey=True)
@@ -528,6 +537,7 @@ for ax, rows in zip(axes, parts, strict=True):
     ticks = [0.25, 0.5, 1, 2, 5]  # million images
     ax.set(xscale="log", xticks=[1e6 * n for n in ticks], xticklabels=ticks)
     ax.minorticks_off()
+    untrained(rows["study"].iloc[0], "probes", ax)
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

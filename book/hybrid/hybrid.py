@@ -43,6 +43,7 @@ from nbhelpers.results import (
     StaleTableError,
     frozen_and_tuned,
     published,
+    rows_of,
     table,
 )
 from nbhelpers.results.summary import at_end, by_label, early, late
@@ -153,13 +154,23 @@ paper = paper.assign(parameter=lambdas).sort_values("parameter")
 
 
 # %% tags=["hide-input"]
+def untrained(name, frame):
+    """What the random encoder, which is wider, reaches on the same label."""
+    kind = frame["metric"].iloc[0]
+    rows = rows_of(name, {"linear": "probes"}.get(kind, kind), study(name).models[-1:])
+    rows = at_end(rows, kind) if kind == "linear" else rows.query("share == 1")
+    rows = rows[rows["label"] == frame["label"].iloc[0]]
+    return rows["value"].item(), "untrained, width 128"
+
+
+# %% tags=["hide-input"]
 def against_weight(kind, metric, theirs):
     """A panel per study, a grey line through its means, and the published curve."""
     axes = plots.panels(names, missing=missing)
-    for ax, frame in zip(axes, kind.values(), strict=False):
+    for ax, (name, frame) in zip(axes, kind.items(), strict=False):
         ax.plot(frame.groupby("parameter")["value"].mean(), **grey)
         ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
-        plots.by_parameter(frame, metric, "λ", ax)
+        plots.by_parameter(frame, metric, "λ", ax, reference=untrained(name, frame))
     line = paper[paper["metric"] == theirs]
     look = {"color": "#222222", "marker": "v", "mfc": "white", "lw": 1}
     axes[-1].plot(line["parameter"], line["value"], **look)
@@ -167,7 +178,7 @@ def against_weight(kind, metric, theirs):
     return plots.legend_below(axes)
 
 
-# %% mystnb={"image": {"alt": "Accuracy of a linear probe against the weight of the contrastive loss, from 0 (MIM) to 1 (CL); one panel per study and one of published values, which are highest in between."}, "figure": {"caption": "Accuracy of a linear probe against the weight λ of the contrastive loss, with 95 % intervals over test images. λ = 0 is MIM and λ = 1 is CL, with several seeds where available; the grey line joins the means over seeds. Last panel, on a scale of its own: ViT-B/16 on ImageNet, trained for 100 epochs."}}
+# %% mystnb={"image": {"alt": "Accuracy of a linear probe against the weight of the contrastive loss, from 0 (MIM) to 1 (CL); one panel per study and one of published values, which are highest in between."}, "figure": {"caption": "Accuracy of a linear probe against the weight λ of the contrastive loss, with 95 % intervals over test images. λ = 0 is MIM and λ = 1 is CL, with several seeds where available; the grey line joins the means over seeds. Dashed: an untrained encoder, which is wider. Last panel, on a scale of its own: ViT-B/16 on ImageNet, trained for 100 epochs."}}
 legend = against_weight(probed, "linear", "linear")
 
 # %% [markdown]
