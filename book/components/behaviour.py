@@ -40,7 +40,7 @@ from torch.testing import assert_close
 from nbhelpers import plots, scorecard, study
 from nbhelpers.intervals import Interval, difference
 from nbhelpers.models import manifest
-from nbhelpers.results import at_end, frozen_and_tuned, rows_of
+from nbhelpers.results import at_end, frozen_and_tuned, rows_of, untrained
 from nbhelpers.results.published import published, published_triples
 from nbhelpers.results.tables import EPOCHS, FEWER, FINE_TUNING, LABELLED, TRAIN
 from nbhelpers.scorecard.evidence import READINGS
@@ -480,19 +480,18 @@ def by_width(rows, ax):
     ax.set(xlabel="width", ylabel="fine-tuned accuracy", xticks=ticks)
 
 
-def untrained(name, table, ax):
-    """A dotted line at what the random encoder, of width 128, reaches."""
-    rows = own_label(rows_of(name, table, [f"{name}.random"]))
-    rows = rows.query("share == 1") if "share" in rows else at_end(rows, "linear")
-    look = {"color": "#777777", "ls": ":", "label": "untrained, width 128"}
-    ax.axhline(rows["value"].item(), **look)
+# %% tags=["hide-input"]
+def floor(ax, name, table):
+    """A dotted line at what the untrained encoder reaches."""
+    value, who = untrained(name, table)
+    ax.axhline(value, color="#777777", ls=":", label=who)
 
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the width of the encoder for CL and MIM: one dot per training seed and a line through their means, one panel per study; in the last, published panel the lines cross."}, "figure": {"caption": "Fine-tuned accuracy by width of the encoder. Dots: training seeds; lines: their means. Dotted: an untrained encoder of width 128, fine-tuned the same way. Each panel has its own scale. Last panel: ViT-Ti, S and B on ImageNet after 100 epochs, one training run each."}}
 axes = plots.panels([*map(plots.title, parts), "published: ImageNet"])
 for ax, rows in zip(axes, parts, strict=False):
     by_width(rows, ax)
-    untrained(rows["study"].iloc[0], "fine_tuning", ax)
+    floor(ax, rows["study"].iloc[0], "fine_tuning")
 for model, rows in sizes.groupby("model"):
     look = plots.line_style(model, rows["objective"].iloc[0])
     look = look | {"label": f"{rows['objective'].iloc[0]}: {model}", "mfc": "white"}
@@ -537,7 +536,7 @@ for ax, rows in zip(axes, parts, strict=True):
     ticks = [0.25, 0.5, 1, 2, 5]  # million images
     ax.set(xscale="log", xticks=[1e6 * n for n in ticks], xticklabels=ticks)
     ax.minorticks_off()
-    untrained(rows["study"].iloc[0], "probes", ax)
+    floor(ax, rows["study"].iloc[0], "probes")
 legend = plots.legend_below(axes)
 
 # %% tags=["remove-input"]

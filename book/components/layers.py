@@ -42,7 +42,7 @@ from torch.testing import assert_close
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
-from nbhelpers.results import StaleTableError, published, rows_of, table
+from nbhelpers.results import StaleTableError, published, rows_of, table, untrained
 from nbhelpers.results.summary import by_label, highest, late, peak
 from nbhelpers.studies import OWN
 from nbhelpers.studies import label as label_of
@@ -157,7 +157,7 @@ found.fillna("")
 # book, so the numbers are stored ones, whatever `MODELS` says.
 
 # %% tags=["hide-input"]
-tuned, floor = {}, {}
+tuned = {}
 for name in filter(lambda name: study(name).splits, STUDIES):
     pair = study(name).trained("cl", "mim", vary=["width", "images"])
     new = rows_of(name, "new_blocks", pair)
@@ -165,8 +165,6 @@ for name in filter(lambda name: study(name).splits, STUDIES):
         continue
     whole = rows_of(name, "fine_tuning", new["model"].unique())
     tuned[name] = pd.concat([whole, new], ignore_index=True).query("share == 1")
-    random = rows_of(name, "fine_tuning", [f"{name}.random"]).query("share == 1")
-    floor[name] = random["value"].item(), "untrained, fine-tuned"
 
 # %% mystnb={"image": {"alt": "Accuracy after fine-tuning against the number of re-initialised blocks, one line for CL and one for MIM; the first blocks on the left, the last ones on the right, one row per study."}, "figure": {"caption": "Accuracy after fine-tuning with the first (left) or the last blocks (right) re-initialised beforehand. Bands: 95 % interval over test images. Dashed: an untrained encoder, fine-tuned the same way."}}
 ends = [(name, end) for name in tuned for end in ("first", "last")]
@@ -176,7 +174,8 @@ for ax, (name, end) in zip(axes, ends, strict=False):
     other = {"first": "last", "last": "first"}[end]
     rows = tuned[name][tuned[name][other] == 0]
     rows, axis = rows.assign(parameter=rows[end]), f"{end} blocks re-initialised"
-    plots.by_parameter(rows, "fine_tuning", axis, ax, reference=floor[name])
+    floor = untrained(name, "fine_tuning")
+    plots.by_parameter(rows, "fine_tuning", axis, ax, reference=floor)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 if not ends:
     plots.note(axes[0], "stored for the book's own studies only")

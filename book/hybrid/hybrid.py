@@ -38,22 +38,21 @@ from IPython.display import Markdown
 
 from nbhelpers import plots, scorecard, study
 from nbhelpers.images import MissingDataError
+
+# %% tags=["hide-input"]
+from nbhelpers.models import manifest
 from nbhelpers.results import (
     NoTableError,
     StaleTableError,
     frozen_and_tuned,
     published,
-    rows_of,
     table,
+    untrained,
 )
 from nbhelpers.results.summary import at_end, by_label, early, late
 from nbhelpers.studies import first_seeds, label
 
 plots.style()
-
-# %% tags=["hide-input"]
-from nbhelpers.models import manifest
-
 ABOUT = manifest()
 FAMILY = ".w64.n256000"  # the largest set of equal width and number of images seen
 
@@ -154,23 +153,14 @@ paper = paper.assign(parameter=lambdas).sort_values("parameter")
 
 
 # %% tags=["hide-input"]
-def untrained(name, frame):
-    """What the random encoder, which is wider, reaches on the same label."""
-    kind = frame["metric"].iloc[0]
-    rows = rows_of(name, {"linear": "probes"}.get(kind, kind), study(name).models[-1:])
-    rows = at_end(rows, kind) if kind == "linear" else rows.query("share == 1")
-    rows = rows[rows["label"] == frame["label"].iloc[0]]
-    return rows["value"].item(), "untrained, width 128"
-
-
-# %% tags=["hide-input"]
 def against_weight(kind, metric, theirs):
     """A panel per study, a grey line through its means, and the published curve."""
     axes = plots.panels(names, missing=missing)
     for ax, (name, frame) in zip(axes, kind.items(), strict=False):
         ax.plot(frame.groupby("parameter")["value"].mean(), **grey)
         ax.vlines(frame["parameter"], frame["low"], frame["high"], **grey)
-        plots.by_parameter(frame, metric, "λ", ax, reference=untrained(name, frame))
+        floor = untrained(name, "probes" if metric == "linear" else metric)
+        plots.by_parameter(frame, metric, "λ", ax, reference=floor)
     line = paper[paper["metric"] == theirs]
     look = {"color": "#222222", "marker": "v", "mfc": "white", "lw": 1}
     axes[-1].plot(line["parameter"], line["value"], **look)

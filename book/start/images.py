@@ -137,9 +137,8 @@ drawn = plots.gallery(masks, columns=4, ax=axes[1])
 # random weights, as MoCo v3 does:
 
 # %% tags=["hide-input"]
-rows = {name: row for name, row in manifest().items() if name in PAIRS}
 lines = {}
-for name, row in rows.items():
+for name, row in ((name, manifest()[name]) for name in PAIRS):
     run, size = row["recipe"], row["architecture"]
     views, options = run["augmentation"], run["options"]
     hidden = ceil(16 * options.get("mask_ratio", 0)) / 16  # squares of four patches

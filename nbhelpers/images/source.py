@@ -197,9 +197,7 @@ class ArraySource(ImageSource):
             self.known_by_labels = False
 
     def _keep(self, indices: Tensor) -> None:
-        known = self.known_by_labels
-        self.images = self.images[indices]
-        self.known_by_labels = known
+        vars(self)["images"] = self.images[indices]  # whose labels tell as much as before
 
     @property
     def fingerprint(self) -> str:

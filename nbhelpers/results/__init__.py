@@ -20,6 +20,7 @@ from nbhelpers.images import MissingDataError
 from nbhelpers.measure import code_version, read_table
 from nbhelpers.metrics import METRICS, SHIPPED
 from nbhelpers.models import DECODER, Encoder, load, manifest
+from nbhelpers.models.mini import WIDTH
 from nbhelpers.results import trainings  # declares its tables
 from nbhelpers.results.published import difference_to_published, published, published_maps, published_triples
 from nbhelpers.results.summary import at_end, by_label, difference_by_depth, early, highest, late, peak
@@ -81,7 +82,7 @@ def table(
     default = made.models(chosen) if made.runs else chosen.models
     wanted = [*_by_name(listed(models) or default).values()]
     draw = n_images not in (None, IMAGES) or seed != 0
-    own = [each for each in metrics or made.metrics if each in METRICS and METRICS[each] not in SHIPPED]
+    own = any(METRICS[each] not in SHIPPED for each in metrics or made.metrics if each in METRICS)
     if made.slow and draw:
         alone = f"not one of n_images={n_images}, seed={seed}"
         raise ValueError(f"{study_name}/{name} is too slow to be made here: it is stored, {alone}")
@@ -151,6 +152,19 @@ def frozen_and_tuned(study_name: str, models: Iterable[Model]) -> tuple[pd.DataF
         return tuned, tuned, False
     linear = at_end(rows_of(study_name, frozen, tuned["model"].unique()), "linear")
     return linear[linear["label"].isin(tuned["label"])], tuned.query("share == 1"), frozen == "all_labels"
+
+
+def untrained(study_name: str, name: str) -> tuple[float, str]:
+    """Accuracy on shape or class of the book's untrained encoder, and its name, as a reference to be drawn.
+
+    Of "probes", that of the linear one at the last block; of "fine_tuning", with all of its labels.
+
+    >>> untrained("shapes", "fine_tuning")[1]
+    'untrained, width 128'
+    """
+    rows = rows_of(study_name, name, study(study_name).models[-1:])
+    rows = rows.query("share == 1") if "share" in rows else at_end(rows, "linear")
+    return rows.query("label in ('shape', 'class')")["value"].item(), f"untrained, width {WIDTH}"
 
 
 def _by_name(models: Iterable[Model]) -> dict[str, str | Encoder]:
